@@ -1,0 +1,38 @@
+"""Your own pictures in COCO format: an ImageNet ResNet-50 becomes a detector of your classes.
+
+Command:  python -m retinanet_jax.main --config=configs/finetune.py --workdir=runs/mine
+            --config.data.train.annotations=mine/train.json --config.data.train.images=mine/train
+Give --config.data.eval.annotations and .images too where there is a validation set; otherwise a
+fifth of the training pictures is held out, by a hash of the file name: the same ones each time.
+Names and number of classes come from the data.
+Expects:  ImageNet weights at weights/resnet50.npz (scripts/get_resnet50.py writes them).
+Measured: see the README.
+"""
+
+from ml_collections import ConfigDict
+
+from retinanet_jax.configs import r50_fpn
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`arg` is "" or "tiny"."""
+    config = r50_fpn.get_config()
+    with config.unlocked():
+        config.update(total_steps=1_000, checkpoint_every=250, evaluate_every=500)
+        config.data.train.update(annotations="", images="")
+        config.data.eval.update(annotations="", images="")
+        config.data.update(
+            validation_share=0.2,
+            batch_size=4,
+            eval_batch_size=4,
+            buckets=((256, 256), (256, 352), (256, 480), (352, 256), (480, 256)),
+            short_sides=(256,),
+            eval_short_side=256,
+            long_side=480,
+        )
+        config.optimizer.update(warmup_steps=100)
+        if arg == "tiny":
+            r50_fpn.make_tiny(config)
+        elif arg:
+            raise ValueError(f"config argument {arg!r}: this config knows 'tiny' alone.")
+    return config.lock()

@@ -1,0 +1,162 @@
+"""RetinaNet R50-FPN at 800 pixels: the recipe of the paper, and the base of every other config.
+
+Command:  python -m retinanet_jax.main --config=configs/r50_fpn.py --workdir=runs/r50_fpn
+          (--config=configs/r50_fpn.py:tiny draws its own pictures and takes about a minute)
+Expects:  COCO under data/coco (train2017/, val2017/, annotations/), ImageNet weights at
+          weights/resnet50.npz (scripts/get_resnet50.py writes them).
+AP:       35.7 on test-dev is the paper's number (Table 1e, 50-800); not measured here.
+Hours:    not measured here.
+
+A config that differs starts from this one (`config = r50_fpn.get_config()`) and sets what differs;
+a field that this file lacks is an error, so every switch there is can be read here.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`arg` is "" or "tiny"."""
+    config = ConfigDict()
+    config.seed = 0
+    config.total_steps = 90_000
+    config.log_every = 20
+    config.checkpoint_every = 2_500
+    config.evaluate_every = 10_000  # a multiple of checkpoint_every
+    config.keep_checkpoints = 2  # the last ones; the best by AP is kept beside them
+    config.dtype = "float32"  # of the network's computation; parameters and losses stay float32
+    config.space = 1  # devices that share one image's rows; the others share the batch
+
+    config.data = ConfigDict()
+    config.data.train = dict(
+        source="coco",  # coco: instances JSON + folder; shapes: drawn into `images`
+        annotations="data/coco/annotations/instances_train2017.json",
+        images="data/coco/train2017",
+        count=0,  # shapes only: how many pictures are drawn
+        seed=0,  # shapes only
+        image_size=0,  # shapes only: pixels a side
+    )
+    config.data.eval = dict(
+        config.data.train,
+        annotations="data/coco/annotations/instances_val2017.json",
+        images="data/coco/val2017",
+    )
+    # Where data.eval.annotations is empty, this share of the training pictures is held out.
+    config.data.validation_share = 0.0
+    config.data.batch_size = 16
+    config.data.eval_batch_size = 8
+    # (height, width), multiples of 32: each picture goes to the smallest that holds it.
+    config.data.buckets = (
+        (800, 800),
+        (800, 1088),
+        (800, 1216),
+        (800, 1344),
+        (1088, 800),
+        (1216, 800),
+        (1344, 800),
+    )
+    config.data.short_sides = (800,)  # pixels; one is drawn for each picture
+    config.data.eval_short_side = 800
+    config.data.long_side = 1333
+    config.data.flip = True
+    config.data.scale_jitter = (1.0, 1.0)  # the sides are multiplied by a draw from this range
+    config.data.prefetch = 4  # batches
+    config.data.threads = 0  # 0: as many as tf.data finds useful
+
+    # What the network reads: channel order, and (pixel - mean) / std of 0..255 pixels in it.
+    # These are the numbers that the ImageNet weights of `init` were trained with.
+    config.input = dict(order="bgr", mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0))
+
+    config.model = dict(
+        backbone="resnet50",
+        backbone_width=64,
+        stride_in_1x1=True,  # as the ImageNet weights have it
+        norm="frozen_batch",  # frozen_batch, batch, group
+        norm_epsilon=1e-3,
+        frozen_stages=2,  # 0 none, 1 the stem, 2 the stem and the first stage, ...
+        p6_from="c5",  # c5, p5
+        fpn_channels=256,
+        head_depth=4,
+        head_norm="none",  # none, group
+        prior_probability=0.01,
+    )
+    # Backbone weights to start from; source "" starts from random ones.
+    config.init = dict(source="keras_resnet50", path="weights/resnet50.npz")
+
+    config.anchors = dict(
+        min_level=3,
+        max_level=7,
+        base_scale=4.0,  # the anchor's side at scale 1, in strides
+        scales=(1.0, 2 ** (1 / 3), 2 ** (2 / 3)),
+        ratios=(0.5, 1.0, 2.0),  # height / width
+        offset=0.5,  # of a cell's centre, in strides
+        rounding="exact",  # exact, torchvision
+        stride_rule="nominal",  # nominal: 8..128; grid: image size // grid size
+    )
+    config.matching = dict(
+        foreground_iou=0.5,
+        background_iou=0.4,
+        low_quality=True,  # each ground truth keeps its best anchor, however poor
+        crowd_ioa=placeholder(float),  # background this much inside a crowd region is ignored
+        ignore_padding=True,  # anchors centred in the padding
+    )
+    config.loss = dict(
+        classification="focal",  # focal, balanced_cross_entropy, cross_entropy
+        alpha=0.25,
+        gamma=2.0,
+        box="smooth_l1",  # smooth_l1, giou
+        beta=1 / 9,
+        box_weight=1.0,
+        normalizer="batch",  # batch, image, ema: whose count of foreground anchors divides the sums
+        ema_momentum=0.9,
+        ema_start=100.0,
+    )
+    config.detections = dict(
+        score_threshold=0.05,
+        top_k=1000,  # candidates a level
+        iou_threshold=0.5,
+        max_detections=100,
+        clip="before_nms",  # before_nms, after_nms
+        drop_empty=True,
+    )
+    config.optimizer = dict(
+        name="sgd",  # sgd, adamw
+        learning_rate=0.01,  # at reference_batch_size; scaled linearly with the batch
+        reference_batch_size=16,
+        momentum=0.9,
+        weight_decay=1e-4,  # on kernels only
+        clip_norm=10.0,  # of all gradients together; 0: off
+        warmup_steps=500,
+        warmup_factor=1 / 3,
+        schedule="step",  # step, cosine
+        drops=(2 / 3, 8 / 9),  # of total_steps: 60k and 80k of 90k
+        drop_factor=0.1,
+    )
+    if arg == "tiny":
+        make_tiny(config)
+    elif arg:
+        raise ValueError(f"config argument {arg!r}: this config knows 'tiny' alone.")
+    return config.lock()
+
+
+def make_tiny(config: ConfigDict) -> None:
+    """Shrinks any config to a minute on a laptop: a toy network on a few drawn pictures."""
+    drawn = dict(source="shapes", annotations="", images="", image_size=96)
+    config.data.train.update(drawn, count=16, seed=1)
+    config.data.eval.update(drawn, count=8, seed=2)
+    config.data.update(
+        validation_share=0.0,
+        batch_size=4,
+        eval_batch_size=4,
+        buckets=((96, 96),),
+        short_sides=(96,),
+        eval_short_side=96,
+        long_side=96,
+    )
+    config.model.update(
+        backbone="resnet18", backbone_width=8, fpn_channels=32, head_depth=1, norm="batch"
+    )
+    config.model.frozen_stages = 0
+    config.init.update(source="", path="")
+    config.optimizer.update(warmup_steps=2)
+    config.update(total_steps=8, log_every=1, checkpoint_every=4, evaluate_every=4)

@@ -1,0 +1,200 @@
+"""Checkpoints: WORKDIR/checkpoints/STEP, written by Orbax, complete or absent.
+
+Each holds four items: `variables` (params and batch statistics: all that prediction needs),
+`training` (what resuming needs beside them), `config` and `categories`.
+"""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from retinanet_jax.data.sources import Category
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of a working directory, saved in the background while training goes on."""
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        config: ConfigDict,
+        categories: Sequence[Category],
+    ) -> None:
+        self._config = json.loads(config.to_json())
+        self._categories = [category._asdict() for category in categories]
+        self._manager = ocp.CheckpointManager(
+            (workdir / FOLDER).absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=preservation_policy.AnyPreservationPolicy(
+                    [
+                        preservation_policy.LatestN(config.keep_checkpoints),
+                        preservation_policy.BestN(
+                            get_metric_fn=lambda metrics: metrics["AP"],
+                            n=1,
+                            keep_checkpoints_without_metrics=False,
+                        ),
+                    ]
+                ),
+                cleanup_tmp_directories=True,  # what a killed run left half-written
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def save(self, step: int, variables: Any, training: Any, ap: float | None) -> None:
+        """Starts to save; `ap` (if evaluated at this step) decides which checkpoint is the best."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardSave(variables),
+                training=ocp.args.StandardSave(training),
+                config=ocp.args.JsonSave(self._config),
+                categories=ocp.args.JsonSave(self._categories),
+            ),
+            metrics=None if ap is None else {"AP": ap},
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def restore(self, step: int, variables: Any, training: Any) -> tuple[Any, Any]:
+        """(variables, training) of `step`, in the shapes, types and places of those given.
+
+        Raises ValueError where the checkpoint is of another model or of other categories.
+        """
+        folder = pathlib.Path(self._manager.directory) / str(step)
+        saved = self._manager.restore(
+            step, args=ocp.args.Composite(categories=ocp.args.JsonRestore())
+        )
+        check_categories(folder, saved["categories"], self._categories)
+        check_shapes(folder, self._manager.item_metadata(step)["variables"], variables)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardRestore(as_target(variables)),
+                training=ocp.args.StandardRestore(as_target(training)),
+            ),
+        )
+        return restored["variables"], restored["training"]
+
+
+class Trained(NamedTuple):
+    """All that prediction and evaluation need to know of a training run."""
+
+    variables: dict[str, Any]
+    config: ConfigDict
+    categories: tuple[Category, ...]
+    step: int
+    folder: pathlib.Path
+
+
+def load(path: str | pathlib.Path) -> Trained:
+    """Reads a checkpoint: a working directory's best by AP (else its newest), or a step's folder.
+
+    Raises FileNotFoundError where there is none.
+    """
+    folder = find(pathlib.Path(path).expanduser().absolute())
+    with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as checkpointer:
+        saved = checkpointer.restore(
+            folder,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardRestore(),
+                config=ocp.args.JsonRestore(),
+                categories=ocp.args.JsonRestore(),
+            ),
+        )
+    return Trained(
+        variables={"batch_stats": {}, **saved["variables"]},
+        config=ConfigDict(saved["config"]),
+        categories=tuple(Category(**category) for category in saved["categories"]),
+        step=int(folder.name),
+        folder=folder,
+    )
+
+
+def find(path: pathlib.Path) -> pathlib.Path:
+    """The folder of one step's checkpoint in or at `path`."""
+    if (path / "variables").is_dir():
+        return path
+    folder = path if path.name == FOLDER else path / FOLDER
+    steps = [p for p in folder.glob("*") if p.name.isdigit() and (p / "variables").is_dir()]
+    if not steps:
+        raise FileNotFoundError(
+            f"{path}: no checkpoint here; give a --workdir that training wrote, or one of its "
+            f"{FOLDER}/STEP folders."
+        )
+    return max(steps, key=lambda step: (saved_ap(step), int(step.name)))
+
+
+def saved_ap(folder: pathlib.Path) -> float:
+    """AP that was measured when this checkpoint was saved; -1 where none was."""
+    file = folder / "metrics" / "metrics"
+    return json.loads(file.read_text())["AP"] if file.exists() else -1.0
+
+
+def as_target(tree: Any) -> Any:
+    """Shapes, types and places of `tree`, for Orbax to restore into."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)),
+        tree,
+    )
+
+
+def check_shapes(where: pathlib.Path | str, saved: Any, wanted: Any) -> None:
+    """Raises ValueError naming the first differing arrays of two trees."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape)
+            for path, x in leaves
+        }
+
+    have, want = shapes(getattr(saved, "tree", saved)), shapes(wanted)
+    differing = [k for k in sorted({*have, *want}) if have.get(k) != want.get(k)]
+    if differing:
+        listed = ", ".join(f"{k} {have.get(k)} (model: {want.get(k)})" for k in differing[:3])
+        raise ValueError(
+            f"{where}: weights of another model; {len(differing)} arrays differ: {listed}. "
+            "Use the config they were trained with, or another --workdir."
+        )
+
+
+def check_model(trained: Trained, config: ConfigDict) -> None:
+    """Raises ValueError where `config` describes another network than the checkpoint's."""
+    for section in ("model", "anchors", "input"):
+        have = trained.config[section].to_json()
+        want = config[section].to_json()
+        if have != want:
+            raise ValueError(
+                f"{trained.folder}: trained with config.{section}={have}, this run has {want}; "
+                "use the config it was trained with."
+            )
+
+
+def check_categories(
+    where: pathlib.Path, saved: list[dict[str, Any]], data: list[dict[str, Any]]
+) -> None:
+    """Raises ValueError where the data's categories are not those the checkpoint was trained on."""
+    if saved != data:
+        differing = [c for c in saved if c not in data] + [c for c in data if c not in saved]
+        raise ValueError(
+            f"{where}: trained on {len(saved)} categories, the data has {len(data)}; they differ "
+            f"first in {differing[0] if differing else 'their order'}. "
+            "Use the data it was trained on, or another --workdir."
+        )

@@ -1,0 +1,78 @@
+"""The mathematics of RetinaNet: pure functions of one image. Batch them with `jax.vmap`."""
+
+from retinanet_jax.core.anchors import cell_anchors, pyramid_anchors
+from retinanet_jax.core.boxes import (
+    MAX_LOG_SIZE,
+    area,
+    clip,
+    decode,
+    encode,
+    giou,
+    intersection,
+    paired_iou,
+    pairwise_iou,
+    xywh_to_yxyx,
+    xyxy_to_yxyx,
+    yxyx_to_xywh,
+    yxyx_to_xyxy,
+)
+from retinanet_jax.core.detections import (
+    Candidates,
+    detect,
+    non_maximum_suppression,
+    select_candidates,
+)
+from retinanet_jax.core.losses import (
+    balanced_cross_entropy,
+    classification_sum,
+    count_foreground,
+    cross_entropy,
+    ema_normalizer,
+    focal_loss,
+    giou_loss,
+    giou_sum,
+    smooth_l1,
+    smooth_l1_sum,
+)
+from retinanet_jax.core.matching import assign_targets, crowd_share, match
+from retinanet_jax.core.types import BACKGROUND, IGNORE, Array, Detections, Targets
+
+__all__ = [
+    "BACKGROUND",
+    "IGNORE",
+    "MAX_LOG_SIZE",
+    "Array",
+    "Candidates",
+    "Detections",
+    "Targets",
+    "area",
+    "assign_targets",
+    "balanced_cross_entropy",
+    "cell_anchors",
+    "classification_sum",
+    "clip",
+    "count_foreground",
+    "cross_entropy",
+    "crowd_share",
+    "decode",
+    "detect",
+    "ema_normalizer",
+    "encode",
+    "focal_loss",
+    "giou",
+    "giou_loss",
+    "giou_sum",
+    "intersection",
+    "match",
+    "non_maximum_suppression",
+    "paired_iou",
+    "pairwise_iou",
+    "pyramid_anchors",
+    "select_candidates",
+    "smooth_l1",
+    "smooth_l1_sum",
+    "xywh_to_yxyx",
+    "xyxy_to_yxyx",
+    "yxyx_to_xywh",
+    "yxyx_to_xyxy",
+]

@@ -1,0 +1,1 @@
+"""From pictures and boxes on disk to batches: sources, the plan, transforms, the pipeline."""

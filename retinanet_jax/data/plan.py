@@ -1,0 +1,314 @@
+"""Which picture, how augmented, in which bucket, batch and step: a pure function of (seed, step).
+
+All randomness of the input is drawn here, because a picture's bucket depends on its augmentation,
+and by counter (Salmon et al. 2011, Philox), because then any step can be planned without planning
+the ones before it: the state of the whole pipeline is the step number.
+"""
+
+import enum
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, Int32, UInt64
+
+STRIDE = 32  # of C5: the coarsest feature map that the network takes from the backbone
+
+
+class BatchPlan(NamedTuple):
+    """One batch over all hosts."""
+
+    bucket: tuple[int, int]  # (H, W) that all its pictures are padded to
+    index: Int32[np.ndarray, " B"]  # row of the source; a filler repeats a real one
+    resized: Int32[np.ndarray, "B 2"]  # height and width inside the bucket
+    flip: Bool[np.ndarray, " B"]  # left to right
+    weights: Float32[np.ndarray, " B"]  # 1 a picture, 0 a filler
+
+    def rows(self, process_index: int, process_count: int) -> "BatchPlan":
+        """One host's contiguous share; ValueError where the batch does not divide."""
+        size, left_over = divmod(len(self.index), process_count)
+        if left_over:
+            raise ValueError(
+                f"batch_size={len(self.index)} does not divide among {process_count} processes; "
+                f"try {process_count * max(1, size)}."
+            )
+        own = slice(process_index * size, (process_index + 1) * size)
+        return BatchPlan(self.bucket, *(field[own] for field in self[1:]))
+
+
+class Plan(Protocol):
+    """What the pipeline needs of a plan."""
+
+    @property
+    def num_batches(self) -> int | None:
+        """How many batches there are; None is endless."""
+
+    def batch(self, step: int, /) -> BatchPlan:
+        """The batch of one step, counted from 0."""
+        ...
+
+
+class TrainPlan:
+    """Epochs without end; each picture exactly once an epoch, in a new order and augmentation.
+
+    sizes: height and width of every picture; the rest is the recipe. `short_sides`: one is drawn a
+    picture and epoch. `scale_jitter`: (lo, hi) of a factor on both target sides, drawn uniformly
+    and limited so that the largest bucket still holds the picture.
+    Raises ValueError where a bucket is malformed or none holds a picture.
+    """
+
+    num_batches = None
+
+    def __init__(
+        self,
+        sizes: Int[np.ndarray, "N 2"],
+        *,
+        seed: int,
+        batch_size: int,
+        buckets: Sequence[tuple[int, int]],
+        short_sides: Sequence[float],
+        long_side: float,
+        flip: bool,
+        scale_jitter: tuple[float, float] | None,
+    ):
+        _check_count("batch_size", batch_size)
+        if seed < 0:
+            raise ValueError(f"seed={seed} must not be negative; try {-seed}.")
+        if not short_sides or min(*short_sides, long_side) <= 0:
+            raise ValueError(
+                f"short_sides={tuple(short_sides)} and long_side={long_side} must be positive "
+                "numbers of pixels; try short_sides=(800,), long_side=1333."
+            )
+        if scale_jitter and not 0 < scale_jitter[0] <= scale_jitter[1]:
+            raise ValueError(
+                f"scale_jitter={tuple(scale_jitter)} must be (lo, hi) with 0 < lo <= hi; "
+                "try (0.8, 1.2), or None for off."
+            )
+        self.sizes = np.asarray(sizes)
+        self.seed = seed
+        self.batch_size = batch_size
+        self.buckets = make_buckets(buckets)
+        self.short_sides = np.asarray(short_sides, np.float64)
+        self.long_side = long_side
+        self.flip = flip
+        self.scale_jitter = scale_jitter
+        largest = resized_sizes(self.sizes, short_side=self.short_sides.max(), long_side=long_side)
+        _check_held(self.sizes, largest, self.buckets)
+        self.steps_per_epoch = -(-len(self.sizes) // batch_size)
+        self._planned: tuple[int, _Epoch] | None = None
+
+    def batch(self, step: int) -> BatchPlan:
+        """The batch of one step, counted from 0 over all epochs."""
+        epoch, row = divmod(step, self.steps_per_epoch)
+        if self._planned is None or self._planned[0] != epoch:
+            self._planned = epoch, self._plan_epoch(epoch)
+        planned = self._planned[1]
+        index = planned.index[row]
+        bucket = self.buckets[planned.bucket[row]]
+        return BatchPlan(
+            bucket=(int(bucket[0]), int(bucket[1])),
+            index=index,
+            resized=planned.resized[index],
+            flip=planned.flip[index],
+            weights=planned.weights[row],
+        )
+
+    def _plan_epoch(self, epoch: int) -> "_Epoch":
+        resized = self._resized(epoch)
+        order = np.argsort(self._draw(epoch, _Stream.ORDER), kind="stable")
+        bucket = smallest_bucket(resized, self.buckets)
+        full, rest = [], []
+        for number in np.argsort(self.buckets[:, 1] / self.buckets[:, 0], kind="stable"):
+            members = order[bucket[order] == number]
+            cut = len(members) // self.batch_size * self.batch_size
+            full.append(members[:cut])
+            rest.append(members[cut:])
+        # Buckets were visited by aspect, so that leftovers which share a batch are of like form
+        # and few of them need a much larger bucket than their own.
+        index, weights = _fill(np.concatenate(full + rest), self.batch_size)
+        shuffled = np.argsort(self._draw(epoch, _Stream.BATCHES, len(index)), kind="stable")
+        index = index[shuffled]
+        return _Epoch(
+            index=index,
+            weights=weights[shuffled],
+            bucket=smallest_bucket(resized[index].max(axis=1), self.buckets),
+            resized=resized,
+            flip=_uniform(self._draw(epoch, _Stream.FLIP)) < (0.5 if self.flip else 0.0),
+        )
+
+    def _resized(self, epoch: int) -> Int32[np.ndarray, "N 2"]:
+        drawn = _uniform(self._draw(epoch, _Stream.SHORT_SIDE)) * len(self.short_sides)
+        scale = _scale(self.sizes, self.short_sides[drawn.astype(int)], self.long_side)
+        if self.scale_jitter:
+            low, high = self.scale_jitter
+            scale *= low + (high - low) * _uniform(self._draw(epoch, _Stream.SCALE))
+            # The largest bucket is the last; without the jitter it holds every picture.
+            scale = np.minimum(scale, (self.buckets[-1] / self.sizes).min(axis=1))
+        return _rounded(self.sizes * scale[:, None])
+
+    def _draw(
+        self, epoch: int, stream: "_Stream", count: int | None = None
+    ) -> UInt64[np.ndarray, " N"]:
+        # Raw bits, because numpy promises that those stay the same from version to version, which
+        # it does not for the distributions. The last counter word keeps the streams apart.
+        bits = np.random.Philox(key=[self.seed, epoch], counter=[0, 0, 0, stream])
+        return bits.random_raw(len(self.sizes) if count is None else count)
+
+
+class EvalPlan:
+    """Every picture once, nothing random: its bucket depends on its own size and the recipe alone.
+
+    So its detections do not depend on its neighbours. Each bucket's last batch is completed with
+    fillers. Raises ValueError where a bucket is malformed or none holds a picture.
+    """
+
+    def __init__(
+        self,
+        sizes: Int[np.ndarray, "N 2"],
+        *,
+        batch_size: int,
+        buckets: Sequence[tuple[int, int]],
+        short_side: float,
+        long_side: float,
+    ):
+        _check_count("batch_size", batch_size)
+        self.sizes = np.asarray(sizes)
+        self.buckets = make_buckets(buckets)
+        self.resized = resized_sizes(self.sizes, short_side=short_side, long_side=long_side)
+        _check_held(self.sizes, self.resized, self.buckets)
+        bucket = smallest_bucket(self.resized, self.buckets)
+        filled = [
+            _fill(np.flatnonzero(bucket == number), batch_size) for number in np.unique(bucket)
+        ]
+        self.index = np.concatenate([index for index, _ in filled])
+        self.weights = np.concatenate([weights for _, weights in filled])
+        self.bucket = bucket[self.index[:, 0]]
+        self.num_batches = len(self.index)
+
+    def batch(self, step: int) -> BatchPlan:
+        """One of the `num_batches` batches; IndexError beyond."""
+        index = self.index[step]
+        bucket = self.buckets[self.bucket[step]]
+        return BatchPlan(
+            bucket=(int(bucket[0]), int(bucket[1])),
+            index=index,
+            resized=self.resized[index],
+            flip=np.zeros(len(index), bool),
+            weights=self.weights[step],
+        )
+
+
+def resized_size(
+    height: int, width: int, *, short_side: float, long_side: float
+) -> tuple[int, int]:
+    """Height and width in pixels once the short side is `short_side`, the long one at most its own.
+
+    One factor for both sides, min(short_side / short, long_side / long) (Lin et al. 2017, section
+    5), each product rounded half up and at least 1.
+    """
+    resized = resized_sizes(np.array([[height, width]]), short_side=short_side, long_side=long_side)
+    return int(resized[0, 0]), int(resized[0, 1])
+
+
+def resized_sizes(
+    sizes: Int[np.ndarray, "N 2"], *, short_side: float, long_side: float
+) -> Int32[np.ndarray, "N 2"]:
+    """`resized_size` of many pictures."""
+    return _rounded(sizes * _scale(sizes, short_side, long_side)[:, None])
+
+
+def make_buckets(buckets: Sequence[tuple[int, int]]) -> Int32[np.ndarray, "b 2"]:
+    """The configured (H, W), smallest area first, the last one large enough for what any holds.
+
+    That last one, (largest H, largest W), is added where it is not configured: leftovers of a
+    landscape and a portrait bucket need it to share a batch.
+    Raises ValueError where a side is not a positive multiple of 32.
+    """
+    if not buckets:
+        raise ValueError(
+            "buckets=() must name at least one (H, W); try ((800, 1344), (1344, 800))."
+        )
+    for height, width in buckets:
+        if min(height, width) <= 0 or height % STRIDE or width % STRIDE:
+            fixed = tuple(max(STRIDE, -(-side // STRIDE) * STRIDE) for side in (height, width))
+            raise ValueError(
+                f"bucket ({height}, {width}) must have positive multiples of {STRIDE} as its "
+                f"sides; try {fixed}."
+            )
+    largest = (max(height for height, _ in buckets), max(width for _, width in buckets))
+    distinct = {(int(height), int(width)) for height, width in (*buckets, largest)}
+    ordered = sorted(distinct, key=lambda bucket: (bucket[0] * bucket[1], bucket))
+    return np.array(ordered, np.int32)
+
+
+def smallest_bucket(
+    resized: Int[np.ndarray, "N 2"], buckets: Int[np.ndarray, "b 2"]
+) -> Int[np.ndarray, " N"]:
+    """Row of the first bucket that holds each size; -1 where none does."""
+    holds = (resized[:, None] <= buckets).all(axis=-1)  # N b
+    return np.where(holds.any(axis=1), holds.argmax(axis=1), -1)
+
+
+class _Stream(enum.IntEnum):
+    """One for each thing drawn, so that a new one leaves the others as they were."""
+
+    ORDER = 0
+    BATCHES = 1
+    FLIP = 2
+    SHORT_SIDE = 3
+    SCALE = 4
+
+
+class _Epoch(NamedTuple):
+    index: Int32[np.ndarray, "S B"]
+    weights: Float32[np.ndarray, "S B"]
+    bucket: Int[np.ndarray, " S"]
+    resized: Int32[np.ndarray, "N 2"]
+    flip: Bool[np.ndarray, " N"]
+
+
+def _fill(
+    members: Int[np.ndarray, " n"], batch_size: int
+) -> tuple[Int32[np.ndarray, "S B"], Float32[np.ndarray, "S B"]]:
+    """Cut into batches; the last one is completed by repeating its last member at weight 0."""
+    missing = -len(members) % batch_size
+    index = np.pad(members, (0, missing), mode="edge").astype(np.int32)
+    weights = np.pad(np.ones(len(members), np.float32), (0, missing))
+    return index.reshape(-1, batch_size), weights.reshape(-1, batch_size)
+
+
+def _scale(
+    sizes: Int[np.ndarray, "N 2"], short_side: float | Float[np.ndarray, " N"], long_side: float
+) -> Float[np.ndarray, " N"]:
+    return np.minimum(short_side / sizes.min(axis=1), long_side / sizes.max(axis=1))
+
+
+def _rounded(sizes: Float[np.ndarray, "N 2"]) -> Int32[np.ndarray, "N 2"]:
+    return np.maximum(np.floor(sizes + 0.5), 1).astype(np.int32)
+
+
+def _uniform(raw: UInt64[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    return (raw >> 11) * 2.0**-53  # in [0, 1): the 53 bits that a float64 holds
+
+
+def _check_count(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name}={value} must be at least 1; try 1.")
+
+
+def _check_held(
+    sizes: Int[np.ndarray, "N 2"],
+    resized: Int[np.ndarray, "N 2"],
+    buckets: Int[np.ndarray, "b 2"],
+) -> None:
+    if not len(sizes):
+        raise ValueError("a plan needs at least one picture, got none; check the data set's paths.")
+    loose = np.flatnonzero(smallest_bucket(resized, buckets) < 0)
+    if len(loose):
+        first = loose[0]
+        needed = tuple(int(side) for side in -(-resized[first] // STRIDE) * STRIDE)
+        raise ValueError(
+            f"picture {first} of {tuple(sizes[first].tolist())} (height, width) becomes "
+            f"{tuple(resized[first].tolist())}, which no bucket of {buckets.tolist()} holds "
+            f"({len(loose)} such pictures); add the bucket {needed}, or lower the target sides."
+        )

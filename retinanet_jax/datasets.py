@@ -1,0 +1,78 @@
+"""From the config's data section to the sources and plans of a run."""
+
+import pathlib
+
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from retinanet_jax.data.plan import EvalPlan, TrainPlan
+from retinanet_jax.data.sources import Source, shapes, split_by_hash
+from retinanet_jax.data.sources.coco import CocoSource
+from retinanet_jax.detector import choose
+
+
+def open_source(section: ConfigDict, workdir: pathlib.Path) -> Source:
+    """The data that one of data.train and data.eval names."""
+
+    def drawn() -> Source:
+        folder = pathlib.Path(section.images or workdir / "data" / f"shapes-{section.seed}")
+        written = shapes.write_shapes(
+            folder, seed=section.seed, images=section.count, image_size=section.image_size
+        )
+        return CocoSource(written / shapes.ANNOTATIONS, written / shapes.PICTURES)
+
+    def coco() -> Source:
+        if not section.annotations or not section.images:
+            raise ValueError(
+                "no data: give --config.data.train.annotations=FILE.json and "
+                "--config.data.train.images=FOLDER (COCO format)."
+            )
+        return CocoSource(section.annotations, section.images)
+
+    return choose("data.source", section.source, {"coco": coco, "shapes": drawn})()
+
+
+def open_sources(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Source]:
+    """(training, evaluation) data; a held-out share of the first where there is no second.
+
+    Raises ValueError where their categories differ.
+    """
+    train = open_source(config.data.train, workdir)
+    if config.data.validation_share and not config.data.eval.annotations:
+        return split_by_hash(train, config.data.validation_share)
+    evaluation = open_source(config.data.eval, workdir)
+    if train.categories != evaluation.categories:
+        raise ValueError(
+            f"{train.name} has the categories {[tuple(c) for c in train.categories]}, "
+            f"{evaluation.name} has {[tuple(c) for c in evaluation.categories]}; "
+            "both files must list the same ids and names."
+        )
+    return train, evaluation
+
+
+def train_plan(config: ConfigDict, source: Source) -> TrainPlan:
+    """Which pictures each training step sees, and how."""
+    data = config.data
+    return TrainPlan(
+        source.sizes,
+        seed=config.seed,
+        batch_size=data.batch_size,
+        buckets=data.buckets,
+        short_sides=data.short_sides,
+        long_side=data.long_side,
+        flip=data.flip,
+        scale_jitter=data.scale_jitter,
+    )
+
+
+def eval_plan(config: ConfigDict, sizes: Int[np.ndarray, "N 2"], *, batch_size: int) -> EvalPlan:
+    """In which size and batch pictures of `sizes` (height, width) are evaluated."""
+    data = config.data
+    return EvalPlan(
+        sizes,
+        batch_size=batch_size,
+        buckets=data.buckets,
+        short_side=data.eval_short_side,
+        long_side=data.long_side,
+    )

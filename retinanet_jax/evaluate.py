@@ -1,0 +1,190 @@
+"""Evaluation: detections of a whole data set, and their COCO average precision."""
+
+import contextlib
+import functools
+import io
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from retinanet_jax import checkpoint, core, datasets, sharding, visualize
+from retinanet_jax.data.pipeline import batches
+from retinanet_jax.data.sources import Category, Source
+from retinanet_jax.detector import build_model, detect
+from retinanet_jax.models import RetinaNet
+from retinanet_jax.report import Report, duration, write_json
+
+# pycocotools' twelve numbers, in its order.
+METRICS = (
+    ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    + ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+)  # fmt: skip
+
+
+class Evaluator:
+    """A compiled detector and the data it is judged on; run it at any step's variables."""
+
+    def __init__(
+        self, config: ConfigDict, model: RetinaNet, source: Source, mesh: jax.sharding.Mesh
+    ) -> None:
+        sharding.check_batch_size("data.eval_batch_size", config.data.eval_batch_size, mesh)
+        self._config, self._source, self._mesh = config, source, mesh
+        self._plan = datasets.eval_plan(
+            config, source.sizes, batch_size=config.data.eval_batch_size
+        )
+        # Every host gets every picture's detections: they are few.
+        self._detect = jax.jit(
+            functools.partial(detect, model=model, config=config),
+            in_shardings=(sharding.replicated(mesh), sharding.batch_shardings(mesh)),
+            out_shardings=sharding.replicated(mesh),
+        )
+
+    def run(self, variables: dict[str, Any], step: int) -> list[dict[str, Any]]:
+        """Detections of every picture of the source, as COCO results."""
+        results: list[dict[str, Any]] = []
+        done, began, told = 0, time.monotonic(), time.monotonic()
+        for rows, detections in self._detections(variables):
+            for row in np.flatnonzero(rows.weights):
+                index = int(rows.index[row])
+                one = jax.tree.map(lambda x, r=row: x[r], detections)
+                image_id = self._source.image_ids[index]
+                results += coco_results(one, int(image_id), self._source.categories)
+                done += 1
+            if time.monotonic() - told > 10:
+                told = time.monotonic()
+                speed = done / (told - began)
+                print(
+                    f"evaluating step {step}: {done}/{len(self._source)} images  "
+                    f"{speed:.1f} images/s  {duration((len(self._source) - done) / speed)} left",
+                    flush=True,
+                )
+        return results
+
+    def _detections(self, variables: dict[str, Any]) -> Iterator[tuple[Any, core.Detections]]:
+        """(the plan's rows, detections) of each batch; the next batch runs while one is read."""
+        shardings = sharding.batch_shardings(self._mesh)
+        host_batches = batches(
+            self._source,
+            self._plan,
+            start_step=0,
+            num_steps=self._plan.num_batches,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            prefetch=self._config.data.prefetch,
+            num_threads=self._config.data.threads or None,
+        )
+        running = None
+        for number, host_batch in enumerate(host_batches):
+            detections = self._detect(variables, sharding.to_devices(host_batch, shardings))
+            if running is not None:
+                yield running[0], jax.device_get(running[1])
+            running = self._plan.batch(number), detections
+        if running is not None:
+            yield running[0], jax.device_get(running[1])
+
+
+def coco_results(
+    detections: core.Detections, image_id: int, categories: Sequence[Category]
+) -> list[dict[str, Any]]:
+    """One picture's detections in COCO's results format: original category ids, xywh boxes."""
+    kept = np.flatnonzero(detections.mask)
+    boxes = np.asarray(core.yxyx_to_xywh(np.asarray(detections.boxes)[kept]))
+    return [
+        {
+            "image_id": image_id,
+            "category_id": categories[int(detections.classes[row])].id,
+            "bbox": [float(x) for x in box],
+            "score": float(detections.scores[row]),
+        }
+        for row, box in zip(kept, boxes, strict=True)
+    ]
+
+
+def coco_metrics(
+    ground_truth: dict[str, Any], results: list[dict[str, Any]]
+) -> tuple[dict[str, Any], str]:
+    """pycocotools' numbers over all images, and its table.
+
+    Args:
+        ground_truth: a COCO instances dict.
+        results: detections in COCO's results format.
+
+    Returns:
+        The twelve METRICS and "AP_by_category" (name -> AP; None where a number is undefined,
+        for want of ground truth), and the printed table.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = ground_truth
+        truth.createIndex()
+        # loadRes refuses an empty list, the right answer of an untrained model.
+        found = truth.loadRes(results) if results else COCO()
+        evaluation = COCOeval(truth, found, "bbox")
+        evaluation.params.imgIds = sorted(truth.getImgIds())
+        evaluation.evaluate()
+        evaluation.accumulate()
+        with contextlib.redirect_stdout(printed):
+            evaluation.summarize()
+    metrics: dict[str, Any] = dict(zip(METRICS, map(defined, evaluation.stats), strict=True))
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    # precision: T iou thresholds, R recalls, K categories, area ranges, detection limits
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # T R K
+    metrics["AP_by_category"] = {
+        names[category]: defined(np.mean(precision[:, :, k]))
+        for k, category in enumerate(evaluation.params.catIds)
+    }
+    return metrics, printed.getvalue().rstrip()
+
+
+def defined(value: float) -> float | None:
+    """pycocotools says -1 where a number is undefined; JSON says null."""
+    return None if value < 0 else float(value)
+
+
+def write(
+    results: list[dict[str, Any]],
+    source: Source,
+    step: int,
+    workdir: pathlib.Path,
+    report: Report | None,
+) -> float:
+    """Prints the table, writes WORKDIR/eval/STEP*.json and pictures; returns AP (-1: undefined)."""
+    metrics, table = coco_metrics(source.ground_truth(), results)
+    if jax.process_index() == 0:
+        print(f"{source.name}: {len(source)} images after step {step}\n{table}", flush=True)
+        folder = workdir / "eval"
+        folder.mkdir(exist_ok=True)
+        write_json(folder / f"{step}_detections.json", results)
+        write_json(folder / f"{step}.json", metrics)
+        pictures = visualize.compare(source, results)
+        pictures.save(folder / f"{step}.jpg", quality=90)
+        if report is not None:
+            report.scalars(step, {f"eval/{name}": metrics[name] or 0.0 for name in METRICS})
+            report.picture(step, "ground_truth_and_detections", np.asarray(pictures))
+    return -1.0 if metrics["AP"] is None else metrics["AP"]
+
+
+def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Evaluates the checkpoint in `workdir` (its best by AP, else its newest) on data.eval."""
+    trained = checkpoint.load(workdir)
+    _, source = datasets.open_sources(config, workdir)
+    checkpoint.check_categories(
+        trained.folder,
+        [category._asdict() for category in trained.categories],
+        [category._asdict() for category in source.categories],
+    )
+    checkpoint.check_model(trained, config)
+    mesh = sharding.make_mesh(config.space)
+    model = build_model(config, len(source.categories))
+    variables = sharding.put_replicated(trained.variables, mesh)
+    results = Evaluator(config, model, source, mesh).run(variables, trained.step)
+    write(results, source, trained.step, workdir, report=None)

@@ -1,0 +1,107 @@
+"""The program's door: flags, config, dispatch.
+
+python -m retinanet_jax.main [--config=FILE[:ARG]] --workdir=DIR
+    [--mode=train_and_evaluate|train|evaluate] [--config.FIELD=VALUE ...]
+"""
+
+import difflib
+import os
+import pathlib
+import sys
+from collections.abc import Iterator
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+import retinanet_jax.configs
+from retinanet_jax.configs import r50_fpn
+
+CONFIGS = pathlib.Path(retinanet_jax.configs.__path__[0])
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", str(CONFIGS / "shapes.py"), "The recipe: FILE[:ARG].", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where checkpoints, metrics and evaluations go; the same again resumes."
+)
+_MODE = flags.DEFINE_enum(
+    "mode", "train_and_evaluate", ["train_and_evaluate", "train", "evaluate"], "What to do."
+)
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
+
+
+def main(_: list[str]) -> None:
+    """Runs the mode; a user's mistake ends in one line, not in a traceback."""
+    # Orbax tells a page of INFO a checkpoint; what this program has to say it prints.
+    logging.set_verbosity(logging.WARNING)
+    try:
+        run(_CONFIG.value, _WORKDIR.value, _MODE.value)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if _TRACEBACK.value:
+            raise
+        sys.exit(f"error: {error}")
+
+
+def run(config: ConfigDict, workdir: str | None, mode: str) -> None:
+    """Checks what can be checked early, then does what `mode` says."""
+    if not workdir:
+        raise ValueError("no --workdir: give the folder where the run's files go.")
+    check_fields(config, r50_fpn.get_config())
+    folder = writable(pathlib.Path(workdir).expanduser().absolute())
+    # A second start, and a resumed run, find their programs compiled.
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compilation_cache"))
+    from retinanet_jax import evaluate, train
+
+    if mode == "evaluate":
+        evaluate.evaluate(config, folder)
+    else:
+        train.train(config, folder, evaluates=mode == "train_and_evaluate")
+
+
+def writable(folder: pathlib.Path) -> pathlib.Path:
+    """Makes the folder; raises an OSError that says why it can't hold the run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            f"--workdir={folder} can't be written ({error.strerror}); give another folder."
+        ) from None
+    return folder
+
+
+def check_fields(config: ConfigDict, known: ConfigDict) -> None:
+    """Raises ValueError at the first field that no code reads, or that is missing."""
+    have, want = set(field_names(config)), set(field_names(known))
+    for name in sorted(have - want):
+        close = difflib.get_close_matches(name, want, 1)
+        hint = f"; did you mean config.{close[0]}?" if close else "."
+        raise ValueError(f"config.{name} is not a field of configs/r50_fpn.py{hint}")
+    for name in sorted(want - have):
+        raise ValueError(f"config.{name} is missing; start the config from configs/r50_fpn.py.")
+
+
+def field_names(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all fields."""
+    for name in config:
+        value = config[name]
+        if isinstance(value, ConfigDict):
+            yield from field_names(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with a misspelt config field or a missing file told in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    jax.config.parse_flags_with_absl()
+    app.run(main, flags_parser=parse_flags)

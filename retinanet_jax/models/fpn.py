@@ -1,0 +1,62 @@
+"""Feature pyramid (Lin et al. 2016, arXiv 1612.03144) with RetinaNet's P6 and P7."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, DTypeLike, Float
+
+
+def upsample(x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 C"]:
+    """Return the map twice as high and wide, each value repeated (nearest neighbour)."""
+    batch, height, width, channels = x.shape
+    # Broadcast and reshape, not a resize: no gather, so it exports and shards over height.
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+class FPN(nn.Module):
+    """P3 to P7 from C3 to C5: laterals, top-down sums, 3x3 outputs; bias, no norm.
+
+    `p6_from` says what the stride-64 map is convolved from: "c5" (the paper) or "p5" (torchvision
+    v1). P7 is a strided 3x3 on relu(P6). `max_level` 5 or 6 leaves the coarsest maps out.
+    """
+
+    channels: int = 256
+    p6_from: str = "c5"
+    max_level: int = 7
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(
+        self, maps: tuple[Float[Array, "B h w C"], ...]
+    ) -> tuple[Float[Array, "B i j D"], ...]:
+        """Return (P3, ..., P`max_level`) of (C3, C4, C5), each half the size of the one before.
+
+        Raises ValueError for another `p6_from` or `max_level`.
+        """
+        if self.p6_from not in ("c5", "p5"):
+            raise ValueError(f"p6_from={self.p6_from!r} is unknown; use 'c5' or 'p5'.")
+        if self.max_level not in (5, 6, 7):
+            raise ValueError(f"max_level={self.max_level} must be 5, 6 or 7.")
+        laterals = [self._conv(f"lateral{i}", 1)(c) for i, c in enumerate(maps, start=3)]
+        sums = laterals[-1:]
+        for lateral in reversed(laterals[:-1]):
+            sums.insert(0, lateral + upsample(sums[0]))
+        pyramid = [self._conv(f"output{i}", 3)(x) for i, x in enumerate(sums, start=3)]
+        if self.max_level >= 6:
+            source = maps[-1] if self.p6_from == "c5" else pyramid[-1]
+            pyramid.append(self._conv("p6", 3, stride=2)(source))
+        if self.max_level == 7:
+            pyramid.append(self._conv("p7", 3, stride=2)(nn.relu(pyramid[-1])))
+        return tuple(pyramid)
+
+    def _conv(self, name: str, kernel: int, stride: int = 1) -> nn.Conv:
+        return nn.Conv(
+            self.channels,
+            (kernel, kernel),
+            strides=(stride, stride),
+            padding=((kernel // 2, kernel // 2),) * 2,
+            # Uniform, variance 1 / fan_in: Caffe2's Xavier, PyTorch's kaiming_uniform(a=1).
+            kernel_init=nn.initializers.lecun_uniform(),
+            dtype=self.dtype,
+            name=name,
+        )

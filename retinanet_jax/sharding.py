@@ -1,0 +1,57 @@
+"""The device mesh and where each array lies on it. The only place that names devices.
+
+Two axes: `data` shares the batch's rows, `space` shares the rows of one picture, for pictures too
+large for one device. The compiler exchanges the borders that convolutions need.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from retinanet_jax.data.batch import Batch
+
+
+def make_mesh(space: int, devices: list[jax.Device] | None = None) -> Mesh:
+    """All devices as (data, space). Raises ValueError where `space` does not divide them."""
+    devices = jax.devices() if devices is None else devices
+    if space < 1 or len(devices) % space:
+        raise ValueError(
+            f"space={space} must divide the number of devices ({len(devices)}); try space=1."
+        )
+    shape = (len(devices) // space, space)
+    # Explicit axes, the default, refuse gathers that spatial sharding needs.
+    return jax.make_mesh(shape, ("data", "space"), (AxisType.Auto,) * 2, devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def batch_shardings(mesh: Mesh) -> Batch:
+    """Where a batch's arrays lie: rows over `data`, the pictures' height also over `space`."""
+    by_row = NamedSharding(mesh, P("data"))
+    shardings = Batch(*[by_row] * len(Batch._fields))
+    return shardings._replace(images=NamedSharding(mesh, P("data", "space")))
+
+
+def check_batch_size(field: str, batch_size: int, mesh: Mesh) -> None:
+    """Raises ValueError where the batch can't be shared evenly."""
+    shares = mesh.shape["data"]
+    if batch_size % shares:
+        raise ValueError(
+            f"{field}={batch_size} must be a multiple of the {shares} devices that share it; "
+            f"try {-(-batch_size // shares) * shares}."
+        )
+
+
+def to_devices(host_batch: Batch, shardings: Batch) -> Batch:
+    """This host's rows -> the global batch on its devices."""
+    return jax.tree.map(jax.make_array_from_process_local_data, shardings, host_batch)
+
+
+def put_replicated(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays (the same on every host) -> a whole copy on every device."""
+    return jax.device_put(tree, replicated(mesh))

@@ -1,0 +1,265 @@
+"""Training: one jitted, sharded step, and the loop around it."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from retinanet_jax import datasets, evaluate, sharding, weights
+from retinanet_jax.checkpoint import Checkpoints, check_shapes
+from retinanet_jax.data.batch import Batch
+from retinanet_jax.data.pipeline import batches
+from retinanet_jax.data.plan import TrainPlan
+from retinanet_jax.data.sources import Source
+from retinanet_jax.detector import batch_loss, build_model, choose, initialize, network_input
+from retinanet_jax.models import RetinaNet, is_frozen
+from retinanet_jax.report import Report
+
+
+class TrainState(NamedTuple):
+    """All that one step passes to the next."""
+
+    step: Int[Array, ""]  # steps done
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]  # statistics of batch norms; all of frozen norms
+    opt_state: optax.OptState
+    normalizer: Float[Array, ""]  # moving count of foreground anchors, for loss.normalizer="ema"
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the network is applied with."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What resuming needs beside the variables."""
+        return {"step": self.step, "opt_state": self.opt_state, "normalizer": self.normalizer}
+
+
+def is_due(step: int, every: int, total: int) -> bool:
+    """Whether something done every `every` steps, and after the last, is due after `step`."""
+    return step % every == 0 or step == total
+
+
+def scaled_learning_rate(config: ConfigDict) -> float:
+    """The peak learning rate: linear in the batch (Goyal et al. 2017)."""
+    optimizer = config.optimizer
+    return optimizer.learning_rate * config.data.batch_size / optimizer.reference_batch_size
+
+
+def make_schedule(config: ConfigDict) -> optax.Schedule:
+    """Steps done -> learning rate: linear warm-up, then drops or a cosine to zero."""
+    optimizer, total = config.optimizer, config.total_steps
+    peak = scaled_learning_rate(config)
+    after_warmup = choose(
+        "optimizer.schedule",
+        optimizer.schedule,
+        {
+            "step": optax.piecewise_constant_schedule(
+                peak, {round(share * total): optimizer.drop_factor for share in optimizer.drops}
+            ),
+            "cosine": optax.cosine_decay_schedule(peak, total),
+        },
+    )
+
+    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
+        progress = jnp.minimum((step + 1) / max(optimizer.warmup_steps, 1), 1.0)
+        warmup = optimizer.warmup_factor + (1 - optimizer.warmup_factor) * progress
+        return after_warmup(step) * warmup
+
+    return schedule
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Clipping, then SGD with momentum or AdamW; frozen stages have no state and never move."""
+    optimizer, schedule = config.optimizer, make_schedule(config)
+
+    def kernels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+    def labels(params: Any) -> Any:
+        def label(path, _):
+            names = tuple(key.key for key in path)
+            return "frozen" if is_frozen(names, config.model.frozen_stages) else "trained"
+
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    decay = optimizer.weight_decay
+    update = choose(
+        "optimizer.name",
+        optimizer.name,
+        {
+            "sgd": optax.chain(
+                optax.add_decayed_weights(decay, mask=kernels),
+                optax.sgd(schedule, momentum=optimizer.momentum),
+            ),
+            "adamw": optax.adamw(schedule, weight_decay=decay, mask=kernels),
+        },
+    )
+    clip = (
+        optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity()
+    )
+    return optax.multi_transform(
+        {"trained": optax.chain(clip, update), "frozen": optax.set_to_zero()}, labels
+    )
+
+
+def initial_state(
+    config: ConfigDict, num_classes: int, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state before the first step: random heads, and the backbone that config.init names."""
+    variables = initialize(config, num_classes, config.seed)
+    if config.init.source:
+        variables = with_imported_backbone(variables, config)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(variables["params"]),
+        normalizer=jnp.asarray(config.loss.ema_start, jnp.float32),
+    )
+
+
+def with_imported_backbone(variables: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
+    """The variables with the backbone's replaced by those of the file that config.init names."""
+    imported = weights.load_backbone(config.init.source, config.init.path, config.model.norm)
+    initial = {name: tree.get("backbone", {}) for name, tree in variables.items()}
+    check_shapes(config.init.path, imported, initial)
+    return {name: {**tree, "backbone": imported[name]} for name, tree in variables.items()}
+
+
+def make_train_step(
+    model: RetinaNet, optimizer: optax.GradientTransformation, config: ConfigDict
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """A pure `(state, batch) -> (state, metrics)`; the caller jits and shards it."""
+    schedule = make_schedule(config)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        def objective(params):
+            outputs, updated = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                network_input(batch, config),
+                train=True,
+                mutable=["batch_stats"],
+            )
+            terms = batch_loss(outputs, batch, state.normalizer, config)
+            return terms.total, (terms, updated.get("batch_stats", {}))
+
+        gradients, (terms, batch_stats) = jax.grad(objective, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        metrics = {
+            "loss": terms.total,
+            "loss/classification": terms.classification,
+            "loss/box": terms.box,
+            "learning_rate": jnp.asarray(schedule(state.step)),
+            "num_foreground": terms.num_foreground,
+            "gradient_norm": optax.global_norm(gradients),
+        }
+        params = optax.apply_updates(state.params, updates)
+        done = TrainState(state.step + 1, params, batch_stats, opt_state, terms.normalizer)
+        return done, metrics
+
+    return train_step
+
+
+def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None:
+    """Trains to config.total_steps, from the newest checkpoint in `workdir` if there is one."""
+    mesh = sharding.make_mesh(config.space)
+    sharding.check_batch_size("data.batch_size", config.data.batch_size, mesh)
+    train_data, eval_data = datasets.open_sources(config, workdir)
+    plan = datasets.train_plan(config, train_data)
+    model = build_model(config, len(train_data.categories))
+    optimizer = make_optimizer(config)
+    state = sharding.put_replicated(
+        initial_state(config, len(train_data.categories), optimizer), mesh
+    )
+    with Checkpoints(workdir, config, train_data.categories) as checkpoints:
+        state = resume(state, checkpoints)
+        start = int(state.step)
+        describe(config, train_data, eval_data, plan, state, mesh)
+        shardings = sharding.batch_shardings(mesh)
+        step_fn = jax.jit(
+            make_train_step(model, optimizer, config),
+            in_shardings=(sharding.replicated(mesh), shardings),
+            out_shardings=sharding.replicated(mesh),
+            donate_argnums=0,
+        )
+        evaluator = evaluate.Evaluator(config, model, eval_data, mesh) if evaluates else None
+        host_batches = batches(
+            train_data,
+            plan,
+            start_step=start,
+            num_steps=config.total_steps - start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            prefetch=config.data.prefetch,
+            num_threads=config.data.threads or None,
+        )
+        with Report(
+            workdir,
+            start_step=start,
+            total_steps=config.total_steps,
+            writes=jax.process_index() == 0,
+        ) as report:
+            for step, host_batch in enumerate(host_batches, start + 1):
+                state, metrics = step_fn(state, sharding.to_devices(host_batch, shardings))
+                if is_due(step, config.log_every, config.total_steps):
+                    log_step(step, metrics, config, report)
+                ap = None
+                if evaluator and is_due(step, config.evaluate_every, config.total_steps):
+                    results = evaluator.run(state.variables, step)
+                    ap = evaluate.write(results, eval_data, step, workdir, report)
+                    report.restart_clock(step)
+                if ap is not None or is_due(step, config.checkpoint_every, config.total_steps):
+                    checkpoints.save(step, state.variables, state.training, ap)
+
+
+def resume(state: TrainState, checkpoints: Checkpoints) -> TrainState:
+    """The newest checkpoint's state, or the one given where there is no checkpoint."""
+    step = checkpoints.latest_step()
+    if step is None:
+        return state
+    variables, training = checkpoints.restore(step, state.variables, state.training)
+    return TrainState(**variables, **training)
+
+
+def log_step(step: int, metrics: dict[str, Array], config: ConfigDict, report: Report) -> None:
+    """Fetches and reports one step's metrics; FloatingPointError if the loss is not finite."""
+    values = {name: float(value) for name, value in metrics.items()}
+    if not np.isfinite(values["loss"]):
+        raise FloatingPointError(
+            f"the loss became {values['loss']} within steps "
+            f"{max(step - config.log_every, 0) + 1}..{step} (classification "
+            f"{values['loss/classification']}, box {values['loss/box']}); try a lower "
+            "--config.optimizer.learning_rate or more --config.optimizer.warmup_steps."
+        )
+    report.train_step(step, values, config.data.batch_size)
+
+
+def describe(
+    config: ConfigDict,
+    train_data: Source,
+    eval_data: Source,
+    plan: TrainPlan,
+    state: TrainState,
+    mesh: jax.sharding.Mesh,
+) -> None:
+    """Prints what a person wants to know before a long run."""
+    optimizer, data = config.optimizer, config.data
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    print(
+        f"{mesh.shape['data']} x {mesh.shape['space']} devices (data x space), "
+        f"{jax.devices()[0].device_kind}; {parameters:,} parameters\n"
+        f"{len(train_data)} training and {len(eval_data)} evaluation images of "
+        f"{len(train_data.categories)} categories, {plan.steps_per_epoch} steps an epoch\n"
+        f"learning rate {scaled_learning_rate(config):g} = {optimizer.learning_rate:g} at batch "
+        f"{optimizer.reference_batch_size}, scaled to batch {data.batch_size}\n"
+        f"steps {int(state.step)} to {config.total_steps}",
+        flush=True,
+    )
