@@ -44,9 +44,8 @@ class Head(nn.Module):
     def _one_level(self, x, layers) -> Float[Array, "B A O"]:
         for layer in layers:
             x = layer(x)
-        return x.reshape(
-            len(x), -1, self.outputs
-        )  # channels are anchor-major: row-major with cells
+        # Channels are anchor-major, so that rows, columns and anchors of a cell follow each other.
+        return x.reshape(len(x), -1, self.outputs)
 
     def _tower_layers(self, index: int) -> list:
         if self.norm == "none":

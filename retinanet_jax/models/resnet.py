@@ -72,7 +72,7 @@ def _conv(
         padding=((kernel // 2, kernel // 2),) * 2,
         feature_group_count=groups,
         use_bias=False,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal"),
+        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
         dtype=dtype,
         name=name,
     )

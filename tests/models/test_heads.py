@@ -1,0 +1,81 @@
+"""Heads: the order of what comes out, and what they start at."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from retinanet_jax.models import Head
+
+KEY = jax.random.key(0)
+
+
+def test_channels_are_anchor_major():
+    head = Head(outputs=2, num_anchors=3, depth=0)
+    maps = (jnp.zeros((1, 2, 2, 4)),)
+    variables = head.init(KEY, maps)
+    variables["params"]["predict"]["bias"] = jnp.arange(6.0)
+    (out,) = head.apply(variables, maps)
+    assert out.tolist() == [[[0, 1], [2, 3], [4, 5]] * 4]  # four cells
+
+
+def test_cells_are_row_major():
+    head = Head(outputs=1, num_anchors=2, depth=0)
+    cells = jnp.arange(6.0).reshape(1, 2, 3, 1)  # value = 3 * row + column
+    kernel = jnp.zeros((3, 3, 1, 2)).at[1, 1, 0].set(jnp.array([1.0, 10.0]))
+    variables = {"params": {"predict": {"kernel": kernel, "bias": jnp.zeros(2)}}}
+    (out,) = head.apply(variables, (cells,))
+    assert out[0, :, 0].tolist() == [0, 0, 1, 10, 2, 20, 3, 30, 4, 40, 5, 50]
+
+
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_levels_share_the_head(norm):
+    head = Head(outputs=2, num_anchors=3, depth=2, channels=8, norm=norm)
+    x, other = jax.random.normal(KEY, (2, 1, 4, 4, 8))
+    variables = head.init(KEY, (x,))
+    alone, *_ = head.apply(variables, (x,))
+    _, among = head.apply(variables, (other, x))
+    np.testing.assert_array_equal(among, alone)
+
+
+@pytest.mark.parametrize(("prior", "start"), [(0.01, 0.01), (0.3, 0.3), (None, 0.5)])
+def test_outputs_start_at_the_prior_probability(prior, start):
+    head = Head(outputs=2, num_anchors=3, depth=1, channels=8, prior_probability=prior)
+    (out,), _ = head.init_with_output(KEY, (jnp.zeros((1, 2, 2, 8)),))
+    np.testing.assert_allclose(jax.nn.sigmoid(out), start, rtol=1e-5)
+
+
+def test_kernels_start_normal_with_deviation_001():
+    head = Head(outputs=80, num_anchors=9, depth=1, channels=32)
+    params = head.init(KEY, (jnp.zeros((1, 2, 2, 32)),))["params"]
+    for layer in ("conv0", "predict"):
+        np.testing.assert_allclose(np.std(params[layer]["kernel"]), 0.01, rtol=0.03)
+        np.testing.assert_array_equal(params[layer]["bias"], 0)
+
+
+def test_depth_and_norm_give_the_layers():
+    def layers(**options):
+        head = Head(outputs=4, num_anchors=9, channels=32, **options)
+        params = jax.eval_shape(lambda: head.init(KEY, (jnp.zeros((1, 2, 2, 32)),)))["params"]
+        return {name: set(leaves) for name, leaves in params.items()}
+
+    affine = {"kernel", "bias"}
+    assert layers(depth=2) == {"conv0": affine, "conv1": affine, "predict": affine}
+    assert layers(depth=1, norm="group") == {
+        "conv0": {"kernel"},
+        "norm0": {"scale", "bias"},
+        "predict": affine,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": "batch"}, "head norm='batch' is unknown; use 'none' or 'group'"),
+        ({"prior_probability": 0.0}, "prior_probability=0.0 must lie between 0 and 1"),
+        ({"prior_probability": 1.0}, "prior_probability=1.0 must lie between 0 and 1"),
+    ],
+)
+def test_unusable_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Head(outputs=1, num_anchors=1, **options).init(KEY, (jnp.zeros((1, 2, 2, 8)),))

