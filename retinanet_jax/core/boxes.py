@@ -42,7 +42,7 @@ def pairwise_iou(a: Float[Array, "A 4"], b: Float[Array, "M 4"]) -> Float[Array,
 
 
 def giou(a: Float[Array, "*#batch 4"], b: Float[Array, "*#batch 4"]) -> Float[Array, "..."]:
-    """Generalised IoU of each `a` with its `b`, in (-1, 1] (Rezatofighi et al. 2019, algorithm 1).
+    """Generalised IoU of each `a` with its `b`, in [-1, 1] (Rezatofighi et al. 2019, algorithm 1).
 
     IoU minus the share of the enclosing box that neither covers. Value and gradient are finite for
     empty boxes too.

@@ -54,7 +54,7 @@ def smooth_l1(error: Float[Array, "*shape"], *, beta: float) -> Float[Array, "*s
 def giou_loss(
     boxes: Float[Array, "*batch 4"], gt_boxes: Float[Array, "*batch 4"]
 ) -> Float[Array, "*batch"]:
-    """1 - GIoU, in [0, 2), elementwise over boxes (Rezatofighi et al. 2019)."""
+    """1 - GIoU, in [0, 2], elementwise over boxes (Rezatofighi et al. 2019)."""
     return 1 - giou(boxes, gt_boxes)
 
 

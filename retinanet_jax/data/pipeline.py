@@ -98,15 +98,16 @@ def _load(
     loaded = dataset.as_numpy_iterator()
     for step in steps:
         try:
-            yield _Rows(*next(loaded))
+            rows = next(loaded)
         except tf.errors.OpError as error:
             raise _culprit(tf, source, host_rows(step), error) from None
+        yield _Rows(*rows)
 
 
 def _tensorflow() -> ModuleType:
     """TensorFlow, kept off the accelerator, which is the network's."""
     # Its log would tell of a bad picture in C++ before we tell of it in a sentence.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
     # Where the program has already used TensorFlow's devices, it has settled this itself.

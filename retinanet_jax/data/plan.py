@@ -7,7 +7,7 @@ the ones before it: the state of the whole pipeline is the step number.
 
 import enum
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, UInt64
@@ -36,6 +36,7 @@ class BatchPlan(NamedTuple):
         return BatchPlan(self.bucket, *(field[own] for field in self[1:]))
 
 
+@runtime_checkable
 class Plan(Protocol):
     """What the pipeline needs of a plan."""
 
@@ -100,9 +101,11 @@ class TrainPlan:
     def batch(self, step: int) -> BatchPlan:
         """The batch of one step, counted from 0 over all epochs."""
         epoch, row = divmod(step, self.steps_per_epoch)
-        if self._planned is None or self._planned[0] != epoch:
-            self._planned = epoch, self._plan_epoch(epoch)
-        planned = self._planned[1]
+        # By a local name: the pipeline's thread may be an epoch ahead of another caller.
+        latest = self._planned
+        if latest is None or latest[0] != epoch:
+            latest = self._planned = epoch, self._plan_epoch(epoch)
+        planned = latest[1]
         index = planned.index[row]
         bucket = self.buckets[planned.bucket[row]]
         return BatchPlan(
@@ -246,7 +249,7 @@ def smallest_bucket(
 ) -> Int[np.ndarray, " N"]:
     """Row of the first bucket that holds each size; -1 where none does."""
     holds = (resized[:, None] <= buckets).all(axis=-1)  # N b
-    return np.where(holds.any(axis=1), holds.argmax(axis=1), -1)
+    return np.where(holds.any(axis=-1), holds.argmax(axis=-1), -1)
 
 
 class _Stream(enum.IntEnum):

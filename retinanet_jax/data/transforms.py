@@ -120,7 +120,7 @@ def flip_boxes(boxes: Float32[np.ndarray, "n 4"], width: float) -> Float32[np.nd
     return np.stack([y1, width - x2, y2, width - x1], axis=1).astype(np.float32)
 
 
-def tf_decode_jpeg(data: "tf.Tensor") -> "tf.Tensor":
+def tf_decode_jpeg(data: "tf.Tensor | bytes") -> "tf.Tensor":
     """`decode_image` of a plain JPEG: the same inverse cosine transform as Pillow's."""
     import tensorflow as tf
 
@@ -146,8 +146,7 @@ def tf_pad(image: "tf.Tensor", size: "tf.Tensor") -> "tf.Tensor":
     """`pad` to (height, width)."""
     import tensorflow as tf
 
-    missing = size - tf.shape(image)[:2]
-    return tf.pad(image, [[0, missing[0]], [0, missing[1]], [0, 0]])
+    return tf.image.pad_to_bounding_box(image, 0, 0, size[0], size[1])
 
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:

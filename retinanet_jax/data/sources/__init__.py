@@ -2,7 +2,7 @@
 
 import abc
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +60,7 @@ class Source(abc.ABC):
         """Pictures, categories and annotations as COCO JSON, as pycocotools takes them."""
 
 
-def subset(source: Source, indices: Sequence[int]) -> Source:
+def subset(source: Source, indices: Iterable[int]) -> Source:
     """The pictures of `source` at `indices`, in that order."""
     return _Subset(source, indices)
 
@@ -85,7 +85,8 @@ def split_by_hash(source: Source, fraction: float) -> tuple[Source, Source]:
         held_out = positions == positions.min()
     if held_out.all():
         held_out = positions != positions.max()
-    return subset(source, np.flatnonzero(~held_out)), subset(source, np.flatnonzero(held_out))
+    train, validation = (np.flatnonzero(side).tolist() for side in (~held_out, held_out))
+    return subset(source, train), subset(source, validation)
 
 
 def _position(file_name: str) -> float:
@@ -95,9 +96,9 @@ def _position(file_name: str) -> float:
 
 
 class _Subset(Source):
-    def __init__(self, source: Source, indices: Sequence[int]):
+    def __init__(self, source: Source, indices: Iterable[int]):
         self._source = source
-        self._indices = [int(index) for index in indices]
+        self._indices = list(indices)
         self.name = source.name
         self.categories = source.categories
         self.sizes = source.sizes[self._indices]

@@ -276,7 +276,7 @@ def _background(rng: np.random.Generator, size: int) -> Float[np.ndarray, "H W 3
 
 
 def _rgb(hue: float, saturation: float, value: float) -> Float[np.ndarray, " 3"]:
-    return 255 * np.array(colorsys.hsv_to_rgb(hue % 1, saturation, min(max(value, 0.1), 1)))
+    return 255.0 * np.array(colorsys.hsv_to_rgb(hue % 1, saturation, min(max(value, 0.1), 1)))
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> Float[np.ndarray, "H W"]:

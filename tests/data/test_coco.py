@@ -1,0 +1,192 @@
+"""COCO JSON: read as it stands, and every kind of bad input told by name."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from retinanet_jax.data.sources.coco import CocoSource
+
+
+def two_pictures(folder):
+    folder.add_image(40, 60)
+    folder.add_image(50, 30)
+    return folder
+
+
+def test_boxes_classes_and_crowd_by_hand(folder):
+    two_pictures(folder)
+    folder.add_box(1, [10, 5, 20, 30], category_id=7)
+    folder.add_box(1, [0, 0, 60, 40], category_id=3, iscrowd=1)
+    source = folder.load()
+    assert len(source) == 2
+    assert [tuple(category) for category in source.categories] == [(3, "dog"), (7, "cat")]
+    assert source.sizes.tolist() == [[40, 60], [50, 30]]
+    assert list(source.image_ids) == [1, 2]
+    assert source.file_name(1) == "2.img"
+    assert source.read(1) == (folder.images / "2.img").read_bytes()
+    boxes, classes, crowd = source.annotations(0)
+    assert boxes.tolist() == [[5, 10, 35, 30], [0, 0, 40, 60]]
+    assert boxes.dtype == np.float32
+    assert classes.tolist() == [1, 0]
+    assert crowd.tolist() == [False, True]
+
+
+def test_a_picture_without_objects_is_ordinary(folder):
+    source = two_pictures(folder).load()
+    boxes, classes, crowd = source.annotations(1)
+    assert boxes.shape == (0, 4)
+    assert classes.shape == crowd.shape == (0,)
+
+
+def test_ground_truth_is_the_file_and_only_completed(folder):
+    two_pictures(folder)
+    folder.add_box(1, [10, 5, 20, 30], area=17.5, iscrowd=0, segmentation=[[1, 2, 3, 4, 5, 6]])
+    folder.add_box(2, [1, 2, 3.5, 4])
+    folder.add_box(2, [1, 2, 0, 4])  # not trained on, but the evaluation is the official one
+    expected = copy.deepcopy(folder.content)
+    expected["annotations"][1] |= {"area": 14.0, "iscrowd": 0}
+    expected["annotations"][2] |= {"area": 0, "iscrowd": 0}
+    assert folder.load().ground_truth() == expected
+
+
+def test_file_names_in_sub_folders(folder):
+    folder.add_image(40, 60)
+    (folder.images / "deep").mkdir()
+    (folder.images / "1.img").rename(folder.images / "deep" / "1.img")
+    folder.content["images"][0]["file_name"] = "./deep/1.img"
+    assert folder.load().read(0)
+
+
+def wrong(section: str, row: int, **changes):
+    """The content with some fields of one entry replaced; None takes the field away."""
+
+    def change(content):
+        entry = content[section][row]
+        entry.update(changes)
+        for name in [name for name, value in changes.items() if value is None]:
+            del entry[name]
+
+    return change
+
+
+BAD = {
+    "unknown category": (
+        wrong("annotations", 0, category_id=99),
+        "annotation id 101 has category_id=99.*does not list",
+    ),
+    "missing image": (
+        wrong("annotations", 1, image_id=77),
+        "annotation id 102 has image_id=77.*does not list",
+    ),
+    "twin image": (wrong("images", 1, id=1), "image id 1 is given twice"),
+    "twin annotation": (wrong("annotations", 1, id=101), "annotation id 101 is given twice"),
+    "twin category": (wrong("categories", 1, id=7), "category id 7 is given twice"),
+    "inverted width": (wrong("annotations", 0, bbox=[9, 9, -3, 4]), "101 has bbox.*negative"),
+    "inverted height": (wrong("annotations", 0, bbox=[9, 9, 3, -4]), "101 has bbox.*negative"),
+    "not a number": (wrong("annotations", 0, bbox=[9, 9, float("nan"), 4]), "101 .*four finite"),
+    "infinite": (wrong("annotations", 0, bbox=[9, 9, float("inf"), 4]), "101 .*four finite"),
+    "text": (wrong("annotations", 0, bbox=[9, 9, "3", 4]), "101 .*four finite"),
+    "empty box": (wrong("annotations", 0, bbox=[]), "101 .*four finite"),
+    "no box": (wrong("annotations", 0, bbox=None), "annotation id 101 has no `bbox`"),
+    "no category": (wrong("annotations", 0, category_id=None), "101 has no `category_id`"),
+    "no annotation id": (wrong("annotations", 0, id=None), "annotation .* has no `id`"),
+    "no file name": (wrong("images", 1, file_name=None), "image id 2 has no `file_name`"),
+    "no height": (wrong("images", 1, height=None), "image id 2 has no `height`"),
+    "zero height": (wrong("images", 1, height=0), "image id 2 has height and width .0, 30."),
+    "no name": (wrong("categories", 0, name=None), "category id 7 has no `name`"),
+    "id as text": (wrong("images", 0, id="1"), "image id 1 has id='1'.*type int"),
+    "no image": (lambda content: content["images"].clear(), "has no images"),
+    "no categories": (lambda content: content["categories"].clear(), "has no categories"),
+    "no section": (lambda content: content.pop("annotations"), "has no list `annotations`"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_content_is_refused_by_name_in_one_line(folder, kind):
+    change, message = BAD[kind]
+    two_pictures(folder)
+    folder.add_box(1, [10, 5, 20, 30])
+    folder.add_box(2, [10, 5, 10, 10])
+    change(folder.content)
+    with pytest.raises(ValueError, match=message) as caught:
+        folder.load()
+    assert "instances.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("box", [[10, 5, 0, 30], [10, 5, 20, 0], [61, 5, 5, 5], [-9, 5, 9, 5]])
+def test_a_box_without_area_inside_is_left_out_and_counted(folder, caplog, box):
+    two_pictures(folder)
+    folder.add_box(1, [10, 5, 20, 30])
+    folder.add_box(1, box)
+    folder.add_box(2, [10, 5, 0, 0])
+    source = folder.load()
+    assert source.annotations(0).boxes.tolist() == [[5, 10, 35, 30]]
+    assert len(source.annotations(1).boxes) == 0
+    assert len(caplog.messages) == 1
+    assert "2 boxes have no area inside" in caplog.text
+    assert "annotation 102" in caplog.text
+
+
+def test_a_box_that_stands_out_is_clipped_and_counted(folder, caplog):
+    two_pictures(folder)
+    folder.add_box(1, [-5, 5, 20, 99])
+    folder.add_box(1, [50.5, 5, 10, 10])  # half a pixel is what rounding does
+    source = folder.load()
+    assert source.annotations(0).boxes.tolist() == [[5, 0, 40, 15], [5, 50.5, 15, 60]]
+    assert len(caplog.messages) == 1
+    assert "1 boxes stand out" in caplog.text
+    assert "annotation 101" in caplog.text
+
+
+def test_good_boxes_raise_no_warning(folder, caplog):
+    two_pictures(folder).add_box(1, [0, 0, 60, 40])
+    folder.load()
+    assert not caplog.messages
+
+
+def test_missing_pictures_are_counted_and_named(folder):
+    for _ in range(5):
+        folder.add_image(40, 60)
+    for number in range(2, 6):
+        (folder.images / f"{number}.img").unlink()
+    with pytest.raises(FileNotFoundError, match=r"4 of 5 pictures .*2.img, 3.img, 4.img, \.\.\."):
+        folder.load()
+
+
+def test_a_picture_that_goes_missing_later_is_named_with_its_id(folder):
+    source = two_pictures(folder).load()
+    (folder.images / "2.img").unlink()
+    with pytest.raises(FileNotFoundError, match=r"2\.img: the picture of image id 2 is missing"):
+        source.read(1)
+
+
+def test_missing_folder_missing_json_and_no_json(folder, tmp_path):
+    two_pictures(folder).load()
+    path = folder.path / "instances.json"
+    with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder of pictures"):
+        CocoSource(path, tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"none\.json: there is no such annotation file"):
+        CocoSource(tmp_path / "none.json", folder.images)
+    path.write_text('{"images": [')
+    with pytest.raises(ValueError, match=r"instances\.json: is not JSON"):
+        CocoSource(path, folder.images)
+    path.write_text(json.dumps([1, 2]))
+    with pytest.raises(ValueError, match="has no list `images`"):
+        CocoSource(path, folder.images)
+
+
+def test_real_coco(test_data, caplog):
+    source = CocoSource(test_data / "coco21/instances.json", test_data / "coco21/images")
+    annotations = [source.annotations(index) for index in range(len(source))]
+    assert len(source) == 21
+    assert len(source.categories) == 80
+    assert [source.categories[k].id for k in (0, 11, 79)] == [1, 13, 90]
+    assert sum(int(one.crowd.sum()) for one in annotations) == 1
+    assert sum(int((~one.crowd).sum()) for one in annotations) == 101
+    assert min(len(one.boxes) for one in annotations) == 0
+    assert not caplog.messages
+    official = json.loads((test_data / "coco21/instances.json").read_text())
+    assert source.ground_truth() == official
