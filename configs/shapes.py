@@ -13,13 +13,13 @@ def get_config(arg: str = "") -> ConfigDict:
     """`arg` is "" or "tiny"."""
     config = r50_fpn.get_config()
     with config.unlocked():
-        config.update(total_steps=600, checkpoint_every=200, evaluate_every=600)
+        config.update(total_steps=2_000, log_every=50, checkpoint_every=500, evaluate_every=1_000)
         drawn = dict(source="shapes", annotations="", images="", image_size=128)
         config.data.train.update(drawn, count=2000, seed=1)
         config.data.eval.update(drawn, count=200, seed=2)
         config.data.update(
-            batch_size=16,
-            eval_batch_size=16,
+            batch_size=8,
+            eval_batch_size=8,
             buckets=((128, 128),),
             short_sides=(128,),
             eval_short_side=128,
@@ -28,20 +28,23 @@ def get_config(arg: str = "") -> ConfigDict:
         config.input.update(order="rgb", mean=(127.5,) * 3, std=(64.0,) * 3)
         config.model.update(
             backbone="resnet18",
-            backbone_width=32,
+            backbone_width=16,
             stride_in_1x1=False,
             norm="batch",
             norm_epsilon=1e-5,
             frozen_stages=0,
-            fpn_channels=64,
+            fpn_channels=48,
             head_depth=2,
             head_norm="group",
         )
         config.init.update(source="", path="")
-        config.anchors.base_scale = 3.0
+        config.anchors.base_scale = 2.0  # figures are 19 to 83 pixels
+        config.loss.box = "giou"
+        config.detections.top_k = 300
         config.optimizer.update(
             name="adamw",
             learning_rate=2e-3,
+            reference_batch_size=8,
             weight_decay=0.05,
             warmup_steps=50,
             schedule="cosine",

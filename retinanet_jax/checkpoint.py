@@ -7,7 +7,7 @@ Each holds four items: `variables` (params and batch statistics: all that predic
 import contextlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from retinanet_jax.data.sources import Category
 
 FOLDER = "checkpoints"
+NOT_MEASURED = -1.0  # AP of a checkpoint that was not evaluated: below all others
 
 
 class Checkpoints:
@@ -33,17 +34,17 @@ class Checkpoints:
         self._categories = [category._asdict() for category in categories]
         self._manager = ocp.CheckpointManager(
             (workdir / FOLDER).absolute(),
+            item_handlers=item_handlers(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(
                     [
                         preservation_policy.LatestN(config.keep_checkpoints),
                         preservation_policy.BestN(
-                            get_metric_fn=lambda metrics: metrics["AP"],
-                            n=1,
-                            keep_checkpoints_without_metrics=False,
+                            get_metric_fn=by_ap, n=1, keep_checkpoints_without_metrics=False
                         ),
                     ]
                 ),
+                best_fn=by_ap,  # the policy above decides; without this no metric is written
                 cleanup_tmp_directories=True,  # what a killed run left half-written
             ),
         )
@@ -65,7 +66,7 @@ class Checkpoints:
                 config=ocp.args.JsonSave(self._config),
                 categories=ocp.args.JsonSave(self._categories),
             ),
-            metrics=None if ap is None else {"AP": ap},
+            metrics={"AP": NOT_MEASURED if ap is None else ap},
         )
 
     def latest_step(self) -> int | None:
@@ -82,7 +83,9 @@ class Checkpoints:
             step, args=ocp.args.Composite(categories=ocp.args.JsonRestore())
         )
         check_categories(folder, saved["categories"], self._categories)
-        check_shapes(folder, self._manager.item_metadata(step)["variables"], variables)
+        metadata = self._manager.item_metadata(step)
+        check_shapes(folder, metadata["variables"], variables, what="weights of another model")
+        check_shapes(folder, metadata["training"], training, what="state of another optimizer")
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -91,6 +94,16 @@ class Checkpoints:
             ),
         )
         return restored["variables"], restored["training"]
+
+
+def item_handlers() -> dict[str, ocp.CheckpointHandler]:
+    """How each item is stored; unless told, Orbax cannot look into what another process wrote."""
+    return {
+        "variables": ocp.StandardCheckpointHandler(),
+        "training": ocp.StandardCheckpointHandler(),
+        "config": ocp.JsonCheckpointHandler(),
+        "categories": ocp.JsonCheckpointHandler(),
+    }
 
 
 class Trained(NamedTuple):
@@ -109,7 +122,8 @@ def load(path: str | pathlib.Path) -> Trained:
     Raises FileNotFoundError where there is none.
     """
     folder = find(pathlib.Path(path).expanduser().absolute())
-    with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as checkpointer:
+    handler = ocp.CompositeCheckpointHandler(**item_handlers())
+    with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
         saved = checkpointer.restore(
             folder,
             args=ocp.args.Composite(
@@ -142,9 +156,14 @@ def find(path: pathlib.Path) -> pathlib.Path:
 
 
 def saved_ap(folder: pathlib.Path) -> float:
-    """AP that was measured when this checkpoint was saved; -1 where none was."""
+    """AP that was measured when this checkpoint was saved, or NOT_MEASURED."""
     file = folder / "metrics" / "metrics"
-    return json.loads(file.read_text())["AP"] if file.exists() else -1.0
+    return by_ap(json.loads(file.read_text())) if file.exists() else NOT_MEASURED
+
+
+def by_ap(metrics: Mapping[str, float]) -> float:
+    """What the best checkpoint is best by."""
+    return metrics["AP"]
 
 
 def as_target(tree: Any) -> Any:
@@ -155,8 +174,8 @@ def as_target(tree: Any) -> Any:
     )
 
 
-def check_shapes(where: pathlib.Path | str, saved: Any, wanted: Any) -> None:
-    """Raises ValueError naming the first differing arrays of two trees."""
+def check_shapes(where: pathlib.Path | str, saved: Any, wanted: Any, *, what: str) -> None:
+    """Raises ValueError saying `what` is there, and the first differing arrays of two trees."""
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -168,10 +187,10 @@ def check_shapes(where: pathlib.Path | str, saved: Any, wanted: Any) -> None:
     have, want = shapes(getattr(saved, "tree", saved)), shapes(wanted)
     differing = [k for k in sorted({*have, *want}) if have.get(k) != want.get(k)]
     if differing:
-        listed = ", ".join(f"{k} {have.get(k)} (model: {want.get(k)})" for k in differing[:3])
+        listed = ", ".join(f"{k} {have.get(k)} (config: {want.get(k)})" for k in differing[:3])
         raise ValueError(
-            f"{where}: weights of another model; {len(differing)} arrays differ: {listed}. "
-            "Use the config they were trained with, or another --workdir."
+            f"{where}: {what}; {len(differing)} arrays differ: {listed}. "
+            "Use the config it was trained with, or another --workdir."
         )
 
 

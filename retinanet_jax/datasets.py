@@ -12,8 +12,9 @@ from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.detector import choose
 
 
-def open_source(section: ConfigDict, workdir: pathlib.Path) -> Source:
-    """The data that one of data.train and data.eval names."""
+def open_source(config: ConfigDict, part: str, workdir: pathlib.Path) -> Source:
+    """The data that config.data.train or config.data.eval names; `part` is "train" or "eval"."""
+    section = config.data[part]
 
     def drawn() -> Source:
         folder = pathlib.Path(section.images or workdir / "data" / f"shapes-{section.seed}")
@@ -25,12 +26,12 @@ def open_source(section: ConfigDict, workdir: pathlib.Path) -> Source:
     def coco() -> Source:
         if not section.annotations or not section.images:
             raise ValueError(
-                "no data: give --config.data.train.annotations=FILE.json and "
-                "--config.data.train.images=FOLDER (COCO format)."
+                f"no data: give --config.data.{part}.annotations=FILE.json and "
+                f"--config.data.{part}.images=FOLDER (COCO format)."
             )
         return CocoSource(section.annotations, section.images)
 
-    return choose("data.source", section.source, {"coco": coco, "shapes": drawn})()
+    return choose(f"data.{part}.source", section.source, {"coco": coco, "shapes": drawn})()
 
 
 def open_sources(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Source]:
@@ -38,10 +39,10 @@ def open_sources(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Sou
 
     Raises ValueError where their categories differ.
     """
-    train = open_source(config.data.train, workdir)
+    train = open_source(config, "train", workdir)
     if config.data.validation_share and not config.data.eval.annotations:
         return split_by_hash(train, config.data.validation_share)
-    evaluation = open_source(config.data.eval, workdir)
+    evaluation = open_source(config, "eval", workdir)
     if train.categories != evaluation.categories:
         raise ValueError(
             f"{train.name} has the categories {[tuple(c) for c in train.categories]}, "

@@ -126,8 +126,9 @@ def coco_metrics(
         truth = COCO()
         truth.dataset = ground_truth
         truth.createIndex()
-        # loadRes refuses an empty list, the right answer of an untrained model.
-        found = truth.loadRes(results) if results else COCO()
+        # loadRes writes into what it is given, and refuses an empty list, the right answer of an
+        # untrained model.
+        found = truth.loadRes([dict(result) for result in results]) if results else COCO()
         evaluation = COCOeval(truth, found, "bbox")
         evaluation.params.imgIds = sorted(truth.getImgIds())
         evaluation.evaluate()

@@ -40,7 +40,7 @@ def main(_: list[str]) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         if _TRACEBACK.value:
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
 
 
 def run(config: ConfigDict, workdir: str | None, mode: str) -> None:
@@ -99,7 +99,12 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {one_line(error)}")
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without its line breaks (ml_collections' have some)."""
+    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

@@ -110,13 +110,11 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     )
 
 
-def initial_state(
+def random_state(
     config: ConfigDict, num_classes: int, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step: random heads, and the backbone that config.init names."""
+    """The state before the first step, with a random network."""
     variables = initialize(config, num_classes, config.seed)
-    if config.init.source:
-        variables = with_imported_backbone(variables, config)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
@@ -126,11 +124,28 @@ def initial_state(
     )
 
 
-def with_imported_backbone(variables: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
-    """The variables with the backbone's replaced by those of the file that config.init names."""
-    imported = weights.load_backbone(config.init.source, config.init.path, config.model.norm)
+def initial_state(
+    config: ConfigDict, num_classes: int, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state before the first step: random heads, and the backbone that config.init names."""
+    if not config.init.source:
+        return random_state(config, num_classes, optimizer)
+    # The file comes first: where it is missing, nobody waits for the compiler to hear of it.
+    imported = load_backbone(config)
+    state = random_state(config, num_classes, optimizer)
+    variables = with_backbone(state.variables, imported, config.init.path)
+    return state._replace(**variables, opt_state=optimizer.init(variables["params"]))
+
+
+def load_backbone(config: ConfigDict) -> dict[str, Any]:
+    """The backbone's variables from the file that config.init names."""
+    return weights.load_backbone(config.init.source, config.init.path, config.model.norm)
+
+
+def with_backbone(variables: dict[str, Any], imported: dict[str, Any], path: str) -> dict[str, Any]:
+    """`variables` with the backbone's replaced by those `imported` from `path`."""
     initial = {name: tree.get("backbone", {}) for name, tree in variables.items()}
-    check_shapes(config.init.path, imported, initial)
+    check_shapes(path, imported, initial, what="weights of another backbone")
     return {name: {**tree, "backbone": imported[name]} for name, tree in variables.items()}
 
 
@@ -172,15 +187,14 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
     """Trains to config.total_steps, from the newest checkpoint in `workdir` if there is one."""
     mesh = sharding.make_mesh(config.space)
     sharding.check_batch_size("data.batch_size", config.data.batch_size, mesh)
+    heights = (height for height, _ in config.data.buckets)
+    sharding.check_heights(heights, config.anchors.max_level, mesh)
     train_data, eval_data = datasets.open_sources(config, workdir)
     plan = datasets.train_plan(config, train_data)
     model = build_model(config, len(train_data.categories))
     optimizer = make_optimizer(config)
-    state = sharding.put_replicated(
-        initial_state(config, len(train_data.categories), optimizer), mesh
-    )
     with Checkpoints(workdir, config, train_data.categories) as checkpoints:
-        state = resume(state, checkpoints)
+        state = first_state(config, len(train_data.categories), optimizer, checkpoints, mesh)
         start = int(state.step)
         describe(config, train_data, eval_data, plan, state, mesh)
         shardings = sharding.batch_shardings(mesh)
@@ -209,6 +223,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
         ) as report:
             for step, host_batch in enumerate(host_batches, start + 1):
                 state, metrics = step_fn(state, sharding.to_devices(host_batch, shardings))
+                if step == start + 1:
+                    report.restart_clock(start)  # compiling is done, the step itself runs on
                 if is_due(step, config.log_every, config.total_steps):
                     log_step(step, metrics, config, report)
                 ap = None
@@ -220,12 +236,21 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
                     checkpoints.save(step, state.variables, state.training, ap)
 
 
-def resume(state: TrainState, checkpoints: Checkpoints) -> TrainState:
-    """The newest checkpoint's state, or the one given where there is no checkpoint."""
+def first_state(
+    config: ConfigDict,
+    num_classes: int,
+    optimizer: optax.GradientTransformation,
+    checkpoints: Checkpoints,
+    mesh: jax.sharding.Mesh,
+) -> TrainState:
+    """The newest checkpoint's state; the initial one where there is no checkpoint yet."""
     step = checkpoints.latest_step()
     if step is None:
-        return state
-    variables, training = checkpoints.restore(step, state.variables, state.training)
+        return sharding.put_replicated(initial_state(config, num_classes, optimizer), mesh)
+    # Shapes are all that restoring needs: no random network is compiled, no weights file read.
+    shapes = jax.eval_shape(lambda: random_state(config, num_classes, optimizer))
+    target = sharding.replicated_shapes(shapes, mesh)
+    variables, training = checkpoints.restore(step, target.variables, target.training)
     return TrainState(**variables, **training)
 
 

@@ -38,43 +38,54 @@ def draw(
 
 
 def compare(
-    source: Source, results: list[dict[str, Any]], *, count: int = 6, threshold: float = 0.5
+    source: Source,
+    results: list[dict[str, Any]],
+    *,
+    count: int = 8,
+    threshold: float = 0.5,
+    side: int = 400,
 ) -> Image.Image:
-    """`count` pictures of `source`: ground truth, beside detections scoring `threshold` or more."""
-    numbers = {category.id: k for k, category in enumerate(source.categories)}
+    """`count` pictures of `source`, ground truth beside detections scoring `threshold` or more.
+
+    The source's pictures are taken evenly spread, scaled to fit a square of `side` pixels.
+    """
     spread = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
-    by_image: dict[int, list[dict[str, Any]]] = {int(source.image_ids[i]): [] for i in spread}
+    found: dict[int, list[dict[str, Any]]] = {int(source.image_ids[i]): [] for i in spread}
     for result in results:
-        if result["image_id"] in by_image and result["score"] >= threshold:
-            by_image[result["image_id"]].append(result)
-    rows = []
-    for index in spread:
-        image = decode_image(source.read(index), source.file_name(index))
-        truth = source.annotations(index)
-        names = [source.categories[k].name for k in truth.classes]
-        found = by_image[int(source.image_ids[index])]
-        classes = [numbers[result["category_id"]] for result in found]
-        labels = [
-            f"{source.categories[k].name} {result['score']:.2f}"
-            for k, result in zip(classes, found, strict=True)
-        ]
-        boxes = [(y, x, y + h, x + w) for x, y, w, h in (result["bbox"] for result in found)]
-        rows.append(
-            (
-                draw(image, truth.boxes, names, truth.classes),
-                draw(image, np.array(boxes).reshape(-1, 4), labels, classes),
-            )
-        )
-    return sheet(rows)
+        if result["image_id"] in found and result["score"] >= threshold:
+            found[result["image_id"]].append(result)
+    pairs = [
+        pair for i in spread for pair in _pair(source, i, found[int(source.image_ids[i])], side)
+    ]
+    return sheet(pairs, side=side, columns=4)
 
 
-def sheet(rows: Sequence[Sequence[Image.Image]], *, side: int = 480, gap: int = 4) -> Image.Image:
-    """Pictures in rows and columns, each scaled to fit a square of `side` pixels."""
-    cell = side + gap
-    canvas = Image.new("RGB", (cell * max(map(len, rows)) + gap, cell * len(rows) + gap), "white")
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            scale = side / max(picture.size)
-            size = tuple(max(1, round(length * scale)) for length in picture.size)
-            canvas.paste(picture.resize(size), (gap + x * cell, gap + y * cell))
+def sheet(pictures: Sequence[Image.Image], *, side: int, columns: int) -> Image.Image:
+    """Pictures of at most `side` pixels in rows of `columns`."""
+    cell = side + 4
+    rows = -(-len(pictures) // columns)
+    canvas = Image.new("RGB", (cell * min(columns, len(pictures)), cell * rows), "white")
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, columns)
+        canvas.paste(picture, (column * cell, row * cell))
     return canvas
+
+
+def _pair(
+    source: Source, index: int, found: list[dict[str, Any]], side: int
+) -> tuple[Image.Image, Image.Image]:
+    """(ground truth, detections) drawn on one picture of `source`."""
+    image = decode_image(source.read(index), source.file_name(index))
+    scale = side / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    image = np.asarray(Image.fromarray(image).resize(size))
+    names = [category.name for category in source.categories]
+    truth = source.annotations(index)
+    numbers = {category.id: k for k, category in enumerate(source.categories)}
+    classes = [numbers[one["category_id"]] for one in found]
+    labels = [f"{names[k]} {one['score']:.2f}" for k, one in zip(classes, found, strict=True)]
+    boxes = [(y, x, y + h, x + w) for x, y, w, h in (one["bbox"] for one in found)]
+    return (
+        draw(image, truth.boxes * scale, [names[k] for k in truth.classes], truth.classes),
+        draw(image, np.array(boxes).reshape(-1, 4) * scale, labels, classes),
+    )

@@ -33,11 +33,16 @@ VERSION = 1  # of the drawing: raise it with any change that moves a pixel
 ANNOTATIONS, PICTURES, RECIPE = "instances.json", "images", "recipe.json"
 
 SUPERSAMPLING = 4
-SIZES = (0.1, 0.6)  # of the picture's side, drawn evenly in the logarithm
+SIZES = (0.15, 0.65)  # of the picture's side, drawn evenly in the logarithm
 MAX_STRETCH = 1.5
+MAX_TURN = math.pi / 9  # either way: upright kinds are learnt in minutes, tumbled ones in hours
 MAX_OBJECTS = 6
 EMPTY_SHARE = 0.03
 MAX_HIDDEN = 0.6  # of a figure's area, behind others or outside the picture
+# Each kind has a hue of its own, as apples and bananas have, that reaches into its neighbours':
+# colour is a hint, form decides.
+HUE_SPREAD = 0.12
+GREY_SHARE = 0.1  # of the figures have no hue
 MIN_CONTRAST = 90.0  # RGB distance between a figure's colours and what lies behind it
 TRIES = 20  # for a place, and for colours
 
@@ -158,7 +163,7 @@ def _draw_figure(rng: np.random.Generator, image_size: int) -> Figure:
     kind = int(rng.integers(len(CATEGORIES)))
     outline, hole = _unit_outlines()[CATEGORIES[kind].name]
     stretch = math.exp(rng.uniform(-1, 1) * math.log(MAX_STRETCH) / 2)
-    angle = rng.uniform(0, 2 * math.pi)
+    angle = rng.uniform(-MAX_TURN, MAX_TURN)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     form = turn * [stretch, 1 / stretch]  # stretched first, then turned
     low, high = np.log(SIZES)
@@ -247,20 +252,21 @@ def _area(outline: Float[np.ndarray, "v 2"]) -> float:
 def _paint(rng: np.random.Generator, canvas: Float[np.ndarray, "H W 3"], figure: Figure) -> None:
     """Onto the canvas, in place."""
     behind = canvas[figure.window]
-    first, second = _figure_colours(rng, behind[figure.coverage > 0.5].mean(axis=0))
+    first, second = _figure_colours(rng, figure.kind, behind[figure.coverage > 0.5].mean(axis=0))
     texture = _texture(rng, *figure.coverage.shape)[..., None]
     behind += figure.coverage[..., None] * (first + (second - first) * texture - behind)
 
 
 def _figure_colours(
-    rng: np.random.Generator, behind: Float[np.ndarray, " 3"]
+    rng: np.random.Generator, kind: int, behind: Float[np.ndarray, " 3"]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two related colours, vivid more often than not, both apart from what lies behind them."""
+    """Two like colours, of the kind's own hue or grey, both apart from what lies behind them."""
     for _ in range(TRIES):
-        hue, value = rng.random(), rng.uniform(0.2, 1)
-        saturation = rng.uniform(0.6, 1) if rng.random() < 0.85 else 0.0
+        hue = kind / len(CATEGORIES) + rng.uniform(-HUE_SPREAD, HUE_SPREAD)
+        value = rng.uniform(0.2, 1)
+        saturation = 0.0 if rng.random() < GREY_SHARE else rng.uniform(0.6, 1)
         first = _rgb(hue, saturation, value)
-        second = _rgb(hue + rng.uniform(-0.08, 0.08), saturation, value + rng.uniform(-0.35, 0.35))
+        second = _rgb(hue + rng.uniform(-0.05, 0.05), saturation, value + rng.uniform(-0.2, 0.2))
         if min(np.linalg.norm(first - behind), np.linalg.norm(second - behind)) >= MIN_CONTRAST:
             break
     return first, second

@@ -1,0 +1,180 @@
+"""Checkpoints: complete or absent, bit for bit, and refused where they do not fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from retinanet_jax import checkpoint, sharding
+from retinanet_jax.checkpoint import Checkpoints
+from retinanet_jax.data.sources import Category
+
+CATEGORIES = (Category(3, "dog"), Category(7, "cat"))
+
+
+def variables(fill: float, width: int = 4):
+    return {
+        "params": {"backbone": {"kernel": jnp.full((3, width), fill)}},
+        "batch_stats": {"backbone": {"mean": jnp.arange(3.0) * fill}},
+    }
+
+
+def training(fill: float, optimizer=None):
+    optimizer = optimizer or optax.sgd(0.1, momentum=0.9)
+    opt_state = optimizer.init(variables(fill)["params"])
+    return {
+        "step": jnp.int32(fill),
+        "opt_state": jax.tree.map(lambda x: x + jnp.asarray(fill, x.dtype), opt_state),
+        "normalizer": jnp.float32(fill / 3),
+    }
+
+
+def save(workdir, config, aps: dict[int, float | None], categories=CATEGORIES):
+    with Checkpoints(workdir, config, categories) as checkpoints:
+        for step, ap in aps.items():
+            checkpoints.save(step, variables(step), training(step), ap)
+
+
+def steps(workdir):
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    jax.tree.map(lambda x, y: np.testing.assert_equal(x.dtype, y.dtype), a, b)
+
+
+def test_what_is_restored_is_what_was_saved(tmp_path, config):
+    save(tmp_path, config, {5: None})
+    mesh = sharding.make_mesh(2)
+    target = sharding.put_replicated((variables(0), training(0)), mesh)
+    with Checkpoints(tmp_path, config, CATEGORIES) as checkpoints:
+        assert checkpoints.latest_step() == 5
+        restored = checkpoints.restore(5, *target)
+    assert_same(restored, (variables(5), training(5)))
+    for leaf in jax.tree.leaves(restored):
+        assert leaf.sharding == sharding.replicated(mesh)
+
+
+def test_a_checkpoint_alone_is_enough_to_predict(tmp_path, config):
+    save(tmp_path, config, {5: None})
+    trained = checkpoint.load(tmp_path)
+    assert_same(jax.tree.map(jnp.asarray, trained.variables), variables(5))
+    assert trained.categories == CATEGORIES
+    assert (trained.step, trained.folder) == (5, tmp_path / "checkpoints" / "5")
+    # JSON makes tuples lists; all else is as it was.
+    assert trained.config.to_json() == config.to_json()
+    checkpoint.check_model(trained, config)
+
+
+def test_the_last_ones_and_the_best_are_kept(tmp_path, config):
+    config.keep_checkpoints = 2
+    save(tmp_path, config, {1: 0.1, 2: 0.5, 3: None, 4: 0.2})
+    assert steps(tmp_path) == [2, 3, 4]
+    # After a restart the best is still known.
+    save(tmp_path, config, {5: 0.3, 6: None, 7: 0.4})
+    assert steps(tmp_path) == [2, 6, 7]
+    save(tmp_path, config, {8: 0.6, 9: None, 10: None})
+    assert steps(tmp_path) == [8, 9, 10]
+
+
+def test_the_best_is_loaded_else_the_newest(tmp_path, config):
+    config.keep_checkpoints = 5
+    save(tmp_path, config, {1: None, 2: None})
+    assert checkpoint.load(tmp_path).step == 2
+    save(tmp_path, config, {3: 0.4, 4: 0.5, 5: 0.5, 6: -1.0, 7: None})
+    assert checkpoint.load(tmp_path).step == 5
+    assert checkpoint.saved_ap(tmp_path / "checkpoints" / "4") == 0.5
+    assert checkpoint.saved_ap(tmp_path / "checkpoints" / "7") == checkpoint.NOT_MEASURED
+    for place in ("checkpoints", "checkpoints/5"):
+        assert checkpoint.load(tmp_path / place).step == 5
+    np.testing.assert_array_equal(
+        checkpoint.load(tmp_path / "checkpoints/3").variables["params"]["backbone"]["kernel"], 3
+    )
+    # Training goes on from the newest, whatever its AP.
+    with Checkpoints(tmp_path, config, CATEGORIES) as checkpoints:
+        assert checkpoints.latest_step() == 7
+
+
+def test_a_half_written_checkpoint_does_not_count_and_goes(tmp_path, config):
+    save(tmp_path, config, {1: None})
+    half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    (half / "variables").mkdir(parents=True)
+    assert checkpoint.load(tmp_path).step == 1
+    with Checkpoints(tmp_path, config, CATEGORIES) as checkpoints:
+        assert checkpoints.latest_step() == 1
+    save(tmp_path, config, {2: None})
+    assert checkpoint.load(tmp_path).step == 2
+    assert not half.exists()
+
+
+@pytest.mark.parametrize("make", [False, True])
+def test_no_checkpoint_is_told(tmp_path, make):
+    folder = tmp_path / "run"
+    if make:
+        (folder / "checkpoints").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="run: no checkpoint here; give a --workdir") as e:
+        checkpoint.load(folder)
+    assert "\n" not in str(e.value)
+
+
+def refused(checkpoints, target, match):
+    with pytest.raises(ValueError, match=match) as error:
+        checkpoints.restore(5, *target)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_model_are_refused(tmp_path, config):
+    save(tmp_path, config, {5: None})
+    with Checkpoints(tmp_path, config, CATEGORIES) as checkpoints:
+        other = variables(0, width=8)
+        del other["batch_stats"]["backbone"]["mean"]
+        refused(
+            checkpoints,
+            (other, training(0)),
+            r"5: weights of another model; 2 arrays differ: batch_stats/backbone/mean \(3,\) "
+            r"\(config: None\), params/backbone/kernel \(3, 4\) \(config: \(3, 8\)\)",
+        )
+
+
+@pytest.mark.parametrize("same_leaves", [False, True])
+def test_the_state_of_another_optimizer_is_refused(tmp_path, config, same_leaves):
+    save(tmp_path, config, {5: None})
+    other = optax.trace(0.9) if same_leaves else optax.adamw(0.1)
+    with Checkpoints(tmp_path, config, CATEGORIES) as checkpoints:
+        refused(
+            checkpoints, (variables(0), training(0, other)), "5: .*optimizer.*another --workdir"
+        )
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        (CATEGORIES[:1], r"trained on 2 categories, the data has 1; .*first in .*cat"),
+        ((*CATEGORIES, Category(9, "cow")), r"trained on 2 categories, the data has 3; .*cow"),
+        ((CATEGORIES[0], Category(7, "cow")), "they differ first in .*cat"),
+        (CATEGORIES[::-1], "they differ first in their order"),
+    ],
+)
+def test_other_categories_are_refused(tmp_path, config, categories, message):
+    save(tmp_path, config, {5: None})
+    with Checkpoints(tmp_path, config, categories) as checkpoints:
+        refused(checkpoints, (variables(0), training(0)), message)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("model", "backbone", "resnet18"),
+        ("anchors", "ratios", (1.0,)),
+        ("input", "mean", (0.0, 0.0, 0.0)),
+    ],
+)
+def test_another_network_is_named(tmp_path, config, section, field, value):
+    save(tmp_path, config, {5: None})
+    trained = checkpoint.load(tmp_path)
+    config[section][field] = value
+    with pytest.raises(ValueError, match=f"5: trained with config.{section}=.*use the config it"):
+        checkpoint.check_model(trained, config)

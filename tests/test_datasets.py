@@ -1,0 +1,92 @@
+"""From the config to sources and plans."""
+
+import json
+
+import numpy as np
+import pytest
+
+from retinanet_jax import datasets
+
+
+@pytest.fixture
+def own_data(config, drawn):
+    """A config for the drawn pictures, given as a person gives their own."""
+    config.data.train.update(
+        annotations=str(drawn / "instances.json"), images=str(drawn / "images")
+    )
+    config.data.eval.update(annotations="", images="")
+    return config
+
+
+def names(source):
+    return {source.file_name(index) for index in range(len(source))}
+
+
+def test_shapes_are_drawn_into_the_workdir(toy_config, tmp_path):
+    toy_config.data.train.count, toy_config.data.eval.count = 3, 2
+    train, evaluation = datasets.open_sources(toy_config, tmp_path)
+    assert (len(train), len(evaluation)) == (3, 2)
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["shapes-1", "shapes-2"]
+    assert train.sizes.tolist() == [[96, 96]] * 3
+    assert train.read(0) != evaluation.read(0)
+
+
+def test_a_share_is_held_out_where_no_evaluation_data_is_given(own_data, drawn, tmp_path):
+    own_data.data.validation_share = 0.3
+    train, held_out = datasets.open_sources(own_data, tmp_path)
+    again = datasets.open_sources(own_data, tmp_path)[1]
+    assert names(train) | names(held_out) == {p.name for p in (drawn / "images").iterdir()}
+    assert not names(train) & names(held_out)
+    assert names(again) == names(held_out)
+    assert len(held_out) > 0
+
+
+def test_evaluation_data_stands_above_the_share(own_data, tmp_path):
+    own_data.data.validation_share = 0.3
+    own_data.data.eval.update(own_data.data.train)
+    train, evaluation = datasets.open_sources(own_data, tmp_path)
+    assert len(train) == len(evaluation) == 20
+
+
+@pytest.mark.parametrize("part", ["train", "eval"])
+@pytest.mark.parametrize("field", ["annotations", "images"])
+def test_missing_data_names_the_flags_to_give(own_data, tmp_path, part, field):
+    own_data.data.eval.update(own_data.data.train)
+    own_data.data[part][field] = ""
+    with pytest.raises(ValueError, match=f"no data: give --config.data.{part}.annotations=") as e:
+        datasets.open_sources(own_data, tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_an_unknown_source_is_named(own_data, tmp_path):
+    own_data.data.train.source = "voc"
+    with pytest.raises(ValueError, match="data.train.source='voc' must be one of coco, shapes"):
+        datasets.open_sources(own_data, tmp_path)
+
+
+def test_both_data_sets_must_have_the_same_categories(own_data, drawn, tmp_path):
+    content = json.loads((drawn / "instances.json").read_text())
+    content["categories"][0]["name"] = "egg"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    own_data.data.eval.update(annotations=str(other), images=str(drawn / "images"))
+    with pytest.raises(ValueError, match=r"ellipse.*other\.json.*egg.*same ids and names"):
+        datasets.open_sources(own_data, tmp_path)
+
+
+def test_plans_have_the_numbers_of_the_config(config):
+    sizes = np.array([[480, 640]] * 5 + [[640, 480]] * 2)
+    config.data.update(batch_size=2, short_sides=(400, 800), scale_jitter=(0.5, 1.0))
+
+    class Pictures:
+        pass
+
+    source = Pictures()
+    source.sizes = sizes
+    plan = datasets.train_plan(config, source)
+    assert plan.steps_per_epoch == 4
+    assert len({tuple(plan.batch(step).resized[0].tolist()) for step in range(12)}) > 4
+    evaluation = datasets.eval_plan(config, sizes, batch_size=3)
+    assert evaluation.num_batches == 3
+    assert evaluation.batch(0).bucket in {(800, 1088), (1088, 800)}
+    assert sorted(evaluation.batch(0).resized[0].tolist()) == [800, 1067]

@@ -1,0 +1,159 @@
+"""Average precision: pycocotools' numbers, and the files that hold them."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from retinanet_jax import core, evaluate
+from retinanet_jax.data.sources import Category
+from retinanet_jax.data.sources.coco import CocoSource
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def rounded(metrics):
+    return [round(metrics[name], 3) for name in evaluate.METRICS]
+
+
+def test_the_known_numbers_of_cocoapi(test_data):
+    """Published with cocoapi: 100 images of val2014 and artificial detections."""
+    metrics, table = evaluate.coco_metrics(
+        read(test_data / "cocoapi/instances_val2014_100.json"),
+        read(test_data / "cocoapi/instances_val2014_fakebbox100_results.json"),
+    )
+    assert rounded(metrics) == [
+        *(0.505, 0.697, 0.573, 0.586, 0.519, 0.501),
+        *(0.387, 0.594, 0.595, 0.640, 0.566, 0.564),
+    ]
+    assert "@[ IoU=0.50      | area=   all | maxDets=100 ] = 0.697" in table
+    assert table.count("\n") == 11
+    by_category = metrics["AP_by_category"]
+    assert len(by_category) == 80
+    known = [ap for ap in by_category.values() if ap is not None]
+    # AP is the mean over the categories that have ground truth.
+    np.testing.assert_allclose(np.mean(known), metrics["AP"], rtol=1e-12)
+
+
+def drawn_truth(drawn):
+    source = CocoSource(drawn / "instances.json", drawn / "images")
+    truth = source.ground_truth()
+    results = [
+        {"score": 1.0, **{k: one[k] for k in ("image_id", "category_id", "bbox")}}
+        for one in truth["annotations"]
+    ]
+    return source, truth, results
+
+
+def test_the_truth_itself_scores_1_and_nothing_scores_0(drawn):
+    _, truth, results = drawn_truth(drawn)
+    metrics, _ = evaluate.coco_metrics(truth, results)
+    assert metrics["AP"] == pytest.approx(1)
+    assert {round(ap, 6) for ap in metrics["AP_by_category"].values() if ap is not None} == {1}
+    metrics, _ = evaluate.coco_metrics(truth, [])
+    assert metrics["AP"] == metrics["AR100"] == 0
+
+
+def test_a_missed_picture_counts(drawn):
+    """All pictures are judged, not only those with detections."""
+    _, truth, results = drawn_truth(drawn)
+    some = [one for one in results if one["image_id"] != results[0]["image_id"]]
+    assert evaluate.coco_metrics(truth, some)[0]["AR100"] < 1
+
+
+def test_undefined_numbers_are_none(drawn):
+    _, truth, results = drawn_truth(drawn)
+    for one in truth["annotations"]:
+        one["area"] = 50.0  # small, all of them
+    metrics, _ = evaluate.coco_metrics(truth, results)
+    assert metrics["APm"] is None
+    assert metrics["ARl"] is None
+    assert metrics["APs"] == pytest.approx(1)
+    metrics, _ = evaluate.coco_metrics({**truth, "annotations": []}, results)
+    assert metrics["AP"] is None
+    assert set(metrics["AP_by_category"].values()) == {None}
+
+
+def test_results_have_original_ids_and_xywh_boxes():
+    detections = core.Detections(
+        boxes=np.float32([[10, 20, 40, 25], [1, 2, 3, 4], [0, 0, 0, 0]]),
+        scores=np.float32([0.5, 0.25, 0]),
+        classes=np.int32([1, 0, 0]),
+        mask=np.array([True, True, False]),
+    )
+    categories = (Category(3, "dog"), Category(7, "cat"))
+    assert evaluate.coco_results(detections, 42, categories) == [
+        {"image_id": 42, "category_id": 7, "bbox": [20, 10, 5, 30], "score": 0.5},
+        {"image_id": 42, "category_id": 3, "bbox": [2, 1, 2, 2], "score": 0.25},
+    ]
+
+
+def test_what_an_evaluation_writes(drawn, tmp_path, capsys):
+    source, truth, results = drawn_truth(drawn)
+    as_given = copy.deepcopy(results)
+    assert evaluate.write(results, source, 30, tmp_path, report=None) == pytest.approx(1)
+    assert sorted(p.name for p in (tmp_path / "eval").iterdir()) == [
+        "30.jpg",
+        "30.json",
+        "30_detections.json",
+    ]
+    assert read(tmp_path / "eval/30_detections.json") == results == as_given
+    metrics = read(tmp_path / "eval/30.json")
+    assert list(metrics) == [*evaluate.METRICS, "AP_by_category"]
+    assert set(metrics["AP_by_category"]) == {one["name"] for one in truth["categories"]}
+    printed = capsys.readouterr().out
+    assert "20 images after step 30" in printed
+    assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all" in printed
+
+
+def test_where_ap_is_undefined_the_best_checkpoint_is_not_this_one(
+    folder_without_objects, tmp_path
+):
+    assert evaluate.write([], folder_without_objects, 1, tmp_path, report=None) == -1
+
+
+@pytest.fixture
+def folder_without_objects(drawn, tmp_path):
+    content = {**read(drawn / "instances.json"), "annotations": []}
+    path = tmp_path / "empty.json"
+    path.write_text(json.dumps(content))
+    return CocoSource(path, drawn / "images")
+
+
+@pytest.mark.slow
+def test_the_run_evaluated_every_picture(tiny_run):
+    """AP of the files is AP of the detections beside them, on all pictures."""
+    source = CocoSource(
+        tiny_run.workdir / "data/shapes-2/instances.json", tiny_run.workdir / "data/shapes-2/images"
+    )
+    for step in (4, 8):
+        results = read(tiny_run.workdir / f"eval/{step}_detections.json")
+        assert {one["image_id"] for one in results} == set(source.image_ids)
+        assert {one["category_id"] for one in results} <= {c.id for c in source.categories}
+        limits = {i: size for i, size in zip(source.image_ids, source.sizes, strict=True)}
+        for one in results:
+            x, y, width, height = one["bbox"]
+            bottom, right = limits[one["image_id"]] + 1e-3
+            assert min(x, y) >= 0
+            assert min(width, height) > 0
+            assert (y + height, x + width) <= (bottom, right)
+        metrics, _ = evaluate.coco_metrics(source.ground_truth(), results)
+        assert metrics == read(tiny_run.workdir / f"eval/{step}.json")
+    assert (tiny_run.workdir / "eval/8.jpg").exists()
+    assert tiny_run.stdout.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all") == 2
+
+
+@pytest.mark.slow
+def test_evaluation_alone_repeats_that_of_training(tiny_run, program):
+    """`--mode=evaluate` on the best checkpoint, in a process of its own."""
+    before = {p.name: p.read_bytes() for p in (tiny_run.workdir / "eval").glob("*.json")}
+    status, stdout, stderr = program.run(
+        "main", *tiny_run.arguments, f"--workdir={tiny_run.workdir}", "--mode=evaluate"
+    )
+    assert status == 0, stderr
+    assert "Average Precision" in stdout
+    after = {p.name: p.read_bytes() for p in (tiny_run.workdir / "eval").glob("*.json")}
+    assert after == before
