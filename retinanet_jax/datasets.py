@@ -17,6 +17,11 @@ def open_source(config: ConfigDict, part: str, workdir: pathlib.Path) -> Source:
     section = config.data[part]
 
     def drawn() -> Source:
+        if section.annotations:
+            raise ValueError(
+                f"data.{part}.annotations={section.annotations} would not be read: "
+                f"data.{part}.source is 'shapes', which draws its own; set it to 'coco'."
+            )
         folder = pathlib.Path(section.images or workdir / "data" / f"shapes-{section.seed}")
         written = shapes.write_shapes(
             folder, seed=section.seed, images=section.count, image_size=section.image_size
@@ -34,15 +39,27 @@ def open_source(config: ConfigDict, part: str, workdir: pathlib.Path) -> Source:
     return choose(f"data.{part}.source", section.source, {"coco": coco, "shapes": drawn})()
 
 
-def open_sources(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Source]:
-    """(training, evaluation) data; a held-out share of the first where there is no second.
+def holds_out(config: ConfigDict) -> bool:
+    """Whether a share of the training data is kept for evaluation, for want of other data."""
+    return bool(config.data.validation_share) and not config.data.eval.annotations
 
-    Raises ValueError where their categories differ.
-    """
-    train = open_source(config, "train", workdir)
-    if config.data.validation_share and not config.data.eval.annotations:
-        return split_by_hash(train, config.data.validation_share)
-    evaluation = open_source(config, "eval", workdir)
+
+def open_training(config: ConfigDict, workdir: pathlib.Path) -> Source:
+    """What is trained on."""
+    source = open_source(config, "train", workdir)
+    return split_by_hash(source, config.data.validation_share)[0] if holds_out(config) else source
+
+
+def open_evaluation(config: ConfigDict, workdir: pathlib.Path) -> Source:
+    """What is evaluated on."""
+    if not holds_out(config):
+        return open_source(config, "eval", workdir)
+    return split_by_hash(open_source(config, "train", workdir), config.data.validation_share)[1]
+
+
+def open_sources(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Source]:
+    """(training, evaluation) data; raises ValueError where their categories differ."""
+    train, evaluation = open_training(config, workdir), open_evaluation(config, workdir)
     if train.categories != evaluation.categories:
         raise ValueError(
             f"{train.name} has the categories {[tuple(c) for c in train.categories]}, "

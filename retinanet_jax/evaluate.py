@@ -122,6 +122,7 @@ def coco_metrics(
     from pycocotools.cocoeval import COCOeval
 
     printed = io.StringIO()
+    ground_truth = {**ground_truth, "annotations": numbered(ground_truth["annotations"])}
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = ground_truth
@@ -144,6 +145,11 @@ def coco_metrics(
         for k, category in enumerate(evaluation.params.catIds)
     }
     return metrics, printed.getvalue().rstrip()
+
+
+def numbered(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Copies with ids from 1: pycocotools takes a match with annotation 0 for none."""
+    return [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)]
 
 
 def defined(value: float) -> float | None:
@@ -177,7 +183,7 @@ def write(
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Evaluates the checkpoint in `workdir` (its best by AP, else its newest) on data.eval."""
     trained = checkpoint.load(workdir)
-    _, source = datasets.open_sources(config, workdir)
+    source = datasets.open_evaluation(config, workdir)
     checkpoint.check_categories(
         trained.folder,
         [category._asdict() for category in trained.categories],

@@ -5,9 +5,9 @@ python -m retinanet_jax.main [--config=FILE[:ARG]] --workdir=DIR
 """
 
 import difflib
-import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import jax
@@ -41,6 +41,13 @@ def main(_: list[str]) -> None:
         if _TRACEBACK.value:
             raise
         sys.exit(f"error: {one_line(error)}")
+    except jax.errors.JaxRuntimeError as error:
+        if _TRACEBACK.value or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(
+            "error: the accelerator's memory is too small for this run; lower "
+            "--config.data.batch_size or the picture sizes, or try --config.dtype=bfloat16."
+        )
 
 
 def run(config: ConfigDict, workdir: str | None, mode: str) -> None:
@@ -63,9 +70,7 @@ def writable(folder: pathlib.Path) -> pathlib.Path:
     """Makes the folder; raises an OSError that says why it can't hold the run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise OSError(
             f"--workdir={folder} can't be written ({error.strerror}); give another folder."

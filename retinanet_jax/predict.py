@@ -39,6 +39,7 @@ _DRAW_THRESHOLD = flags.DEFINE_float(
 class Found(NamedTuple):
     """What was found on one picture."""
 
+    image_id: int  # the picture's number in the list, from 1
     path: pathlib.Path
     image: np.ndarray  # H W 3 uint8
     detections: core.Detections  # boxes in pixels of `image`
@@ -107,10 +108,11 @@ def predict_files(
     for number, path in enumerate(pictures, 1):
         try:
             image = decode_image(path.read_bytes(), str(path))
+            found = Found(number, path, image, predictor(image))
         except (OSError, ValueError) as error:
-            unreadable.append(str(error))
+            unreadable.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             continue
-        yield Found(path, image, predictor(image))
+        yield found
         each = (time.monotonic() - began) / number
         print(
             f"{number}/{len(pictures)} {path.name}  {1 / each:.1f} images/s  "
@@ -144,11 +146,13 @@ def run(checkpoint_path: str, output: pathlib.Path, paths: Sequence[str], thresh
     output.mkdir(parents=True, exist_ok=True)
     predictor = Predictor(trained)
     names = [category.name for category in trained.categories]
-    results, unreadable, taken = [], [], set()
-    for image_id, found in enumerate(predict_files(predictor, pictures, unreadable), 1):
+    results, unreadable = [], []
+    # Where the pictures lie in the output folder themselves, none of them is overwritten.
+    taken = {path.name for path in pictures if path.resolve().parent == output.resolve()}
+    for found in predict_files(predictor, pictures, unreadable):
         results += [
             {**result, "file_name": str(found.path)}
-            for result in coco_results(found.detections, image_id, trained.categories)
+            for result in coco_results(found.detections, found.image_id, trained.categories)
         ]
         drawn(found, names, threshold).save(output / output_name(found.path, taken), quality=92)
     write_json(output / "detections.json", results)

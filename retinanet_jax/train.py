@@ -185,11 +185,15 @@ def make_train_step(
 
 def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None:
     """Trains to config.total_steps, from the newest checkpoint in `workdir` if there is one."""
+    check_cadence(config)
     mesh = sharding.make_mesh(config.space)
     sharding.check_batch_size("data.batch_size", config.data.batch_size, mesh)
     heights = (height for height, _ in config.data.buckets)
     sharding.check_heights(heights, config.anchors.max_level, mesh)
-    train_data, eval_data = datasets.open_sources(config, workdir)
+    if evaluates:
+        train_data, eval_data = datasets.open_sources(config, workdir)
+    else:
+        train_data, eval_data = datasets.open_training(config, workdir), None
     plan = datasets.train_plan(config, train_data)
     model = build_model(config, len(train_data.categories))
     optimizer = make_optimizer(config)
@@ -204,7 +208,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
             out_shardings=sharding.replicated(mesh),
             donate_argnums=0,
         )
-        evaluator = evaluate.Evaluator(config, model, eval_data, mesh) if evaluates else None
+        evaluator = evaluate.Evaluator(config, model, eval_data, mesh) if eval_data else None
         host_batches = batches(
             train_data,
             plan,
@@ -221,10 +225,12 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
             total_steps=config.total_steps,
             writes=jax.process_index() == 0,
         ) as report:
+            compiled = set()
             for step, host_batch in enumerate(host_batches, start + 1):
                 state, metrics = step_fn(state, sharding.to_devices(host_batch, shardings))
-                if step == start + 1:
-                    report.restart_clock(start)  # compiling is done, the step itself runs on
+                if host_batch.images.shape not in compiled:
+                    compiled.add(host_batch.images.shape)
+                    report.restart_clock(step - 1)  # compiling is done, the step itself runs on
                 if is_due(step, config.log_every, config.total_steps):
                     log_step(step, metrics, config, report)
                 ap = None
@@ -233,6 +239,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
                     ap = evaluate.write(results, eval_data, step, workdir, report)
                     report.restart_clock(step)
                 if ap is not None or is_due(step, config.checkpoint_every, config.total_steps):
+                    finite_metrics(step, metrics, config)  # a diverged state must not be resumed
                     checkpoints.save(step, state.variables, state.training, ap)
 
 
@@ -254,23 +261,36 @@ def first_state(
     return TrainState(**variables, **training)
 
 
+def check_cadence(config: ConfigDict) -> None:
+    """Raises ValueError where something is to be done every 0 steps."""
+    for name in ("total_steps", "log_every", "checkpoint_every", "evaluate_every"):
+        if config[name] < 1:
+            raise ValueError(f"config.{name}={config[name]} must be at least 1.")
+
+
 def log_step(step: int, metrics: dict[str, Array], config: ConfigDict, report: Report) -> None:
-    """Fetches and reports one step's metrics; FloatingPointError if the loss is not finite."""
+    """Fetches and reports one step's metrics; raises as `finite_metrics` does."""
+    report.train_step(step, finite_metrics(step, metrics, config), config.data.batch_size)
+
+
+def finite_metrics(step: int, metrics: dict[str, Array], config: ConfigDict) -> dict[str, float]:
+    """The metrics as numbers; FloatingPointError where the loss or its gradient is not finite."""
     values = {name: float(value) for name, value in metrics.items()}
-    if not np.isfinite(values["loss"]):
-        raise FloatingPointError(
-            f"the loss became {values['loss']} within steps "
-            f"{max(step - config.log_every, 0) + 1}..{step} (classification "
-            f"{values['loss/classification']}, box {values['loss/box']}); try a lower "
-            "--config.optimizer.learning_rate or more --config.optimizer.warmup_steps."
-        )
-    report.train_step(step, values, config.data.batch_size)
+    for name in ("loss", "gradient_norm"):
+        if not np.isfinite(values[name]):
+            raise FloatingPointError(
+                f"the {name} became {values[name]} within steps "
+                f"{max(step - config.log_every, 0) + 1}..{step} (classification "
+                f"{values['loss/classification']}, box {values['loss/box']}); try a lower "
+                "--config.optimizer.learning_rate or more --config.optimizer.warmup_steps."
+            )
+    return values
 
 
 def describe(
     config: ConfigDict,
     train_data: Source,
-    eval_data: Source,
+    eval_data: Source | None,
     plan: TrainPlan,
     state: TrainState,
     mesh: jax.sharding.Mesh,
@@ -281,7 +301,7 @@ def describe(
     print(
         f"{mesh.shape['data']} x {mesh.shape['space']} devices (data x space), "
         f"{jax.devices()[0].device_kind}; {parameters:,} parameters\n"
-        f"{len(train_data)} training and {len(eval_data)} evaluation images of "
+        f"{len(train_data)} training and {len(eval_data or ())} evaluation images of "
         f"{len(train_data.categories)} categories, {plan.steps_per_epoch} steps an epoch\n"
         f"learning rate {scaled_learning_rate(config):g} = {optimizer.learning_rate:g} at batch "
         f"{optimizer.reference_batch_size}, scaled to batch {data.batch_size}\n"

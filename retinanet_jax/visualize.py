@@ -75,7 +75,9 @@ def _pair(
     source: Source, index: int, found: list[dict[str, Any]], side: int
 ) -> tuple[Image.Image, Image.Image]:
     """(ground truth, detections) drawn on one picture of `source`."""
-    image = decode_image(source.read(index), source.file_name(index))
+    image = decode_image(
+        source.read(index), source.file_name(index), size=tuple(source.sizes[index].tolist())
+    )
     scale = side / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     image = np.asarray(Image.fromarray(image).resize(size))

@@ -64,6 +64,20 @@ def test_an_unknown_source_is_named(own_data, tmp_path):
         datasets.open_sources(own_data, tmp_path)
 
 
+def test_annotations_that_shapes_would_not_read_are_refused(toy_config, tmp_path):
+    toy_config.data.train.annotations = "mine.json"
+    with pytest.raises(ValueError, match=r"data\.train\.annotations=mine\.json would not be read"):
+        datasets.open_sources(toy_config, tmp_path)
+
+
+def test_each_part_is_opened_without_the_other(own_data, tmp_path):
+    """A machine that evaluates need not hold the training pictures, nor the other way round."""
+    own_data.data.validation_share = 0.0
+    with pytest.raises(ValueError, match=r"config\.data\.eval\.annotations"):
+        datasets.open_evaluation(own_data, tmp_path)
+    assert len(datasets.open_training(own_data, tmp_path)) == 20
+
+
 def test_both_data_sets_must_have_the_same_categories(own_data, drawn, tmp_path):
     content = json.loads((drawn / "instances.json").read_text())
     content["categories"][0]["name"] = "egg"

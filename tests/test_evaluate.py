@@ -109,6 +109,16 @@ def test_what_an_evaluation_writes(drawn, tmp_path, capsys):
     assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all" in printed
 
 
+def test_annotation_ids_from_zero_cost_nothing(drawn):
+    """pycocotools itself takes a match with annotation 0 for a miss."""
+    _, truth, results = drawn_truth(drawn)
+    for number, annotation in enumerate(truth["annotations"]):
+        annotation["id"] = number
+    metrics, _ = evaluate.coco_metrics(truth, results)
+    assert metrics["AP"] == pytest.approx(1)
+    assert truth["annotations"][0]["id"] == 0  # the caller's stays as it was
+
+
 def test_where_ap_is_undefined_the_best_checkpoint_is_not_this_one(
     folder_without_objects, tmp_path
 ):

@@ -114,6 +114,31 @@ def test_an_unreadable_picture_is_named_and_the_others_are_done(found, pictures,
     assert "\n" not in line
 
 
+def test_the_originals_are_never_overwritten(found, pictures):
+    """Also where the output folder is the pictures' own."""
+    (pictures.parent / "out").symlink_to(pictures)
+    before = {path: path.read_bytes() for path in pictures.rglob("*.*g")}
+    found(pictures)
+    assert {path: path.read_bytes() for path in before} == before
+    assert {"a.jpg", "b.jpg", "a-2.jpg"} <= {path.name for path in pictures.glob("*.jpg")}
+
+
+def test_a_picture_that_no_bucket_holds_is_named_and_the_others_are_done(
+    found, pictures, monkeypatch, caplog
+):
+    class Narrow(OneBox):
+        def __call__(self, image):
+            if image.shape[1] == 61:
+                raise ValueError("picture 0 of (40, 61) fits no bucket")
+            return super().__call__(image)
+
+    monkeypatch.setattr(predict, "Predictor", Narrow)
+    failed, _, results = found(pictures)
+    assert failed == 1
+    assert [one["image_id"] for one in results] == [1, 1, 3, 3]
+    assert f"{pictures / 'b.JPG'}: picture 0 of (40, 61)" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -164,16 +164,27 @@ def test_a_missing_weights_file_is_told_before_anything_compiles(config, tmp_pat
         train.initial_state(config, 3, train.make_optimizer(config))
 
 
-@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, loss):
-    metrics = {"loss": loss, "loss/classification": loss, "loss/box": 1.0}
+@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(config, tmp_path, name, value):
+    finite = {"loss": 2.0, "loss/classification": 1.0, "loss/box": 1.0, "gradient_norm": 3.0}
+    metrics = finite | {name: value}
     with (
         Report(tmp_path, start_step=0, total_steps=100, writes=True) as report,
-        pytest.raises(FloatingPointError, match=f"became {loss} within steps 41..60 .*lower") as e,
+        pytest.raises(
+            FloatingPointError, match=f"the {name} became {value} within steps 41..60 .*lower"
+        ) as e,
     ):
         train.log_step(60, metrics, config, report)
     assert "\n" not in str(e.value)
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("name", ["log_every", "checkpoint_every", "evaluate_every"])
+def test_every_zero_steps_is_refused_before_anything_is_opened(config, tmp_path, name):
+    config[name] = 0
+    with pytest.raises(ValueError, match=rf"config\.{name}=0 must be at least 1"):
+        train.train(config, tmp_path, evaluates=True)
 
 
 # ---- whole runs

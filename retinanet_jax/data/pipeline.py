@@ -83,12 +83,13 @@ def _load(
     if num_threads:
         options.threading.private_threadpool_size = num_threads
     batch_size = len(host_rows(0).index)
+    as_it_is = tf.autograph.experimental.do_not_convert  # else TensorFlow rereads this file
     dataset = (
         tf.data.Dataset.range(steps.start, steps.stop)
-        .map(lambda step: _tf_plan(tf, host_rows, step, batch_size))
+        .map(as_it_is(lambda step: _tf_plan(tf, host_rows, step, batch_size)))
         .unbatch()
         .map(
-            lambda *row: _tf_image(tf, source, *row),
+            as_it_is(lambda *row: _tf_image(tf, source, *row)),
             num_parallel_calls=num_threads or tf.data.AUTOTUNE,
         )
         .batch(batch_size, drop_remainder=True)
@@ -171,7 +172,7 @@ def _culprit(tf: ModuleType, source: Source, rows: BatchPlan, error: Exception) 
         except (OSError, ValueError) as found:
             return found
     names = ", ".join(source.file_name(index) for index in rows.index.tolist())
-    return RuntimeError(f"reading failed once, and now succeeds, for one of {names}: {error}")
+    return OSError(f"reading failed once, and now succeeds, for one of {names}: {error}")
 
 
 def _add_boxes(source: Source, rows: _Rows, num_boxes: int, num_crowd: int) -> Batch:

@@ -227,9 +227,9 @@ def make_buckets(buckets: Sequence[tuple[int, int]]) -> Int32[np.ndarray, "b 2"]
     landscape and a portrait bucket need it to share a batch.
     Raises ValueError where a side is not a positive multiple of 32.
     """
-    if not buckets:
+    if np.ndim(buckets) != 2 or np.shape(buckets)[1] != 2:
         raise ValueError(
-            "buckets=() must name at least one (H, W); try ((800, 1344), (1344, 800))."
+            f"buckets={buckets} must name at least one (H, W); try ((800, 1344), (1344, 800))."
         )
     for height, width in buckets:
         if min(height, width) <= 0 or height % STRIDE or width % STRIDE:

@@ -39,14 +39,14 @@ def decode_image(
     """
     try:
         picture = Image.open(io.BytesIO(data))
-        transpose, flip_y, flip_x = ORIENTATIONS[shown_orientation(picture, name, size)]
-        pixels = np.asarray(_to_rgb(picture, name))
-    # Pillow's decoders raise these for broken content, according to the format.
-    except (OSError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
+        picture.load()
+    except Exception as error:  # broken content makes Pillow's decoders raise almost anything
         raise ValueError(
             f"{name}: the picture is corrupt or truncated ({error}); replace it, or remove it from "
             "the data set."
         ) from None
+    transpose, flip_y, flip_x = ORIENTATIONS[shown_orientation(picture, name, size)]
+    pixels = np.asarray(_to_rgb(picture, name))
     if transpose:
         pixels = pixels.swapaxes(0, 1)
     return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])

@@ -44,10 +44,12 @@ def test_ground_truth_is_the_file_and_only_completed(folder):
     two_pictures(folder)
     folder.add_box(1, [10, 5, 20, 30], area=17.5, iscrowd=0, segmentation=[[1, 2, 3, 4, 5, 6]])
     folder.add_box(2, [1, 2, 3.5, 4])
+    folder.add_box(2, [1, 2, 3, 4], area=None, iscrowd=None)
     folder.add_box(2, [1, 2, 0, 4])  # not trained on, but the evaluation is the official one
     expected = copy.deepcopy(folder.content)
     expected["annotations"][1] |= {"area": 14.0, "iscrowd": 0}
-    expected["annotations"][2] |= {"area": 0, "iscrowd": 0}
+    expected["annotations"][2] |= {"area": 12, "iscrowd": 0}
+    expected["annotations"][3] |= {"area": 0, "iscrowd": 0}
     assert folder.load().ground_truth() == expected
 
 
@@ -97,6 +99,7 @@ BAD = {
     "zero height": (wrong("images", 1, height=0), "image id 2 has height and width .0, 30."),
     "no name": (wrong("categories", 0, name=None), "category id 7 has no `name`"),
     "id as text": (wrong("images", 0, id="1"), "image id 1 has id='1'.*type int"),
+    "twin name": (wrong("categories", 1, name="cat"), "several categories, first 'cat'"),
     "no image": (lambda content: content["images"].clear(), "has no images"),
     "no categories": (lambda content: content["categories"].clear(), "has no categories"),
     "no section": (lambda content: content.pop("annotations"), "has no list `annotations`"),

@@ -61,8 +61,9 @@ class CocoSource(Source):
         """
         content = _load(self._path)
         for annotation in content["annotations"]:
-            annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-            annotation.setdefault("iscrowd", 0)
+            if annotation.get("area") is None:
+                annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+            annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)
         return content
 
     def _read_images(self, images: list[dict]) -> None:
@@ -86,6 +87,12 @@ class CocoSource(Source):
             raise ValueError(f"{self.name}: has no categories; list each as {{id, name}}.")
         ids = self._unique_ids("category", categories)
         names = [self._field("category", category, "name", str) for category in categories]
+        twice = [name for name, count in collections.Counter(names).items() if count > 1]
+        if twice:
+            raise ValueError(
+                f"{self.name}: {len(twice)} names stand for several categories, first "
+                f"{twice[0]!r}; give each category a name of its own."
+            )
         self.categories = tuple(sorted(map(Category, ids, names)))
 
     def _read_boxes(self, annotations: list[dict]) -> None:
@@ -111,7 +118,7 @@ class CocoSource(Source):
                 continue
             if np.abs(inside - box).max() > OUTSIDE:
                 clipped.append(annotation_id)
-            crowd = bool(annotation.get("iscrowd", 0))
+            crowd = bool(annotation.get("iscrowd"))
             kept[row].append((inside, class_of[category_id], crowd))
         self._warn(empty, "have no area inside their picture and are not trained on")
         self._warn(clipped, f"stand out of their picture by more than {OUTSIDE:g} pixel: clipped")
