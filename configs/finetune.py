@@ -16,35 +16,30 @@ from retinanet_jax.configs import r50_fpn
 
 def get_config(arg: str = "") -> ConfigDict:
     """`arg` is "" or "tiny"."""
-    config = r50_fpn.get_config()
-    with config.unlocked():
-        config.update(total_steps=1_000, checkpoint_every=250, evaluate_every=500)
-        config.data.train.update(annotations="", images="")
-        config.data.eval.update(annotations="", images="")
-        config.data.update(
-            validation_share=0.2,
-            batch_size=4,
-            eval_batch_size=4,
-            buckets=((256, 256), (256, 352), (256, 480), (352, 256), (480, 256)),
-            short_sides=(256,),
-            eval_short_side=256,
-            long_side=480,
-        )
-        # New layers learn faster with group norm, AdamW and GIoU; a few hundred pictures don't
-        # need the paper's 256 channels.
-        config.model.update(fpn_channels=128, head_depth=3, head_norm="group")
-        config.loss.box = "giou"
-        config.optimizer.update(
-            name="adamw",
-            learning_rate=2e-4,
-            reference_batch_size=4,
-            weight_decay=0.05,
-            warmup_steps=100,
-            warmup_factor=0.01,
-            schedule="cosine",
-        )
-        if arg == "tiny":
-            r50_fpn.make_tiny(config)
-        elif arg:
-            raise ValueError(f"config argument {arg!r}: this config knows 'tiny' alone.")
-    return config.lock()
+    config = r50_fpn.get_config().unlock()
+    config.update(total_steps=1_000, checkpoint_every=250, evaluate_every=500)
+    config.data.train.update(annotations="", images="")
+    config.data.eval.update(annotations="", images="")
+    config.data.update(
+        validation_share=0.2,
+        batch_size=4,
+        eval_batch_size=4,
+        buckets=((256, 256), (256, 352), (256, 480), (352, 256), (480, 256)),
+        short_sides=(256,),
+        eval_short_side=256,
+        long_side=480,
+    )
+    # New layers learn faster with group norm, AdamW and GIoU; a few hundred pictures don't
+    # need the paper's 256 channels.
+    config.model.update(fpn_channels=128, head_depth=3, head_norm="group")
+    config.loss.box = "giou"
+    config.optimizer.update(
+        name="adamw",
+        learning_rate=2e-4,
+        reference_batch_size=4,
+        weight_decay=0.05,
+        warmup_steps=100,
+        warmup_factor=0.01,
+        schedule="cosine",
+    )
+    return r50_fpn.finished(config, arg)

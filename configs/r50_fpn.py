@@ -132,6 +132,11 @@ def get_config(arg: str = "") -> ConfigDict:
         drops=(2 / 3, 8 / 9),  # of total_steps: 60k and 80k of 90k
         drop_factor=0.1,
     )
+    return finished(config, arg)
+
+
+def finished(config: ConfigDict, arg: str) -> ConfigDict:
+    """Applies a recipe's argument, "" or "tiny", and locks it: a misspelt field is an error."""
     if arg == "tiny":
         make_tiny(config)
     elif arg:

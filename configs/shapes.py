@@ -11,46 +11,41 @@ from retinanet_jax.configs import r50_fpn
 
 def get_config(arg: str = "") -> ConfigDict:
     """`arg` is "" or "tiny"."""
-    config = r50_fpn.get_config()
-    with config.unlocked():
-        config.update(total_steps=2_000, log_every=50, checkpoint_every=500, evaluate_every=1_000)
-        drawn = dict(source="shapes", annotations="", images="", image_size=128)
-        config.data.train.update(drawn, count=2000, seed=1)
-        config.data.eval.update(drawn, count=200, seed=2)
-        config.data.update(
-            batch_size=8,
-            eval_batch_size=8,
-            buckets=((128, 128),),
-            short_sides=(128,),
-            eval_short_side=128,
-            long_side=128,
-        )
-        config.input.update(order="rgb", mean=(127.5,) * 3, std=(64.0,) * 3)
-        config.model.update(
-            backbone="resnet18",
-            backbone_width=16,
-            stride_in_1x1=False,
-            norm="batch",
-            norm_epsilon=1e-5,
-            frozen_stages=0,
-            fpn_channels=48,
-            head_depth=2,
-            head_norm="group",
-        )
-        config.init.update(source="", path="")
-        config.anchors.base_scale = 2.0  # figures are 19 to 83 pixels
-        config.loss.box = "giou"
-        config.detections.top_k = 300
-        config.optimizer.update(
-            name="adamw",
-            learning_rate=2e-3,
-            reference_batch_size=8,
-            weight_decay=0.05,
-            warmup_steps=50,
-            schedule="cosine",
-        )
-        if arg == "tiny":
-            r50_fpn.make_tiny(config)
-        elif arg:
-            raise ValueError(f"config argument {arg!r}: this config knows 'tiny' alone.")
-    return config.lock()
+    config = r50_fpn.get_config().unlock()
+    config.update(total_steps=2_000, log_every=50, checkpoint_every=500, evaluate_every=1_000)
+    drawn = dict(source="shapes", annotations="", images="", image_size=128)
+    config.data.train.update(drawn, count=2000, seed=1)
+    config.data.eval.update(drawn, count=200, seed=2)
+    config.data.update(
+        batch_size=8,
+        eval_batch_size=8,
+        buckets=((128, 128),),
+        short_sides=(128,),
+        eval_short_side=128,
+        long_side=128,
+    )
+    config.input.update(order="rgb", mean=(127.5,) * 3, std=(64.0,) * 3)
+    config.model.update(
+        backbone="resnet18",
+        backbone_width=16,
+        stride_in_1x1=False,
+        norm="batch",
+        norm_epsilon=1e-5,
+        frozen_stages=0,
+        fpn_channels=48,
+        head_depth=2,
+        head_norm="group",
+    )
+    config.init.update(source="", path="")
+    config.anchors.base_scale = 2.0  # figures are 19 to 83 pixels
+    config.loss.box = "giou"
+    config.detections.top_k = 300
+    config.optimizer.update(
+        name="adamw",
+        learning_rate=2e-3,
+        reference_batch_size=8,
+        weight_decay=0.05,
+        warmup_steps=50,
+        schedule="cosine",
+    )
+    return r50_fpn.finished(config, arg)

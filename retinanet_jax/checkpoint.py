@@ -7,10 +7,11 @@ Each holds four items: `variables` (params and batch statistics: all that predic
 import contextlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -19,6 +20,9 @@ from retinanet_jax.data.sources import Category
 
 FOLDER = "checkpoints"
 NOT_MEASURED = -1.0  # AP of a checkpoint that was not evaluated: below all others
+# Sections of the config that say what the weights mean. Many a field of them can change without
+# changing any array's shape; the other sections' only change how training goes on.
+DEFINING = ("model", "anchors", "input")
 
 
 class Checkpoints:
@@ -30,8 +34,8 @@ class Checkpoints:
         config: ConfigDict,
         categories: Sequence[Category],
     ) -> None:
-        self._config = json.loads(config.to_json())
-        self._categories = [category._asdict() for category in categories]
+        self._config = config
+        self._categories = tuple(categories)
         self._manager = ocp.CheckpointManager(
             (workdir / FOLDER).absolute(),
             item_handlers=item_handlers(),
@@ -63,8 +67,8 @@ class Checkpoints:
             args=ocp.args.Composite(
                 variables=ocp.args.StandardSave(variables),
                 training=ocp.args.StandardSave(training),
-                config=ocp.args.JsonSave(self._config),
-                categories=ocp.args.JsonSave(self._categories),
+                config=ocp.args.JsonSave(plain(self._config)),
+                categories=ocp.args.JsonSave([one._asdict() for one in self._categories]),
             ),
             metrics={"AP": NOT_MEASURED if ap is None else ap},
         )
@@ -76,21 +80,28 @@ class Checkpoints:
     def restore(self, step: int, variables: Any, training: Any) -> tuple[Any, Any]:
         """(variables, training) of `step`, in the shapes, types and places of those given.
 
-        Raises ValueError where the checkpoint is of another model or of other categories.
+        Raises ValueError where the checkpoint is of another model or of other categories; what
+        else differs between its config and this run's is printed.
         """
         folder = pathlib.Path(self._manager.directory) / str(step)
         saved = self._manager.restore(
-            step, args=ocp.args.Composite(categories=ocp.args.JsonRestore())
+            step,
+            args=ocp.args.Composite(
+                config=ocp.args.JsonRestore(), categories=ocp.args.JsonRestore()
+            ),
         )
-        check_categories(folder, saved["categories"], self._categories)
+        check_categories(folder, to_categories(saved["categories"]), self._categories)
+        saved_config = ConfigDict(saved["config"])
+        check_model(folder, saved_config, self._config)
+        tell_differences(folder, saved_config, self._config)
         metadata = self._manager.item_metadata(step)
         check_shapes(folder, metadata["variables"], variables, what="weights of another model")
         check_shapes(folder, metadata["training"], training, what="state of another optimizer")
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                variables=ocp.args.StandardRestore(as_target(variables)),
-                training=ocp.args.StandardRestore(as_target(training)),
+                variables=ocp.args.StandardRestore(variables),
+                training=ocp.args.StandardRestore(training),
             ),
         )
         return restored["variables"], restored["training"]
@@ -109,7 +120,7 @@ def item_handlers() -> dict[str, ocp.CheckpointHandler]:
 class Trained(NamedTuple):
     """All that prediction and evaluation need to know of a training run."""
 
-    variables: dict[str, Any]
+    variables: dict[str, Any]  # numpy arrays
     config: ConfigDict
     categories: tuple[Category, ...]
     step: int
@@ -119,15 +130,28 @@ class Trained(NamedTuple):
 def load(path: str | pathlib.Path) -> Trained:
     """Reads a checkpoint: a working directory's best by AP (else its newest), or a step's folder.
 
-    Raises FileNotFoundError where there is none.
+    The arrays come to the host, whatever devices they were saved on, and wherever the folder was
+    copied to. Raises FileNotFoundError where there is none.
     """
     folder = find(pathlib.Path(path).expanduser().absolute())
-    handler = ocp.CompositeCheckpointHandler(**item_handlers())
+    # Unlike the standard handler, this one reads a part of an item.
+    handlers = {**item_handlers(), "training": ocp.PyTreeCheckpointHandler()}
+    shapes = handlers["variables"].metadata(folder / "variables").tree
+    step = {"step": np.zeros((), np.int32)}
+    handler = ocp.CompositeCheckpointHandler(**handlers)
     with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
         saved = checkpointer.restore(
             folder,
             args=ocp.args.Composite(
-                variables=ocp.args.StandardRestore(),
+                # Without a target Orbax wants the very devices that the arrays were saved on.
+                variables=ocp.args.StandardRestore(
+                    jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
+                ),
+                training=ocp.args.PyTreeRestore(
+                    step,
+                    restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), step),
+                    partial_restore=True,
+                ),
                 config=ocp.args.JsonRestore(),
                 categories=ocp.args.JsonRestore(),
             ),
@@ -135,8 +159,8 @@ def load(path: str | pathlib.Path) -> Trained:
     return Trained(
         variables={"batch_stats": {}, **saved["variables"]},
         config=ConfigDict(saved["config"]),
-        categories=tuple(Category(**category) for category in saved["categories"]),
-        step=int(folder.name),
+        categories=to_categories(saved["categories"]),
+        step=int(saved["training"]["step"]),
         folder=folder,
     )
 
@@ -166,12 +190,9 @@ def by_ap(metrics: Mapping[str, float]) -> float:
     return metrics["AP"]
 
 
-def as_target(tree: Any) -> Any:
-    """Shapes, types and places of `tree`, for Orbax to restore into."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)),
-        tree,
-    )
+def to_categories(saved: Sequence[Mapping[str, Any]]) -> tuple[Category, ...]:
+    """Categories from their JSON."""
+    return tuple(Category(**category) for category in saved)
 
 
 def check_shapes(where: pathlib.Path | str, saved: Any, wanted: Any, *, what: str) -> None:
@@ -194,23 +215,46 @@ def check_shapes(where: pathlib.Path | str, saved: Any, wanted: Any, *, what: st
         )
 
 
-def check_model(trained: Trained, config: ConfigDict) -> None:
-    """Raises ValueError where `config` describes another network than the checkpoint's."""
-    for section in ("model", "anchors", "input"):
-        have = trained.config[section].to_json()
-        want = config[section].to_json()
-        if have != want:
+def check_model(where: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> None:
+    """Raises ValueError where `config` describes another network than the `saved` one."""
+    for name, have, want in differences(plain(saved), plain(config)):
+        if name.partition(".")[0] in DEFINING:
             raise ValueError(
-                f"{trained.folder}: trained with config.{section}={have}, this run has {want}; "
-                "use the config it was trained with."
+                f"{where}: trained with config.{name}={have}, this run has {want}; "
+                "use the config it was trained with, or another --workdir."
             )
 
 
+def tell_differences(where: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> None:
+    """Prints in one line what a resumed run does otherwise than before."""
+    differing = differences(plain(saved), plain(config))
+    told = [f"config.{name}={want} (was {have})" for name, have, want in differing]
+    if told and jax.process_index() == 0:
+        print(f"{where}: goes on with {', '.join(told)}", flush=True)
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """What of `config` is stored; in JSON tuples are lists."""
+    return json.loads(config.to_json())
+
+
+def differences(
+    saved: Mapping[str, Any], config: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, saved value, value now) of each field that differs; None where it is absent."""
+    for name in sorted({*saved, *config}):
+        have, want = saved.get(name), config.get(name)
+        if isinstance(have, Mapping) and isinstance(want, Mapping):
+            yield from differences(have, want, f"{prefix}{name}.")
+        elif have != want:
+            yield prefix + name, have, want
+
+
 def check_categories(
-    where: pathlib.Path, saved: list[dict[str, Any]], data: list[dict[str, Any]]
+    where: pathlib.Path, saved: Sequence[Category], data: Sequence[Category]
 ) -> None:
     """Raises ValueError where the data's categories are not those the checkpoint was trained on."""
-    if saved != data:
+    if tuple(saved) != tuple(data):
         differing = [c for c in saved if c not in data] + [c for c in data if c not in saved]
         raise ValueError(
             f"{where}: trained on {len(saved)} categories, the data has {len(data)}; they differ "

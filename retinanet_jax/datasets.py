@@ -23,6 +23,7 @@ def open_source(config: ConfigDict, part: str, workdir: pathlib.Path) -> Source:
                 f"data.{part}.source is 'shapes', which draws its own; set it to 'coco'."
             )
         folder = pathlib.Path(section.images or workdir / "data" / f"shapes-{section.seed}")
+        print(f"shapes: {section.count} pictures in {folder}, drawn now if they are not there")
         written = shapes.write_shapes(
             folder, seed=section.seed, images=section.count, image_size=section.image_size
         )

@@ -33,7 +33,7 @@ def initialize(config: ConfigDict, num_classes: int, seed: int) -> dict[str, Any
     model = build_model(config, num_classes)
     # No output depends on the picture's size; a small one compiles fastest.
     image = jnp.zeros((1, 64, 64, 3), jnp.float32)
-    # Threefry, the default generator, takes minutes to compile for all the kernels of a ResNet.
+    # Threefry, the default generator, compiles slowly for the many kernels of a ResNet.
     key = jax.random.key(seed, impl="unsafe_rbg")
     variables = jax.jit(functools.partial(model.init, train=False))(key, image)
     return {"batch_stats": {}, **variables}

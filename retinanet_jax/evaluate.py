@@ -1,18 +1,19 @@
 """Evaluation: detections of a whole data set, and their COCO average precision."""
 
 import contextlib
-import functools
 import io
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from retinanet_jax import checkpoint, core, datasets, sharding, visualize
+from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.pipeline import batches
 from retinanet_jax.data.sources import Category, Source
 from retinanet_jax.detector import build_model, detect
@@ -26,6 +27,17 @@ METRICS = (
 )  # fmt: skip
 
 
+class Detected(NamedTuple):
+    """One batch's detections, and which pictures its rows are.
+
+    Those go through the devices too: on a pod the mesh may order the hosts' rows unlike the plan.
+    """
+
+    index: Int[Array, " B"]  # row of the source
+    weights: Float[Array, " B"]  # 0: a filler
+    detections: core.Detections  # with a B axis
+
+
 class Evaluator:
     """A compiled detector and the data it is judged on; run it at any step's variables."""
 
@@ -37,9 +49,13 @@ class Evaluator:
         self._plan = datasets.eval_plan(
             config, source.sizes, batch_size=config.data.eval_batch_size
         )
+
+        def detect_rows(variables: dict[str, Any], batch: Batch) -> Detected:
+            return Detected(batch.index, batch.weights, detect(variables, batch, model, config))
+
         # Every host gets every picture's detections: they are few.
         self._detect = jax.jit(
-            functools.partial(detect, model=model, config=config),
+            detect_rows,
             in_shardings=(sharding.replicated(mesh), sharding.batch_shardings(mesh)),
             out_shardings=sharding.replicated(mesh),
         )
@@ -48,10 +64,10 @@ class Evaluator:
         """Detections of every picture of the source, as COCO results."""
         results: list[dict[str, Any]] = []
         done, began, told = 0, time.monotonic(), time.monotonic()
-        for rows, detections in self._detections(variables):
-            for row in np.flatnonzero(rows.weights):
-                index = int(rows.index[row])
-                one = jax.tree.map(lambda x, r=row: x[r], detections)
+        for detected in self._detections(variables):
+            for row in np.flatnonzero(detected.weights):
+                index = int(detected.index[row])
+                one = jax.tree.map(lambda x, r=row: x[r], detected.detections)
                 image_id = self._source.image_ids[index]
                 results += coco_results(one, int(image_id), self._source.categories)
                 done += 1
@@ -65,8 +81,8 @@ class Evaluator:
                 )
         return results
 
-    def _detections(self, variables: dict[str, Any]) -> Iterator[tuple[Any, core.Detections]]:
-        """(the plan's rows, detections) of each batch; the next batch runs while one is read."""
+    def _detections(self, variables: dict[str, Any]) -> Iterator[Detected]:
+        """What each batch came to, on the host; the next batch runs while one is read."""
         shardings = sharding.batch_shardings(self._mesh)
         host_batches = batches(
             self._source,
@@ -79,13 +95,13 @@ class Evaluator:
             num_threads=self._config.data.threads or None,
         )
         running = None
-        for number, host_batch in enumerate(host_batches):
-            detections = self._detect(variables, sharding.to_devices(host_batch, shardings))
+        for host_batch in host_batches:
+            detected = self._detect(variables, sharding.to_devices(host_batch, shardings))
             if running is not None:
-                yield running[0], jax.device_get(running[1])
-            running = self._plan.batch(number), detections
+                yield jax.device_get(running)
+            running = detected
         if running is not None:
-            yield running[0], jax.device_get(running[1])
+            yield jax.device_get(running)
 
 
 def coco_results(
@@ -165,6 +181,7 @@ def write(
     report: Report | None,
 ) -> float:
     """Prints the table, writes WORKDIR/eval/STEP*.json and pictures; returns AP (-1: undefined)."""
+    print(f"computing AP of {len(results)} detections", flush=True)
     metrics, table = coco_metrics(source.ground_truth(), results)
     if jax.process_index() == 0:
         print(f"{source.name}: {len(source)} images after step {step}\n{table}", flush=True)
@@ -184,13 +201,10 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Evaluates the checkpoint in `workdir` (its best by AP, else its newest) on data.eval."""
     trained = checkpoint.load(workdir)
     source = datasets.open_evaluation(config, workdir)
-    checkpoint.check_categories(
-        trained.folder,
-        [category._asdict() for category in trained.categories],
-        [category._asdict() for category in source.categories],
-    )
-    checkpoint.check_model(trained, config)
+    checkpoint.check_categories(trained.folder, trained.categories, source.categories)
+    checkpoint.check_model(trained.folder, trained.config, config)
     mesh = sharding.make_mesh(config.space)
+    sharding.check_heights(config.data.buckets, config.anchors.max_level, mesh)
     model = build_model(config, len(source.categories))
     variables = sharding.put_replicated(trained.variables, mesh)
     results = Evaluator(config, model, source, mesh).run(variables, trained.step)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -15,11 +16,15 @@ from retinanet_jax.data.batch import Batch
 
 
 def make_mesh(space: int, devices: list[jax.Device] | None = None) -> Mesh:
-    """All devices as (data, space). Raises ValueError where `space` does not divide them."""
+    """All devices as (data, space). Raises ValueError where `space` does not divide a host's.
+
+    A picture comes from one host, so the devices that share it must be that host's.
+    """
     devices = jax.devices() if devices is None else devices
-    if space < 1 or len(devices) % space:
+    own = sum(device.process_index == jax.process_index() for device in devices)
+    if space < 1 or own % space:
         raise ValueError(
-            f"space={space} must divide the number of devices ({len(devices)}); try space=1."
+            f"space={space} must divide the number of devices of a host ({own}); try space=1."
         )
     shape = (len(devices) // space, space)
     # Explicit axes, the default, refuse gathers that spatial sharding needs.
@@ -48,14 +53,20 @@ def check_batch_size(field: str, batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def check_heights(heights: Iterable[int], max_level: int, mesh: Mesh) -> None:
-    """Raises ValueError where a device would have no row of the coarsest level.
+def check_heights(buckets: Iterable[tuple[int, int]], max_level: int, mesh: Mesh) -> None:
+    """Raises ValueError where the devices of `space` can't share pictures of some (H, W).
 
-    There the compiler's gradients are wrong (1e-3 off in float64 with jax 0.10 on CPU, though the
-    loss is right); shares that are merely uneven are fine.
+    The picture itself must be cut evenly. Of the coarsest level each device needs a row: without
+    one the compiler's gradients are wrong (1e-3 off in float64 with jax 0.10 on CPU, though the
+    loss is right). Shares of a level that are merely uneven are fine.
     """
     space = mesh.shape["space"]
-    for height in heights:
+    for height, _ in buckets:
+        if height % space:
+            raise ValueError(
+                f"space={space} devices cannot share pictures of height {height} evenly; try "
+                f"space=1, or buckets whose heights are multiples of {space}."
+            )
         rows = -(-height // 2**max_level)
         if (space - 1) * -(-rows // space) >= rows:
             raise ValueError(
@@ -67,7 +78,13 @@ def check_heights(heights: Iterable[int], max_level: int, mesh: Mesh) -> None:
 
 def to_devices(host_batch: Batch, shardings: Batch) -> Batch:
     """This host's rows -> the global batch on its devices."""
-    return jax.tree.map(jax.make_array_from_process_local_data, shardings, host_batch)
+
+    def place(where: NamedSharding, rows: np.ndarray) -> jax.Array:
+        # Told the global shape, jax refuses a mesh whose hosts do not own whole pictures.
+        shape = (len(rows) * jax.process_count(), *rows.shape[1:])
+        return jax.make_array_from_process_local_data(where, rows, shape)
+
+    return jax.tree.map(place, shardings, host_batch)
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:

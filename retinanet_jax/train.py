@@ -188,8 +188,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
     check_cadence(config)
     mesh = sharding.make_mesh(config.space)
     sharding.check_batch_size("data.batch_size", config.data.batch_size, mesh)
-    heights = (height for height, _ in config.data.buckets)
-    sharding.check_heights(heights, config.anchors.max_level, mesh)
+    sharding.check_heights(config.data.buckets, config.anchors.max_level, mesh)
     if evaluates:
         train_data, eval_data = datasets.open_sources(config, workdir)
     else:

@@ -18,7 +18,7 @@ def color(number: int) -> tuple[int, int, int]:
 
 
 def draw(
-    image: np.ndarray, boxes: np.ndarray, labels: Sequence[str], classes: Sequence[int]
+    image: np.ndarray, boxes: np.ndarray, labels: Sequence[str], classes: Sequence[int] | np.ndarray
 ) -> Image.Image:
     """The picture (H x W x 3 uint8) with yxyx boxes (pixels of it), each with its label."""
     picture = Image.fromarray(image)

@@ -4,6 +4,7 @@ Stages carry the number of the map they make: the stem is stage 1, then C2 to C5
 Padding is explicit and symmetric, as in the published weights; XLA's SAME would shift strided maps.
 """
 
+import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float
@@ -179,7 +180,10 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             name="stem_norm",
         )(x)
-        x = nn.max_pool(nn.relu(x), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = nn.relu(x)
+        # After the ReLU zeros around the map are as good as minus infinity.
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2))
         return lax.stop_gradient(x) if self.frozen_stages >= 1 else x
 
     def _block(self, stage: int, index: int, stride: int) -> Block:

@@ -86,7 +86,7 @@ class RetinaNet(nn.Module, kw_only=True):
         )
 
 
-def _check_image_size(image_size: tuple[int, int]) -> None:
+def _check_image_size(image_size: tuple[int, ...]) -> None:
     # Otherwise a map twice the size of the coarser one would not be the finer one's size.
     fixed = tuple(max(1, -(-side // MAX_STRIDE)) * MAX_STRIDE for side in image_size)
     if image_size != fixed:

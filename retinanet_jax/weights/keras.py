@@ -54,7 +54,7 @@ def resnet50_backbone(arrays: Mapping[str, np.ndarray], norm: str) -> dict[str, 
 
 def _layers() -> list[tuple[str, str, tuple[str, ...]]]:
     """(Keras convolution, Keras norm, our path of the convolution) of the whole network."""
-    layers = [("conv1", "bn_conv1", ("stem_conv",))]
+    layers: list[tuple[str, str, tuple[str, ...]]] = [("conv1", "bn_conv1", ("stem_conv",))]
     for stage, size in enumerate(STAGE_SIZES, start=2):
         for index in range(size):
             for branch, name in BRANCHES.items():
