@@ -67,11 +67,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=pathlib.Path, help="the .npz file to write")
     output = parser.parse_args().output
-    if output.suffix != ".npz" or not output.parent.is_dir():
-        raise SystemExit(f"{output} must end in .npz and lie in an existing folder.")
+    if output.suffix != ".npz":
+        raise SystemExit(f"{output} must end in .npz.")
+    output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         arrays = read_arrays(download(pathlib.Path(folder)))
-    np.savez(output, **arrays)
+    partial = output.with_suffix(".partial.npz")  # an interrupted run leaves no half file
+    np.savez(partial, **arrays)
+    partial.replace(output)
     total = sum(array.size for array in arrays.values())
     print(f"{output}: {len(arrays)} arrays, {total:,} values")
 

