@@ -12,7 +12,7 @@ from retinanet_jax.configs import r50_fpn
 def get_config(arg: str = "") -> ConfigDict:
     """`arg` is "" or "tiny"."""
     config = r50_fpn.get_config().unlock()
-    config.update(total_steps=2_000, log_every=50, checkpoint_every=500, evaluate_every=1_000)
+    config.update(total_steps=2_400, log_every=50, checkpoint_every=600, evaluate_every=1_200)
     drawn = dict(source="shapes", annotations="", images="", image_size=128)
     config.data.train.update(drawn, count=2000, seed=1)
     config.data.eval.update(drawn, count=200, seed=2)
