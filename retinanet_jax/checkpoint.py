@@ -229,7 +229,7 @@ def tell_differences(where: pathlib.Path, saved: ConfigDict, config: ConfigDict)
     """Prints in one line what a resumed run does otherwise than before."""
     differing = differences(plain(saved), plain(config))
     told = [f"config.{name}={want} (was {have})" for name, have, want in differing]
-    if told and jax.process_index() == 0:
+    if told:
         print(f"{where}: goes on with {', '.join(told)}", flush=True)
 
 

@@ -1,12 +1,16 @@
 """From the config's data section to the sources and plans of a run."""
 
 import pathlib
+from collections.abc import Iterator
 
+import jax
 import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from retinanet_jax.data.plan import EvalPlan, TrainPlan
+from retinanet_jax.data.batch import Batch
+from retinanet_jax.data.pipeline import batches
+from retinanet_jax.data.plan import EvalPlan, Plan, TrainPlan
 from retinanet_jax.data.sources import Source, shapes, split_by_hash
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.detector import choose
@@ -94,4 +98,18 @@ def eval_plan(config: ConfigDict, sizes: Int[np.ndarray, "N 2"], *, batch_size: 
         buckets=data.buckets,
         short_side=data.eval_short_side,
         long_side=data.long_side,
+    )
+
+
+def host_batches(config: ConfigDict, source: Source, plan: Plan, steps: range) -> Iterator[Batch]:
+    """This host's rows of the plan's batches, from steps.start to before steps.stop."""
+    return batches(
+        source,
+        plan,
+        start_step=steps.start,
+        num_steps=len(steps),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        prefetch=config.data.prefetch,
+        num_threads=config.data.threads or None,
     )

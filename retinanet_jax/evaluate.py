@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import checkpoint, core, datasets, sharding, visualize
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.data.pipeline import batches
 from retinanet_jax.data.sources import Category, Source
 from retinanet_jax.detector import build_model, detect
 from retinanet_jax.models import RetinaNet
@@ -84,16 +83,8 @@ class Evaluator:
     def _detections(self, variables: dict[str, Any]) -> Iterator[Detected]:
         """What each batch came to, on the host; the next batch runs while one is read."""
         shardings = sharding.batch_shardings(self._mesh)
-        host_batches = batches(
-            self._source,
-            self._plan,
-            start_step=0,
-            num_steps=self._plan.num_batches,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            prefetch=self._config.data.prefetch,
-            num_threads=self._config.data.threads or None,
-        )
+        steps = range(self._plan.num_batches)
+        host_batches = datasets.host_batches(self._config, self._source, self._plan, steps)
         running = None
         for host_batch in host_batches:
             detected = self._detect(variables, sharding.to_devices(host_batch, shardings))

@@ -2,9 +2,12 @@
 
 python -m retinanet_jax.main [--config=FILE[:ARG]] --workdir=DIR
     [--mode=train_and_evaluate|train|evaluate] [--config.FIELD=VALUE ...]
+
+On a cluster the same command runs on every host, with --distributed and a --workdir that all share.
 """
 
 import difflib
+import os
 import pathlib
 import sys
 import tempfile
@@ -17,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 import retinanet_jax.configs
 from retinanet_jax.configs import r50_fpn
 
+DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
 CONFIGS = pathlib.Path(retinanet_jax.configs.__path__[0])
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -28,6 +32,17 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode", "train_and_evaluate", ["train_and_evaluate", "train", "evaluate"], "What to do."
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One run on many hosts; TPU pods, Slurm and the like name them by itself."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, where nothing else names the hosts."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many, where nothing else says.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic", False, "Ask XLA for GPU operations whose result is the same in every run."
+)
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 
 
@@ -35,7 +50,15 @@ def main(_: list[str]) -> None:
     """Runs the mode; a user's mistake ends in one line, not in a traceback."""
     # Orbax tells a page of INFO a checkpoint; what this program has to say it prints.
     logging.set_verbosity(logging.WARNING)
+    if _DETERMINISTIC.value:  # read when jax finds its devices, which is later
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_FLAG}"
     try:
+        join_hosts(
+            _DISTRIBUTED.value,
+            coordinator_address=_COORDINATOR.value,
+            num_processes=_NUM_PROCESSES.value,
+            process_id=_PROCESS_ID.value,
+        )
         run(_CONFIG.value, _WORKDIR.value, _MODE.value)
     except (ValueError, OSError, FloatingPointError) as error:
         if _TRACEBACK.value:
@@ -48,6 +71,28 @@ def main(_: list[str]) -> None:
             "error: the accelerator's memory is too small for this run; lower "
             "--config.data.batch_size or the picture sizes, or try --config.dtype=bfloat16."
         )
+
+
+def join_hosts(distributed: bool, **by_hand: str | int | None) -> None:
+    """Makes this process one of many, the first of which prints. Before jax finds its devices.
+
+    `by_hand`: coordinator_address, num_processes, process_id; None where the cluster itself says.
+    """
+    given = [f"--{name}={value}" for name, value in by_hand.items() if value is not None]
+    if not distributed:
+        if given:
+            raise ValueError(f"{given[0]} is of use with --distributed only; add it.")
+        return
+    try:
+        jax.distributed.initialize(**by_hand)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"--distributed found no hosts to join ({error}); by hand they are given by "
+            "--coordinator_address=HOST:PORT --num_processes=N --process_id=0..N-1."
+        ) from None
+    if jax.process_index():
+        # The first one speaks for all; only errors are each one's own.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def run(config: ConfigDict, workdir: str | None, mode: str) -> None:

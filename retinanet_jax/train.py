@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from retinanet_jax import datasets, evaluate, sharding, weights
 from retinanet_jax.checkpoint import Checkpoints, check_shapes
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.data.pipeline import batches
 from retinanet_jax.data.plan import TrainPlan
 from retinanet_jax.data.sources import Source
 from retinanet_jax.detector import batch_loss, build_model, choose, initialize, network_input
@@ -208,16 +207,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
             donate_argnums=0,
         )
         evaluator = evaluate.Evaluator(config, model, eval_data, mesh) if eval_data else None
-        host_batches = batches(
-            train_data,
-            plan,
-            start_step=start,
-            num_steps=config.total_steps - start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            prefetch=config.data.prefetch,
-            num_threads=config.data.threads or None,
-        )
+        steps = range(start, config.total_steps)
+        host_batches = datasets.host_batches(config, train_data, plan, steps)
         with Report(
             workdir,
             start_step=start,

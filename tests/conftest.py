@@ -78,6 +78,11 @@ def drawn(tmp_path_factory) -> pathlib.Path:
 class Program:
     """`python -m retinanet_jax.MODULE`, in a process of its own on one device."""
 
+    def share_compiled(self, workdir: pathlib.Path) -> None:
+        """Runs in `workdir` will find what earlier runs of the suite have compiled."""
+        CACHE_OF_RUNS.mkdir(parents=True, exist_ok=True)
+        (workdir / "compilation_cache").symlink_to(CACHE_OF_RUNS)
+
     def start(self, module: str, *arguments: object, preamble: str = "") -> subprocess.Popen:
         """`preamble` is Python that runs before the module."""
         code = (
@@ -139,8 +144,7 @@ class Run(NamedTuple):
 def tiny_run(program, tmp_path_factory) -> Run:
     """`main` on shapes:tiny: 8 steps, evaluations and checkpoints after 4 and 8."""
     workdir = tmp_path_factory.mktemp("tiny_run")
-    CACHE_OF_RUNS.mkdir(parents=True, exist_ok=True)
-    (workdir / "compilation_cache").symlink_to(CACHE_OF_RUNS)
+    program.share_compiled(workdir)
     arguments = (
         "--config=configs/shapes.py:tiny",
         # One picture at a time, as prediction has them; and detections, though hardly trained.

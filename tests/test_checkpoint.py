@@ -1,5 +1,10 @@
 """Checkpoints: complete or absent, bit for bit, and refused where they do not fit."""
 
+import os
+import shutil
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,7 +71,37 @@ def test_a_checkpoint_alone_is_enough_to_predict(tmp_path, config):
     assert (trained.step, trained.folder) == (5, tmp_path / "checkpoints" / "5")
     # JSON makes tuples lists; all else is as it was.
     assert trained.config.to_json() == config.to_json()
-    checkpoint.check_model(trained, config)
+    checkpoint.check_model(trained.folder, trained.config, config)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_8_devices_is_loaded_where_there_is_1(tmp_path, config):
+    saved = sharding.put_replicated((variables(5), training(5)), sharding.make_mesh(1))
+    with Checkpoints(tmp_path, config, CATEGORIES) as checkpoints:
+        checkpoints.save(5, *saved, None)
+    load = (
+        "import sys, jax\n"
+        "from retinanet_jax import checkpoint\n"
+        "trained = checkpoint.load(sys.argv[1])\n"
+        "kernel = trained.variables['params']['backbone']['kernel']\n"
+        "print(jax.device_count(), trained.step, type(kernel).__name__, kernel.sum())"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    loaded = subprocess.run(
+        [sys.executable, "-c", load, tmp_path], env=environment, capture_output=True, text=True
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    assert loaded.stdout.split() == ["1", "5", "ndarray", "60"]
+    assert "found in the checkpoint" not in loaded.stderr
+
+
+@pytest.mark.parametrize("name", ["best", "12"])
+def test_a_checkpoint_may_be_copied_and_renamed(tmp_path, config, name):
+    save(tmp_path / "run", config, {5: None})
+    copy = shutil.copytree(tmp_path / "run" / "checkpoints" / "5", tmp_path / name)
+    trained = checkpoint.load(copy)
+    assert (trained.step, trained.folder) == (5, copy)
+    assert_same(jax.tree.map(jnp.asarray, trained.variables), variables(5))
 
 
 def test_the_last_ones_and_the_best_are_kept(tmp_path, config):
@@ -167,14 +202,39 @@ def test_other_categories_are_refused(tmp_path, config, categories, message):
 @pytest.mark.parametrize(
     ("section", "field", "value"),
     [
-        ("model", "backbone", "resnet18"),
-        ("anchors", "ratios", (1.0,)),
+        ("model", "stride_in_1x1", False),
+        ("anchors", "ratios", (1.0, 0.5, 2.0)),
         ("input", "mean", (0.0, 0.0, 0.0)),
     ],
 )
-def test_another_network_is_named(tmp_path, config, section, field, value):
+def test_another_meaning_of_the_same_weights_is_refused(tmp_path, config, section, field, value):
+    """Each of these leaves all shapes as they are. Evaluation and resuming refuse alike."""
     save(tmp_path, config, {5: None})
     trained = checkpoint.load(tmp_path)
     config[section][field] = value
-    with pytest.raises(ValueError, match=f"5: trained with config.{section}=.*use the config it"):
-        checkpoint.check_model(trained, config)
+    told = f"5: trained with config.{section}.{field}=.*, this run has .*use the config it"
+    with pytest.raises(ValueError, match=told):
+        checkpoint.check_model(trained.folder, trained.config, config)
+    with Checkpoints(tmp_path, config, CATEGORIES) as checkpoints:
+        refused(checkpoints, (variables(0), training(0)), told)
+
+
+def test_what_else_differs_is_told_in_one_line(tmp_path, config, capsys):
+    save(tmp_path, config, {5: None})
+    restored = []
+
+    def resume():
+        with Checkpoints(tmp_path, config, CATEGORIES) as checkpoints:
+            restored.append(checkpoints.restore(5, variables(0), training(0)))
+
+    resume()
+    assert capsys.readouterr().out == ""
+    config.seed = 3
+    config.data.update(batch_size=8, short_sides=(640, 800))
+    resume()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith(
+        "5: goes on with config.data.batch_size=8 (was 16), "
+        "config.data.short_sides=[640, 800] (was [800]), config.seed=3 (was 0)"
+    )
+    assert_same(*restored)

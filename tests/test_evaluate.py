@@ -3,10 +3,12 @@
 import copy
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from retinanet_jax import core, evaluate
+from retinanet_jax import core, evaluate, sharding
 from retinanet_jax.data.sources import Category
 from retinanet_jax.data.sources.coco import CocoSource
 
@@ -89,6 +91,36 @@ def test_results_have_original_ids_and_xywh_boxes():
         {"image_id": 42, "category_id": 7, "bbox": [20, 10, 5, 30], "score": 0.5},
         {"image_id": 42, "category_id": 3, "bbox": [2, 1, 2, 2], "score": 0.25},
     ]
+
+
+def test_detections_are_told_by_their_picture_not_by_their_row(toy_config, drawn, monkeypatch):
+    """On a pod the mesh may order the hosts' rows unlike the plan."""
+
+    def brightness(variables, batch, model, config):
+        """One detection a picture, which tells the pictures apart by its score."""
+        score = batch.images.astype(jnp.float32).mean((1, 2, 3))[:, None] / 255
+        boxes = jnp.zeros((*score.shape, 4))
+        return core.Detections(boxes, score, jnp.zeros_like(score, int), score > 0)
+
+    monkeypatch.setattr(evaluate, "detect", brightness)
+    toy_config.data.eval_batch_size = 8  # 20 pictures: the last batch has 4 fillers
+    source = CocoSource(drawn / "instances.json", drawn / "images")
+
+    def scores():
+        mesh = sharding.make_mesh(1)
+        results = evaluate.Evaluator(toy_config, None, source, mesh).run({}, 0)
+        assert len(results) == len(source)
+        return {one["image_id"]: round(one["score"], 5) for one in results}
+
+    in_order = scores()
+    assert len(set(in_order.values())) == len(source)
+    to_devices = sharding.to_devices
+
+    def reordered(batch, shardings):
+        return to_devices(jax.tree.map(lambda x: x[[4, 5, 6, 7, 2, 3, 0, 1]], batch), shardings)
+
+    monkeypatch.setattr(sharding, "to_devices", reordered)
+    assert scores() == in_order
 
 
 def test_what_an_evaluation_writes(drawn, tmp_path, capsys):

@@ -107,12 +107,29 @@ def test_a_workdir_without_permission_is_named(tmp_path, monkeypatch):
         (["--config=configs/finetune.py", BATCH], "no data: give --config.data.train.annotations="),
         (["--config=configs/r50_fpn.py"], "instances_train2017.json"),
         ([TINY, "--mode=evaluate"], "no checkpoint here"),
-        ([TINY, "--config.space=3"], "space=3 must divide the number of devices (8)"),
+        ([TINY, "--config.space=3"], "space=3 must divide the number of devices of a host (8)"),
         ([TINY, "--config.data.batch_size=5"], "data.batch_size=5 must be a multiple of the 8"),
     ],
 )
 def test_a_mistake_in_the_recipe_ends_in_one_line(refusal, tmp_path, arguments, told):
     assert told in refusal(main, *arguments, f"--workdir={tmp_path / 'run'}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--num_processes=2"], "--num_processes=2 is of use with --distributed only; add it."),
+        (["--process_id=0"], "--process_id=0 is of use with --distributed only"),
+        (["--distributed"], "--distributed found no hosts to join (nobody here); by hand they are"),
+    ],
+)
+def test_hosts_that_cannot_be_joined_are_told(refusal, tmp_path, monkeypatch, arguments, told):
+    def initialize(**_):
+        raise ValueError("nobody here")
+
+    monkeypatch.setattr(main.jax.distributed, "initialize", initialize)
+    assert told in refusal(main, TINY, *arguments, f"--workdir={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_missing_weights_are_told_with_the_script_that_writes_them(refusal, drawn, tmp_path):
@@ -163,8 +180,8 @@ def test_another_model_or_other_classes_than_the_checkpoints_are_refused(tiny_ru
     """Resuming and evaluating, each in the working directory of a finished run."""
     command = ("main", *tiny_run.arguments, f"--workdir={tiny_run.workdir}")
     for more, told in (
-        (("--config.model.fpn_channels=16",), "weights of another model"),
-        (("--mode=evaluate", "--config.model.fpn_channels=16"), 'trained with config.model={"'),
+        (("--config.model.fpn_channels=16",), "trained with config.model.fpn_channels=32"),
+        (("--mode=evaluate", "--config.input.order=bgr"), "trained with config.input.order=rgb"),
         (("--config.optimizer.name=sgd",), "optimizer"),
     ):
         status, _, stderr = program.run(*command, *more)

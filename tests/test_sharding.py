@@ -1,5 +1,7 @@
 """The mesh: its checks, and a step that is the same however it is shared."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,14 @@ def test_space_must_divide_the_devices(space):
         sharding.make_mesh(space)
 
 
+@pytest.mark.parametrize(("hosts", "own"), [(2, 1), (2, 3), (4, 1)])
+def test_a_picture_is_shared_within_a_host(hosts, own):
+    """Two hosts' pictures would become one, the one above the other."""
+    devices = [types.SimpleNamespace(process_index=i // own) for i in range(hosts * own)]
+    with pytest.raises(ValueError, match=rf"space=2 must divide .* host \({own}\); try space=1"):
+        sharding.make_mesh(2, devices=devices)
+
+
 def test_a_batch_must_be_shared_evenly():
     mesh = sharding.make_mesh(2)
     sharding.check_batch_size("data.batch_size", 8, mesh)
@@ -36,13 +46,20 @@ def test_a_batch_must_be_shared_evenly():
 
 def test_every_device_needs_a_row_of_every_level():
     mesh = sharding.make_mesh(4)
-    sharding.check_heights((512, 800), 7, mesh)  # 4 rows, and 7 as 2 + 2 + 2 + 1
-    sharding.check_heights((64,), 7, sharding.make_mesh(1))
+    sharding.check_heights(((512, 64), (800, 64)), 7, mesh)  # 4 rows, and 7 as 2 + 2 + 2 + 1
+    sharding.check_heights(((64, 64),), 7, sharding.make_mesh(1))
     told = r"space=4 .* height 128: level 7 has 1 rows .* try space=1, or .* at least 512 rows"
     with pytest.raises(ValueError, match=told):
-        sharding.check_heights((800, 128), 7, mesh)
+        sharding.check_heights(((800, 64), (128, 64)), 7, mesh)
     with pytest.raises(ValueError, match="has 5 rows"):  # 2 + 2 + 1 + 0
-        sharding.check_heights((640,), 7, mesh)
+        sharding.check_heights(((640, 64),), 7, mesh)
+
+
+def test_pictures_must_be_cut_evenly():
+    mesh = sharding.make_mesh(3, devices=jax.devices()[:6])
+    sharding.check_heights(((960, 64), (1344, 64)), 7, mesh)
+    with pytest.raises(ValueError, match="space=3 .* height 1024 evenly; .* multiples of 3"):
+        sharding.check_heights(((960, 64), (1024, 64)), 7, mesh)
 
 
 def make_batch() -> Batch:
