@@ -6,7 +6,9 @@ Give --config.data.eval.annotations and .images too where there is a validation 
 fifth of the training pictures is held out, by a hash of the file name: the same ones each time.
 Names and number of classes come from the data.
 Expects:  ImageNet weights at weights/resnet50.npz (scripts/get_resnet50.py writes them).
-Measured: see the README.
+Measured: 296 photographs of playing cards (6 classes), --config.data.flip=False, 67 for testing:
+          AP .371, AP50 .562 after 500 steps; AP .456, AP50 .619 after 1,000, in 40 minutes on two
+          cores shared with other work (seed 0, one run, jax 0.10.2, 2026-11-23).
 """
 
 from ml_collections import ConfigDict

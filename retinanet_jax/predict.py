@@ -167,6 +167,7 @@ def run(checkpoint_path: str, output: pathlib.Path, paths: Sequence[str], thresh
 
 def main(argv: list[str]) -> None:
     """Exit status 1 where a picture could not be read, after all others are done."""
+    logging.set_verbosity(logging.WARNING)  # Orbax tells a page of INFO a checkpoint
     if not _CHECKPOINT.value or not _OUTPUT.value:
         sys.exit("error: give --checkpoint=DIR and --output=DIR, then pictures or folders.")
     output = pathlib.Path(_OUTPUT.value).expanduser()

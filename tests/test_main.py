@@ -151,6 +151,14 @@ def test_a_traceback_is_shown_on_request(refusal, tmp_path):
         refusal(main, TINY, "--mode=evaluate", f"--workdir={tmp_path}", "--traceback")
 
 
+def test_deterministic_operations_are_asked_of_xla(refusal, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    refusal(main, TINY, "--deterministic")
+    assert main.os.environ["XLA_FLAGS"] == (
+        "--xla_cpu_enable_fast_math=false --xla_gpu_deterministic_ops=true"
+    )
+
+
 def test_the_mode_decides_what_is_done(monkeypatch, tmp_path):
     from retinanet_jax import evaluate, train
 

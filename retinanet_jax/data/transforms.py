@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -41,9 +41,11 @@ def decode_image(
         picture = Image.open(io.BytesIO(data))
         picture.load()
     except Exception as error:  # broken content makes Pillow's decoders raise almost anything
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "no known picture format" if unknown else error
         raise ValueError(
-            f"{name}: the picture is corrupt or truncated ({error}); replace it, or remove it from "
-            "the data set."
+            f"{name}: the picture is corrupt or truncated ({reason}); replace it, or remove it "
+            "from the data set."
         ) from None
     transpose, flip_y, flip_x = ORIENTATIONS[shown_orientation(picture, name, size)]
     pixels = np.asarray(_to_rgb(picture, name))
