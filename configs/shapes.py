@@ -1,7 +1,8 @@
 """The embedded default: a small RetinaNet learns six drawn shapes from scratch, on two CPU cores.
 
 Command:  python -m retinanet_jax.main --workdir=runs/shapes
-Measured: see the README.
+Measured: AP .615, AP50 .870 on the 200 held-out pictures, in 5.5 minutes of training on two CPU
+          cores shared with other work (seed 0, one run, jax 0.10.2, 2026-11-23).
 """
 
 from ml_collections import ConfigDict
