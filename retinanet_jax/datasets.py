@@ -49,21 +49,29 @@ def holds_out(config: ConfigDict) -> bool:
     return bool(config.data.validation_share) and not config.data.eval.annotations
 
 
+def open_split(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Source]:
+    """The training data without the share that is held out, and that share."""
+    return split_by_hash(open_source(config, "train", workdir), config.data.validation_share)
+
+
 def open_training(config: ConfigDict, workdir: pathlib.Path) -> Source:
     """What is trained on."""
-    source = open_source(config, "train", workdir)
-    return split_by_hash(source, config.data.validation_share)[0] if holds_out(config) else source
+    if holds_out(config):
+        return open_split(config, workdir)[0]
+    return open_source(config, "train", workdir)
 
 
 def open_evaluation(config: ConfigDict, workdir: pathlib.Path) -> Source:
     """What is evaluated on."""
-    if not holds_out(config):
-        return open_source(config, "eval", workdir)
-    return split_by_hash(open_source(config, "train", workdir), config.data.validation_share)[1]
+    if holds_out(config):
+        return open_split(config, workdir)[1]
+    return open_source(config, "eval", workdir)
 
 
 def open_sources(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Source]:
     """(training, evaluation) data; raises ValueError where their categories differ."""
+    if holds_out(config):
+        return open_split(config, workdir)
     train, evaluation = open_training(config, workdir), open_evaluation(config, workdir)
     if train.categories != evaluation.categories:
         raise ValueError(

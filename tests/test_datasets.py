@@ -78,6 +78,18 @@ def test_each_part_is_opened_without_the_other(own_data, tmp_path):
     assert len(datasets.open_training(own_data, tmp_path)) == 20
 
 
+def test_data_with_a_held_out_share_is_read_once(own_data, tmp_path, monkeypatch):
+    """So its warnings are told once, too."""
+    own_data.data.validation_share = 0.3
+    read = []
+    open_source = datasets.open_source
+    monkeypatch.setattr(
+        datasets, "open_source", lambda *given: read.append(given[1]) or open_source(*given)
+    )
+    datasets.open_sources(own_data, tmp_path)
+    assert read == ["train"]
+
+
 def test_both_data_sets_must_have_the_same_categories(own_data, drawn, tmp_path):
     content = json.loads((drawn / "instances.json").read_text())
     content["categories"][0]["name"] = "egg"
