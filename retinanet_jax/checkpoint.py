@@ -7,6 +7,7 @@ Each holds four items: `variables` (params and batch statistics: all that predic
 import contextlib
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,8 @@ class Checkpoints:
     ) -> None:
         self._config = config
         self._categories = tuple(categories)
+        if jax.process_index() == 0:
+            remove_half_written(workdir / FOLDER)
         self._manager = ocp.CheckpointManager(
             (workdir / FOLDER).absolute(),
             item_handlers=item_handlers(),
@@ -49,7 +52,6 @@ class Checkpoints:
                     ]
                 ),
                 best_fn=by_ap,  # the policy above decides; without this no metric is written
-                cleanup_tmp_directories=True,  # what a killed run left half-written
             ),
         )
 
@@ -105,6 +107,15 @@ class Checkpoints:
             ),
         )
         return restored["variables"], restored["training"]
+
+
+def remove_half_written(folder: pathlib.Path) -> None:
+    """Removes what a killed run left of a checkpoint.
+
+    Orbax would do it in a thread that outlives its manager, and that the next manager meets.
+    """
+    for partial in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+        shutil.rmtree(partial)
 
 
 def item_handlers() -> dict[str, ocp.CheckpointHandler]:
