@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from retinanet_jax.data.sources import Source
-from retinanet_jax.data.transforms import decode_image
 
 
 def color(number: int) -> tuple[int, int, int]:
@@ -75,12 +74,10 @@ def _pair(
     source: Source, index: int, found: list[dict[str, Any]], side: int
 ) -> tuple[Image.Image, Image.Image]:
     """(ground truth, detections) drawn on one picture of `source`."""
-    image = decode_image(
-        source.read(index), source.file_name(index), size=tuple(source.sizes[index].tolist())
-    )
-    scale = side / max(image.shape[:2])
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    image = np.asarray(Image.fromarray(image).resize(size))
+    height, width = source.sizes[index].tolist()
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    image = np.asarray(Image.fromarray(source.picture(index)).resize(size))
     names = [category.name for category in source.categories]
     truth = source.annotations(index)
     numbers = {category.id: k for k, category in enumerate(source.categories)}

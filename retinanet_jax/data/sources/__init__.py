@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Float32, Int32, UInt8
+
+from retinanet_jax.data.transforms import decode_image
 
 
 class Category(NamedTuple):
@@ -52,8 +54,18 @@ class Source(abc.ABC):
         """The picture's name, as the data set has it."""
 
     @abc.abstractmethod
-    def read(self, index: int) -> bytes:
-        """The encoded picture; FileNotFoundError naming file and image id where it is missing."""
+    def read(self, index: int) -> bytes | None:
+        """The encoded picture, or None where the source holds pixels.
+
+        Raises FileNotFoundError naming file and image id where it is missing.
+        """
+
+    def picture(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        """RGB pixels, upright; a source of pixels may hold them in another size than `sizes`."""
+        data = self.read(index)
+        assert data is not None, f"{type(self).__name__} reads no files and gives no pixels"
+        height, width = self.sizes[index].tolist()
+        return decode_image(data, self.file_name(index), size=(height, width))
 
     @abc.abstractmethod
     def ground_truth(self) -> dict[str, Any]:
@@ -110,8 +122,11 @@ class _Subset(Source):
     def file_name(self, index: int) -> str:
         return self._source.file_name(self._indices[index])
 
-    def read(self, index: int) -> bytes:
+    def read(self, index: int) -> bytes | None:
         return self._source.read(self._indices[index])
+
+    def picture(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        return self._source.picture(self._indices[index])
 
     def ground_truth(self) -> dict[str, Any]:
         kept = set(self.image_ids)
