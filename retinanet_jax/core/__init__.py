@@ -16,25 +16,30 @@ from retinanet_jax.core.boxes import (
     yxyx_to_xywh,
     yxyx_to_xyxy,
 )
+from retinanet_jax.core.color import jitter_color
 from retinanet_jax.core.detections import (
     Candidates,
     detect,
     non_maximum_suppression,
     select_candidates,
+    soft_non_maximum_suppression,
 )
 from retinanet_jax.core.losses import (
     balanced_cross_entropy,
+    classification_per_anchor,
     classification_sum,
     count_foreground,
     cross_entropy,
     ema_normalizer,
     focal_loss,
+    focal_star,
     giou_loss,
     giou_sum,
     smooth_l1,
     smooth_l1_sum,
 )
 from retinanet_jax.core.matching import assign_targets, crowd_share, match
+from retinanet_jax.core.mining import hard_examples
 from retinanet_jax.core.types import BACKGROUND, IGNORE, Array, Detections, Targets
 
 __all__ = [
@@ -49,6 +54,7 @@ __all__ = [
     "assign_targets",
     "balanced_cross_entropy",
     "cell_anchors",
+    "classification_per_anchor",
     "classification_sum",
     "clip",
     "count_foreground",
@@ -59,10 +65,13 @@ __all__ = [
     "ema_normalizer",
     "encode",
     "focal_loss",
+    "focal_star",
     "giou",
     "giou_loss",
     "giou_sum",
+    "hard_examples",
     "intersection",
+    "jitter_color",
     "match",
     "non_maximum_suppression",
     "paired_iou",
@@ -71,6 +80,7 @@ __all__ = [
     "select_candidates",
     "smooth_l1",
     "smooth_l1_sum",
+    "soft_non_maximum_suppression",
     "xywh_to_yxyx",
     "xyxy_to_yxyx",
     "yxyx_to_xywh",

@@ -32,6 +32,9 @@ def detect(
     max_detections: int,
     clip: str,
     drop_empty: bool,
+    nms: str,
+    soft_sigma: float,
+    class_agnostic: bool,
 ) -> Detections:
     """The detections of one image, from one array a level of each output (paper, section 4.1).
 
@@ -41,34 +44,58 @@ def detect(
       anchors: "h*w*a 4" a level, pixels of the network's input.
       valid_size: (height, width) of the picture inside the padded input; boxes are cut to it.
       original_scale: (y, x) pixels of the original picture per pixel of the network's input.
-      score_threshold: a candidate's score is above it.
+      score_threshold: a candidate's score is above it, and with soft NMS its new score too.
       top_k: candidates of a level, at most.
-      iou_threshold: a box that overlaps a better one of its class by more than this is dropped.
+      iou_threshold: a box that overlaps a better one of its class by more than this is dropped, or
+        by "soft_linear" scored lower.
       max_detections: D, the rows that come out.
       clip: "before_nms" as torchvision, or "after_nms" as detectron2.
       drop_empty: leave out boxes without area after clipping; as in detectron2, once the best
         `max_detections` are chosen.
+      nms: "hard", "soft_linear" or "soft_gaussian".
+      soft_sigma: of "soft_gaussian": the larger, the less an overlap costs.
+      class_agnostic: boxes compete whatever their classes.
 
     Raises:
-      ValueError: an unknown `clip`, or a different number of levels.
+      ValueError: an unknown `clip` or `nms`, or a different number of levels.
     """
     if clip not in ("before_nms", "after_nms"):
         raise ValueError(f"clip={clip!r} must be 'before_nms' or 'after_nms'.")
+    if nms not in ("hard", "soft_linear", "soft_gaussian"):
+        raise ValueError(f"nms={nms!r} must be one of hard, soft_linear, soft_gaussian.")
     height, width = valid_size
     levels = [
         select_candidates(*level, score_threshold=score_threshold, top_k=top_k)
         for level in zip(logits, deltas, anchors, strict=True)
     ]
-    found = jax.tree.map(lambda *parts: jnp.concatenate(parts), *levels)
-    best_first = jnp.argsort(found.scores, descending=True)
-    found = jax.tree.map(lambda rows: rows[best_first], found)
+    found = _best_first(jax.tree.map(lambda *parts: jnp.concatenate(parts), *levels))
     if clip == "before_nms":
         found = found._replace(boxes=box_ops.clip(found.boxes, height, width))
 
-    keep = non_maximum_suppression(
-        found.boxes, found.classes, found.mask, iou_threshold=iou_threshold
-    )
-    found = _first(found._replace(mask=keep), max_detections)
+    if nms == "hard":
+        keep = non_maximum_suppression(
+            found.boxes,
+            found.classes,
+            found.mask,
+            iou_threshold=iou_threshold,
+            class_agnostic=class_agnostic,
+        )
+        found = found._replace(mask=keep)
+    else:
+        scores = soft_non_maximum_suppression(
+            found.boxes,
+            found.scores,
+            found.classes,
+            found.mask,
+            method=nms.removeprefix("soft_"),
+            iou_threshold=iou_threshold,
+            sigma=soft_sigma,
+            score_threshold=score_threshold,
+            class_agnostic=class_agnostic,
+            max_detections=max_detections,
+        )
+        found = _best_first(found._replace(scores=scores, mask=scores > 0))
+    found = _first(found, max_detections)
     found = found._replace(boxes=box_ops.clip(found.boxes, height, width))
     if drop_empty:
         found = found._replace(mask=found.mask & (box_ops.area(found.boxes) > 0))
@@ -115,16 +142,19 @@ def non_maximum_suppression(
     mask: Bool[Array, " N"],
     *,
     iou_threshold: float,
+    class_agnostic: bool,
 ) -> Bool[Array, " N"]:
     """Which boxes stay when each drops the later ones of its class that overlap it too much.
 
-    Boxes come best score first. A box stays if no box that stays before it has an IoU above the
-    threshold with it. That definition is applied to all boxes at once until nothing changes: the
-    first i boxes are right after i rounds at most, and in practice a few rounds do. The result is
-    the sequential algorithm's, at every threshold.
+    Boxes come best score first; `class_agnostic` takes them all for one class. A box stays if no
+    box that stays before it has an IoU above the threshold with it. That definition is applied to
+    all boxes at once until nothing changes: the first i boxes are right after i rounds at most, and
+    in practice a few rounds do. The result is the sequential algorithm's, at every threshold.
     """
     index = jnp.arange(len(boxes))
-    rivals = (classes[:, None] == classes[None, :]) & (index[:, None] > index[None, :])
+    rivals = index[:, None] > index[None, :]
+    if not class_agnostic:
+        rivals &= classes[:, None] == classes[None, :]
     beaten_by = rivals & (box_ops.pairwise_iou(boxes, boxes) > iou_threshold)  # N N
 
     def refine(state):
@@ -134,6 +164,74 @@ def non_maximum_suppression(
 
     keep, _ = jax.lax.while_loop(lambda state: state[1], refine, (mask, jnp.array(True)))
     return keep
+
+
+def soft_non_maximum_suppression(
+    boxes: Float[Array, "N 4"],
+    scores: Float[Array, " N"],
+    classes: Int[Array, " N"],
+    mask: Bool[Array, " N"],
+    *,
+    method: str,
+    iou_threshold: float,
+    sigma: float,
+    score_threshold: float,
+    class_agnostic: bool,
+    max_detections: int,
+) -> Float[Array, " N"]:
+    """The scores with which boxes are picked when each pick lowers its rivals' (Bodla et al. 2017).
+
+    The best box left is picked; every other of its class is multiplied by 1 - IoU where the IoU is
+    above the threshold ("linear"), or by exp(-IoU^2 / sigma) ("gaussian"); and so on. Scores only
+    fall, so the order of picking is that of the result. One pick looks at N boxes, and no N x N
+    matrix is made.
+
+    Args:
+      boxes: in any order.
+      scores: above 0 where `mask` is True.
+      classes: of the boxes.
+      mask: False where a row is no box.
+      method: "linear" or "gaussian".
+      iou_threshold: of "linear"; as in hard NMS, an IoU of just this costs nothing.
+      sigma: of "gaussian".
+      score_threshold: a box at it or below it is out.
+      class_agnostic: every box is every other's rival.
+      max_detections: how many are picked at most.
+
+    Returns:
+      The score each box was picked with, 0 where it was not.
+
+    Raises:
+      ValueError: an unknown `method`, or a `sigma` that is not above 0.
+    """
+    if method not in ("linear", "gaussian"):
+        raise ValueError(f"method={method!r} must be one of linear, gaussian.")
+    if sigma <= 0:
+        raise ValueError(f"sigma={sigma} of soft NMS must be above 0; try 0.5.")
+
+    def decay(iou):
+        if method == "linear":
+            return jnp.where(iou > iou_threshold, 1 - iou, 1)
+        return jnp.exp(-(iou**2) / sigma)
+
+    def pick(_, state):
+        left, picked = state  # scores of the boxes not picked yet, and of those that are
+        best = jnp.argmax(left)
+        picked = picked.at[best].max(left[best])  # 0 changes nothing: none was left
+        rivals = class_agnostic | (classes == classes[best])
+        left = jnp.where(rivals, left * decay(box_ops.paired_iou(boxes, boxes[best])), left)
+        left = jnp.where(left > score_threshold, left, 0).at[best].set(0)
+        return left, picked
+
+    left = jnp.where(mask & (scores > score_threshold), scores, 0)
+    picks = min(max_detections, len(boxes))
+    return jax.lax.fori_loop(0, picks, pick, (left, jnp.zeros_like(left)))[1]
+
+
+def _best_first(candidates: Candidates) -> Candidates:
+    """The rows by falling score; equals keep their order."""
+    order = jnp.argsort(candidates.scores, descending=True)
+    return jax.tree.map(lambda rows: rows[order], candidates)
 
 
 def _first(candidates: Candidates, size: int) -> Candidates:

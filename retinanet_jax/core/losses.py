@@ -1,7 +1,8 @@
 """The elementwise losses, and one image's sums of them.
 
 A sum is over one image's anchors (all of them, or one level's: sums add up). Dividing is the
-caller's: by the foreground anchors of the batch, of the image, or by their moving average.
+caller's: by the foreground anchors of the batch, of the image, or by their moving average; with
+OHEM (see `mining`) by the anchors kept.
 """
 
 from collections.abc import Callable
@@ -40,6 +41,30 @@ def focal_loss(
     return modulation * balanced_cross_entropy(logits, positive, alpha=alpha)
 
 
+def focal_star(
+    logits: Float[Array, "*shape"],
+    positive: Bool[Array, "*shape"],
+    *,
+    alpha: float,
+    gamma: float,
+    beta: float,
+) -> Float[Array, "*shape"]:
+    """FL* = -alpha_t log(sigmoid(gamma x_t + beta)) / gamma, elementwise (paper, appendix A).
+
+    x_t is the logit of p_t; gamma is the loss curve's steepness, beta its shift. Equation 8 has no
+    alpha_t; the paper's experiments with it weigh by alpha = 0.25, as here.
+
+    Raises:
+      ValueError: a `gamma` that is not above 0.
+    """
+    if gamma <= 0:
+        raise ValueError(
+            f"gamma={gamma} of FL* must be above 0, it divides; try 2.0 with beta 1.0."
+        )
+    steep = gamma * _logit_of_truth(logits, positive) + beta
+    return -jnp.where(positive, alpha, 1 - alpha) * jax.nn.log_sigmoid(steep) / gamma
+
+
 def smooth_l1(error: Float[Array, "*shape"], *, beta: float) -> Float[Array, "*shape"]:
     """error^2 / (2 beta) within beta of zero, |error| - beta / 2 beyond, elementwise.
 
@@ -58,12 +83,12 @@ def giou_loss(
     return 1 - giou(boxes, gt_boxes)
 
 
-def classification_sum(
+def classification_per_anchor(
     logits: Float[Array, "A K"],
     labels: Int[Array, " A"],
     elementwise: Callable[[Array, Array], Array],
-) -> Float[Array, ""]:
-    """Sum over classes and over the anchors that are not IGNORE.
+) -> Float[Array, " A"]:
+    """Each anchor's losses summed over the classes; 0 where it is IGNORE.
 
     Args:
       logits: one a class.
@@ -75,12 +100,24 @@ def classification_sum(
     # Logits are by far the largest arrays of training. Recomputed for the gradient, the loss keeps
     # nothing else of their size.
     @jax.checkpoint
-    def total(logits):
+    def over_classes(logits):
         classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
         losses = elementwise(logits, classes == labels[:, None])
-        return jnp.sum(jnp.where((labels != IGNORE)[:, None], losses, 0))
+        return jnp.sum(jnp.where((labels != IGNORE)[:, None], losses, 0), axis=1)
 
-    return total(logits)
+    return over_classes(logits)
+
+
+def classification_sum(
+    logits: Float[Array, "A K"],
+    labels: Int[Array, " A"],
+    elementwise: Callable[[Array, Array], Array],
+) -> Float[Array, ""]:
+    """Sum over classes and over the anchors that are not IGNORE.
+
+    Arguments are those of `classification_per_anchor`.
+    """
+    return jnp.sum(classification_per_anchor(logits, labels, elementwise))
 
 
 def smooth_l1_sum(

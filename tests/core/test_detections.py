@@ -13,6 +13,7 @@ from retinanet_jax.core import (
     non_maximum_suppression,
     pairwise_iou,
     select_candidates,
+    soft_non_maximum_suppression,
     xyxy_to_yxyx,
 )
 
@@ -41,7 +42,7 @@ def nms_one_by_one(boxes, classes, mask, iou_threshold):
 
 
 jitted_select = jax.jit(select_candidates, static_argnames=("score_threshold", "top_k"))
-jitted_nms = jax.jit(non_maximum_suppression, static_argnames="iou_threshold")
+jitted_nms = jax.jit(non_maximum_suppression, static_argnames=("iou_threshold", "class_agnostic"))
 
 
 @settings(deadline=None, max_examples=60)
@@ -92,32 +93,41 @@ def test_a_suppressed_box_suppresses_nothing():
     # IoU of neighbours is 3/7 = .43, of the ends 1/19 = .05: the first removes the second alone.
     chain = boxes([0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10])
     alone = np.zeros(3, int)
-    keep = non_maximum_suppression(chain, alone, np.ones(3, bool), iou_threshold=0.3)
+    keep = jitted_nms(chain, alone, np.ones(3, bool), iou_threshold=0.3, class_agnostic=False)
     assert keep.tolist() == [True, False, True]
 
 
 def test_suppression_needs_more_than_the_threshold():
     halves = boxes([0, 0, 10, 10], [0, 0, 10, 5])
     for threshold, second in ((0.5, True), (0.49, False)):
-        keep = non_maximum_suppression(
-            halves, np.zeros(2, int), np.ones(2, bool), iou_threshold=threshold
+        keep = jitted_nms(
+            halves,
+            np.zeros(2, int),
+            np.ones(2, bool),
+            iou_threshold=threshold,
+            class_agnostic=False,
         )
         assert keep.tolist() == [True, second]
 
 
-def test_classes_and_masked_boxes_do_not_suppress():
+@pytest.mark.parametrize(
+    ("class_agnostic", "expected"),
+    [(False, [False, True, True, False]), (True, [False, True, False, False])],
+)
+def test_masked_boxes_do_not_suppress_and_classes_do_if_told(class_agnostic, expected):
     same = np.repeat(boxes([0, 0, 10, 10]), 4, axis=0)
-    keep = non_maximum_suppression(
-        same, np.array([0, 1, 0, 1]), np.array([False, True, True, True]), iou_threshold=0.5
-    )
-    assert keep.tolist() == [False, True, True, False]
+    classes, mask = np.array([0, 1, 0, 1]), np.array([False, True, True, True])
+    keep = jitted_nms(same, classes, mask, iou_threshold=0.5, class_agnostic=class_agnostic)
+    assert keep.tolist() == expected
 
 
 def test_the_longest_chain_is_exact():
     # Each box overlaps the next alone, so that a round settles one box: every other one stays.
     start = np.arange(64, dtype=np.float32) * 6
     chain = np.stack([start, start * 0, start + 10, start * 0 + 10], axis=1)
-    keep = non_maximum_suppression(chain, np.zeros(64, int), np.ones(64, bool), iou_threshold=0.2)
+    keep = jitted_nms(
+        chain, np.zeros(64, int), np.ones(64, bool), iou_threshold=0.2, class_agnostic=False
+    )
     assert keep.tolist() == [True, False] * 32
 
 
@@ -134,8 +144,118 @@ def test_nms_equals_the_sequential_algorithm(seed, num_classes, iou_threshold):
         generator.integers(0, num_classes, 80),
         generator.random(80) < 0.9,
     )
-    keep = jitted_nms(*arguments, iou_threshold=iou_threshold)
+    keep = jitted_nms(*arguments, iou_threshold=iou_threshold, class_agnostic=False)
     np.testing.assert_array_equal(keep, nms_one_by_one(*arguments, iou_threshold))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**32 - 1))
+def test_class_agnostic_nms_is_that_of_one_class(seed):
+    generator = np.random.default_rng(seed)
+    found, classes = random_boxes(generator, 80), generator.integers(0, 3, 80)
+    mask = generator.random(80) < 0.9
+    keep = jitted_nms(found, classes, mask, iou_threshold=0.5, class_agnostic=True)
+    np.testing.assert_array_equal(keep, nms_one_by_one(found, classes * 0, mask, 0.5))
+
+
+# Soft non-maximum suppression
+
+SOFT = dict(
+    method="linear",
+    iou_threshold=0.3,
+    sigma=0.5,
+    score_threshold=0.05,
+    class_agnostic=False,
+    max_detections=100,
+)
+jitted_soft = jax.jit(soft_non_maximum_suppression, static_argnames=tuple(SOFT))
+
+
+def soft_nms_one_by_one(boxes, scores, classes, mask, rule):
+    """The algorithm of the publication, on a shrinking list: the oracle."""
+    iou = np.asarray(pairwise_iou(boxes, boxes), np.float64)
+    left = {i: float(scores[i]) for i in np.flatnonzero(mask)}
+    picked = np.zeros(len(boxes))
+    for _ in range(rule["max_detections"]):
+        left = {i: score for i, score in left.items() if score > rule["score_threshold"]}
+        if not left:
+            break
+        best = max(left, key=left.get)
+        picked[best] = left.pop(best)
+        for i in left:
+            overlap = iou[best, i]
+            if classes[i] != classes[best] and not rule["class_agnostic"]:
+                continue
+            if rule["method"] == "gaussian":
+                left[i] *= np.exp(-(overlap**2) / rule["sigma"])
+            elif overlap > rule["iou_threshold"]:
+                left[i] *= 1 - overlap
+    return picked
+
+
+# IoU of the first with the others: 1/2, 1/4 and 0; of the second and the third: 1/2.
+THREE = boxes([0, 0, 8, 8], [0, 0, 8, 4], [0, 0, 4, 4], [20, 20, 28, 28])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # The third, rescored by the first not at all, is picked before the second, which it halves.
+        ({}, [0.9, 0.8 / 2 / 2, 0.7, 0.6]),
+        ({"iou_threshold": 0.2}, [0.9, 0.4 / 2, 0.7 * 3 / 4, 0.6]),
+        ({"iou_threshold": 0.5}, [0.9, 0.8, 0.7, 0.6]),
+        (
+            {"method": "gaussian"},
+            [0.9, 0.8 * np.exp(-0.5 - 0.5), 0.7 * np.exp(-0.125), 0.6],
+        ),
+        ({"max_detections": 2}, [0.9, 0, 0.7, 0]),
+        ({"score_threshold": 0.2}, [0.9, 0, 0.7, 0.6]),  # 0.2 is at the threshold
+    ],
+)
+def test_soft_nms_by_hand(changes, expected):
+    scores = np.array([0.9, 0.8, 0.7, 0.6], np.float32)
+    picked = jitted_soft(THREE, scores, np.zeros(4, int), np.ones(4, bool), **dict(SOFT, **changes))
+    np.testing.assert_allclose(picked, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("class_agnostic", "second"), [(False, 0.8), (True, 0.4)])
+def test_soft_nms_rescores_rivals_that_are_there(class_agnostic, second):
+    scores = np.array([0.9, 0.8, 0.99, 0], np.float32)
+    mask = np.array([True, True, False, False])  # the third is best of all, and no box
+    rule = dict(SOFT, class_agnostic=class_agnostic)
+    picked = jitted_soft(THREE, scores, np.array([0, 1, 0, 0]), mask, **rule)
+    np.testing.assert_allclose(picked, [0.9, second, 0, 0], rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(
+        [
+            dict(SOFT, iou_threshold=0.0),
+            dict(SOFT, class_agnostic=True),
+            dict(SOFT, iou_threshold=0.7, max_detections=10),
+            dict(SOFT, method="gaussian"),
+            dict(SOFT, method="gaussian", sigma=0.1, score_threshold=0.0, class_agnostic=True),
+        ]
+    ),
+)
+def test_soft_nms_is_the_publications(seed, rule):
+    generator = np.random.default_rng(seed)
+    found = random_boxes(generator, 60)
+    scores = generator.uniform(0, 1, 60).astype(np.float32)
+    classes, mask = generator.integers(0, 3, 60), generator.random(60) < 0.9
+    picked = jitted_soft(found, scores, classes, mask, **rule)
+    expected = soft_nms_one_by_one(found, scores, classes, mask, rule)
+    np.testing.assert_allclose(picked, expected, rtol=1e-4)
+
+
+def test_soft_nms_names_what_it_does_not_know():
+    arguments = (THREE, np.ones(4, np.float32), np.zeros(4, int), np.ones(4, bool))
+    with pytest.raises(ValueError, match="method='cubic' must be one of linear, gaussian"):
+        soft_non_maximum_suppression(*arguments, **dict(SOFT, method="cubic"))
+    with pytest.raises(ValueError, match="sigma=0.0 of soft NMS must be above 0"):
+        soft_non_maximum_suppression(*arguments, **dict(SOFT, sigma=0.0))
 
 
 # All of it
@@ -149,6 +269,9 @@ DETECT = dict(
     max_detections=4,
     clip="before_nms",
     drop_empty=False,
+    nms="hard",
+    soft_sigma=0.5,
+    class_agnostic=False,
 )
 
 
@@ -177,6 +300,24 @@ def test_detect_by_hand():
     assert result.mask.tolist() == [True, True, False, False]
     np.testing.assert_array_equal(result.boxes, boxes(*[[0, 0, 10, 10]] * 2, *[[0] * 4] * 2))
     assert result.classes.dtype == jnp.int32
+
+
+@pytest.mark.parametrize(
+    ("nms", "duplicate"), [("soft_linear", 0.8 * 0.1), ("soft_gaussian", 0.8 * np.exp(-1.62))]
+)
+def test_soft_nms_lowers_what_hard_nms_drops(nms, duplicate):
+    result = run_detect(SCENE, nms=nms)
+    np.testing.assert_allclose(result.scores, [0.9, 0.6, duplicate, 0], rtol=1e-5)
+    assert result.classes.tolist() == [0, 1, 0, 0]  # the duplicate now comes after the other class
+    assert result.mask.tolist() == [True, True, True, False]
+    np.testing.assert_array_equal(result.boxes[2], [0, 0, 10, 9])
+
+
+def test_class_agnostic_boxes_suppress_those_of_other_classes():
+    result = run_detect(SCENE, class_agnostic=True)
+    np.testing.assert_allclose(result.scores, [0.9, 0, 0, 0], rtol=1e-6)
+    result = run_detect(SCENE, class_agnostic=True, nms="soft_linear")
+    np.testing.assert_allclose(result.scores, [0.9, 0.08, 0, 0], rtol=1e-5)
 
 
 def test_detect_keeps_the_best_max_detections():
@@ -229,7 +370,8 @@ def test_top_k_is_a_levels():
     np.testing.assert_allclose(result.scores, [0.9, 0.3, 0, 0], rtol=1e-6)
 
 
-def test_jit_and_vmap_change_nothing():
+@pytest.mark.parametrize("nms", ["hard", "soft_linear", "soft_gaussian"])
+def test_jit_and_vmap_change_nothing(nms):
     generator = np.random.default_rng(0)
     sizes = (40, 10)
     anchors = tuple(random_boxes(generator, size) for size in sizes)
@@ -241,7 +383,7 @@ def test_jit_and_vmap_change_nothing():
 
     def one(logits, deltas, valid_size, original_scale):
         changes = dict(valid_size=valid_size, original_scale=original_scale, max_detections=30)
-        return detect(logits, deltas, anchors, **dict(DETECT, drop_empty=True, **changes))
+        return detect(logits, deltas, anchors, **dict(DETECT, drop_empty=True, nms=nms, **changes))
 
     batched = jax.jit(jax.vmap(one))(logits, deltas, valid_size, scale)
     for i in range(3):
@@ -255,6 +397,11 @@ def test_jit_and_vmap_change_nothing():
 def test_a_misspelt_clip_is_named():
     with pytest.raises(ValueError, match="clip='later'"):
         run_detect(SCENE, clip="later")
+
+
+def test_an_unknown_nms_is_told_with_those_there_are():
+    with pytest.raises(ValueError, match="nms='soft' must be one of hard, soft_linear, soft_gau"):
+        run_detect(SCENE, nms="soft")
 
 
 @pytest.mark.parametrize(
@@ -289,7 +436,18 @@ def test_memory_of_nms_of_5000_candidates():
         jax.ShapeDtypeStruct((5000,), np.int32),
         jax.ShapeDtypeStruct((5000,), bool),
     )
-    function = functools.partial(non_maximum_suppression, iou_threshold=0.5)
+    function = functools.partial(non_maximum_suppression, iou_threshold=0.5, class_agnostic=False)
     compiled = jax.jit(function).lower(*shapes).compile()
     # One byte a pair is 25e6. Measured: 50.8e6.
     assert compiled.memory_analysis().temp_size_in_bytes < 60e6
+
+
+def test_memory_of_soft_nms_of_5000_candidates():
+    shapes = (
+        jax.ShapeDtypeStruct((5000, 4), np.float32),
+        jax.ShapeDtypeStruct((5000,), np.float32),
+        jax.ShapeDtypeStruct((5000,), np.int32),
+        jax.ShapeDtypeStruct((5000,), bool),
+    )
+    compiled = jitted_soft.lower(*shapes, **SOFT).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1e6

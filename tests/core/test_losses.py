@@ -11,6 +11,7 @@ from retinanet_jax.core import (
     IGNORE,
     Targets,
     balanced_cross_entropy,
+    classification_per_anchor,
     classification_sum,
     count_foreground,
     cross_entropy,
@@ -18,6 +19,7 @@ from retinanet_jax.core import (
     ema_normalizer,
     encode,
     focal_loss,
+    focal_star,
     giou_loss,
     giou_sum,
     smooth_l1,
@@ -27,7 +29,8 @@ from retinanet_jax.core import (
 
 BALANCED = functools.partial(balanced_cross_entropy, alpha=0.75)
 FOCAL = functools.partial(focal_loss, alpha=0.25, gamma=2.0)
-LOSSES = [cross_entropy, BALANCED, FOCAL]
+STAR = functools.partial(focal_star, alpha=0.25, gamma=2.0, beta=1.0)
+LOSSES = [cross_entropy, BALANCED, FOCAL, STAR]
 
 POSITIVE = np.array([True])
 NEGATIVE = np.array([False])
@@ -59,6 +62,37 @@ def test_focal_loss_by_hand():
         np.testing.assert_allclose(loss, [-alpha_t * (1 - p_t) ** 2 * np.log(p_t)], rtol=1e-5)
 
 
+def test_focal_star_by_hand():
+    # exp(2 log 9 + 1) = 81 e, so p_t* is 81 e / (81 e + 1) if x_t = log 9, 1 / (81 / e + 1) if -it.
+    for positive, alpha_t, odds in ((POSITIVE, 0.25, 81 * np.e), (NEGATIVE, 0.75, np.e / 81)):
+        loss = focal_star(logit(0.9), positive, alpha=0.25, gamma=2.0, beta=1.0)
+        np.testing.assert_allclose(loss, [alpha_t * np.log(1 + 1 / odds) / 2], rtol=1e-5)
+
+
+def test_focal_star_of_gamma_one_and_beta_zero_is_balanced_cross_entropy():
+    logits = jnp.linspace(-30, 30, 61)
+    for positive in (logits > 99, logits < 99):
+        star = focal_star(logits, positive, alpha=0.75, gamma=1.0, beta=0.0)
+        np.testing.assert_array_equal(star, BALANCED(logits, positive))
+
+
+@pytest.mark.parametrize(("gamma", "beta"), [(2.0, 1.0), (4.0, 0.0)])
+def test_focal_star_gradient_is_the_papers(gamma, beta):
+    # Appendix B, equation 11: dFL*/dx = y (p_t* - 1), here times alpha_t.
+    for x in (-5.0, -1.0, 0.0, 1.0, 5.0):
+        for y, alpha_t in ((1, 0.25), (-1, 0.75)):
+            expected = y * alpha_t * (1 / (1 + np.exp(-gamma * x * y - beta)) - 1)
+            gradient = jax.grad(
+                lambda x, y=y: focal_star(x, jnp.array(y > 0), alpha=0.25, gamma=gamma, beta=beta)
+            )(x)
+            np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-8)
+
+
+def test_focal_star_refuses_to_divide_by_zero():
+    with pytest.raises(ValueError, match="gamma=0.0 of FL. must be above 0"):
+        focal_star(logit(0.9), POSITIVE, alpha=0.25, gamma=0.0, beta=1.0)
+
+
 def test_gamma_zero_is_balanced_cross_entropy_and_alpha_half_is_half_of_cross_entropy():
     logits = jnp.linspace(-30, 30, 61)
     for positive in (logits > 99, logits < 99):
@@ -79,7 +113,7 @@ def test_focal_loss_equals_optax(gamma):
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_focal_gradient_is_the_papers(gamma):
-    # Appendix B, equation 11: dFL/dx = y alpha_t (1 - p_t)^gamma (gamma p_t log p_t + p_t - 1).
+    # Appendix B, equation 10: dFL/dx = y alpha_t (1 - p_t)^gamma (gamma p_t log p_t + p_t - 1).
     for x in (-5.0, -1.0, 0.0, 1.0, 5.0):
         for y, alpha_t in ((1, 0.25), (-1, 0.75)):
             p_t = 1 / (1 + np.exp(-x * y))
@@ -128,8 +162,11 @@ def test_classification_sum_by_hand():
     logits = np.array([[0.5, -1.0], [2.0, 3.0], [9.0, -9.0]], np.float32)
     labels = np.array([1, BACKGROUND, IGNORE], np.int32)
     p = 1 / (1 + np.exp(-logits))
-    expected = -np.log([1 - p[0, 0], p[0, 1], 1 - p[1, 0], 1 - p[1, 1]]).sum()
-    np.testing.assert_allclose(classification_sum(logits, labels, cross_entropy), expected, 1e-6)
+    first, second = -np.log([1 - p[0, 0], p[0, 1]]).sum(), -np.log(1 - p[1]).sum()
+    losses = classification_per_anchor(logits, labels, cross_entropy)
+    np.testing.assert_allclose(losses, [first, second, 0], rtol=1e-6)
+    total = classification_sum(logits, labels, cross_entropy)
+    np.testing.assert_allclose(total, first + second, rtol=1e-6)
 
 
 def test_ignored_anchors_have_no_gradient():
