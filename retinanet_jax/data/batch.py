@@ -23,3 +23,5 @@ class Batch(NamedTuple):
     crowd_mask: Bool[np.ndarray, "B C"]
     weights: Float32[np.ndarray, " B"]  # 1 a picture of the data set, 0 a filler
     index: Int32[np.ndarray, " B"]  # row of the source
+    colors: Float32[np.ndarray, "B 4"]  # brightness, contrast, saturation factors; shift of the hue
+    dropped: Int32[np.ndarray, " B"]  # boxes that the crop cut below the share that must be visible

@@ -6,12 +6,13 @@ the ones before it: the state of the whole pipeline is the step number.
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, UInt64
 
+PLAIN_COLORS = (1.0, 1.0, 1.0, 0.0)  # brightness, contrast, saturation, hue as they are
 STRIDE = 32  # of C5: the coarsest feature map that the network takes from the backbone
 
 
@@ -20,8 +21,12 @@ class BatchPlan(NamedTuple):
 
     bucket: tuple[int, int]  # (H, W) that all its pictures are padded to
     index: Int32[np.ndarray, " B"]  # row of the source; a filler repeats a real one
-    resized: Int32[np.ndarray, "B 2"]  # height and width inside the bucket
-    flip: Bool[np.ndarray, " B"]  # left to right
+    resized: Int32[np.ndarray, "B 2"]  # height and width of the upright picture once resized
+    flip: Bool[np.ndarray, " B"]  # left to right, after resizing
+    turns: Int32[np.ndarray, " B"]  # quarter turns counter-clockwise, after the flip
+    offset: Int32[np.ndarray, "B 2"]  # y and x, in the turned picture, of the window that is kept
+    size: Int32[np.ndarray, "B 2"]  # height and width of that window: what the bucket shows
+    colors: Float32[np.ndarray, "B 4"]  # brightness, contrast, saturation factors; shift of the hue
     weights: Float32[np.ndarray, " B"]  # 1 a picture, 0 a filler
 
     def rows(self, process_index: int, process_count: int) -> "BatchPlan":
@@ -52,10 +57,15 @@ class Plan(Protocol):
 class TrainPlan:
     """Epochs without end; each picture exactly once an epoch, in a new order and augmentation.
 
-    sizes: height and width of every picture; the rest is the recipe. `short_sides`: one is drawn a
-    picture and epoch. `scale_jitter`: (lo, hi) of a factor on both target sides, drawn uniformly
-    and limited so that the largest bucket still holds the picture.
-    Raises ValueError where a bucket is malformed or none holds a picture.
+    `sizes`: height and width of every picture; the rest is the recipe, drawn anew a picture and
+    epoch, uniformly:
+    `short_sides`: one of them ("choice"), or a whole number from the first to the second ("range").
+    `scale_jitter`: (lo, hi) of a factor on both target sides, limited so that the largest bucket
+    still holds the picture. With `crop_size`, (height, width), it is not limited, and what exceeds
+    that size is cut off at a drawn offset (Ghiasi et al. 2021, large-scale jitter).
+    `quarter_turns`: 0 to 3. `color_jitter`: strength s of a factor in [max(0, 1 - s), 1 + s] on
+    brightness, contrast and saturation, and of a shift in [-s, s] turns of the colour circle, hue.
+    Raises ValueError where the recipe or a bucket is malformed or no bucket holds a picture.
     """
 
     num_batches = None
@@ -68,18 +78,18 @@ class TrainPlan:
         batch_size: int,
         buckets: Sequence[tuple[int, int]],
         short_sides: Sequence[float],
+        short_side_sampling: str,
         long_side: float,
         flip: bool,
         scale_jitter: tuple[float, float] | None,
+        crop_size: tuple[int, int] | None,
+        quarter_turns: bool,
+        color_jitter: Mapping[str, float],
     ):
         _check_count("batch_size", batch_size)
         if seed < 0:
             raise ValueError(f"seed={seed} must not be negative; try {-seed}.")
-        if not short_sides or min(*short_sides, long_side) <= 0:
-            raise ValueError(
-                f"short_sides={tuple(short_sides)} and long_side={long_side} must be positive "
-                "numbers of pixels; try short_sides=(800,), long_side=1333."
-            )
+        _check_sides(short_sides, short_side_sampling, long_side)
         if scale_jitter and not 0 < scale_jitter[0] <= scale_jitter[1]:
             raise ValueError(
                 f"scale_jitter={tuple(scale_jitter)} must be (lo, hi) with 0 < lo <= hi; "
@@ -90,11 +100,15 @@ class TrainPlan:
         self.batch_size = batch_size
         self.buckets = make_buckets(buckets)
         self.short_sides = np.asarray(short_sides, np.float64)
+        if short_side_sampling == "range":
+            self.short_sides = np.arange(short_sides[0], short_sides[1] + 1, dtype=np.float64)
         self.long_side = long_side
         self.flip = flip
         self.scale_jitter = scale_jitter
-        largest = resized_sizes(self.sizes, short_side=self.short_sides.max(), long_side=long_side)
-        _check_held(self.sizes, largest, self.buckets)
+        self.crop_size = crop_size
+        self.quarter_turns = quarter_turns
+        self.color_strengths = _strengths(color_jitter)
+        self._check_held()
         self.steps_per_epoch = -(-len(self.sizes) // batch_size)
         self._planned: tuple[int, _Epoch] | None = None
 
@@ -106,20 +120,17 @@ class TrainPlan:
         if latest is None or latest[0] != epoch:
             latest = self._planned = epoch, self._plan_epoch(epoch)
         planned = latest[1]
-        index = planned.index[row]
-        bucket = self.buckets[planned.bucket[row]]
-        return BatchPlan(
-            bucket=(int(bucket[0]), int(bucket[1])),
-            index=index,
-            resized=planned.resized[index],
-            flip=planned.flip[index],
-            weights=planned.weights[row],
+        return _batch_plan(
+            self.buckets[planned.bucket[row]],
+            planned.index[row],
+            planned.views,
+            planned.weights[row],
         )
 
     def _plan_epoch(self, epoch: int) -> "_Epoch":
-        resized = self._resized(epoch)
+        views = self._draw_views(epoch)
         order = np.argsort(self._draw(epoch, _Stream.ORDER), kind="stable")
-        bucket = smallest_bucket(resized, self.buckets)
+        bucket = smallest_bucket(views.size, self.buckets)
         full, rest = [], []
         for number in np.argsort(self.buckets[:, 1] / self.buckets[:, 0], kind="stable"):
             members = order[bucket[order] == number]
@@ -134,20 +145,47 @@ class TrainPlan:
         return _Epoch(
             index=index,
             weights=weights[shuffled],
-            bucket=smallest_bucket(resized[index].max(axis=1), self.buckets),
-            resized=resized,
-            flip=_uniform(self._draw(epoch, _Stream.FLIP)) < (0.5 if self.flip else 0.0),
+            bucket=smallest_bucket(views.size[index].max(axis=1), self.buckets),
+            views=views,
         )
 
-    def _resized(self, epoch: int) -> Int32[np.ndarray, "N 2"]:
-        drawn = _uniform(self._draw(epoch, _Stream.SHORT_SIDE)) * len(self.short_sides)
-        scale = _scale(self.sizes, self.short_sides[drawn.astype(int)], self.long_side)
+    def _draw_views(self, epoch: int) -> "_Views":
+        turns = np.zeros(len(self.sizes), np.int32)
+        if self.quarter_turns:
+            turns = _whole(self._draw(epoch, _Stream.TURNS), 4)
+        resized = self._resized(epoch, turns)
+        turned = _turned(resized, turns)
+        size = np.minimum(turned, self.crop_size) if self.crop_size else turned
+        drawn = [self._draw(epoch, stream) for stream in (_Stream.OFFSET_Y, _Stream.OFFSET_X)]
+        return _Views(
+            resized=resized,
+            flip=_uniform(self._draw(epoch, _Stream.FLIP)) < (0.5 if self.flip else 0.0),
+            turns=turns,
+            offset=_whole(np.stack(drawn, axis=1), turned - size + 1),
+            size=size.astype(np.int32),
+            colors=self._colors(epoch),
+        )
+
+    def _resized(self, epoch: int, turns: Int32[np.ndarray, " N"]) -> Int32[np.ndarray, "N 2"]:
+        chosen = _whole(self._draw(epoch, _Stream.SHORT_SIDE), len(self.short_sides))
+        scale = _scale(self.sizes, self.short_sides[chosen], self.long_side)
         if self.scale_jitter:
             low, high = self.scale_jitter
             scale *= low + (high - low) * _uniform(self._draw(epoch, _Stream.SCALE))
-            # The largest bucket is the last; without the jitter it holds every picture.
-            scale = np.minimum(scale, (self.buckets[-1] / self.sizes).min(axis=1))
+            if not self.crop_size:
+                # The largest bucket is the last; without the jitter it holds every picture.
+                limit = self.buckets[-1] / _turned(self.sizes, turns)
+                scale = np.minimum(scale, limit.min(axis=1))
         return _rounded(self.sizes * scale[:, None])
+
+    def _colors(self, epoch: int) -> Float32[np.ndarray, "N 4"]:
+        streams = _Stream.BRIGHTNESS, _Stream.CONTRAST, _Stream.SATURATION, _Stream.HUE
+        drawn = np.stack([_uniform(self._draw(epoch, stream)) for stream in streams], axis=1)
+        identity = np.array(PLAIN_COLORS)
+        low = identity - self.color_strengths
+        low[:3] = np.maximum(low[:3], 0)
+        high = identity + self.color_strengths
+        return (low + (high - low) * drawn).astype(np.float32)
 
     def _draw(
         self, epoch: int, stream: "_Stream", count: int | None = None
@@ -156,6 +194,17 @@ class TrainPlan:
         # it does not for the distributions. The last counter word keeps the streams apart.
         bits = np.random.Philox(key=[self.seed, epoch], counter=[0, 0, 0, stream])
         return bits.random_raw(len(self.sizes) if count is None else count)
+
+    def _check_held(self) -> None:
+        """Raises ValueError where a bucket must be added: for a picture, or for the crop."""
+        if self.crop_size:
+            _check_crop(self.crop_size, self.buckets)
+        largest = resized_sizes(
+            self.sizes, short_side=self.short_sides.max(), long_side=self.long_side
+        )
+        for turned in (largest, largest[:, ::-1]) if self.quarter_turns else (largest,):
+            shown = np.minimum(turned, self.crop_size) if self.crop_size else turned
+            _check_held(self.sizes, shown, self.buckets)
 
 
 class EvalPlan:
@@ -177,9 +226,10 @@ class EvalPlan:
         _check_count("batch_size", batch_size)
         self.sizes = np.asarray(sizes)
         self.buckets = make_buckets(buckets)
-        self.resized = resized_sizes(self.sizes, short_side=short_side, long_side=long_side)
-        _check_held(self.sizes, self.resized, self.buckets)
-        bucket = smallest_bucket(self.resized, self.buckets)
+        resized = resized_sizes(self.sizes, short_side=short_side, long_side=long_side)
+        _check_held(self.sizes, resized, self.buckets)
+        self.views = _plain_views(resized)
+        bucket = smallest_bucket(resized, self.buckets)
         filled = [
             _fill(np.flatnonzero(bucket == number), batch_size) for number in np.unique(bucket)
         ]
@@ -190,15 +240,8 @@ class EvalPlan:
 
     def batch(self, step: int) -> BatchPlan:
         """One of the `num_batches` batches; IndexError beyond."""
-        index = self.index[step]
         bucket = self.buckets[self.bucket[step]]
-        return BatchPlan(
-            bucket=(int(bucket[0]), int(bucket[1])),
-            index=index,
-            resized=self.resized[index],
-            flip=np.zeros(len(index), bool),
-            weights=self.weights[step],
-        )
+        return _batch_plan(bucket, self.index[step], self.views, self.weights[step])
 
 
 def resized_size(
@@ -252,6 +295,7 @@ def smallest_bucket(
     return np.where(holds.any(axis=-1), holds.argmax(axis=-1), -1)
 
 
+@enum.unique
 class _Stream(enum.IntEnum):
     """One for each thing drawn, so that a new one leaves the others as they were."""
 
@@ -260,14 +304,55 @@ class _Stream(enum.IntEnum):
     FLIP = 2
     SHORT_SIDE = 3
     SCALE = 4
+    TURNS = 5
+    OFFSET_Y = 6
+    OFFSET_X = 7
+    BRIGHTNESS = 8
+    CONTRAST = 9
+    SATURATION = 10
+    HUE = 11
+
+
+class _Views(NamedTuple):
+    """What becomes of each picture of the source; see `BatchPlan`."""
+
+    resized: Int32[np.ndarray, "N 2"]
+    flip: Bool[np.ndarray, " N"]
+    turns: Int32[np.ndarray, " N"]
+    offset: Int32[np.ndarray, "N 2"]
+    size: Int32[np.ndarray, "N 2"]
+    colors: Float32[np.ndarray, "N 4"]
 
 
 class _Epoch(NamedTuple):
     index: Int32[np.ndarray, "S B"]
     weights: Float32[np.ndarray, "S B"]
     bucket: Int[np.ndarray, " S"]
-    resized: Int32[np.ndarray, "N 2"]
-    flip: Bool[np.ndarray, " N"]
+    views: _Views
+
+
+def _plain_views(resized: Int32[np.ndarray, "N 2"]) -> _Views:
+    """Resized, and nothing else."""
+    count = len(resized)
+    return _Views(
+        resized=resized,
+        flip=np.zeros(count, bool),
+        turns=np.zeros(count, np.int32),
+        offset=np.zeros((count, 2), np.int32),
+        size=resized,
+        colors=np.tile(np.array(PLAIN_COLORS, np.float32), (count, 1)),
+    )
+
+
+def _batch_plan(
+    bucket: Int32[np.ndarray, " 2"],
+    index: Int32[np.ndarray, " B"],
+    views: _Views,
+    weights: Float32[np.ndarray, " B"],
+) -> BatchPlan:
+    shown = _Views(*(field[index] for field in views))
+    height, width = bucket.tolist()
+    return BatchPlan((height, width), index, *shown, weights)
 
 
 def _fill(
@@ -292,6 +377,60 @@ def _rounded(sizes: Float[np.ndarray, "N 2"]) -> Int32[np.ndarray, "N 2"]:
 
 def _uniform(raw: UInt64[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     return (raw >> 11) * 2.0**-53  # in [0, 1): the 53 bits that a float64 holds
+
+
+def _whole(
+    raw: UInt64[np.ndarray, "*axes"], count: int | Int[np.ndarray, "*axes"]
+) -> Int32[np.ndarray, "*axes"]:
+    """Whole numbers from 0 to `count` - 1."""
+    return (_uniform(raw) * count).astype(np.int32)
+
+
+def _turned(
+    sizes: Int[np.ndarray, "N 2"], turns: Int32[np.ndarray, " N"]
+) -> Int[np.ndarray, "N 2"]:
+    """Height and width after quarter turns."""
+    return np.where(turns[:, None] % 2 == 1, sizes[:, ::-1], sizes)
+
+
+def _check_sides(short_sides: Sequence[float], sampling: str, long_side: float) -> None:
+    if not short_sides or min(*short_sides, long_side) <= 0:
+        raise ValueError(
+            f"short_sides={tuple(short_sides)} and long_side={long_side} must be positive "
+            "numbers of pixels; try short_sides=(800,), long_side=1333."
+        )
+    if sampling not in ("choice", "range"):
+        raise ValueError(f"short_side_sampling={sampling!r} must be 'choice' or 'range'.")
+    if sampling == "range" and (len(short_sides) != 2 or short_sides[0] > short_sides[1]):
+        raise ValueError(
+            f"short_sides={tuple(short_sides)} must be (lo, hi) with lo <= hi where "
+            "short_side_sampling='range'; try (640, 800)."
+        )
+
+
+def _strengths(color_jitter: Mapping[str, float]) -> Float[np.ndarray, " 4"]:
+    """Of brightness, contrast, saturation and hue."""
+    names = ("brightness", "contrast", "saturation", "hue")
+    for name in names:
+        if not color_jitter[name] >= 0:
+            raise ValueError(
+                f"color_jitter[{name!r}]={color_jitter[name]} must not be negative; try 0 for off."
+            )
+    return np.array([color_jitter[name] for name in names], np.float64)
+
+
+def _check_crop(crop_size: tuple[int, int], buckets: Int[np.ndarray, "b 2"]) -> None:
+    if len(crop_size) != 2 or min(crop_size) < 1:
+        raise ValueError(
+            f"crop_size={tuple(crop_size)} must be a positive (height, width); "
+            "try (640, 640), or None for off."
+        )
+    if (np.asarray(crop_size) > buckets[-1]).any():
+        needed = tuple(-(-side // STRIDE) * STRIDE for side in crop_size)
+        raise ValueError(
+            f"crop_size={tuple(crop_size)} is held by no bucket of {buckets.tolist()}; "
+            f"add the bucket {needed}, or lower the crop."
+        )
 
 
 def _check_count(name: str, value: int) -> None:

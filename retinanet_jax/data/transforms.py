@@ -1,4 +1,4 @@
-"""Decode, resize, flip, pad: pure functions that are told what to do, by the plan.
+"""Decode, resize, flip, turn, crop, pad: pure functions that are told what to do, by the plan.
 
 One definition of resizing (bilinear, half-pixel centres, no antialias), twice: in numpy, which
 prediction uses and where TensorFlow is not installed, and (`tf_*`) in TensorFlow for the pipeline,
@@ -6,7 +6,7 @@ where it runs in parallel outside Python. A test holds the two equal.
 """
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -26,6 +26,16 @@ ORIENTATIONS = {
     7: (True, True, True),
     8: (True, True, False),
 }
+
+
+class Geometry(NamedTuple):
+    """What becomes of one picture, in this order: one row of a `BatchPlan`."""
+
+    resized: tuple[int, int]  # height and width of the upright picture once resized
+    flip: bool  # left to right
+    turns: int  # quarter turns counter-clockwise
+    offset: tuple[int, int]  # y and x, in the turned picture, of the window that is kept
+    size: tuple[int, int]  # height and width of that window
 
 
 def decode_image(
@@ -86,16 +96,45 @@ def is_plain_jpeg(data: bytes, name: str, size: tuple[int, int]) -> bool:
     return shown_orientation(picture, name, size) == 1 and picture.mode in ("L", "RGB")
 
 
+def transform_picture(
+    image: UInt8[np.ndarray, "H W 3"], geometry: Geometry
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Resized, flipped, turned, cropped."""
+    resized, mirrored, turns, offset, size = geometry
+    # What the crop leaves out is not computed.
+    window = _upright_windows(resized, offset, size)[mirrored][turns]
+    if image.shape[:2] == tuple(resized):
+        y, x, height, width = window
+        image = image[y : y + height, x : x + width]
+    else:
+        image = _resize_window(image, resized, window)
+    return np.rot90(flip(image) if mirrored else image, turns)
+
+
+def transform_boxes(
+    boxes: Float32[np.ndarray, "n 4"], original: tuple[int, int], geometry: Geometry
+) -> tuple[Float32[np.ndarray, "n 4"], Float32[np.ndarray, " n"]]:
+    """The boxes' way through what their picture of `original` (height, width) goes through.
+
+    Returns them clipped to the window, in its pixels, and the share of each one's area that is
+    inside; 0 for an empty box.
+    """
+    height, width = geometry.resized
+    boxes = resize_boxes(boxes, np.divide(geometry.resized, original))
+    if geometry.flip:
+        boxes = flip_boxes(boxes, width)
+    boxes = turn_boxes(boxes, geometry.turns, height, width) - np.tile(geometry.offset, 2)
+    inside = np.clip(boxes, 0, np.tile(geometry.size, 2))
+    whole, kept = _areas(boxes), _areas(inside)
+    visible = np.divide(kept, whole, out=np.zeros_like(whole), where=whole > 0)
+    return inside.astype(np.float32), visible.astype(np.float32)
+
+
 def resize(
     image: UInt8[np.ndarray, "H W 3"], height: int, width: int
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Bilinear with half-pixel centres and no antialias, in float32, rounded half to even."""
-    top, bottom, down = _taps(image.shape[0], height)
-    left, right, across = _taps(image.shape[1], width)
-    pixels = image.astype(np.float32)
-    rows = pixels[:, left] + (pixels[:, right] - pixels[:, left]) * across[:, None]
-    resized = rows[top] + (rows[bottom] - rows[top]) * down[:, None, None]
-    return np.rint(resized).astype(np.uint8)
+    return _resize_window(image, (height, width), (0, 0, height, width))
 
 
 def flip(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
@@ -122,6 +161,39 @@ def flip_boxes(boxes: Float32[np.ndarray, "n 4"], width: float) -> Float32[np.nd
     return np.stack([y1, width - x2, y2, width - x1], axis=1).astype(np.float32)
 
 
+def turn_boxes(
+    boxes: Float32[np.ndarray, "n 4"], turns: int, height: float, width: float
+) -> Float32[np.ndarray, "n 4"]:
+    """Quarter turns counter-clockwise, as `np.rot90` turns a picture of `height` x `width`."""
+    for _ in range(turns % 4):
+        y1, x1, y2, x2 = boxes.T
+        boxes = np.stack([width - x2, y1, width - x1, y2], axis=1).astype(np.float32)
+        height, width = width, height
+    return boxes
+
+
+def tf_transform_picture(
+    image: "tf.Tensor",
+    resized: "tf.Tensor",
+    flip: "tf.Tensor",
+    turns: "tf.Tensor",
+    offset: "tf.Tensor",
+    size: "tf.Tensor",
+) -> "tf.Tensor":
+    """`transform_picture`; the fields of its `Geometry` are tensors."""
+    import tensorflow as tf
+
+    edges = tf.unstack(resized), tf.unstack(offset), tf.unstack(size)
+    window = tf.stack(_upright_windows(*edges))[tf.cast(flip, tf.int32), turns]
+    image = tf.cond(
+        tf.reduce_all(tf.shape(image)[:2] == resized),
+        lambda: _tf_crop(image, window),
+        lambda: _tf_resize_window(image, resized, window),
+    )
+    image = tf.cond(flip, lambda: tf_flip(image), lambda: image)
+    return tf.cond(turns > 0, lambda: tf.image.rot90(image, turns), lambda: image)
+
+
 def tf_decode_jpeg(data: "tf.Tensor | bytes") -> "tf.Tensor":
     """`decode_image` of a plain JPEG: the same inverse cosine transform as Pillow's."""
     import tensorflow as tf
@@ -133,8 +205,7 @@ def tf_resize(image: "tf.Tensor", size: "tf.Tensor") -> "tf.Tensor":
     """`resize` to (height, width)."""
     import tensorflow as tf
 
-    resized = tf.image.resize(image, size, method="bilinear", antialias=False)
-    return tf.cast(tf.round(resized), tf.uint8)
+    return _tf_resize_window(image, size, tf.concat([[0, 0], size], axis=0))
 
 
 def tf_flip(image: "tf.Tensor") -> "tf.Tensor":
@@ -175,6 +246,55 @@ def _exif_orientation(picture: Image.Image) -> int:
     return orientation if orientation in ORIENTATIONS else 1
 
 
+def _areas(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
+    y1, x1, y2, x2 = boxes.T
+    return np.maximum(y2 - y1, 0) * np.maximum(x2 - x1, 0)
+
+
+def _upright_windows(resized, offset, size) -> list[list[tuple]]:
+    """The kept window's (y, x, height, width) in the resized picture, by [flip][turns].
+
+    It lies at `offset` once that picture is flipped and turned. Numbers or scalar tensors.
+    """
+    (height, width), (y, x), (h, w) = resized, offset, size
+    turned = [
+        (y, x, h, w),
+        (x, width - y - h, w, h),
+        (height - y - h, width - x - w, h, w),
+        (height - x - w, y, w, h),
+    ]
+    flipped = [(top, width - left - across, down, across) for top, left, down, across in turned]
+    return [turned, flipped]
+
+
+def _resize_window(
+    image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], window: tuple[int, int, int, int]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The window (y, x, height, width) of the picture resized to `size`."""
+    y, x, height, width = window
+    top, bottom, down = (tap[y : y + height] for tap in _taps(image.shape[0], size[0]))
+    left, right, across = (tap[x : x + width] for tap in _taps(image.shape[1], size[1]))
+    first = top[0]
+    pixels = image[first : bottom[-1] + 1].astype(np.float32)
+    rows = _between(pixels.take(left, axis=1), pixels.take(right, axis=1), across[:, None])
+    resized = _between(
+        rows.take(top - first, axis=0), rows.take(bottom - first, axis=0), down[:, None, None]
+    )
+    return np.rint(resized, out=resized).astype(np.uint8)
+
+
+def _between(
+    before: Float32[np.ndarray, "*axes"],
+    after: Float32[np.ndarray, "*axes"],
+    way: Float32[np.ndarray, "..."],
+) -> Float32[np.ndarray, "*axes"]:
+    """before + (after - before) * way, in the memory of `after`: that halves the time."""
+    after -= before
+    after *= way
+    after += before
+    return after
+
+
 def _taps(
     size: int, new_size: int
 ) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " new_size"]]:
@@ -184,3 +304,19 @@ def _taps(
     before = np.floor(centre)
     after = np.minimum(np.ceil(centre), size - 1).astype(int)
     return np.maximum(before, 0).astype(int), after, centre - before
+
+
+def _tf_resize_window(image: "tf.Tensor", size: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
+    """`_resize_window`; only rounding is spared what lies outside."""
+    import tensorflow as tf
+
+    # Its kernel is twice as fast on float32 as on uint8.
+    image = tf.cast(image, tf.float32)
+    resized = tf.image.resize(image, size, method="bilinear", antialias=False)
+    return tf.cast(tf.round(_tf_crop(resized, window)), tf.uint8)
+
+
+def _tf_crop(image: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
+    import tensorflow as tf
+
+    return tf.slice(image, tf.pad(window[:2], [[0, 1]]), tf.concat([window[2:], [3]], axis=0))

@@ -76,7 +76,7 @@ def wrong(section: str, row: int, **changes):
 BAD = {
     "unknown category": (
         wrong("annotations", 0, category_id=99),
-        "annotation id 101 has category_id=99.*does not list",
+        r"annotation id 101 \(1.img\) has category_id=99.*does not list",
     ),
     "missing image": (
         wrong("annotations", 1, image_id=77),
@@ -85,14 +85,23 @@ BAD = {
     "twin image": (wrong("images", 1, id=1), "image id 1 is given twice"),
     "twin annotation": (wrong("annotations", 1, id=101), "annotation id 101 is given twice"),
     "twin category": (wrong("categories", 1, id=7), "category id 7 is given twice"),
-    "inverted width": (wrong("annotations", 0, bbox=[9, 9, -3, 4]), "101 has bbox.*negative"),
-    "inverted height": (wrong("annotations", 0, bbox=[9, 9, 3, -4]), "101 has bbox.*negative"),
+    "inverted width": (
+        wrong("annotations", 0, bbox=[9, 9, -3, 4]),
+        r"101 \(1.img\) has bbox.*negative",
+    ),
+    "inverted height": (
+        wrong("annotations", 0, bbox=[9, 9, 3, -4]),
+        r"101 \(1.img\) has bbox.*negative",
+    ),
     "not a number": (wrong("annotations", 0, bbox=[9, 9, float("nan"), 4]), "101 .*four finite"),
     "infinite": (wrong("annotations", 0, bbox=[9, 9, float("inf"), 4]), "101 .*four finite"),
     "text": (wrong("annotations", 0, bbox=[9, 9, "3", 4]), "101 .*four finite"),
     "empty box": (wrong("annotations", 0, bbox=[]), "101 .*four finite"),
-    "no box": (wrong("annotations", 0, bbox=None), "annotation id 101 has no `bbox`"),
-    "no category": (wrong("annotations", 0, category_id=None), "101 has no `category_id`"),
+    "no box": (wrong("annotations", 0, bbox=None), r"annotation id 101 \(1.img\) has no `bbox`"),
+    "no category": (
+        wrong("annotations", 0, category_id=None),
+        r"101 \(1.img\) has no `category_id`",
+    ),
     "no annotation id": (wrong("annotations", 0, id=None), "annotation .* has no `id`"),
     "no file name": (wrong("images", 1, file_name=None), "image id 2 has no `file_name`"),
     "no height": (wrong("images", 1, height=None), "image id 2 has no `height`"),
@@ -130,7 +139,7 @@ def test_a_box_without_area_inside_is_left_out_and_counted(folder, caplog, box):
     assert len(source.annotations(1).boxes) == 0
     assert len(caplog.messages) == 1
     assert "2 boxes have no area inside" in caplog.text
-    assert "annotation 102" in caplog.text
+    assert "first: annotation id 102 (1.img)" in caplog.text
 
 
 def test_a_box_that_stands_out_is_clipped_and_counted(folder, caplog):
@@ -141,7 +150,7 @@ def test_a_box_that_stands_out_is_clipped_and_counted(folder, caplog):
     assert source.annotations(0).boxes.tolist() == [[5, 0, 40, 15], [5, 50.5, 15, 60]]
     assert len(caplog.messages) == 1
     assert "1 boxes stand out" in caplog.text
-    assert "annotation 101" in caplog.text
+    assert "first: annotation id 101 (1.img)" in caplog.text
 
 
 def test_good_boxes_raise_no_warning(folder, caplog):

@@ -1,12 +1,16 @@
-"""Decoding every kind of picture, and one definition of resizing in numpy and TensorFlow."""
+"""Decoding every kind of picture; boxes that follow their pixels; numpy equal to TensorFlow."""
 
 import io
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from retinanet_jax.data import transforms
+from retinanet_jax.data.transforms import Geometry
 
 # Top half red and blue, bottom half green and white: no two of its eight orientations are alike.
 CORNERS = np.array([[[250, 0, 0], [0, 0, 250]], [[0, 250, 0], [250, 250, 250]]], np.uint8)  # 2 2 3
@@ -20,6 +24,64 @@ def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
     """As photographs are, so that JPEG changes it little."""
     noise = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
     return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def whole(resized: tuple[int, int], *, flip: bool = False, turns: int = 0) -> Geometry:
+    """Without a crop."""
+    return Geometry(resized, flip, turns, (0, 0), resized[::-1] if turns % 2 else resized)
+
+
+class Planted(NamedTuple):
+    """A bright rectangle in a dark picture, and what is to become of them."""
+
+    image: np.ndarray
+    box: tuple[int, int, int, int]
+    geometry: Geometry
+
+    @property
+    def scale(self) -> np.ndarray:
+        """Resized pixels per original pixel along y and x of the turned picture."""
+        scale = np.divide(self.geometry.resized, self.image.shape[:2])
+        return scale[::-1] if self.geometry.turns % 2 else scale
+
+
+@st.composite
+def geometries(draw, height: int, width: int, *, resize: bool = True) -> Geometry:
+    """From a fifth to three times the size, with any flip, turn and window."""
+    side = st.floats(0.2, 3.0) if resize else st.just(1.0)
+    resized = round(height * draw(side)), round(width * draw(side))
+    everything = whole(resized, flip=draw(st.booleans()), turns=draw(st.integers(0, 3)))
+    cut = [draw(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1))) for n in everything.size]
+    offset = tuple(min(ends) for ends in cut)
+    size = tuple(max(ends) - min(ends) + 1 for ends in cut)
+    return draw(st.sampled_from([everything, everything._replace(offset=offset, size=size)]))
+
+
+@st.composite
+def planted(draw, *, resize: bool = True) -> Planted:
+    height, width = draw(st.tuples(st.integers(8, 60), st.integers(8, 60)))
+    y1, y2 = sorted(draw(st.sets(st.integers(0, height), min_size=2, max_size=2)))
+    x1, x2 = sorted(draw(st.sets(st.integers(0, width), min_size=2, max_size=2)))
+    image = np.full((height, width, 3), 20, np.uint8)
+    image[y1:y2, x1:x2] = 220
+    return Planted(image, (y1, x1, y2, x2), draw(geometries(height, width, resize=resize)))
+
+
+@st.composite
+def pictures(draw) -> tuple[np.ndarray, Geometry]:
+    height, width = draw(st.tuples(st.integers(5, 40), st.integers(5, 40)))
+    image = noise(height, width, draw(st.integers(0, 9)))
+    return image, draw(geometries(height, width, resize=draw(st.booleans())))
+
+
+def frame(bright: np.ndarray) -> list[int]:
+    """The smallest box around what is True."""
+    rows, columns = (np.flatnonzero(bright.any(axis=axis)) for axis in (1, 0))
+    return [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]
 
 
 def grey(value: int) -> list[list[int]]:
@@ -163,6 +225,113 @@ def test_flip_and_pad_and_their_boxes():
     assert transforms.resize_boxes(boxes, np.array([2.0, 0.5])).tolist() == [[2, 1, 6, 2]]
     for result in (transforms.flip_boxes(boxes, 10), transforms.resize_boxes(boxes, np.ones(2))):
         assert result.dtype == np.float32
+
+
+def test_a_turn_by_hand():
+    """Counter-clockwise the right column becomes the top row."""
+    image = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)[:, :, None].repeat(3, axis=2)
+    turned = transforms.transform_picture(image, whole((2, 3), turns=1))
+    assert turned[:, :, 0].tolist() == [[3, 6], [2, 5], [1, 4]]
+    # The 6 alone: the second row and third column before, the first row and second column after.
+    box = np.array([[1, 2, 2, 3]], np.float32)
+    assert transforms.turn_boxes(box, 1, 2, 3).tolist() == [[0, 1, 1, 2]]
+    mirrored = transforms.transform_picture(image, whole((2, 3), flip=True, turns=1))
+    assert mirrored[:, :, 0].tolist() == [[1, 4], [2, 5], [3, 6]]
+
+
+def test_a_crop_by_hand():
+    """Of 4 x 8 pixels of a 2 x 4 picture twice as large, 3 x 4 are kept."""
+    geometry = Geometry(resized=(4, 8), flip=False, turns=0, offset=(1, 2), size=(3, 4))
+    boxes = np.array([[0, 0, 1, 2], [1, 1, 2, 3], [0, 0, 1, 1], [0, 2, 1, 2], [-1, 1, 1, 2]])
+    inside, visible = transforms.transform_boxes(boxes.astype(np.float32), (2, 4), geometry)
+    expected = [[0, 0, 1, 2], [1, 0, 3, 4], [0, 0, 1, 0], [0, 2, 1, 2], [0, 0, 1, 2]]
+    assert inside.tolist() == expected
+    assert visible.tolist() == [0.25, 1, 0, 0, 0.25]
+    assert (inside.dtype, visible.dtype) == (np.float32, np.float32)
+
+
+@settings(deadline=None, max_examples=300)
+@given(planted())
+def test_a_planted_rectangle_stays_framed_by_its_box(case):
+    """To half a pixel, at every scale.
+
+    Between the centres of a dark and a bright pixel brightness rises linearly, so it is half where
+    they touch, which is the box's edge; and the first bright centre is within half a pixel of it.
+    """
+    image = transforms.transform_picture(case.image, case.geometry)
+    boxes = np.array([case.box], np.float32)
+    (box,), (visible,) = transforms.transform_boxes(boxes, case.image.shape[:2], case.geometry)
+    assert image.shape[:2] == case.geometry.size
+    assert (box >= 0).all()
+    assert (box <= np.tile(case.geometry.size, 2)).all()
+    bright = image[:, :, 1] >= 120
+    if visible == 0:
+        assert not bright.any()
+    # Corners are rounded; a row and a column that are wholly bright across must be seen for all
+    # four edges to be. The outer half of an original pixel is not.
+    if (box[2:] - box[:2] >= 1 + case.scale).all():
+        np.testing.assert_allclose(frame(bright), box, atol=0.5 + 1e-3)
+
+
+@settings(deadline=None, max_examples=100)
+@given(planted(resize=False))
+def test_the_visible_share_is_that_of_the_pixels(case):
+    boxes = np.array([case.box], np.float32)
+    (box,), (visible,) = transforms.transform_boxes(boxes, case.image.shape[:2], case.geometry)
+    kept = transforms.transform_picture(case.image, case.geometry) == 220
+    np.testing.assert_allclose(visible, kept.sum() / (case.image == 220).sum(), rtol=1e-6)
+    assert visible == 0 or frame(kept[:, :, 0]) == box.tolist()
+
+
+@settings(deadline=None, max_examples=100)
+@given(pictures())
+def test_resizing_then_flipping_then_turning_then_cropping(case):
+    """What the crop leaves out is not computed, and changes nothing in what it keeps."""
+    image, geometry = case
+    (y, x), (height, width) = geometry.offset, geometry.size
+    expected = transforms.resize(image, *geometry.resized)
+    expected = expected[:, ::-1] if geometry.flip else expected
+    expected = np.rot90(expected, geometry.turns)[y : y + height, x : x + width]
+    assert np.array_equal(transforms.transform_picture(image, geometry), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "times"), [({}, 1), ({"turns": 1}, 4), ({"flip": True}, 2), ({"turns": 2}, 2)]
+)
+def test_a_whole_crop_four_turns_and_two_flips_change_nothing(change, times):
+    image = original = noise(7, 11)
+    boxes = original_boxes = np.array([[1, 2, 5, 8], [0, 0, 7, 11]], np.float32)
+    unchanged = []
+    for _ in range(times):
+        size = image.shape[:2]
+        image = transforms.transform_picture(image, whole(size, **change))
+        boxes, visible = transforms.transform_boxes(boxes, size, whole(size, **change))
+        assert visible.tolist() == [1, 1]
+        same = np.array_equal(image, original), np.array_equal(boxes, original_boxes)
+        unchanged.append(same)
+    assert unchanged == [(False, False)] * (times - 1) + [(True, True)]
+
+
+@pytest.fixture(scope="module")
+def tf_transform():
+    """`tf_transform_picture` as the pipeline calls it: traced once, of unknown sizes."""
+    import tensorflow as tf
+
+    pair, number = tf.TensorSpec((2,), tf.int32), tf.TensorSpec((), tf.int32)
+    picture, switch = tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((), tf.bool)
+    return tf.function(
+        transforms.tf_transform_picture,
+        autograph=False,
+        input_signature=(picture, pair, switch, number, pair, pair),
+    )
+
+
+@settings(deadline=None, max_examples=150)
+@given(case=pictures())
+def test_tensorflow_transforms_bit_for_bit_alike(tf_transform, case):
+    image, geometry = case
+    by_tf = tf_transform(image, *geometry).numpy()
+    assert np.array_equal(by_tf, transforms.transform_picture(image, geometry))
 
 
 @pytest.mark.parametrize("size", [(48, 64), (31, 97), (7, 3), (1, 1), (100, 133), (480, 640)])

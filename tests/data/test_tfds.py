@@ -1,0 +1,753 @@
+"""TFDS: its own builders, run over small archives, against the COCO JSON that they were given."""
+
+import io
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from tfds_archives import CATEGORIES, Archives, prepare, prepare_own
+
+from retinanet_jax.data.pipeline import batches
+from retinanet_jax.data.plan import EvalPlan, TrainPlan
+from retinanet_jax.data.sources import tfds_shards
+from retinanet_jax.data.sources.coco import CocoSource
+from retinanet_jax.data.sources.tfds import TfdsSource
+from retinanet_jax.data.sources.tfds_shards import to_pixels
+
+YEARS, FORMATS = (2014, 2017), ("tfrecord", "array_record")
+EVERY = list(itertools.product(YEARS, FORMATS))
+
+
+def jpeg(height, width, seed, *, mode="RGB", orientation=1) -> bytes:
+    """Noise, so that any other picture is another one."""
+    rng = np.random.default_rng(seed)
+    picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).convert(mode)
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    file = io.BytesIO()
+    picture.save(file, "JPEG", exif=tags.tobytes())
+    return file.getvalue()
+
+
+def draw(folder: pathlib.Path, ids, first_annotation: int):
+    """A folder of pictures and their JSON, each listed by id."""
+    folder.mkdir()
+    rng = np.random.default_rng(ids)
+    images, annotations = [], []
+    for number, image_id in enumerate(ids):
+        height, width = rng.integers(30, 100, 2).tolist()
+        # One in four is grey, the third lies on its side until its tag is heeded.
+        data = jpeg(height, width, image_id, mode="L" if number % 4 == 1 else "RGB")
+        if number == 2:
+            data = jpeg(width, height, image_id, orientation=6)
+        name = f"{image_id:012d}.jpg"
+        (folder / name).write_bytes(data)
+        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        for _ in range(0 if number == 1 else 5):  # the second has no objects
+            x, y = rng.integers(0, 100 * width - 500), rng.integers(0, 100 * height - 500)
+            right, bottom = rng.integers(x + 99, 100 * width), rng.integers(y + 99, 100 * height)
+            box = [x / 100, y / 100, (right - x) / 100, (bottom - y) / 100]
+            annotations.append(
+                {
+                    "id": first_annotation + len(annotations),
+                    "image_id": image_id,
+                    "category_id": CATEGORIES[rng.integers(80)]["id"],
+                    "bbox": [float(number) for number in box],
+                    "area": round(float(rng.uniform(1, 2000)), 4),
+                    "iscrowd": int(rng.random() < 0.2),
+                }
+            )
+    return {"images": images, "annotations": annotations, "categories": CATEGORIES}, folder
+
+
+@pytest.fixture(scope="session")
+def contents(tmp_path_factory):
+    path = tmp_path_factory.mktemp("coco")
+    return {
+        "train": draw(path / "train", (4, 9, 25, 26, 300, 301, 7000), 50),
+        "validation": draw(path / "validation", (1, 10, 24, 299), 900),
+    }
+
+
+@pytest.fixture(scope="session")
+def prepared(contents, tmp_path_factory):
+    """`prepared(year, format, shards=1)`: (data_dir, folder of the annotations)."""
+    done = {}
+
+    def prepared(year, file_format, shards=1):
+        key = year, file_format, shards
+        if key not in done:
+            path = tmp_path_factory.mktemp("prepared")
+            archives = Archives(path / "archives", year, contents)
+            archives.prepare(path / "data", file_format, shards=shards)
+            done[key] = path / "data", archives
+        return done[key]
+
+    return prepared
+
+
+@pytest.fixture
+def copy(prepared, tmp_path, monkeypatch):
+    """A data set of 2017 for this test alone, not indexed yet, and a cache for this test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(prepared(2017, "tfrecord")[0], tmp_path / "copy")
+    for path in (tmp_path / "copy").rglob(".retinanet_jax*"):
+        path.unlink()
+    return tmp_path / "copy"
+
+
+def shards(data_dir, split="train"):
+    return sorted(data_dir.rglob(f"coco-{split}.*"))
+
+
+def open_coco(contents, split):
+    content, folder = contents[split]
+    path = folder.parent / f"{split}.json"
+    path.write_text(json.dumps(content))
+    return CocoSource(path, folder)
+
+
+def assert_same(source, expected):
+    assert source.categories == expected.categories
+    assert list(source.image_ids) == list(expected.image_ids)
+    np.testing.assert_array_equal(source.sizes, expected.sizes)
+    assert source.sizes.dtype == expected.sizes.dtype
+    for index in range(len(expected)):
+        assert source.file_name(index) == expected.file_name(index)
+        assert source.read(index) == expected.read(index)
+        np.testing.assert_array_equal(source.picture(index), expected.picture(index))
+        own, others = source.annotations(index), expected.annotations(index)
+        for a, b in zip(own, others, strict=True):
+            np.testing.assert_array_equal(a, b, strict=True)
+
+
+@pytest.mark.parametrize(("year", "file_format"), EVERY)
+def test_a_prepared_data_set_is_its_json(prepared, contents, year, file_format, caplog):
+    data_dir, archives = prepared(year, file_format)
+    for split in ("train", "validation"):
+        expected = open_coco(contents, split)
+        source = TfdsSource(f"coco/{year}", data_dir=data_dir, split=split)
+        assert_same(source, expected)
+        assert not caplog.messages
+        truth = expected.ground_truth()
+        for annotation in truth["annotations"]:
+            annotation["area"] = int(annotation["area"])
+        assert source.ground_truth() == truth
+        assert "cuts areas to integers; for AP to be published" in caplog.text
+        caplog.clear()
+        official = archives.official(split)
+        source = TfdsSource(f"coco/{year}", data_dir=data_dir, split=split, official=official)
+        assert_same(source, expected)
+        assert source.ground_truth() == json.loads(official.read_text())
+        assert not caplog.messages
+
+
+def both_kinds_of_batches(source):
+    """Some that train, of more than an epoch, and those that evaluate."""
+    buckets = ((96, 160), (160, 96))
+    training = TrainPlan(
+        source.sizes,
+        seed=3,
+        batch_size=3,
+        buckets=buckets,
+        short_sides=(64, 96),
+        short_side_sampling="choice",
+        long_side=160,
+        flip=True,
+        scale_jitter=(0.7, 1.3),
+        crop_size=None,
+        quarter_turns=False,
+        color_jitter={"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0},
+    )
+    evaluation = EvalPlan(source.sizes, batch_size=2, buckets=buckets, short_side=96, long_side=160)
+    options = {"start_step": 0, "prefetch": 1, "min_visible": 0.0}
+    return [
+        *batches(source, training, num_steps=5, loader="tf", **options),
+        *batches(source, evaluation, num_steps=None, loader="numpy", **options),
+    ]
+
+
+@pytest.fixture(scope="session")
+def batches_of_json(contents):
+    return both_kinds_of_batches(open_coco(contents, "train"))
+
+
+@pytest.mark.parametrize(("year", "file_format"), EVERY)
+def test_a_prepared_data_set_gives_the_batches_of_its_json(
+    prepared, batches_of_json, year, file_format
+):
+    source = TfdsSource(f"coco/{year}", data_dir=prepared(year, file_format)[0], split="train")
+    found = both_kinds_of_batches(source)
+    assert len(found) == len(batches_of_json) >= 9
+    assert {int(index) for batch in found[:5] for index in batch.index} == set(range(7))
+    assert any(batch.crowd_mask.any() for batch in found)
+    for batch, expected in zip(found, batches_of_json, strict=True):
+        for field, same in zip(batch, expected, strict=True):
+            np.testing.assert_array_equal(field, same)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_shards_do_not_change_a_data_set(prepared, contents, file_format):
+    data_dir, _ = prepared(2017, file_format, 3)
+    assert len(shards(data_dir)) == 3
+    source = TfdsSource("coco/2017", data_dir=data_dir, split="train")
+    assert_same(source, open_coco(contents, "train"))
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_splits_are_joined_by_image_id(prepared, contents, file_format, tmp_path):
+    both = {
+        section: contents["train"][0][section] + contents["validation"][0][section]
+        for section in ("images", "annotations")
+    }
+    both["images"].sort(key=lambda image: image["id"])
+    for split in ("train", "validation"):
+        shutil.copytree(contents[split][1], tmp_path / "all", dirs_exist_ok=True)
+    (tmp_path / "all.json").write_text(json.dumps(both | {"categories": CATEGORIES}))
+    source = TfdsSource(
+        "coco/2014:1.1.0", data_dir=prepared(2014, file_format)[0], split="train+validation"
+    )
+    assert_same(source, CocoSource(tmp_path / "all.json", tmp_path / "all"))
+
+
+def test_categories_by_hand(prepared):
+    source = TfdsSource("coco/2017", data_dir=prepared(2017, "tfrecord")[0], split="train")
+    ids = {category.name: category.id for category in source.categories}
+    after_gaps = {"stop sign": 13, "backpack": 27, "handbag": 31, "wine glass": 46}
+    after_gaps |= {"dining table": 67, "toilet": 70, "tv": 72, "book": 84}
+    assert len(ids) == 80
+    assert ids | after_gaps | {"person": 1, "toothbrush": 90} == ids
+
+
+def test_real_coco(test_data, tmp_path, caplog):
+    content = json.loads((test_data / "coco21/instances.json").read_text())
+    content["images"].sort(key=lambda image: image["id"])
+    content["annotations"].sort(key=lambda one: (one["image_id"], one["id"]))
+    (tmp_path / "sorted.json").write_text(json.dumps(content))
+    assert [(one["id"], one["name"]) for one in content["categories"]] == [
+        (one["id"], one["name"]) for one in CATEGORIES
+    ]
+    both = content, test_data / "coco21/images"
+    archives = Archives(tmp_path / "archives", 2017, {"train": both, "validation": both})
+    archives.prepare(tmp_path / "data", "tfrecord")
+    source = TfdsSource("coco/2017", data_dir=tmp_path / "data", split="validation")
+    expected = CocoSource(tmp_path / "sorted.json", test_data / "coco21/images")
+    assert_same(source, expected)
+    truth = expected.ground_truth()
+    ours = source.ground_truth()
+    for own, official in zip(ours["annotations"], truth["annotations"], strict=True):
+        assert own["bbox"] == official["bbox"]
+        assert own["area"] == int(official["area"])
+        assert own["iscrowd"] == official["iscrowd"]
+
+
+@given(
+    st.integers(1, 20_000),
+    st.integers(1, 20_000),
+    st.lists(st.lists(st.floats(0, 1), min_size=4, max_size=4), max_size=5),
+)
+def test_hundredths_of_a_pixel_come_back_exactly(height, width, shares):
+    limits = np.array([height, width, height, width])
+    hundredths = np.rint(np.reshape(shares, (-1, 4)) * limits * 100) / 100
+    stored = (hundredths / limits).astype(np.float32)
+    pixels, exact = to_pixels(stored, np.tile([height, width], (len(stored), 1)))
+    assert exact.all()
+    np.testing.assert_array_equal(pixels, hundredths)
+
+
+def test_other_fractions_of_a_pixel_come_back_to_float32():
+    boxes = np.array([[10 / 3, 20 / 3, 100 / 7, 639.99 - 1 / 3]])
+    stored = (boxes / 640).astype(np.float32)
+    pixels, exact = to_pixels(stored, np.array([[640, 640]]))
+    assert not exact.any()
+    np.testing.assert_allclose(pixels, boxes, rtol=0, atol=640 * 2.0**-25)
+    assert np.abs(pixels - boxes).max() > 0
+
+
+def one_picture(tmp_path, data, height, width, boxes):
+    """`coco/2017` with this picture alone."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "1.jpg").write_bytes(data)
+    image = {"id": 1, "file_name": "1.jpg", "height": height, "width": width}
+    annotations = [
+        {"id": number, "image_id": 1, "category_id": 3, "bbox": box, "area": 1.0, "iscrowd": 0}
+        for number, box in enumerate(boxes, start=1)
+    ]
+    content = {"images": [image], "annotations": annotations, "categories": CATEGORIES}
+    both = content, folder
+    archives = Archives(tmp_path / "archives", 2017, {"train": both, "validation": both})
+    archives.prepare(tmp_path / "data", "tfrecord")
+    (tmp_path / "one.json").write_text(json.dumps(content))
+    source = TfdsSource("coco/2017", data_dir=tmp_path / "data", split="train")
+    return source, CocoSource(tmp_path / "one.json", folder)
+
+
+def test_a_picture_annotated_before_it_was_turned_stays_as_it_is(tmp_path):
+    data = jpeg(40, 70, 1, orientation=6)
+    source, expected = one_picture(tmp_path, data, 40, 70, [[3.25, 4.07, 50.5, 30.61]])
+    assert source.sizes.tolist() == [[40, 70]]
+    assert_same(source, expected)
+
+
+def test_boxes_without_area_are_left_out_and_counted(tmp_path, caplog):
+    boxes = [[1, 2, 3, 4], [5, 5, 0, 9], [5, 5, 9, 0]]
+    source, expected = one_picture(tmp_path, jpeg(40, 70, 1), 40, 70, [*boxes[1:], boxes[0]])
+    own, other = [message.split(": ", 1) for message in caplog.messages]
+    assert own[1] == other[1]
+    assert own[1].startswith("2 boxes have no area inside their picture")
+    assert "annotation id 1 (1.jpg)" in own[1]
+    assert_same(source, expected)
+    assert source.annotations(0).boxes.tolist() == [[2, 1, 6, 4]]
+    assert len(source.ground_truth()["annotations"]) == 3
+
+
+def forbid_indexing(monkeypatch):
+    def build_index(name, *_):
+        raise AssertionError(f"{name} was indexed again")
+
+    monkeypatch.setattr(tfds_shards, "build_index", build_index)
+
+
+def open_train(data_dir):
+    return TfdsSource("coco/2017", data_dir=data_dir, split="train")
+
+
+def test_the_index_is_made_once_and_kept_beside_the_shards(copy, contents, monkeypatch, capsys):
+    open_train(copy)
+    (kept,) = copy.rglob(".retinanet_jax-train.npz*")
+    assert kept.parent == shards(copy)[0].parent
+    told = capsys.readouterr().out
+    assert re.search(rf"coco/2017 train: indexed 7 pictures in \d\.\d s, kept in {kept}\n", told)
+    assert kept.stat().st_mode & 0o444 == 0o444
+    forbid_indexing(monkeypatch)
+    assert_same(open_train(copy), open_coco(contents, "train"))
+    assert capsys.readouterr().out == ""
+    assert not (copy.parent / "cache" / "retinanet_jax").exists()
+
+
+def test_progress_is_told(copy, monkeypatch, capsys):
+    monkeypatch.setattr(tfds_shards, "TELL_EVERY", 0.0)
+    open_train(copy)
+    line = capsys.readouterr().out.splitlines()[2]
+    assert re.fullmatch(r"coco/2017 train: indexed 3/7 pictures  \d+ pictures/s  0 s left", line)
+
+
+@pytest.mark.parametrize("change", ["time", "size"])
+def test_changed_shards_are_indexed_again(copy, monkeypatch, change):
+    open_train(copy)
+    (shard,) = shards(copy)
+    if change == "time":
+        os.utime(shard, ns=(0, shard.stat().st_mtime_ns + 1))
+    else:
+        stat = shard.stat()
+        shard.write_bytes(shard.read_bytes() + bytes(16))
+        os.utime(shard, ns=(0, stat.st_mtime_ns))
+    forbid_indexing(monkeypatch)
+    with pytest.raises(AssertionError, match="was indexed again"):
+        open_train(copy)
+
+
+def test_a_data_set_prepared_anew_is_read_anew(copy, contents, tmp_path):
+    open_train(copy)
+    content, folder = contents["train"]
+    others = {"train": contents["validation"], "validation": contents["train"]}
+    shutil.rmtree(copy / "coco" / "2017" / "1.1.0", ignore_errors=True)
+    Archives(tmp_path / "others", 2017, others).prepare(copy, "tfrecord")
+    assert_same(open_train(copy), open_coco(contents, "validation"))
+
+
+def flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
+
+
+BROKEN = {
+    "empty": lambda data: b"",
+    "text": lambda data: b"not an index",
+    "cut short": lambda data: data[: len(data) // 2],
+    "flipped": flip,
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_index_is_made_again(copy, contents, caplog, kind):
+    open_train(copy)
+    (kept,) = copy.rglob(".retinanet_jax*")
+    whole = kept.read_bytes()
+    kept.write_bytes(BROKEN[kind](whole))
+    assert_same(open_train(copy), open_coco(contents, "train"))
+    assert len(caplog.messages) == 1
+    assert re.search(r"retinanet_jax-train.npz: is broken .* will be made again", caplog.text)
+    assert len(kept.read_bytes()) == len(whole)
+
+
+def deny_writing_in(monkeypatch, *folders):
+    """As a read-only disk does, which root too obeys."""
+    make = tfds_shards.tempfile.TemporaryDirectory
+
+    def denied(*args, dir, **more):
+        if any(dir.is_relative_to(folder) for folder in folders):
+            raise OSError(30, "Read-only file system")
+        return make(*args, dir=dir, **more)
+
+    monkeypatch.setattr(tfds_shards.tempfile, "TemporaryDirectory", denied)
+
+
+def test_beside_read_only_shards_the_users_cache_is_used(copy, contents, monkeypatch, caplog):
+    deny_writing_in(monkeypatch, copy)
+    open_train(copy)
+    (kept,) = (copy.parent / "cache" / "retinanet_jax").iterdir()
+    assert kept.name.startswith("tfds-")
+    forbid_indexing(monkeypatch)
+    assert_same(open_train(copy), open_coco(contents, "train"))
+    assert not list(copy.rglob(".retinanet_jax*"))
+    assert not caplog.messages
+
+
+def test_without_a_place_for_the_index_the_run_goes_on(copy, contents, monkeypatch, caplog):
+    deny_writing_in(monkeypatch, copy, copy.parent / "cache")
+    assert_same(open_train(copy), open_coco(contents, "train"))
+    assert len(caplog.messages) == 1
+    assert "cannot be kept in" in caplog.text
+
+
+def test_an_index_that_was_not_written_to_its_end_is_not_there(copy, contents, monkeypatch):
+    def full(file, **fields):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(np, "savez", full)
+        open_train(copy)
+    assert not list(copy.parent.rglob("*.npz*"))
+    assert_same(open_train(copy), open_coco(contents, "train"))
+
+
+def test_threads_may_share_a_source(prepared, contents):
+    expected = open_coco(contents, "train")
+    for file_format in FORMATS:
+        source = TfdsSource("coco/2017", data_dir=prepared(2017, file_format)[0], split="train")
+        order = np.random.default_rng(0).integers(0, len(source), 300).tolist()
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(source.read, order))
+        assert found == [expected.read(index) for index in order]
+
+
+@pytest.mark.parametrize("builder", ["coco/2014", "coco/2017:9.9.9", "coco/1999", "voc"])
+def test_what_is_not_prepared_is_told_with_the_command(copy, builder):
+    with pytest.raises(FileNotFoundError) as caught:
+        TfdsSource(builder, data_dir=copy, split="train")
+    message = str(caught.value)
+    assert message.startswith(f"{builder}: is not prepared in {copy}; run python -c ")
+    assert f"tfds.builder('{builder}', data_dir='{copy}').download_and_prepare()" in message
+    assert "\n" not in message
+
+
+def test_the_folder_of_tfds_is_the_default(copy, contents, monkeypatch):
+    from tensorflow_datasets.core import constants
+    from tensorflow_datasets.core.utils import file_utils
+
+    monkeypatch.setattr(constants, "DATA_DIR", str(copy))
+    file_utils.clear_registered_data_dirs()
+    assert_same(open_train(None), open_coco(contents, "train"))
+    monkeypatch.setenv("HOME", str(copy.parent))
+    assert len(open_train("~/copy")) == 7
+    with pytest.raises(FileNotFoundError, match=r"builder\('coco/2014'\)\.download_and_prepare"):
+        TfdsSource("coco/2014", data_dir=None, split="train")
+
+
+BAD = {
+    "builder": ({"builder": "a b"}, "'a b': is no data set of TFDS .Parsing.* write it as name/"),
+    "remote": ({"data_dir": "gs://bucket/data"}, "data_dir=gs://bucket/data: shards are read from"),
+    "split": ({"split": "val"}, "no split 'val'; name one of test, train, validation"),
+    "slice": ({"split": "train[:10%]"}, r"no split 'train\[:10%\]'"),
+    "twice": ({"split": "train+train"}, "holds 7 pictures twice, first 4; name splits"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_cannot_be_meant_is_refused_in_one_line(copy, kind):
+    change, message = BAD[kind]
+    good = {"builder": "coco/2017", "data_dir": copy, "split": "train"}
+    with pytest.raises(ValueError, match=message) as caught:
+        TfdsSource(**good | change)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data[:-1], r"tfrecord-00000-of-00001: is cut short or corrupt after \d+"),
+        (lambda data: data[:-9] + data[:4], "is cut short or corrupt"),
+        (lambda data: data + data, "hold 14 pictures, where dataset_info.json counts 7"),
+        (lambda data: b"", "hold 0 pictures, where dataset_info.json counts 7"),
+        (lambda data: data.replace(b"\xff\xd8\xff", b"\xff\xd7\xff", 1), r"\d+\.jpg: the picture"),
+    ],
+)
+def test_broken_shards_are_told_of(copy, change, message):
+    (shard,) = shards(copy)
+    shard.write_bytes(change(shard.read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        open_train(copy)
+
+
+def test_missing_shards_are_told_of(copy):
+    source = open_train(copy)
+    (shard,) = shards(copy)
+    shard.rename(f"{shard}-away")
+    with pytest.raises(FileNotFoundError, match=f"{shard}: .*picture of image id 9 is missing"):
+        source.read(1)
+    with pytest.raises(FileNotFoundError, match=f"1 of 1 shards are missing, first {shard}"):
+        open_train(copy)
+
+
+def test_array_record_without_its_package(prepared, monkeypatch):
+    monkeypatch.setitem(sys.modules, "array_record.python.array_record_data_source", None)
+    with pytest.raises(ValueError, match="pip install array_record"):
+        open_train(prepared(2017, "array_record")[0])
+
+
+def test_without_tfds(monkeypatch, copy):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets.core", None)
+    with pytest.raises(ValueError, match="pip install tensorflow-datasets"):
+        open_train(copy)
+
+
+def lack_a_picture(content):
+    del content["images"][2]
+
+
+def resize_a_picture(content):
+    content["images"][1]["height"] += 1
+
+
+def rename_a_category(content):
+    content["categories"][3] = {"id": 4, "name": "moped"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lack_a_picture, "lacks 1 of the 7 pictures of coco/2017 train, first image id 25"),
+        (resize_a_picture, r"declares image id 9 with height and width \(.*train has \("),
+        (rename_a_category, "1 of its labels, first 'motorcycle', are no categories of"),
+    ],
+)
+def test_an_official_json_of_other_pictures_is_refused(prepared, tmp_path, change, message):
+    data_dir, archives = prepared(2017, "tfrecord")
+    content = json.loads(archives.official("train").read_text())
+    change(content)
+    path = tmp_path / "changed.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        TfdsSource("coco/2017", data_dir=data_dir, split="train", official=path)
+    with pytest.raises(FileNotFoundError, match="there is no such annotation file"):
+        TfdsSource("coco/2017", data_dir=data_dir, split="train", official=tmp_path / "no.json")
+
+
+def test_an_official_json_may_hold_more_and_its_category_ids_count(prepared, contents, tmp_path):
+    data_dir, archives = prepared(2017, "tfrecord")
+    content = json.loads(archives.official("train").read_text())
+    for category in content["categories"]:
+        category["id"] = 1000 - category["id"]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 1000 - annotation["category_id"]
+    truth = json.loads(json.dumps(content))
+    content["images"].insert(3, {"id": 77777, "file_name": "x.jpg", "height": 9, "width": 9})
+    more = {"id": 5, "image_id": 77777, "category_id": 999, "bbox": [0, 0, 1, 1], "area": 1}
+    content["annotations"].insert(3, more)
+    (tmp_path / "more.json").write_text(json.dumps(content))
+    (tmp_path / "train.json").write_text(json.dumps(truth))
+    source = TfdsSource(
+        "coco/2017", data_dir=data_dir, split="train", official=tmp_path / "more.json"
+    )
+    assert source.categories[0] == (910, "toothbrush")
+    assert_same(source, CocoSource(tmp_path / "train.json", contents["train"][1]))
+    assert source.ground_truth() == truth
+
+
+VOC = """<annotation><size><width>50</width><height>40</height></size>{}</annotation>"""
+VOC_OBJECT = """<object><name>{}</name><pose>Left</pose><truncated>0</truncated>
+<difficult>{}</difficult><bndbox><xmin>3</xmin><ymin>7</ymin><xmax>23</xmax><ymax>31</ymax></bndbox>
+</object>"""
+
+
+def test_voc_by_hand(tmp_path, caplog):
+    root = tmp_path / "unpacked" / "VOCdevkit" / "VOC2007"
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for name, objects in (("000012", [("dog", 0), ("cat", 1)]), ("000005", []), ("000020", [])):
+        (root / "JPEGImages" / f"{name}.jpg").write_bytes(jpeg(40, 50, int(name)))
+        listed = "".join(itertools.starmap(VOC_OBJECT.format, objects))
+        (root / "Annotations" / f"{name}.xml").write_text(VOC.format(listed))
+    for split, names in (("train", "000012\n000005\n"), ("val", "000020\n"), ("test", "000020\n")):
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text(names)
+    prepare("voc/2007", tmp_path / "unpacked", tmp_path / "data")
+    source = TfdsSource("voc/2007", data_dir=tmp_path / "data", split="train+validation")
+    assert [source.file_name(index) for index in range(3)] == [
+        "000005.jpg",
+        "000012.jpg",
+        "000020.jpg",
+    ]
+    assert source.image_ids == [1, 2, 3]
+    assert len(source.categories) == 20
+    assert source.categories[0] == (1, "aeroplane")
+    assert source.read(1) == (root / "JPEGImages" / "000012.jpg").read_bytes()
+    boxes, classes, crowd = source.annotations(1)
+    assert boxes.tolist() == [[7, 3, 31, 23]] * 2
+    assert classes.tolist() == [11, 7]
+    assert crowd.tolist() == [False, True]
+    assert source.ground_truth()["annotations"] == [
+        {
+            "id": number,
+            "image_id": 2,
+            "category_id": category_id,
+            "bbox": [3, 7, 20, 24],
+            "area": 480,
+            "iscrowd": difficult,
+        }
+        for number, category_id, difficult in ((1, 12, 0), (2, 8, 1))
+    ]
+    assert not caplog.messages  # areas are not cut where there are none
+    official = tmp_path / "x.json"
+    official.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    with pytest.raises(ValueError, match="has no image ids to be looked up in .*x.json"):
+        TfdsSource("voc/2007", data_dir=tmp_path / "data", split="train", official=official)
+
+
+def own_features(**changes):
+    import tensorflow_datasets as tfds
+
+    objects = {
+        "bbox": tfds.features.BBoxFeature(bbox_format=None),
+        "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+    }
+    objects |= changes.pop("objects", {})
+    return {"image": tfds.features.Image(), "objects": tfds.features.Sequence(objects)} | changes
+
+
+def test_a_data_set_that_says_the_least(tmp_path, caplog):
+    import tensorflow_datasets as tfds
+
+    data = jpeg(50, 100, 1)
+    shares = [[0.2, 0.1, 0.6, 0.5], [0.5, 0.5, 1.1, 1.0], [0.5, 0.5, 0.5, 1.0]]
+    boxes = [{"bbox": np.array(box), "label": 1} for box in shares]
+    # A picture of its size begins with the same bytes, before it in the record or after.
+    features = own_features(**{name: tfds.features.Image() for name in ("before", "later")})
+    others = {"before": io.BytesIO(jpeg(50, 100, 2)), "later": io.BytesIO(jpeg(50, 100, 3))}
+    prepare_own(tmp_path, features, [{"image": io.BytesIO(data), "objects": boxes, **others}])
+    source = TfdsSource("own", data_dir=tmp_path, split="train")
+    assert source.read(0) == data
+    assert source.file_name(0) == "own train 0:12"
+    assert source.image_ids == [1]
+    assert source.categories == ((1, "cat"), (2, "dog"))
+    first, clipped = source.annotations(0).boxes.tolist()
+    assert first == [10, 10, 30, 50]
+    assert clipped == [25, 50, 50, 100]
+    assert [message.split(": ", 1)[1] for message in caplog.messages] == [
+        "1 boxes have no area inside their picture and are not trained on (first: annotation id 3 "
+        "(own train 0:12)).",
+        "1 boxes stand out of their picture by more than 1 pixel: clipped (first: annotation id 2 "
+        "(own train 0:12)).",
+    ]
+    truth = source.ground_truth()["annotations"]
+    assert [one["bbox"] for one in truth] == [[10, 10, 40, 20], [50, 25, 50, 30], [50, 25, 50, 0]]
+    assert [one["area"] for one in truth] == [800, 1500, 0]
+
+
+def test_a_label_that_names_nothing_is_refused(tmp_path):
+    boxes = [{"bbox": np.array([0.2, 0.1, 0.6, 0.5]), "label": -1}]
+    example = {"image": io.BytesIO(jpeg(50, 100, 1)), "objects": boxes}
+    prepare_own(tmp_path, own_features(), [example])
+    with pytest.raises(ValueError, match="has the label -1, which stands for none of its 2"):
+        TfdsSource("own", data_dir=tmp_path, split="train")
+
+
+def test_other_data_sets_are_refused_by_their_features(tmp_path):
+    import tensorflow_datasets as tfds
+
+    box, label = tfds.features.BBoxFeature(), tfds.features.ClassLabel(num_classes=2)
+    image, objects = tfds.features.Image(), ["image (Image)", "objects/bbox (BBoxFeature)"]
+    corners = tfds.features.BBoxFeature(bbox_format="XYXY")
+    cases = {
+        "classes": ({"image": image, "label": label}, ["image (Image)", "label (ClassLabel)"]),
+        "faces": (
+            {"image": image, "faces": tfds.features.Sequence({"bbox": box})},
+            ["faces/bbox (BBoxFeature)", "image (Image)"],
+        ),
+        "corners": (
+            own_features(objects={"bbox": corners}),
+            [*objects, "objects/label (ClassLabel)"],
+        ),
+        "kinds": (
+            own_features(objects={"label": tfds.features.Text()}),
+            [*objects, "objects/label (Text)"],
+        ),
+        "paths": (
+            own_features(image=tfds.features.Text()),
+            ["image (Text)", objects[1], "objects/label (ClassLabel)"],
+        ),
+    }
+    for name, (features, found) in cases.items():
+        prepare_own(tmp_path / name, features, [tfds_example(features)])
+        with pytest.raises(ValueError, match=re.escape(", ".join(found) + "; name")) as caught:
+            TfdsSource("own", data_dir=tmp_path / name, split="train")
+        assert "\n" not in str(caught.value)
+
+
+def tfds_example(features):
+    """Something that the features take."""
+    import tensorflow_datasets as tfds
+
+    def value(feature):
+        if isinstance(feature, tfds.features.Image):
+            return io.BytesIO(jpeg(50, 100, 1))
+        if isinstance(feature, tfds.features.Text):
+            return "text"
+        return [] if isinstance(feature, tfds.features.Sequence) else 0
+
+    return {key: value(feature) for key, feature in features.items()}
+
+
+WITHOUT_TENSORFLOW = """
+import importlib.machinery, sys
+
+find = importlib.machinery.PathFinder.find_spec
+importlib.machinery.PathFinder.find_spec = lambda name, *more: (
+    None if name.split(".")[0] == "tensorflow" else find(name, *more)
+)
+from retinanet_jax.data.sources.tfds import TfdsSource
+
+assert "tensorflow_datasets" not in sys.modules
+for data_dir in sys.argv[1:]:
+    source = TfdsSource("coco/2017", data_dir=data_dir, split="train")
+    print(len(source), source.picture(0).shape[:2] == tuple(source.sizes[0]))
+assert "tensorflow" not in sys.modules
+"""
+
+
+def test_tensorflow_is_not_needed(prepared):
+    folders = [str(prepared(2017, file_format)[0]) for file_format in FORMATS]
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, *folders]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert [line for line in run.stdout.splitlines() if line.startswith("7 ")] == ["7 True"] * 2
+
+
+def test_the_package_is_imported_without_tfds():
+    code = "import sys, retinanet_jax, retinanet_jax.data.sources.tfds; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in run.stdout.split()}
+    assert not loaded & {"tensorflow", "tensorflow_datasets", "array_record", "jax"}

@@ -1,0 +1,109 @@
+"""COCO archives of a few pictures as they come unpacked, and TFDS's own builders run over them."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+from unittest import mock
+
+from retinanet_jax.data.sources.tfds import COCO_GAPS, COCO_NAMES
+
+CATEGORIES = [
+    {"id": number, "name": name}
+    for number, name in zip(
+        [number for number in range(1, 91) if number not in COCO_GAPS],
+        COCO_NAMES.split(", "),
+        strict=True,
+    )
+]
+# TFDS's splits, the folder of pictures of each, and whether it is annotated.
+SPLITS = {
+    2014: {
+        "train": ("train2014", True),
+        "validation": ("val2014", True),
+        "test": ("test2014", False),
+        "test2015": ("test2015", False),
+    },
+    2017: {
+        "train": ("train2017", True),
+        "validation": ("val2017", True),
+        "test": ("test2017", False),
+    },
+}
+
+
+class Archives:
+    """The folders that COCO's zip files of a year unpack to.
+
+    contents: the JSON of `train` and `validation`, with a folder of their pictures each; the
+    pictures of validation stand in for those without annotations.
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        year: int,
+        contents: Mapping[str, tuple[dict[str, Any], pathlib.Path]],
+    ):
+        self.path, self.year = path, year
+        (path / "annotations").mkdir(parents=True)
+        for split, (folder, annotated) in SPLITS[year].items():
+            content, pictures = contents[split if annotated else "validation"]
+            if not annotated:
+                content = {k: v for k, v in content.items() if k != "annotations"}
+            self.official(split).write_text(json.dumps(content))
+            (path / folder).symlink_to(pictures, target_is_directory=True)
+
+    def official(self, split: str) -> pathlib.Path:
+        """The JSON of a split."""
+        folder, annotated = SPLITS[self.year][split]
+        kind = "instances" if annotated else "image_info"
+        return self.path / "annotations" / f"{kind}_{folder}.json"
+
+    def prepare(self, data_dir: pathlib.Path, file_format: str, *, shards: int = 1) -> None:
+        """What `tfds.builder("coco/YEAR").download_and_prepare()` does once it has downloaded."""
+        prepare(f"coco/{self.year}", self.path, data_dir, file_format, shards=shards)
+
+
+def prepare(
+    builder: str,
+    unpacked: pathlib.Path,
+    data_dir: pathlib.Path,
+    file_format: str = "tfrecord",
+    *,
+    shards: int = 1,
+) -> None:
+    """Runs the builder, with all of its archives unpacked in one folder."""
+    import tensorflow_datasets as tfds
+
+    with mock.patch.object(
+        tfds.download.DownloadManager,
+        "download_and_extract",
+        lambda self, urls: dict.fromkeys(urls, str(unpacked)),
+    ):
+        tfds.builder(builder, data_dir=data_dir).download_and_prepare(
+            file_format=file_format,
+            download_config=tfds.download.DownloadConfig(num_shards=shards),
+        )
+
+
+def prepare_own(
+    data_dir: pathlib.Path, features: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]
+) -> None:
+    """A builder `own` with one split, `train`, of these features."""
+    import tensorflow_datasets as tfds
+
+    class Own(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            own = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=own)
+
+        def _split_generators(self, dl_manager):
+            return {"train": enumerate(examples)}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    Own(data_dir=data_dir).download_and_prepare()
