@@ -8,6 +8,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from retinanet_jax.weights import resnet
+from retinanet_jax.weights.resnet import LEAVES, Layer, Path, Shape
+
 # Means in the network's own channel order, subtracted from 0..255 values; std 1: no division.
 KERAS_INPUT = {
     "order": "bgr",
@@ -20,109 +23,64 @@ KERAS_MODEL = {"norm_epsilon": 1e-3, "stride_in_1x1": True}
 # The classifier; a backbone has no use for it.
 UNUSED = ("fc1000/kernel", "fc1000/bias")
 
-STAGE_SIZES = (3, 4, 6, 3)
-# Keras name of a block's branch -> our number of the convolution.
-BRANCHES = {"2a": "conv1", "2b": "conv2", "2c": "conv3", "1": "shortcut_conv"}
+ARCHITECTURE = "resnet50"
+# Our number of a convolution in its block -> Keras' branch.
+BRANCHES = {0: "1", 1: "2a", 2: "2b", 3: "2c"}
+# Our name of a norm's array -> Keras'.
+NORM = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
 
 
-def resnet50_backbone(arrays: Mapping[str, np.ndarray], norm: str) -> dict[str, dict]:
+def backbone(arrays: Mapping[str, np.ndarray], *, architecture: str, norm: str) -> dict[str, dict]:
     """Return {"params", "batch_stats"} for the detector's `backbone`, from arrays by Keras name.
 
-    `norm` is the backbone's: "frozen_batch" (scale, bias, mean, var are all statistics) or "batch"
-    (scale and bias are parameters). Keras' convolutions carry a bias, ours none: it is folded
-    exactly into the norm that follows, whose mean becomes mean - bias. Raises ValueError for
-    another norm and, naming the arrays, where any is missing, unknown, misshapen or not finite.
+    `architecture` must be "resnet50"; `norm` is the backbone's, "frozen_batch" or "batch". Keras'
+    convolutions carry a bias, ours none: it is folded exactly into the norm that follows, whose
+    mean becomes mean - bias. Raises ValueError for another architecture or norm and, naming the
+    arrays, where any is missing, unknown, misshapen or not finite.
     """
-    if norm not in ("frozen_batch", "batch"):
+    resnet.check_norm(norm)
+    if architecture != ARCHITECTURE:
         raise ValueError(
-            f"norm={norm!r} cannot hold batch norm statistics; use 'frozen_batch' or 'batch'."
+            f"Keras' weights are of {ARCHITECTURE}, and the backbone is {architecture}; "
+            "change config.model.backbone, or give another file."
         )
-    _check(arrays)
-    params, batch_stats = {}, {}
-    for convolution, keras_norm, path in _layers():
-        kernel = np.asarray(arrays[f"{convolution}/kernel"], np.float32)
-        _insert(params, path, {"kernel": kernel})
-        affine, statistics = _norm(arrays, convolution, keras_norm)
-        norm_path = (*path[:-1], path[-1].replace("conv", "norm"))
-        if norm == "batch":
-            _insert(params, norm_path, affine)
-            _insert(batch_stats, norm_path, statistics)
-        else:
-            _insert(batch_stats, norm_path, affine | statistics)
-    return {"params": params, "batch_stats": batch_stats}
-
-
-def _layers() -> list[tuple[str, str, tuple[str, ...]]]:
-    """(Keras convolution, Keras norm, our path of the convolution) of the whole network."""
-    layers: list[tuple[str, str, tuple[str, ...]]] = [("conv1", "bn_conv1", ("stem_conv",))]
-    for stage, size in enumerate(STAGE_SIZES, start=2):
-        for index in range(size):
-            for branch, name in BRANCHES.items():
-                if branch == "1" and index > 0:
-                    continue  # only a stage's first block changes the shape
-                keras = f"{stage}{'abcdef'[index]}_branch{branch}"
-                layers.append((f"res{keras}", f"bn{keras}", (f"stage{stage}_block{index}", name)))
-    return layers
-
-
-def _norm(arrays: Mapping[str, np.ndarray], convolution: str, norm: str) -> tuple[dict, dict]:
-    """(scale and bias, mean and var) of a norm, with the convolution's bias folded in."""
-    gamma, beta, mean, variance, bias = (
-        np.asarray(arrays[name], np.float32)
-        for name in (
-            f"{norm}/gamma",
-            f"{norm}/beta",
-            f"{norm}/moving_mean",
-            f"{norm}/moving_variance",
-            f"{convolution}/bias",
-        )
-    )
-    return {"scale": gamma, "bias": beta}, {"mean": mean - bias, "var": variance}
-
-
-def _expected_shapes() -> dict[str, tuple[int, ...]]:
-    """Shape of every array by Keras name; kernels are HWIO."""
-    shapes = {}
-    for convolution, norm, path in _layers():
-        kernel = _kernel_shape(path)
-        shapes[f"{convolution}/kernel"] = kernel
-        shapes[f"{convolution}/bias"] = kernel[-1:]
-        for name in ("gamma", "beta", "moving_mean", "moving_variance"):
-            shapes[f"{norm}/{name}"] = kernel[-1:]
-    return shapes
-
-
-def _kernel_shape(path: tuple[str, ...]) -> tuple[int, int, int, int]:
-    if path == ("stem_conv",):
-        return (7, 7, 3, 64)
-    stage, index = (int(part[-1]) for part in path[0].split("_"))
-    inner = 64 * 2 ** (stage - 2)
-    incoming = 4 * inner if index else (64 if stage == 2 else 2 * inner)
-    return {
-        "conv1": (1, 1, incoming, inner),
-        "conv2": (3, 3, inner, inner),
-        "conv3": (1, 1, inner, 4 * inner),
-        "shortcut_conv": (1, 1, incoming, 4 * inner),
-    }[path[1]]
-
-
-def _check(arrays: Mapping[str, np.ndarray]) -> None:
-    expected = _expected_shapes()
-    present = expected.keys() & arrays.keys()
-    problems = {
-        "missing": expected.keys() - arrays.keys(),
-        "unknown": arrays.keys() - expected.keys() - set(UNUSED),
-        "misshapen": {k for k in present if np.shape(arrays[k]) != expected[k]},
-        "not finite": {k for k in present if not np.isfinite(arrays[k]).all()},
-    }
-    found = "; ".join(f"{what}: {', '.join(sorted(k))}" for what, k in problems.items() if k)
+    found = resnet.problems(arrays, _shapes(), lambda name: name in UNUSED)
     if found:
         raise ValueError(
             f"not Keras' ResNet-50: {found}; give the arrays that scripts/get_resnet50.py writes."
         )
+    leaves: dict[Path, np.ndarray] = {}
+    for layer in resnet.layers(ARCHITECTURE):
+        for leaf in LEAVES:
+            leaves[layer.path(leaf)] = np.asarray(arrays[_name(layer, leaf)], np.float32)
+        bias = np.asarray(arrays[_bias(layer)], np.float32)
+        leaves[layer.path("mean")] = leaves[layer.path("mean")] - bias
+    return resnet.variables(leaves, norm)
 
 
-def _insert(tree: dict, path: tuple[str, ...], leaves: dict[str, np.ndarray]) -> None:
-    for name in path:
-        tree = tree.setdefault(name, {})
-    tree.update(leaves)
+def _name(layer: Layer, leaf: str) -> str:
+    """Keras' name of a layer's leaf."""
+    convolution, norm = _modules(layer)
+    return f"{convolution}/kernel" if leaf == "kernel" else f"{norm}/{NORM[leaf]}"
+
+
+def _bias(layer: Layer) -> str:
+    """Keras' name of the bias that its convolutions have."""
+    return f"{_modules(layer)[0]}/bias"
+
+
+def _modules(layer: Layer) -> tuple[str, str]:
+    """(Keras convolution, Keras norm) of a layer."""
+    if layer.stage == 1:
+        return "conv1", "bn_conv1"
+    block = f"{layer.stage}{'abcdef'[layer.block]}_branch{BRANCHES[layer.index]}"
+    return f"res{block}", f"bn{block}"
+
+
+def _shapes() -> dict[str, Shape]:
+    """Shape of every array by Keras name; kernels are HWIO."""
+    shapes = {}
+    for layer in resnet.layers(ARCHITECTURE):
+        shapes |= {_name(layer, leaf): layer.shape(leaf) for leaf in LEAVES}
+        shapes[_bias(layer)] = layer.shape("bias")
+    return shapes

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from retinanet_jax.models import ARCHITECTURES, ResNet
-from retinanet_jax.weights.keras import KERAS_INPUT, KERAS_MODEL, resnet50_backbone
+from retinanet_jax.weights import keras
+from retinanet_jax.weights.keras import KERAS_INPUT, KERAS_MODEL
 
 KEY = jax.random.key(0)
 STAGES = {2: "abc", 3: "abcd", 4: "abcdef", 5: "abc"}
@@ -83,6 +84,10 @@ def first_layers(arrays, image):
     x = np.maximum(conv_norm(arrays, image, "conv1", "bn_conv1", 2), 0)
     x = windows(pad(x, 1), 3, 2).max((-2, -1))
     return block(arrays, block(arrays, x, "2a", 1), "3a", 2)
+
+
+def resnet50_backbone(arrays, norm):
+    return keras.backbone(arrays, architecture="resnet50", norm=norm)
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +174,9 @@ def test_every_kind_of_wrong_array_is_listed_in_one_line(arrays):
 def test_a_norm_without_running_statistics_is_refused(arrays):
     with pytest.raises(ValueError, match="norm='group' cannot hold batch norm statistics"):
         resnet50_backbone(arrays, "group")
+
+
+def test_another_architecture_is_refused(arrays):
+    message = "Keras' weights are of resnet50, and the backbone is resnet101; change config.model.b"
+    with pytest.raises(ValueError, match=message):
+        keras.backbone(arrays, architecture="resnet101", norm="batch")
