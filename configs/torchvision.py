@@ -1,0 +1,59 @@
+"""RetinaNet R50-FPN as torchvision trains it: retinanet_resnet50_fpn (v1) and ..._fpn_v2.
+
+Command:  python -m retinanet_jax.main --config=configs/torchvision.py:v1 --workdir=runs/torchvision
+          (or :v2)
+Expects:  COCO as configs/r50_fpn.py does; PyTorch, which reads torchvision's ImageNet weights:
+          weights/resnet50-0676ba61.pth (IMAGENET1K_V1), for v2 weights/resnet50-11ad3fa6.pth
+          (IMAGENET1K_V2), both from https://download.pytorch.org/models/
+AP:       36.4 (v1) and 41.5 (v2) on val2017 are torchvision's numbers (its weights' records); not
+          measured here.
+Hours:    not measured here. torchvision's runs were on 8 V100; their hours are not published.
+
+v1 against the paper: 26 epochs, L1, losses averaged by picture, P6 from P5, anchors in whole pixels
+and spread evenly over the padded picture, 300 detections kept. v2 against v1: P6 from C5,
+GroupNorm in the heads, trained batch norms, GIoU, AdamW, short sides of 480 to 800 pixels
+(pytorch/vision#5756). What stays different from torchvision: 80 classes for its 91 outputs,
+pictures without objects are trained on, crowd regions are background rather than left out, biases
+have no weight decay.
+"""
+
+from ml_collections import ConfigDict
+
+from retinanet_jax.configs import r50_fpn
+
+STEPS_PER_EPOCH = 7_393  # of 16 of the 118,287 pictures of train2017, the last one not full
+# Sides and forms both vary, so that eight shapes leave 21% padding on forms like COCO's.
+V2_BUCKETS = (
+    (640, 640),
+    (608, 928),
+    (768, 1024),
+    (800, 1344),
+    (928, 608),
+    (1024, 768),
+    (1344, 800),
+)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`arg` is "v1" or "v2" or "tiny" or one with "tiny"; "" is "v1"."""
+    config = r50_fpn.get_config().unlock()
+    config.total_steps = 26 * STEPS_PER_EPOCH
+    config.input.update(order="rgb", mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+    config.model.update(stride_in_1x1=False, norm_epsilon=1e-5, p6_from="p5")
+    config.init.update(source="torchvision", path="weights/resnet50-0676ba61.pth")
+    config.anchors.update(offset=0.0, rounding="torchvision", stride_rule="grid")
+    config.matching.ignore_padding = False
+    config.loss.update(beta=0.0, normalizer="image")
+    config.detections.max_detections = 300
+    config.optimizer.update(
+        clip_norm=0.0, warmup_steps=1_000, warmup_factor=1e-3, drops=(16 / 26, 22 / 26)
+    )
+    return r50_fpn.finished(config, arg, {"v1": lambda config: None, "v2": make_v2})
+
+
+def make_v2(config: ConfigDict) -> None:
+    config.data.update(short_sides=tuple(range(480, 801, 32)), buckets=V2_BUCKETS)
+    config.init.path = "weights/resnet50-11ad3fa6.pth"
+    config.model.update(norm="batch", p6_from="c5", head_norm="group")
+    config.loss.box = "giou"
+    config.optimizer.update(name="adamw", learning_rate=1e-4, weight_decay=0.05)
