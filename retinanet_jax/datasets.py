@@ -13,12 +13,52 @@ from retinanet_jax.data.pipeline import batches
 from retinanet_jax.data.plan import EvalPlan, Plan, TrainPlan
 from retinanet_jax.data.sources import Source, shapes, split_by_hash
 from retinanet_jax.data.sources.coco import CocoSource
+from retinanet_jax.data.sources.csv import CsvSource
+from retinanet_jax.data.sources.merged import merged
+from retinanet_jax.data.sources.packed import PackedSource
+from retinanet_jax.data.sources.tfds import TfdsSource
+from retinanet_jax.data.sources.voc import VocSource
 from retinanet_jax.detector import choose
+
+LISTED = ("source", "annotations", "images", "split", "classes", "official")
+EXAMPLES = {
+    "annotations": "FILE_OR_FOLDER",
+    "images": "FOLDER",
+    "split": "train",
+    "classes": "FILE.csv",
+}
 
 
 def open_source(config: ConfigDict, part: str, workdir: pathlib.Path) -> Source:
-    """The data that config.data.train or config.data.eval names; `part` is "train" or "eval"."""
+    """The data that config.data.train or config.data.eval names; `part` is "train" or "eval".
+
+    Fields that hold lists with commas name several sources, which are merged; a list of one is
+    each one's.
+    """
     section = config.data[part]
+    lists = {name: section[name].split(",") for name in LISTED}
+    count = max(map(len, lists.values()))
+    for name, values in lists.items():
+        if len(values) not in (1, count):
+            raise ValueError(
+                f"data.{part}.{name} lists {len(values)} sources where another field lists "
+                f"{count}; give one for all, or {count}."
+            )
+    each = [
+        {name: values[number % len(values)].strip() for name, values in lists.items()}
+        for number in range(count)
+    ]
+    return merged([open_one(ConfigDict({**section, **one}), config, part, workdir) for one in each])
+
+
+def open_one(section: ConfigDict, config: ConfigDict, part: str, workdir: pathlib.Path) -> Source:
+    """One source; `section` is config.data[part] with each field naming one."""
+
+    def given(*names: str) -> None:
+        missing = [name for name in names if not section[name]]
+        if missing:
+            wanted = " ".join(f"--config.data.{part}.{name}={EXAMPLES[name]}" for name in missing)
+            raise ValueError(f"no data: source={section.source!r} needs {wanted}.")
 
     def drawn() -> Source:
         if section.annotations:
@@ -34,19 +74,43 @@ def open_source(config: ConfigDict, part: str, workdir: pathlib.Path) -> Source:
         return CocoSource(written / shapes.ANNOTATIONS, written / shapes.PICTURES)
 
     def coco() -> Source:
-        if not section.annotations or not section.images:
-            raise ValueError(
-                f"no data: give --config.data.{part}.annotations=FILE.json and "
-                f"--config.data.{part}.images=FOLDER (COCO format)."
-            )
+        given("annotations", "images")
         return CocoSource(section.annotations, section.images)
 
-    return choose(f"data.{part}.source", section.source, {"coco": coco, "shapes": drawn})()
+    def voc() -> Source:
+        given("annotations")
+        return VocSource(
+            section.annotations,
+            images=section.images or None,
+            split=section.split,
+            categories=tuple(config.data.categories),
+        )
+
+    def csv() -> Source:
+        given("annotations", "classes")
+        return CsvSource(section.annotations, section.classes, section.images)
+
+    def tfds() -> Source:
+        given("annotations", "split")
+        return TfdsSource(
+            section.annotations,
+            data_dir=section.images or None,
+            split=section.split,
+            official=section.official,
+        )
+
+    def packed() -> Source:
+        given("images")
+        return PackedSource(section.images)
+
+    kinds = {"coco": coco, "voc": voc, "csv": csv, "tfds": tfds, "packed": packed, "shapes": drawn}
+    return choose(f"data.{part}.source", section.source, kinds)()
 
 
 def holds_out(config: ConfigDict) -> bool:
     """Whether a share of the training data is kept for evaluation, for want of other data."""
-    return bool(config.data.validation_share) and not config.data.eval.annotations
+    own = config.data.eval.annotations or config.data.eval.images
+    return bool(config.data.validation_share) and not own
 
 
 def open_split(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Source]:
@@ -74,10 +138,13 @@ def open_sources(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Sou
         return open_split(config, workdir)
     train, evaluation = open_training(config, workdir), open_evaluation(config, workdir)
     if train.categories != evaluation.categories:
+        names = sorted({one.name for one in (*train.categories, *evaluation.categories)})
+        remedy = "both files must list the same ids and names."
+        if "voc" in config.data.train.source + config.data.eval.source:
+            remedy = f'list them: --config.data.categories="{tuple(names)}".'
         raise ValueError(
             f"{train.name} has the categories {[tuple(c) for c in train.categories]}, "
-            f"{evaluation.name} has {[tuple(c) for c in evaluation.categories]}; "
-            "both files must list the same ids and names."
+            f"{evaluation.name} has {[tuple(c) for c in evaluation.categories]}; {remedy}"
         )
     return train, evaluation
 
@@ -93,7 +160,11 @@ def train_plan(config: ConfigDict, source: Source) -> TrainPlan:
         short_sides=data.short_sides,
         long_side=data.long_side,
         flip=data.flip,
+        short_side_sampling=data.short_side_sampling,
         scale_jitter=data.scale_jitter,
+        crop_size=data.crop_size or None,
+        quarter_turns=data.quarter_turns,
+        color_jitter=data.color_jitter,
     )
 
 
@@ -120,4 +191,6 @@ def host_batches(config: ConfigDict, source: Source, plan: Plan, steps: range) -
         process_count=jax.process_count(),
         prefetch=config.data.prefetch,
         num_threads=config.data.threads or None,
+        loader=config.data.loader,
+        min_visible=config.data.min_visible,
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from retinanet_jax import core
@@ -63,14 +63,26 @@ def normalize(
     arithmetic = jnp.promote_types(dtype, jnp.float32)
     pixels = images[..., ::-1] if order == "bgr" else images
     pixels = (pixels.astype(arithmetic) - jnp.array(mean, arithmetic)) / jnp.array(std, arithmetic)
-    rows = jnp.arange(images.shape[1])[None, :, None] < sizes[:, 0, None, None]  # B H 1
-    columns = jnp.arange(images.shape[2])[None, None, :] < sizes[:, 1, None, None]  # B 1 W
-    return jnp.where((rows & columns)[..., None], pixels, 0).astype(dtype)
+    inside = valid_pixels(sizes, images.shape[1:3])
+    return jnp.where(inside[..., None], pixels, 0).astype(dtype)
 
 
-def network_input(batch: Batch, config: ConfigDict) -> Float[Array, "B H W 3"]:
-    """The batch's pictures as the network reads them."""
-    return normalize(batch.images, batch.sizes, dtype=jnp.dtype(config.dtype), **config.input)
+def valid_pixels(sizes: Float[Array, "B 2"], image_size: tuple[int, int]) -> Bool[Array, "B H W"]:
+    """Which pixels are of the pictures, which have the heights and widths `sizes`."""
+    rows = jnp.arange(image_size[0])[None, :, None] < sizes[:, 0, None, None]  # B H 1
+    columns = jnp.arange(image_size[1])[None, None, :] < sizes[:, 1, None, None]  # B 1 W
+    return rows & columns
+
+
+def network_input(batch: Batch, config: ConfigDict, *, train: bool) -> Float[Array, "B H W 3"]:
+    """The batch's pictures as the network reads them; in training, with their drawn colours."""
+    images = batch.images
+    if train and any(config.data.color_jitter.values()):
+        # On the device, where it costs next to nothing; the host is busy decoding.
+        inside = valid_pixels(batch.sizes, images.shape[1:3])
+        pixels = images.astype(jnp.promote_types(config.dtype, jnp.float32))
+        images = jax.vmap(core.jitter_color)(pixels, inside, batch.colors)
+    return normalize(images, batch.sizes, dtype=jnp.dtype(config.dtype), **config.input)
 
 
 def image_anchors(image_size: tuple[int, int], config: ConfigDict) -> tuple[np.ndarray, ...]:
@@ -93,6 +105,9 @@ def batch_loss(
 ) -> LossTerms:
     """Loss of a batch: classification + box_weight * box (paper, section 4.1).
 
+    loss.classification="ohem" changes the classification alone, to a mean over the anchors kept:
+    the box loss is over all foreground anchors whatever the classification.
+
     Args:
         outputs: of the network, per level.
         batch: ground truth; filler rows (weight 0) cost nothing.
@@ -110,24 +125,59 @@ def batch_loss(
         batch.crowd_mask,
         batch.sizes,
     )
+    labels, num_kept = targets.labels, None
+    if config.loss.classification == "ohem":
+        labels = hard_labels(outputs.logits, labels, anchors, config.loss.ohem)
+        num_kept = jnp.sum(labels != core.IGNORE, axis=1)
     class_sums, box_sums = 0.0, 0.0
     ends = np.cumsum([len(level) for level in anchors])
     for logits, deltas, level, end in zip(*outputs, anchors, ends, strict=True):
-        part = core.Targets(*(x[:, end - len(level) : end] for x in targets))
-        class_sums += jax.vmap(classification_term(config.loss))(logits, part.labels)
+        here = slice(end - len(level), end)
+        class_sums += jax.vmap(classification_term(config.loss))(logits, labels[:, here])
         box_sums += jax.vmap(box_term(config.loss), in_axes=(0, None, 0))(
-            deltas, jnp.asarray(level, batch.boxes.dtype), part
+            deltas,
+            jnp.asarray(level, batch.boxes.dtype),
+            core.Targets(*(x[:, here] for x in targets)),
         )
     foreground = jax.vmap(core.count_foreground)(targets.labels).astype(class_sums.dtype)
-    return reduce_losses(class_sums, box_sums, foreground, batch.weights, normalizer, config.loss)
+    return reduce_losses(
+        class_sums, box_sums, foreground, num_kept, batch.weights, normalizer, config.loss
+    )
+
+
+def hard_labels(
+    logits: tuple[Float[Array, "B _ K"], ...],
+    labels: Int[Array, "B A"],
+    anchors: tuple[np.ndarray, ...],
+    ohem: ConfigDict,
+) -> Int[Array, "B A"]:
+    """The labels, with IGNORE for the anchors that are not their image's hard examples.
+
+    An anchor's loss is its cross entropy, summed over the classes.
+    """
+    loss = functools.partial(core.classification_per_anchor, elementwise=core.cross_entropy)
+    ends = np.cumsum([len(level) for level in anchors])
+    losses = [
+        jax.vmap(loss)(level, part)
+        for level, part in zip(logits, jnp.split(labels, ends[:-1], axis=1), strict=True)
+    ]
+    select = functools.partial(core.hard_examples, **ohem)
+    keep = jax.vmap(select, in_axes=(0, None, 0))(
+        jnp.concatenate(losses, axis=1), jnp.asarray(np.concatenate(anchors)), labels
+    )
+    return jnp.where(keep, labels, core.IGNORE)
 
 
 def classification_term(loss: ConfigDict):
     """`(logits, labels) -> sum` of one image and level, as config.loss names it."""
     elementwise = {
         "focal": functools.partial(core.focal_loss, alpha=loss.alpha, gamma=loss.gamma),
+        "focal_star": functools.partial(
+            core.focal_star, alpha=loss.alpha, gamma=loss.gamma, beta=loss.star_beta
+        ),
         "balanced_cross_entropy": functools.partial(core.balanced_cross_entropy, alpha=loss.alpha),
         "cross_entropy": core.cross_entropy,
+        "ohem": core.cross_entropy,
     }
     return functools.partial(
         core.classification_sum,
@@ -148,6 +198,7 @@ def reduce_losses(
     class_sums: Float[Array, " B"],
     box_sums: Float[Array, " B"],
     foreground: Float[Array, " B"],
+    num_kept: Int[Array, " B"] | None,
     weights: Float[Array, " B"],
     normalizer: Float[Array, ""],
     loss: ConfigDict,
@@ -155,27 +206,32 @@ def reduce_losses(
     """Sums of images -> the batch's loss, divided by foreground anchors of the batch, image or EMA.
 
     "batch" is the paper's; "image" is torchvision's (mean over images); "ema" is detectron2's.
+    Where OHEM chose, the classification is divided by the `num_kept` anchors instead, of the image
+    with "image" and of the batch otherwise.
     """
     num_foreground = jnp.sum(weights * foreground)
     if loss.normalizer == "ema":
         normalizer = core.ema_normalizer(normalizer, num_foreground, momentum=loss.ema_momentum)
-    share = choose(
-        "loss.normalizer",
-        loss.normalizer,
-        {
-            "batch": weights / jnp.maximum(num_foreground, 1),
-            "image": weights / jnp.maximum(foreground, 1) / jnp.maximum(jnp.sum(weights), 1),
-            "ema": weights / normalizer,
-        },
-    )
-    classification, box = jnp.sum(share * class_sums), jnp.sum(share * box_sums)
+
+    def shares(counts, moving):
+        choices = {
+            "batch": weights / jnp.maximum(jnp.sum(weights * counts), 1),
+            "image": weights / jnp.maximum(counts, 1) / jnp.maximum(jnp.sum(weights), 1),
+            "ema": weights / moving,
+        }
+        return choose("loss.normalizer", loss.normalizer, choices)
+
+    box_shares = class_shares = shares(foreground, normalizer)
+    if num_kept is not None:  # nearly the same at every step: it needs no moving average
+        class_shares = shares(num_kept, jnp.maximum(jnp.sum(weights * num_kept), 1))
+    classification, box = jnp.sum(class_shares * class_sums), jnp.sum(box_shares * box_sums)
     total = classification + loss.box_weight * box
     return LossTerms(total, classification, box, num_foreground, normalizer)
 
 
 def detect(variables: dict[str, Any], batch: Batch, model: RetinaNet, config: ConfigDict):
     """Detections of a batch in pixels of the original pictures: `core.Detections` with a B axis."""
-    outputs = model.apply(variables, network_input(batch, config), train=False)
+    outputs = model.apply(variables, network_input(batch, config, train=False), train=False)
     anchors = image_anchors(batch.images.shape[1:3], config)
 
     def one_image(logits, deltas, size, scale):

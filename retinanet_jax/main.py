@@ -6,25 +6,22 @@ python -m retinanet_jax.main [--config=FILE[:ARG]] --workdir=DIR
 On a cluster the same command runs on every host, with --distributed and a --workdir that all share.
 """
 
-import difflib
 import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterator
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-import retinanet_jax.configs
+from retinanet_jax import command
 from retinanet_jax.configs import r50_fpn
 
 DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
-CONFIGS = pathlib.Path(retinanet_jax.configs.__path__[0])
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", str(CONFIGS / "shapes.py"), "The recipe: FILE[:ARG].", lock_config=True
+    "config", str(command.CONFIGS / "shapes.py"), "The recipe: FILE[:ARG].", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints, metrics and evaluations go; the same again resumes."
@@ -52,7 +49,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if _DETERMINISTIC.value:  # read when jax finds its devices, which is later
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_FLAG}"
-    try:
+    with command.told_in_one_line(_TRACEBACK.value):
         join_hosts(
             _DISTRIBUTED.value,
             coordinator_address=_COORDINATOR.value,
@@ -60,17 +57,6 @@ def main(_: list[str]) -> None:
             process_id=_PROCESS_ID.value,
         )
         run(_CONFIG.value, _WORKDIR.value, _MODE.value)
-    except (ValueError, OSError, FloatingPointError) as error:
-        if _TRACEBACK.value:
-            raise
-        sys.exit(f"error: {one_line(error)}")
-    except jax.errors.JaxRuntimeError as error:
-        if _TRACEBACK.value or "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        sys.exit(
-            "error: the accelerator's memory is too small for this run; lower "
-            "--config.data.batch_size or the picture sizes, or try --config.dtype=bfloat16."
-        )
 
 
 def join_hosts(distributed: bool, **by_hand: str | int | None) -> None:
@@ -99,7 +85,7 @@ def run(config: ConfigDict, workdir: str | None, mode: str) -> None:
     """Checks what can be checked early, then does what `mode` says."""
     if not workdir:
         raise ValueError("no --workdir: give the folder where the run's files go.")
-    check_fields(config, r50_fpn.get_config())
+    command.check_fields(config, r50_fpn.get_config())
     folder = writable(pathlib.Path(workdir).expanduser().absolute())
     # A second start, and a resumed run, find their programs compiled.
     jax.config.update("jax_compilation_cache_dir", str(folder / "compilation_cache"))
@@ -123,40 +109,6 @@ def writable(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def check_fields(config: ConfigDict, known: ConfigDict) -> None:
-    """Raises ValueError at the first field that no code reads, or that is missing."""
-    have, want = set(field_names(config)), set(field_names(known))
-    for name in sorted(have - want):
-        close = difflib.get_close_matches(name, want, 1)
-        hint = f"; did you mean config.{close[0]}?" if close else "."
-        raise ValueError(f"config.{name} is not a field of configs/r50_fpn.py{hint}")
-    for name in sorted(want - have):
-        raise ValueError(f"config.{name} is missing; start the config from configs/r50_fpn.py.")
-
-
-def field_names(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all fields."""
-    for name in config:
-        value = config[name]
-        if isinstance(value, ConfigDict):
-            yield from field_names(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with a misspelt config field or a missing file told in one line."""
-    try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        sys.exit(f"error: {one_line(error)}")
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, without its line breaks (ml_collections' have some)."""
-    return " ".join(str(error).split())
-
-
 if __name__ == "__main__":
     jax.config.parse_flags_with_absl()
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=command.parse_flags)

@@ -18,7 +18,7 @@ import numpy as np
 from absl import app, flags, logging
 from PIL import Image
 
-from retinanet_jax import checkpoint, core, datasets, visualize
+from retinanet_jax import checkpoint, command, core, datasets, visualize
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.transforms import decode_image, pad, resize
 from retinanet_jax.detector import build_model, detect
@@ -74,6 +74,8 @@ def one_image_batch(image: np.ndarray, rows) -> Batch:
         mask=np.zeros((1, 0), bool),
         crowd_boxes=np.zeros((1, 0, 4), np.float32),
         crowd_mask=np.zeros((1, 0), bool),
+        colors=np.array([[1, 1, 1, 0]], np.float32),
+        dropped=np.zeros(1, np.int32),
         weights=np.ones(1, np.float32),
         index=np.zeros(1, np.int32),
     )
@@ -171,10 +173,8 @@ def main(argv: list[str]) -> None:
     if not _CHECKPOINT.value or not _OUTPUT.value:
         sys.exit("error: give --checkpoint=DIR and --output=DIR, then pictures or folders.")
     output = pathlib.Path(_OUTPUT.value).expanduser()
-    try:
+    with command.told_in_one_line():
         failed = run(_CHECKPOINT.value, output, argv[1:], _DRAW_THRESHOLD.value)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     sys.exit(1 if failed else 0)
 
 

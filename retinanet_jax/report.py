@@ -4,11 +4,15 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent import futures
+from typing import Any, TypeVar
 
+import jax
 import numpy as np
 import tensorboardX
+
+T = TypeVar("T")
 
 
 class Report:
@@ -24,6 +28,9 @@ class Report:
         self._total = total_steps
         self._start, self._began = start_step, time.monotonic()
         self._last_step, self._last_time = start_step, self._began
+        self._watcher = futures.ThreadPoolExecutor(1)
+        self._running: futures.Future[float] | None = None  # when the latest step was done
+        self._waited = 0.0  # seconds since _last_time
         if writes:
             path = workdir / "metrics.jsonl"
             keep_until(path, start_step)
@@ -36,6 +43,7 @@ class Report:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._watcher.shutdown()
         if self._writes:
             self._lines.close()
             self._board.close()
@@ -43,13 +51,38 @@ class Report:
     def restart_clock(self, step: int) -> None:
         """Leaves out what came before `step` (compiling, an evaluation) of the speed."""
         self._last_step, self._last_time = step, time.monotonic()
+        self._waited = 0.0
+
+    def arriving(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches; counts how long the device had nothing to do until each came."""
+        asked = time.monotonic()
+        for batch in batches:
+            # A step that still runs waits for nothing, however long the next batch took.
+            if self._running is not None and self._running.done():
+                self._waited += time.monotonic() - max(asked, self._running.result())
+            yield batch
+            asked = time.monotonic()
+
+    def running(self, result: jax.Array) -> None:
+        """Tells that a step was begun which ends with `result`."""
+
+        def finish() -> float:
+            result.block_until_ready()
+            return time.monotonic()
+
+        self._running = self._watcher.submit(finish)
 
     def train_step(self, step: int, metrics: Mapping[str, float], batch_size: int) -> None:
         """Records one logged step and prints the progress line."""
         now = time.monotonic()
-        seconds = (now - self._last_time) / max(step - self._last_step, 1)
-        self._last_step, self._last_time = step, now
-        metrics = {**metrics, "images_per_second": batch_size / seconds if seconds else 0.0}
+        elapsed = now - self._last_time
+        seconds = elapsed / max(step - self._last_step, 1)
+        metrics = {
+            **metrics,
+            "images_per_second": batch_size / seconds if seconds else 0.0,
+            "data_wait": self._waited / elapsed if elapsed else 0.0,
+        }
+        self._last_step, self._last_time, self._waited = step, now, 0.0
         if not self._writes:
             return
         self.scalars(step, metrics)
@@ -59,6 +92,7 @@ class Report:
             f"step {step}/{self._total} ({step / self._total:.0%})  loss {metrics['loss']:.4f} = "
             f"classification {metrics['loss/classification']:.4f} + box {metrics['loss/box']:.4f}  "
             f"lr {metrics['learning_rate']:.2g}  {metrics['images_per_second']:.1f} images/s  "
+            f"{metrics['data_wait']:.0%} waiting for data  "
             f"{duration(seconds * (self._total - step))} left",
             flush=True,
         )

@@ -138,7 +138,10 @@ def initial_state(
 
 def load_backbone(config: ConfigDict) -> dict[str, Any]:
     """The backbone's variables from the file that config.init names."""
-    return weights.load_backbone(config.init.source, config.init.path, config.model.norm)
+    init, model = config.init, config.model
+    return weights.load_backbone(
+        init.source, init.path, architecture=model.backbone, norm=model.norm
+    )
 
 
 def with_backbone(variables: dict[str, Any], imported: dict[str, Any], path: str) -> dict[str, Any]:
@@ -158,7 +161,7 @@ def make_train_step(
         def objective(params):
             outputs, updated = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
-                network_input(batch, config),
+                network_input(batch, config, train=True),
                 train=True,
                 mutable=["batch_stats"],
             )
@@ -173,6 +176,7 @@ def make_train_step(
             "loss/box": terms.box,
             "learning_rate": jnp.asarray(schedule(state.step)),
             "num_foreground": terms.num_foreground,
+            "dropped_boxes": jnp.sum(batch.weights * batch.dropped),
             "gradient_norm": optax.global_norm(gradients),
         }
         params = optax.apply_updates(state.params, updates)
@@ -216,8 +220,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
             writes=jax.process_index() == 0,
         ) as report:
             compiled = set()
-            for step, host_batch in enumerate(host_batches, start + 1):
+            for step, host_batch in enumerate(report.arriving(host_batches), start + 1):
                 state, metrics = step_fn(state, sharding.to_devices(host_batch, shardings))
+                report.running(metrics["loss"])
                 if host_batch.images.shape not in compiled:
                     compiled.add(host_batch.images.shape)
                     report.restart_clock(step - 1)  # compiling is done, the step itself runs on

@@ -20,7 +20,7 @@ import pytest
 from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
-from retinanet_jax import main, sharding
+from retinanet_jax import command, sharding
 from retinanet_jax.configs import r50_fpn
 from retinanet_jax.data.sources import shapes
 from retinanet_jax.models import resnet
@@ -121,7 +121,7 @@ def refusal(monkeypatch):
         argv = ["program", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", argv)
         with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
-            module.main(main.parse_flags(argv))
+            module.main(command.parse_flags(argv))
         jax.config.update("jax_compilation_cache_dir", str(CACHE))
         line = stopped.value.code  # a string: Python prints it and exits with status 1
         assert isinstance(line, str), line

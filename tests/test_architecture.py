@@ -8,7 +8,15 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "retinanet_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ISLANDS = ("core", "models", "data")
-LAZY = ("tensorflow", "tensorflow_datasets", "pycocotools", "matplotlib")
+LAZY = (
+    "tensorflow",
+    "tensorflow_datasets",
+    "array_record",
+    "pycocotools",
+    "matplotlib",
+    "torch",
+    "safetensors",
+)
 CORE_MAY_IMPORT = (
     "collections.abc",
     "functools",

@@ -53,15 +53,74 @@ def test_evaluation_data_stands_above_the_share(own_data, tmp_path):
 def test_missing_data_names_the_flags_to_give(own_data, tmp_path, part, field):
     own_data.data.eval.update(own_data.data.train)
     own_data.data[part][field] = ""
-    with pytest.raises(ValueError, match=f"no data: give --config.data.{part}.annotations=") as e:
+    flag = rf"no data: source='coco' needs --config\.data\.{part}\.{field}=F"
+    with pytest.raises(ValueError, match=flag) as e:
         datasets.open_sources(own_data, tmp_path)
     assert "\n" not in str(e.value)
 
 
 def test_an_unknown_source_is_named(own_data, tmp_path):
-    own_data.data.train.source = "voc"
-    with pytest.raises(ValueError, match="data.train.source='voc' must be one of coco, shapes"):
+    own_data.data.train.source = "yolo"
+    known = "coco, voc, csv, tfds, packed, shapes"
+    with pytest.raises(ValueError, match=f"data.train.source='yolo' must be one of {known}"):
         datasets.open_sources(own_data, tmp_path)
+
+
+def test_sources_that_are_listed_are_merged(own_data, tmp_path, drawn):
+    """Fields of one entry are every source's, the others are taken by turns."""
+    once = datasets.open_training(own_data, tmp_path)
+    csv, classes = as_csv(once, tmp_path)
+    own_data.data.train.update(
+        source="coco, csv",
+        annotations=f"{drawn / 'instances.json'},{csv}",
+        classes=str(classes),
+    )
+    both = datasets.open_training(own_data, tmp_path)
+    assert len(both) == 2 * len(once)
+    assert both.categories == once.categories
+    for index in range(len(once)):
+        for place in (index, len(once) + index):
+            for had, has in zip(once.annotations(index), both.annotations(place), strict=True):
+                np.testing.assert_allclose(has, had)
+            assert both.read(place) == once.read(index)
+
+
+def as_csv(source, folder):
+    """The CSV and its classes that say what `source` says."""
+    csv, classes = folder / "boxes.csv", folder / "classes.csv"
+    lines = []
+    for index in range(len(source)):
+        objects = source.annotations(index)
+        lines += [
+            ",".join(
+                [source.file_name(index), *map(repr, (x1, y1, x2, y2)), source.categories[k].name]
+            )
+            for (y1, x1, y2, x2), k in zip(objects.boxes.tolist(), objects.classes, strict=True)
+        ] or [source.file_name(index) + ",,,,,"]
+    csv.write_text("\n".join(lines) + "\n")
+    classes.write_text("".join(f"{one.name},{one.id}\n" for one in source.categories))
+    return csv, classes
+
+
+def test_lists_of_different_lengths_are_refused(own_data, tmp_path):
+    own_data.data.train.update(source="coco,coco,coco", images="here,there")
+    with pytest.raises(ValueError, match=r"data\.train\.images lists 2 sources .* lists 3"):
+        datasets.open_training(own_data, tmp_path)
+
+
+def test_categories_that_differ_name_the_remedy_of_voc(own_data, tmp_path, drawn, monkeypatch):
+    own_data.data.eval.update(own_data.data.train)
+    own_data.data.eval.source = "voc"
+    one = datasets.open_training(own_data, tmp_path)
+    monkeypatch.setattr(datasets, "VocSource", lambda *_, **__: Renamed(one))
+    with pytest.raises(ValueError, match=r"--config\.data\.categories="):
+        datasets.open_sources(own_data, tmp_path)
+
+
+class Renamed:
+    def __init__(self, source):
+        self.name = source.name
+        self.categories = tuple(one._replace(id=one.id + 1) for one in source.categories)
 
 
 def test_annotations_that_shapes_would_not_read_are_refused(toy_config, tmp_path):

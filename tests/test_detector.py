@@ -33,6 +33,8 @@ def make_batch(rows: int, seed: int = 0) -> Batch:
         crowd_mask=np.ones((rows, 1), bool),
         weights=np.ones(rows, np.float32),
         index=np.arange(rows, dtype=np.int32),
+        colors=np.tile(np.float32([1.2, 0.7, 1.3, 0.1]), (rows, 1)),
+        dropped=np.zeros(rows, np.int32),
     )
 
 
@@ -105,7 +107,19 @@ def test_normalize_rounds_once_at_the_end():
 def test_an_unknown_channel_order_is_named(config):
     config.input.order = "gbr"
     with pytest.raises(ValueError, match="input.order='gbr' must be 'rgb' or 'bgr'"):
-        detector.network_input(make_batch(1), config)
+        detector.network_input(make_batch(1), config, train=False)
+
+
+def test_colors_are_jittered_in_training_if_the_config_says_so(config):
+    batch = make_batch(1)
+    plain = detector.network_input(batch, config, train=False)
+    np.testing.assert_array_equal(detector.network_input(batch, config, train=True), plain)
+    config.data.color_jitter.hue = 0.1
+    np.testing.assert_array_equal(detector.network_input(batch, config, train=False), plain)
+    jittered = np.array(detector.network_input(batch, config, train=True))
+    assert np.abs(jittered - plain).mean() > 1
+    assert not jittered[:, 60:].any()
+    assert not jittered[:, :, 50:].any()
 
 
 # ---- the loss
@@ -117,10 +131,10 @@ def test_the_three_normalizers_by_hand(config):
     weights = jnp.array([1.0, 1.0, 0.0])  # the third row is a filler
     config.loss.update(box_weight=2.0, ema_momentum=0.9)
 
-    def reduce(normalizer):
+    def reduce(normalizer, num_kept=None):
         config.loss.normalizer = normalizer
         return detector.reduce_losses(
-            class_sums, box_sums, foreground, weights, jnp.float32(10), config.loss
+            class_sums, box_sums, foreground, num_kept, weights, jnp.float32(10), config.loss
         )
 
     batch = reduce("batch")
@@ -132,12 +146,24 @@ def test_the_three_normalizers_by_hand(config):
     ema = reduce("ema")  # 0.9 * 10 + 0.1 * 4 = 9.4
     np.testing.assert_allclose(ema, [(11 + 2 * 5) / 9.4, 11 / 9.4, 5 / 9.4, 4, 9.4], rtol=1e-6)
 
+    # What OHEM kept, 16 + 6 of them, divides the classification alone.
+    num_kept = jnp.array([16, 6, 99])
+    for normalizer, plain, classification in (
+        ("batch", batch, 11 / 22),
+        ("image", image, (8 / 16 + 3 / 6) / 2),
+        ("ema", ema, 11 / 22),
+    ):
+        mined = reduce(normalizer, num_kept)
+        np.testing.assert_allclose(mined.classification, classification, rtol=1e-6)
+        np.testing.assert_allclose(mined.total, classification + 2 * plain.box, rtol=1e-6)
+        np.testing.assert_array_equal(mined[2:], plain[2:])
+
 
 @pytest.mark.parametrize("normalizer", ["batch", "image", "ema"])
 def test_a_batch_without_objects_costs_something_finite(config, normalizer):
     config.loss.normalizer = normalizer
     terms = detector.reduce_losses(
-        jnp.ones(2), jnp.zeros(2), jnp.zeros(2), jnp.ones(2), jnp.float32(1), config.loss
+        jnp.ones(2), jnp.zeros(2), jnp.zeros(2), None, jnp.ones(2), jnp.float32(1), config.loss
     )
     assert 0 < terms.total < 3
     assert terms.num_foreground == 0
@@ -146,7 +172,7 @@ def test_a_batch_without_objects_costs_something_finite(config, normalizer):
 @pytest.mark.parametrize(
     ("field", "value", "choices"),
     [
-        ("classification", "focol", "focal, balanced_cross_entropy, cross_entropy"),
+        ("classification", "focol", "focal, focal_star, balanced_cross_entropy, cross_ent"),
         ("box", "iou", "smooth_l1, giou"),
         ("normalizer", "anchors", "batch, image, ema"),
     ],
@@ -186,7 +212,7 @@ def test_the_loss_is_that_of_core_over_all_levels(small, box):
     np.testing.assert_allclose(terms.box, box_sum / foreground, rtol=1e-5)
 
 
-def test_the_classification_losses_are_three(small):
+def test_the_elementwise_losses_and_what_joins_them(small):
     outputs, batch = random_outputs(small, 1), make_batch(1)
 
     def classification(name, **numbers):
@@ -198,11 +224,51 @@ def test_the_classification_losses_are_three(small):
     np.testing.assert_allclose(balanced, plain / 2, rtol=1e-6)
     np.testing.assert_allclose(classification("focal", alpha=0.5, gamma=0.0), balanced, rtol=1e-6)
     assert classification("focal", gamma=2.0) < balanced
+    star = classification("focal_star", alpha=0.5, gamma=1.0, star_beta=0.0)
+    np.testing.assert_allclose(star, balanced, rtol=1e-6)
+    assert classification("focal_star", gamma=2.0, star_beta=1.0) < balanced
 
 
-@pytest.mark.parametrize("normalizer", ["batch", "image", "ema"])
-def test_filler_rows_change_neither_loss_nor_gradients(small, normalizer):
-    small.loss.normalizer = normalizer
+def test_ohem_is_the_mean_of_what_core_keeps_over_all_levels(small):
+    small.loss.ohem.update(num_examples=8, negatives_per_positive=3)
+    batch, outputs = make_batch(2), random_outputs(small, 2)
+    focal = loss_of(small)(outputs, batch)
+    small.loss.classification = "ohem"
+    anchors = np.concatenate(detector.image_anchors(SIZE, small))
+
+    @jax.jit
+    def gradients_and_terms(outputs):
+        def classification(outputs):
+            terms = detector.batch_loss(outputs, batch, jnp.float32(10), small)
+            return terms.classification, terms
+
+        return jax.grad(classification, has_aux=True)(outputs)
+
+    @jax.jit
+    def losses_and_kept(logits, gt, size):
+        targets = core.assign_targets(anchors, *gt, size, **small.matching)
+        losses = core.classification_per_anchor(logits, targets.labels, core.cross_entropy)
+        return losses, core.hard_examples(losses, anchors, targets.labels, **small.loss.ohem)
+
+    gradients, terms = gradients_and_terms(outputs)
+    total, num_kept = 0.0, 0
+    for row in range(2):
+        logits = np.concatenate([level[row] for level in outputs.logits])
+        losses, keep = losses_and_kept(logits, [x[row] for x in batch[3:8]], batch.sizes[row])
+        gradient = np.concatenate([level[row] for level in gradients.logits])
+        np.testing.assert_array_equal(gradient != 0, np.repeat(keep[:, None], NUM_CLASSES, axis=1))
+        total, num_kept = total + losses[keep].sum(), num_kept + keep.sum()
+    assert 8 < num_kept <= 16
+    np.testing.assert_allclose(terms.classification, total / num_kept, rtol=1e-5)
+    np.testing.assert_allclose(terms.box, focal.box, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "classification"),
+    [("batch", "focal"), ("image", "focal"), ("ema", "focal"), ("batch", "ohem")],
+)
+def test_filler_rows_change_neither_loss_nor_gradients(small, normalizer, classification):
+    small.loss.update(normalizer=normalizer, classification=classification)
     batch, outputs = make_batch(2), random_outputs(small, 2)
     # Two more rows, with ground truth and outputs of their own, but of weight 0.
     filled = jax.tree.map(lambda a, b: np.concatenate([a, b]), batch, make_batch(2, seed=9))
@@ -243,7 +309,9 @@ def step_shapes(config):
         state = TrainState(
             jnp.int32(0), params, batch_stats, optimizer.init(params), jnp.float32(100)
         )
-        outputs = model.apply(variables, detector.network_input(batch, config), train=False)
+        outputs = model.apply(
+            variables, detector.network_input(batch, config, train=True), train=False
+        )
         return outputs, make_train_step(model, optimizer, config)(state, batch)
 
     return jax.eval_shape(run, make_batch(2))

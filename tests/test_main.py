@@ -104,7 +104,10 @@ def test_a_workdir_without_permission_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--config=configs/finetune.py", BATCH], "no data: give --config.data.train.annotations="),
+        (
+            ["--config=configs/finetune.py", BATCH],
+            "no data: source='coco' needs --config.data.train.annotations=",
+        ),
         (["--config=configs/r50_fpn.py"], "instances_train2017.json"),
         ([TINY, "--mode=evaluate"], "no checkpoint here"),
         ([TINY, "--config.space=3"], "space=3 must divide the number of devices of a host (8)"),

@@ -1,6 +1,7 @@
 """What a run tells, and what a resumed run takes back."""
 
 import json
+import time
 import types
 
 import numpy as np
@@ -31,7 +32,12 @@ def test_each_logged_step_is_one_object(tmp_path, capsys):
         told.train_step(10, METRICS, batch_size=4)
         told.picture(10, "picture", np.zeros((8, 8, 3), np.uint8))
     (line,) = lines(tmp_path)
-    assert line == {"step": 10, **METRICS, "images_per_second": line["images_per_second"]}
+    assert line == {
+        "step": 10,
+        **METRICS,
+        "images_per_second": line["images_per_second"],
+        "data_wait": 0.0,
+    }
     assert line["images_per_second"] > 0
     printed = capsys.readouterr().out
     assert "step 10/20 (50%)  loss 3.0000 = classification 1.0000 + box 2.0000  lr 0.01" in printed
@@ -51,6 +57,38 @@ def test_speed_is_images_over_seconds_since_the_last_line(tmp_path, monkeypatch)
         told.restart_clock(6)  # at 120 s
         told.train_step(8, METRICS, batch_size=4)  # 2 steps in 10 s
     assert [line["images_per_second"] for line in lines(tmp_path)] == [2.0, 0.8]
+
+
+class Running:
+    """A step's result that takes a while."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def block_until_ready(self):
+        time.sleep(self.seconds)
+
+
+@pytest.mark.parametrize(
+    ("step", "data", "wait"),
+    [(0.0, 0.2, 1.0), (0.2, 0.1, 0.0), (0.1, 0.2, 0.5)],
+    ids=["data alone", "a step that takes longer than its data", "half hidden"],
+)
+def test_waiting_is_what_the_device_spends_without_a_step(tmp_path, step, data, wait):
+    def slow():
+        yield "the first"
+        for _ in range(3):
+            time.sleep(data)
+            yield "another"
+
+    with open_report(tmp_path) as told:
+        for batch in told.arriving(slow()):
+            if batch == "the first":
+                told.restart_clock(0)
+            told.running(Running(step))
+        told.train_step(3, METRICS, batch_size=1)
+    (line,) = lines(tmp_path)
+    assert line["data_wait"] == pytest.approx(wait, abs=0.15)
 
 
 def test_a_resumed_run_cuts_back_to_its_start(tmp_path):

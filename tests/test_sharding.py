@@ -78,6 +78,8 @@ def make_batch() -> Batch:
         crowd_mask=rng.random((8, 1)) < 0.5,
         weights=np.float32([1] * 7 + [0]),
         index=np.arange(8, dtype=np.int32),
+        colors=rng.uniform([0.6, 0.6, 0.6, -0.1], [1.4, 1.4, 1.4, 0.1], (8, 4)).astype(np.float32),
+        dropped=np.zeros(8, np.int32),
     )
 
 
@@ -105,6 +107,7 @@ def double_step(toy_config):
     toy_config.model.update(head_norm="group", norm="batch")
     toy_config.matching.crowd_ioa = 0.5
     toy_config.anchors.update(scales=(1.0,))
+    toy_config.data.color_jitter.update(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
     model = detector.build_model(toy_config, NUM_CLASSES)
     optimizer = make_optimizer(toy_config)
     with jax.enable_x64(True):

@@ -189,13 +189,13 @@ def test_every_zero_steps_is_refused_before_anything_is_opened(config, tmp_path,
 
 # ---- whole runs
 
-UNTIMED = "images_per_second"
+TIMES = {"images_per_second", "data_wait"}
 
 
 def logged(workdir: pathlib.Path) -> list[dict]:
-    """metrics.jsonl without the speed."""
+    """metrics.jsonl without what the clock says."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != UNTIMED} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
 
 def steps_of(workdir: pathlib.Path) -> list[int]:
@@ -229,11 +229,14 @@ def test_what_a_run_tells(tiny_run):
             "learning_rate",
             "num_foreground",
             "gradient_norm",
-            "images_per_second",
+            "dropped_boxes",
+            *TIMES,
         }
         assert line["loss"] == pytest.approx(line["loss/classification"] + line["loss/box"])
         assert line["num_foreground"] == int(line["num_foreground"]) > 0
-        assert min(line.values()) > 0
+        assert line["dropped_boxes"] == 0
+        assert 0 <= line["data_wait"] <= 1
+        assert min(line[name] for name in set(line) - {"dropped_boxes", "data_wait"}) > 0
     assert steps_of(tiny_run.workdir) == [4, 8]
     for said in ("280,418 parameters", "16 training and 8 evaluation images of 6 categories"):
         assert said in tiny_run.stdout

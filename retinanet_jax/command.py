@@ -1,0 +1,67 @@
+"""What the project's commands have in common: how they read a config, and end on a mistake."""
+
+import contextlib
+import difflib
+import pathlib
+import sys
+from collections.abc import Iterator
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+import retinanet_jax.configs
+
+CONFIGS = pathlib.Path(retinanet_jax.configs.__path__[0])
+
+
+@contextlib.contextmanager
+def told_in_one_line(traceback: bool = False) -> Iterator[None]:
+    """A user's mistake ends the program in one line; with `traceback`, as Python does."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        if traceback:
+            raise
+        sys.exit(f"error: {one_line(error)}")
+    except jax.errors.JaxRuntimeError as error:
+        if traceback or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(
+            "error: the accelerator's memory is too small for this run; lower "
+            "--config.data.batch_size or the picture sizes, or try --config.dtype=bfloat16."
+        )
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without its line breaks (ml_collections' have some)."""
+    return " ".join(str(error).split())
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with a misspelt config field or a missing file told in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        sys.exit(f"error: {one_line(error)}")
+
+
+def check_fields(config: ConfigDict, known: ConfigDict) -> None:
+    """Raises ValueError at the first field that no code reads, or that is missing."""
+    have, want = set(field_names(config)), set(field_names(known))
+    for name in sorted(have - want):
+        close = difflib.get_close_matches(name, want, 1)
+        hint = f"; did you mean config.{close[0]}?" if close else "."
+        raise ValueError(f"config.{name} is not a field of configs/r50_fpn.py{hint}")
+    for name in sorted(want - have):
+        raise ValueError(f"config.{name} is missing; start the config from configs/r50_fpn.py.")
+
+
+def field_names(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all fields."""
+    for name in config:
+        value = config[name]
+        if isinstance(value, ConfigDict):
+            yield from field_names(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
