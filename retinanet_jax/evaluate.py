@@ -3,7 +3,6 @@
 import contextlib
 import io
 import pathlib
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.sources import Category, Source
 from retinanet_jax.detector import build_model, detect
 from retinanet_jax.models import RetinaNet
-from retinanet_jax.report import Report, duration, write_json
+from retinanet_jax.report import Report, teller, write_json
 
 # pycocotools' twelve numbers, in its order.
 METRICS = (
@@ -62,7 +61,7 @@ class Evaluator:
     def run(self, variables: dict[str, Any], step: int) -> list[dict[str, Any]]:
         """Detections of every picture of the source, as COCO results."""
         results: list[dict[str, Any]] = []
-        done, began, told = 0, time.monotonic(), time.monotonic()
+        done, tell = 0, teller(f"evaluating step {step}", len(self._source))
         for detected in self._detections(variables):
             for row in np.flatnonzero(detected.weights):
                 index = int(detected.index[row])
@@ -70,14 +69,7 @@ class Evaluator:
                 image_id = self._source.image_ids[index]
                 results += coco_results(one, int(image_id), self._source.categories)
                 done += 1
-            if time.monotonic() - told > 10:
-                told = time.monotonic()
-                speed = done / (told - began)
-                print(
-                    f"evaluating step {step}: {done}/{len(self._source)} images  "
-                    f"{speed:.1f} images/s  {duration((len(self._source) - done) / speed)} left",
-                    flush=True,
-                )
+            tell(done)
         return results
 
     def _detections(self, variables: dict[str, Any]) -> Iterator[Detected]:

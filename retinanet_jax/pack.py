@@ -11,7 +11,7 @@ import pathlib
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -20,26 +20,22 @@ from retinanet_jax import command, datasets
 from retinanet_jax.configs import r50_fpn
 from retinanet_jax.data.sources import Source
 from retinanet_jax.data.sources.packed import write_packed
-from retinanet_jax.report import duration
+from retinanet_jax.report import duration, teller
 
 PARTS = ("train", "eval")
-TELL_EVERY = 5.0  # seconds between lines of progress
 
 
 def run(config: ConfigDict, parts: Sequence[str], output: pathlib.Path) -> list[str]:
     """Writes the parts ("train", "eval") into folders of `output`; returns a run's new flags."""
     command.check_fields(config, r50_fpn.get_config())
     data = config.data
-    held_out = datasets.holds_out(config)
-    if held_out and set(parts) != set(PARTS):
+    if datasets.holds_out(config) and set(parts) != set(PARTS):
         raise ValueError(
             f"data.validation_share={data.validation_share} parts the training data, and its two "
             "parts are of use together alone; give --part=both, or data.eval of its own."
         )
     sides = {"train": max(data.short_sides), "eval": data.eval_short_side}
     new = ["--config.data.loader=numpy"]
-    if held_out:
-        new.append("--config.data.validation_share=0.0")
     for part, source in open_parts(config, parts, output):
         folder = output / part
         began = time.monotonic()
@@ -80,26 +76,6 @@ def new_flags(config: ConfigDict, part: str, folder: pathlib.Path) -> list[str]:
         shlex.quote(f"--config.data.{part}.{name}={value}")
         for name, value in (fields | emptied).items()
     ]
-
-
-def teller(part: str, total: int) -> Callable[[int], None]:
-    """Prints a line of progress now and then; to be called with the number of pictures done."""
-    began = told = time.monotonic()
-
-    def tell(done: int) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if now - told < TELL_EVERY and done < total:
-            return
-        told = now
-        each = (now - began) / done
-        print(
-            f"{part}: {done}/{total} pictures  {1 / each:.1f} images/s  "
-            f"{duration(each * (total - done))} left",
-            flush=True,
-        )
-
-    return tell
 
 
 def main(_: list[str]) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ import numpy as np
 import tensorboardX
 
 T = TypeVar("T")
+TELL_EVERY = 5.0  # seconds between lines of progress
 
 
 class Report:
@@ -125,16 +126,36 @@ def keep_until(path: pathlib.Path, step: int) -> None:
     write_atomically(path, "".join(kept))
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes all of `text` to `path` or leaves it as it was."""
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes all of `content` to `path` or leaves it as it was."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(partial, path)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes JSON atomically; numbers that are not finite are an error, for JSON has none."""
     write_atomically(path, json.dumps(value, allow_nan=False))
+
+
+def teller(what: str, total: int) -> Callable[[int], None]:
+    """Prints a line of progress now and then; to be called with the number of pictures done."""
+    began = told = time.monotonic()
+
+    def tell(done: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told < TELL_EVERY and done < total:
+            return
+        told = now
+        each = (now - began) / done
+        print(
+            f"{what}: {done}/{total} pictures  {1 / each:.1f} images/s  "
+            f"{duration(each * (total - done))} left",
+            flush=True,
+        )
+
+    return tell
 
 
 def duration(seconds: float) -> str:

@@ -86,24 +86,15 @@ def test_a_share_that_is_held_out_stays_so(own_data, tmp_path):
         assert ours.image_ids == theirs.image_ids
 
 
-def test_progress_is_told_now_and_then(monkeypatch, capsys):
-    clock = iter([100.0, 101.0, 106.0, 107.0, 108.0])
-    monkeypatch.setattr(pack.time, "monotonic", lambda: next(clock))
-    tell = pack.teller("train", 4)
-    for done in (1, 2, 3, 4):
-        tell(done)
-    assert capsys.readouterr().out.splitlines() == [
-        "train: 2/4 pictures  0.3 images/s  0 min 06 s left",
-        "train: 4/4 pictures  0.5 images/s  0 min 00 s left",
-    ]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         ((), "give --config=FILE and --output=DIR"),
-        (("--config=configs/shapes.py", "--output=o", "--part=test"), "part: value should be one"),
+        (
+            ("--config=configs/shapes.py", "--output=o", "--part=test"),
+            "--part=test: value should be one",
+        ),
         (("--config=configs/r50_fpn.py", "--output=o", "--config.data.train.annotations=n"), "n:"),
         (("--config=configs/shapes.py", "--output=o", "--config.data.sead=1"), "sead"),
     ],

@@ -138,3 +138,15 @@ def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path):
 )
 def test_durations_as_people_say_them(seconds, said):
     assert report.duration(seconds) == said
+
+
+def test_progress_is_told_now_and_then(monkeypatch, capsys):
+    clock = iter([100.0, 101.0, 106.0, 107.0, 108.0])
+    monkeypatch.setattr(report, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    tell = report.teller("train", 4)
+    for done in (1, 2, 3, 4):
+        tell(done)
+    assert capsys.readouterr().out.splitlines() == [
+        "train: 2/4 pictures  0.3 images/s  0 min 06 s left",
+        "train: 4/4 pictures  0.5 images/s  0 min 00 s left",
+    ]
