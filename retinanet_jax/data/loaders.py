@@ -136,12 +136,17 @@ class _Pictures:
         self._source = source
         self._told = False
 
-    def plain_jpeg(self, index: int) -> bytes:
-        """The file where TensorFlow decodes it as we do, outside of Python's lock; else nothing."""
+    def file(self, index: int) -> tuple[bytes, bool]:
+        """The file (empty where the source holds pixels); whether TensorFlow decodes it alike."""
         data = self._source.read(index)
-        name, (height, width) = self._source.file_name(index), self._source.sizes[index].tolist()
-        plain = data is not None and transforms.is_plain_jpeg(data, name, (height, width))
-        return data if plain else b""
+        if data is None:
+            return b"", False
+        return data, transforms.is_plain_jpeg(data, *self._declared(index))
+
+    def decoded(self, index: int, data: bytes) -> UInt8[np.ndarray, "H W 3"]:
+        """What is in a file that TensorFlow would not decode alike."""
+        name, size = self._declared(index)
+        return transforms.decode_image(data, name, size=size)
 
     def pixels(self, index: int, resized: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
         """Before they are `resized`."""
@@ -159,6 +164,11 @@ class _Pictures:
                 resized[0],
             )
         return image
+
+    def _declared(self, index: int) -> tuple[str, tuple[int, int]]:
+        """Name, and height and width."""
+        height, width = self._source.sizes[index].tolist()
+        return self._source.file_name(index), (height, width)
 
 
 def _tensorflow() -> ModuleType:
@@ -185,28 +195,33 @@ def _tf_plan(
     return tf.ensure_shape(rows, (batch_size, 11))
 
 
-def _tf_read(tf: ModuleType, pictures: _Pictures, rows: Any) -> tuple[Any, Any]:
-    """Beside each row its JPEG, or nothing where TensorFlow would not decode it alike."""
+def _tf_read(tf: ModuleType, pictures: _Pictures, rows: Any) -> tuple[Any, Any, Any]:
+    """Beside each row its file, and whether TensorFlow decodes it as we do."""
 
     def read(indices):
-        return np.array([pictures.plain_jpeg(index) for index in indices.tolist()], object)
+        files, plain = zip(*map(pictures.file, indices.tolist()), strict=True)
+        return np.array(files, object), np.array(plain)
 
-    files = tf.numpy_function(read, [rows[:, 0]], tf.string)
-    return rows, tf.ensure_shape(files, rows.shape[:1])
+    files, plain = tf.numpy_function(read, [rows[:, 0]], (tf.string, tf.bool))
+    count = rows.shape[:1]
+    return rows, tf.ensure_shape(files, count), tf.ensure_shape(plain, count)
 
 
-def _tf_image(tf: ModuleType, pictures: _Pictures, row: Any, file: Any) -> Any:
+def _tf_image(tf: ModuleType, pictures: _Pictures, row: Any, file: Any, plain: Any) -> Any:
     """One picture as the plan wants it, padded to its bucket."""
     index, bucket, resized, offset, size, turns, flip = tf.split(row, [1, 2, 2, 2, 2, 1, 1])
 
-    def decoded():
-        def pixels(index, resized):
+    def in_python():
+        def pixels(index, resized, file):
+            if file:
+                return pictures.decoded(int(index), file)
             return pictures.pixels(int(index), tuple(resized.tolist()))
 
-        image = tf.numpy_function(pixels, [index[0], resized], tf.uint8)
+        image = tf.numpy_function(pixels, [index[0], resized, file], tf.uint8)
         return tf.ensure_shape(image, (None, None, 3))
 
-    image = tf.cond(tf.strings.length(file) > 0, lambda: transforms.tf_decode_jpeg(file), decoded)
+    # A plain JPEG is decoded outside of Python's lock.
+    image = tf.cond(plain, lambda: transforms.tf_decode_jpeg(file), in_python)
     image = transforms.tf_transform_picture(image, resized, flip[0] > 0, turns[0], offset, size)
     return transforms.tf_pad(image, bucket)
 
@@ -217,7 +232,8 @@ def _culprit(tf: ModuleType, source: Source, rows: BatchPlan, error: Exception) 
     for index in rows.index.tolist():
         try:
             source.picture(index)
-            if file := pictures.plain_jpeg(index):
+            file, plain = pictures.file(index)
+            if plain:
                 transforms.tf_decode_jpeg(file)
         except tf.errors.OpError:
             name = source.file_name(index)

@@ -17,7 +17,6 @@ from retinanet_jax.data.sources import Annotations, Source
 
 BOX_MULTIPLE = 8  # boxes are padded to a multiple of this: data sets alike share a compilation
 LOADERS = {"tf": load_by_tf, "numpy": load_by_threads}
-ROUNDING = 1e-5  # of a box's area: what scaling may put outside of the picture
 
 
 def batches(
@@ -65,6 +64,23 @@ def padded_counts(source: Source) -> tuple[int, int]:
     return max(1, -(-most_boxes // BOX_MULTIPLE)) * BOX_MULTIPLE, max(1, most_crowd)
 
 
+def shown(
+    source: Source, rows: BatchPlan, row: int, *, min_visible: float
+) -> tuple[Annotations, int]:
+    """A row's objects where its picture shows them, in its pixels.
+
+    Without those of which no area is left, or a share below `min_visible`; second, how many of
+    these were objects and not crowd regions.
+    """
+    index = int(rows.index[row])
+    objects = source.annotations(index)
+    height, width = source.sizes[index].tolist()
+    boxes, visible = transforms.transform_boxes(objects.boxes, (height, width), geometry(rows, row))
+    kept = (visible > 0) & (visible >= min_visible)
+    dropped = int((~kept & ~objects.crowd).sum())
+    return Annotations(boxes[kept], objects.classes[kept], objects.crowd[kept]), dropped
+
+
 def _add_boxes(
     source: Source, loaded: Loaded, num_boxes: int, num_crowd: int, min_visible: float
 ) -> Batch:
@@ -77,15 +93,13 @@ def _add_boxes(
     crowd_mask = np.zeros((batch_size, num_crowd), bool)
     dropped = np.zeros(batch_size, np.int32)
     for row in range(batch_size):
-        objects, visible = _transform(source, rows, row)
-        kept = (visible > 0) & (visible >= min_visible - ROUNDING)
-        own, crowd = kept & ~objects.crowd, kept & objects.crowd
+        objects, dropped[row] = shown(source, rows, row, min_visible=min_visible)
+        own, crowd = ~objects.crowd, objects.crowd
         boxes[row, : own.sum()] = objects.boxes[own]
         classes[row, : own.sum()] = objects.classes[own]
         mask[row, : own.sum()] = True
         crowd_boxes[row, : crowd.sum()] = objects.boxes[crowd]
         crowd_mask[row, : crowd.sum()] = True
-        dropped[row] = (~kept & ~objects.crowd).sum()
     return Batch(
         images=loaded.images,
         sizes=rows.size.astype(np.float32),
@@ -100,15 +114,6 @@ def _add_boxes(
         colors=rows.colors,
         dropped=dropped,
     )
-
-
-def _transform(source: Source, rows: BatchPlan, row: int) -> tuple[Annotations, np.ndarray]:
-    """The objects where their picture shows them, and the visible share of each."""
-    index = int(rows.index[row])
-    objects = source.annotations(index)
-    height, width = source.sizes[index].tolist()
-    boxes, visible = transforms.transform_boxes(objects.boxes, (height, width), geometry(rows, row))
-    return objects._replace(boxes=boxes), visible
 
 
 def _scales(original: np.ndarray, rows: BatchPlan) -> np.ndarray:

@@ -28,6 +28,9 @@ ORIENTATIONS = {
 }
 
 
+STRIP = 64  # rows that are resized at once: few enough to stay in the processor's cache
+
+
 class Geometry(NamedTuple):
     """What becomes of one picture, in this order: one row of a `BatchPlan`."""
 
@@ -272,15 +275,21 @@ def _resize_window(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The window (y, x, height, width) of the picture resized to `size`."""
     y, x, height, width = window
-    top, bottom, down = (tap[y : y + height] for tap in _taps(image.shape[0], size[0]))
+    rows = [tap[y : y + height] for tap in _taps(image.shape[0], size[0])]
     left, right, across = (tap[x : x + width] for tap in _taps(image.shape[1], size[1]))
-    first = top[0]
-    pixels = image[first : bottom[-1] + 1].astype(np.float32)
-    rows = _between(pixels.take(left, axis=1), pixels.take(right, axis=1), across[:, None])
-    resized = _between(
-        rows.take(top - first, axis=0), rows.take(bottom - first, axis=0), down[:, None, None]
-    )
-    return np.rint(resized, out=resized).astype(np.uint8)
+    resized = np.empty((height, width, 3), np.uint8)
+    for start in range(0, height, STRIP):
+        top, bottom, down = (tap[start : start + STRIP] for tap in rows)
+        first = top[0]
+        pixels = image[first : bottom[-1] + 1].astype(np.float32)
+        between = _between(pixels.take(left, axis=1), pixels.take(right, axis=1), across[:, None])
+        strip = _between(
+            between.take(top - first, axis=0),
+            between.take(bottom - first, axis=0),
+            down[:, None, None],
+        )
+        resized[start : start + STRIP] = np.rint(strip, out=strip)
+    return resized
 
 
 def _between(

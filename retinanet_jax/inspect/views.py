@@ -14,10 +14,9 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 from ml_collections import ConfigDict
 
 from retinanet_jax import core
-from retinanet_jax.data.loaders import geometry
+from retinanet_jax.data.pipeline import shown
 from retinanet_jax.data.plan import TrainPlan
 from retinanet_jax.data.sources import Source
-from retinanet_jax.data.transforms import transform_boxes
 from retinanet_jax.detector import image_anchors
 
 
@@ -38,20 +37,17 @@ def epoch_views(source: Source, plan: TrainPlan, *, min_visible: float) -> Itera
     for step in range(plan.steps_per_epoch):
         rows = plan.batch(step)
         for row in np.flatnonzero(rows.weights).tolist():
-            index, done = int(rows.index[row]), geometry(rows, row)
-            objects = source.annotations(index)
-            height, width = source.sizes[index].tolist()
-            boxes, visible = transform_boxes(objects.boxes, (height, width), done)
-            kept = (visible > 0) & (visible >= min_visible)
-            own = kept & ~objects.crowd
+            objects, dropped = shown(source, rows, row, min_visible=min_visible)
+            own = ~objects.crowd
+            height, width = rows.size[row].tolist()
             yield View(
-                index=index,
+                index=int(rows.index[row]),
                 bucket=rows.bucket,
-                size=done.size,
-                boxes=boxes[own],
+                size=(height, width),
+                boxes=objects.boxes[own],
                 classes=objects.classes[own],
-                crowd_boxes=boxes[kept & objects.crowd],
-                dropped=int((~kept & ~objects.crowd).sum()),
+                crowd_boxes=objects.boxes[objects.crowd],
+                dropped=dropped,
             )
 
 

@@ -154,6 +154,16 @@ def test_larger_pictures_than_held_are_made_and_told_in_one_line(source, written
     assert "\n" not in record.getMessage()
 
 
+def test_pictures_that_lost_nothing_are_enlarged_without_a_word(folder, tmp_path, caplog):
+    folder.add_image(60, 70)
+    ours = pack(folder.load(), tmp_path / "packed")
+    assert ours.picture(0).shape == (96, 112, 3)
+    caplog.set_level("WARNING", logger="absl")
+    plan = EvalPlan(ours.sizes, batch_size=1, buckets=((192, 320),), short_side=192, long_side=320)
+    load(ours, plan)
+    assert not caplog.records
+
+
 def test_the_split_and_subsets_are_those_of_the_source(source, written):
     for one, other in zip(
         split_by_hash(PackedSource(written), 0.4), split_by_hash(source, 0.4), strict=True
