@@ -43,7 +43,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        sys.exit(f"error: {one_line(error)}")
+        # Of what a config file raises, ml_collections passes on the whole traceback, as text.
+        told, _, traceback = one_line(error).partition("Traceback (most recent call last):")
+        sys.exit(f"error: {told}{traceback.rpartition('ValueError: ')[2]}")
 
 
 def check_fields(config: ConfigDict, known: ConfigDict) -> None:

@@ -110,6 +110,10 @@ def test_a_workdir_without_permission_is_named(tmp_path, monkeypatch):
         ),
         (["--config=configs/r50_fpn.py"], "instances_train2017.json"),
         ([TINY, "--mode=evaluate"], "no checkpoint here"),
+        (
+            ["--config=configs/r50_fpn.py:tinny"],
+            "Error whilst parsing config file: config argument 'tinny' is unknown; this config",
+        ),
         ([TINY, "--config.space=3"], "space=3 must divide the number of devices of a host (8)"),
         ([TINY, "--config.data.batch_size=5"], "data.batch_size=5 must be a multiple of the 8"),
     ],
