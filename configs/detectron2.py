@@ -11,8 +11,12 @@ Hours:    not measured here. detectron2's 0.205 s a step on 8 V100 (its model zo
 
 Against the paper: short sides of 640 to 800 pixels, L1, a moving count of foreground anchors as the
 divisor, anchors centred on their cell's corner and matched in the padding too, boxes clipped after
-NMS. What stays different from detectron2: pictures without objects are trained on, crowd regions
-are background rather than left out, biases have no weight decay, resizing is not antialiased.
+NMS, Pillow's antialiased resizing.
+
+Evaluation pads as detectron2 does and so compiles a program for every shape, 53 with sizes like
+COCO's; --config.data.eval_shapes=buckets does with eight. What stays different in training: a few
+shapes for the padding, pictures without objects are trained on, crowd regions are background rather
+than left out, biases have no weight decay. docs/presets.md has all.
 """
 
 from ml_collections import ConfigDict
@@ -37,6 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = r50_fpn.get_config().unlock()
     start_from(config, "resnet50", "weights/R-50.pkl")
     config.data.update(short_sides=SHORT_SIDES, buckets=BUCKETS)
+    config.data.update(resize="pillow", eval_shapes="own")
     config.anchors.offset = 0.0
     config.matching.ignore_padding = False
     config.loss.update(beta=0.0, normalizer="ema", ema_momentum=0.9, ema_start=100.0)

@@ -79,6 +79,12 @@ def get_config(arg: str = "") -> ConfigDict:
         (1216, 800),
         (1344, 800),
     )
+    # buckets; own: each picture's size rounded up to multiples of 32, as torchvision and detectron2
+    # pad in evaluation and prediction, at the cost of a compilation for every such shape.
+    config.data.eval_shapes = "buckets"
+    # bilinear: without antialias, rounded to bytes; bilinear_float: not rounded, as torchvision;
+    # pillow: antialiased, as detectron2. The latter two also round sides to pixels as these do.
+    config.data.resize = "bilinear"
     config.data.short_sides = (800,)  # pixels; one is drawn for each picture
     config.data.short_side_sampling = "choice"  # choice; range: whole numbers from first to last
     config.data.eval_short_side = 800
@@ -111,7 +117,8 @@ def get_config(arg: str = "") -> ConfigDict:
         head_norm="none",  # none, group
         prior_probability=0.01,
     )
-    # Backbone weights to start from; source "" starts from random ones.
+    # Weights to start from. keras_resnet50, torchvision, msra: a backbone's file. checkpoint: a
+    # detector's working directory, written by training or retinanet_jax.import_weights. "": none.
     config.init = dict(source="keras_resnet50", path="weights/resnet50.npz")
 
     config.anchors = dict(

@@ -12,9 +12,13 @@ Hours:    not measured here. torchvision's runs were on 8 V100; their hours are 
 v1 against the paper: 26 epochs, L1, losses averaged by picture, P6 from P5, anchors in whole pixels
 and spread evenly over the padded picture, 300 detections kept. v2 against v1: P6 from C5,
 GroupNorm in the heads, trained batch norms, GIoU, AdamW, short sides of 480 to 800 pixels
-(pytorch/vision#5756). What stays different from torchvision: 80 classes for its 91 outputs,
-pictures without objects are trained on, crowd regions are background rather than left out, biases
-have no weight decay.
+(pytorch/vision#5756).
+
+Prediction and evaluation are torchvision's to rounding, which scripts/compare_torchvision.py shows.
+Evaluation therefore compiles a program for every shape, 53 with sizes like COCO's;
+--config.data.eval_shapes=buckets does with eight. What stays different in training: a few shapes
+for the padding, 80 classes for its 91 outputs, pictures without objects are trained on, crowd
+regions are background rather than left out, biases have no weight decay. docs/presets.md has all.
 """
 
 from ml_collections import ConfigDict
@@ -38,13 +42,14 @@ def get_config(arg: str = "") -> ConfigDict:
     """`arg` is "v1" or "v2" or "tiny" or one with "tiny"; "" is "v1"."""
     config = r50_fpn.get_config().unlock()
     config.total_steps = 26 * STEPS_PER_EPOCH
+    config.data.update(resize="bilinear_float", eval_shapes="own")
     config.input.update(order="rgb", mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
     config.model.update(stride_in_1x1=False, norm_epsilon=1e-5, p6_from="p5")
     config.init.update(source="torchvision", path="weights/resnet50-0676ba61.pth")
     config.anchors.update(offset=0.0, rounding="torchvision", stride_rule="grid")
     config.matching.ignore_padding = False
     config.loss.update(beta=0.0, normalizer="image")
-    config.detections.max_detections = 300
+    config.detections.update(max_detections=300, drop_empty=False)
     config.optimizer.update(
         clip_norm=0.0, warmup_steps=1_000, warmup_factor=1e-3, drops=(16 / 26, 22 / 26)
     )

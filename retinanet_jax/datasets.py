@@ -101,7 +101,14 @@ def open_one(section: ConfigDict, config: ConfigDict, part: str, workdir: pathli
 
     def packed() -> Source:
         given("images")
-        return PackedSource(section.images)
+        source = PackedSource(section.images)
+        if source.resize != config.data.resize:
+            raise ValueError(
+                f"data.{part}.images={section.images} holds pictures resized by {source.resize!r}, "
+                f"and data.resize is {config.data.resize!r}; set it to {source.resize!r}, or read "
+                "the files that were packed."
+            )
+        return source
 
     kinds = {"coco": coco, "voc": voc, "csv": csv, "tfds": tfds, "packed": packed, "shapes": drawn}
     return choose(f"data.{part}.source", section.source, kinds)()
@@ -157,6 +164,7 @@ def train_plan(config: ConfigDict, source: Source) -> TrainPlan:
         seed=config.seed,
         batch_size=data.batch_size,
         buckets=data.buckets,
+        resize=data.resize,
         short_sides=data.short_sides,
         long_side=data.long_side,
         flip=data.flip,
@@ -171,10 +179,12 @@ def train_plan(config: ConfigDict, source: Source) -> TrainPlan:
 def eval_plan(config: ConfigDict, sizes: Int[np.ndarray, "N 2"], *, batch_size: int) -> EvalPlan:
     """In which size and batch pictures of `sizes` (height, width) are evaluated."""
     data = config.data
+    shapes = {"buckets": data.buckets, "own": ()}
     return EvalPlan(
         sizes,
         batch_size=batch_size,
-        buckets=data.buckets,
+        buckets=choose("data.eval_shapes", data.eval_shapes, shapes),
+        resize=data.resize,
         short_side=data.eval_short_side,
         long_side=data.long_side,
     )

@@ -47,6 +47,8 @@ class Evaluator:
         self._plan = datasets.eval_plan(
             config, source.sizes, batch_size=config.data.eval_batch_size
         )
+        # The plan's own: with data.eval_shapes="own" they are not those of the config.
+        sharding.check_heights(self._plan.buckets.tolist(), config.anchors.max_level, mesh)
 
         def detect_rows(variables: dict[str, Any], batch: Batch) -> Detected:
             return Detected(batch.index, batch.weights, detect(variables, batch, model, config))
@@ -187,7 +189,6 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     checkpoint.check_categories(trained.folder, trained.categories, source.categories)
     checkpoint.check_model(trained.folder, trained.config, config)
     mesh = sharding.make_mesh(config.space)
-    sharding.check_heights(config.data.buckets, config.anchors.max_level, mesh)
     model = build_model(config, len(source.categories))
     variables = sharding.put_replicated(trained.variables, mesh)
     results = Evaluator(config, model, source, mesh).run(variables, trained.step)

@@ -44,6 +44,7 @@ def run(config: ConfigDict, parts: Sequence[str], output: pathlib.Path) -> list[
             folder,
             short_side=sides[part],
             long_side=data.long_side,
+            resize=data.resize,
             num_threads=data.threads or None,
             progress=teller(part, len(source)),
         )

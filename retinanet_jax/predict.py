@@ -66,7 +66,7 @@ def one_image_batch(image: np.ndarray, rows) -> Batch:
     """A batch of one picture without ground truth, as evaluation would make it."""
     height, width = rows.resized[0]
     return Batch(
-        images=pad(resize(image, height, width), *rows.bucket)[None],
+        images=pad(resize(image, height, width, kind=rows.resize), *rows.bucket)[None],
         sizes=np.array([[height, width]], np.float32),
         scales=(np.array([image.shape[:2]]) / (height, width)).astype(np.float32),
         boxes=np.zeros((1, 0, 4), np.float32),

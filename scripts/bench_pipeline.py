@@ -193,6 +193,7 @@ def bench(options: argparse.Namespace, scratch: pathlib.Path) -> dict:
         scratch / "packed",
         short_side=options.short_side,
         long_side=options.long_side,
+        resize="bilinear",
         progress=lambda done: None,
     )
     stages = bare_stages(folder, source, plan) | {
@@ -224,13 +225,15 @@ def bench(options: argparse.Namespace, scratch: pathlib.Path) -> dict:
 
 def make_plan(source: Source, options: argparse.Namespace) -> TrainPlan:
     """One short side, no augmentation but the flip, buckets around the pictures' own forms."""
-    held = resized_sizes(source.sizes, short_side=options.short_side, long_side=options.long_side)
+    sides = {"short_side": options.short_side, "long_side": options.long_side}
+    held = resized_sizes(source.sizes, **sides, resize="bilinear")
     buckets = {tuple(side) for side in (-(-held // 32) * 32).tolist()}
     return TrainPlan(
         source.sizes,
         seed=0,
         batch_size=options.batch_size,
         buckets=tuple(buckets),
+        resize="bilinear",
         short_sides=(options.short_side,),
         short_side_sampling="choice",
         long_side=options.long_side,

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinanet_jax import core, predict
+from retinanet_jax import core, datasets, predict
 from retinanet_jax.data.sources import Category
+from retinanet_jax.data.transforms import PIXEL_TYPES
 
 WITHOUT_THE_TRAINING_STACK = (
     "sys.modules.update(tensorflow=None, pycocotools=None, matplotlib=None)"
@@ -137,6 +138,24 @@ def test_a_picture_that_no_bucket_holds_is_named_and_the_others_are_done(
     assert failed == 1
     assert [one["image_id"] for one in results] == [1, 1, 3, 3]
     assert f"{pictures / 'b.JPG'}: picture 0 of (40, 61)" in caplog.text
+
+
+@pytest.mark.parametrize("shapes", ["buckets", "own"])
+@pytest.mark.parametrize("kind", PIXEL_TYPES)
+def test_the_network_reads_what_it_reads_in_evaluation(config, drawn, tmp_path, kind, shapes):
+    config.data.eval.update(annotations=f"{drawn}/instances.json", images=f"{drawn}/images")
+    config.data.update(resize=kind, eval_shapes=shapes, eval_short_side=90, loader="numpy")
+    config.data.buckets = ((96, 128), (128, 128))
+    source = datasets.open_evaluation(config, tmp_path)
+    plan = datasets.eval_plan(config, source.sizes, batch_size=1)
+    for batch in datasets.host_batches(config, source, plan, range(3)):
+        image = source.picture(int(batch.index[0]))
+        alone = datasets.eval_plan(config, np.array([image.shape[:2]]), batch_size=1).batch(0)
+        read = predict.one_image_batch(image, alone)
+        assert read.images.shape == (1, 96, 96 if shapes == "own" else 128, 3)
+        assert read.images.dtype == batch.images.dtype == PIXEL_TYPES[kind]
+        for field in ("images", "sizes", "scales", "colors"):
+            np.testing.assert_array_equal(getattr(read, field), getattr(batch, field))
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float32, Int32, UInt8
 class Batch(NamedTuple):
     """Pictures of one bucket and their ground truth, padded to fixed shapes.
 
-    Pictures are RGB, resized into the top left corner of (H, W), zero elsewhere. Boxes are yxyx in
-    pixels of (H, W). Where a mask is False the row is zero.
+    Pictures are RGB in 0..255, resized into the top left corner of (H, W), zero elsewhere; bytes,
+    or floats where resizing was not to be rounded. Boxes are yxyx in pixels of (H, W). Where a mask
+    is False the row is zero.
     """
 
-    images: UInt8[np.ndarray, "B H W 3"]
+    images: UInt8[np.ndarray, "B H W 3"] | Float32[np.ndarray, "B H W 3"]
     sizes: Float32[np.ndarray, "B 2"]  # height and width of the picture inside (H, W)
     scales: Float32[np.ndarray, "B 2"]  # original pixels per input pixel, y and x
     boxes: Float32[np.ndarray, "B M 4"]

@@ -122,7 +122,9 @@ def largest_size(plan: TrainPlan) -> tuple[int, int]:
         height, width = plan.buckets[-1].tolist()  # the jitter may fill it
         return height, width
     short_side = plan.short_sides.max()
-    sizes = resized_sizes(plan.sizes, short_side=short_side, long_side=plan.long_side)
+    sizes = resized_sizes(
+        plan.sizes, short_side=short_side, long_side=plan.long_side, resize=plan.resize
+    )
     height, width = sizes.max(axis=0).tolist()
     return (max(height, width),) * 2 if plan.quarter_turns else (height, width)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from retinanet_jax.data import transforms
 from retinanet_jax.data.plan import BatchPlan
@@ -27,7 +27,7 @@ class Loaded(NamedTuple):
     """What was planned for one step, and the pictures made by it."""
 
     rows: BatchPlan
-    images: UInt8[np.ndarray, "B H W 3"]
+    images: UInt8[np.ndarray, "B H W 3"] | Float32[np.ndarray, "B H W 3"]
 
 
 def geometry(rows: BatchPlan, row: int) -> Geometry:
@@ -60,7 +60,8 @@ def load_by_tf(
             [rows.index, buckets, rows.resized, rows.offset, rows.size, rows.turns, rows.flip]
         ).astype(np.int32)
 
-    batch_size = len(host_rows(0).index)
+    first = host_rows(0)
+    batch_size, kind = len(first.index), first.resize
     pictures = _Pictures(source)
     as_it_is = tf.autograph.experimental.do_not_convert  # else TensorFlow rereads this file
     parallel = num_threads or tf.data.AUTOTUNE
@@ -71,7 +72,7 @@ def load_by_tf(
         .map(as_it_is(lambda rows: _tf_read(tf, pictures, rows)), num_parallel_calls=parallel)
         .unbatch()
         .map(
-            as_it_is(lambda *row: _tf_image(tf, pictures, *row)),
+            as_it_is(lambda *row: _tf_image(tf, pictures, kind, *row)),
             num_parallel_calls=parallel,
         )
         .batch(batch_size, drop_remainder=True)
@@ -100,16 +101,17 @@ def load_by_threads(
     # Aside too: where pictures are many, the plan of a new epoch takes a second.
     planner = futures.ThreadPoolExecutor(1)
 
-    def fill(image: np.ndarray, index: int, geometry: Geometry) -> None:
+    def fill(image: np.ndarray, index: int, geometry: Geometry, kind: str) -> None:
         height, width = geometry.size
         held = pictures.pixels(index, geometry.resized)
-        image[:height, :width] = transforms.transform_picture(held, geometry)
+        image[:height, :width] = transforms.transform_picture(held, geometry, kind=kind)
 
     def begin(step: int) -> tuple[Loaded, list[futures.Future[None]]]:
         rows = host_rows(step)
-        images = np.zeros((len(rows.index), *rows.bucket, 3), np.uint8)
+        pixels = transforms.PIXEL_TYPES[rows.resize]
+        images = np.zeros((len(rows.index), *rows.bucket, 3), pixels)
         filling = [
-            workers.submit(fill, images[row], index, geometry(rows, row))
+            workers.submit(fill, images[row], index, geometry(rows, row), rows.resize)
             for row, index in enumerate(rows.index.tolist())
         ]
         return Loaded(rows, images), filling
@@ -207,7 +209,9 @@ def _tf_read(tf: ModuleType, pictures: _Pictures, rows: Any) -> tuple[Any, Any, 
     return rows, tf.ensure_shape(files, count), tf.ensure_shape(plain, count)
 
 
-def _tf_image(tf: ModuleType, pictures: _Pictures, row: Any, file: Any, plain: Any) -> Any:
+def _tf_image(
+    tf: ModuleType, pictures: _Pictures, kind: str, row: Any, file: Any, plain: Any
+) -> Any:
     """One picture as the plan wants it, padded to its bucket."""
     index, bucket, resized, offset, size, turns, flip = tf.split(row, [1, 2, 2, 2, 2, 1, 1])
 
@@ -222,7 +226,9 @@ def _tf_image(tf: ModuleType, pictures: _Pictures, row: Any, file: Any, plain: A
 
     # A plain JPEG is decoded outside of Python's lock.
     image = tf.cond(plain, lambda: transforms.tf_decode_jpeg(file), in_python)
-    image = transforms.tf_transform_picture(image, resized, flip[0] > 0, turns[0], offset, size)
+    image = transforms.tf_transform_picture(
+        image, resized, flip[0] > 0, turns[0], offset, size, kind=kind
+    )
     return transforms.tf_pad(image, bucket)
 
 

@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, UInt64
 
+from retinanet_jax.data.transforms import PIXEL_TYPES
+
 PLAIN_COLORS = (1.0, 1.0, 1.0, 0.0)  # brightness, contrast, saturation, hue as they are
 STRIDE = 32  # of C5: the coarsest feature map that the network takes from the backbone
 
@@ -20,6 +22,7 @@ class BatchPlan(NamedTuple):
     """One batch over all hosts."""
 
     bucket: tuple[int, int]  # (H, W) that all its pictures are padded to
+    resize: str  # the kind of resizing, of transforms.PIXEL_TYPES
     index: Int32[np.ndarray, " B"]  # row of the source; a filler repeats a real one
     resized: Int32[np.ndarray, "B 2"]  # height and width of the upright picture once resized
     flip: Bool[np.ndarray, " B"]  # left to right, after resizing
@@ -38,7 +41,7 @@ class BatchPlan(NamedTuple):
                 f"try {process_count * max(1, size)}."
             )
         own = slice(process_index * size, (process_index + 1) * size)
-        return BatchPlan(self.bucket, *(field[own] for field in self[1:]))
+        return BatchPlan(self.bucket, self.resize, *(field[own] for field in self[2:]))
 
 
 @runtime_checkable
@@ -57,8 +60,8 @@ class Plan(Protocol):
 class TrainPlan:
     """Epochs without end; each picture exactly once an epoch, in a new order and augmentation.
 
-    `sizes`: height and width of every picture; the rest is the recipe, drawn anew a picture and
-    epoch, uniformly:
+    `sizes`: height and width of every picture; `resize`: the kind of resizing, of
+    transforms.PIXEL_TYPES; the rest is the recipe, drawn anew a picture and epoch, uniformly:
     `short_sides`: one of them ("choice"), or a whole number from the first to the second ("range").
     `scale_jitter`: (lo, hi) of a factor on both target sides, limited so that the largest bucket
     still holds the picture. With `crop_size`, (height, width), it is not limited, and what exceeds
@@ -77,6 +80,7 @@ class TrainPlan:
         seed: int,
         batch_size: int,
         buckets: Sequence[tuple[int, int]],
+        resize: str,
         short_sides: Sequence[float],
         short_side_sampling: str,
         long_side: float,
@@ -89,6 +93,7 @@ class TrainPlan:
         _check_count("batch_size", batch_size)
         if seed < 0:
             raise ValueError(f"seed={seed} must not be negative; try {-seed}.")
+        _check_resize(resize)
         _check_sides(short_sides, short_side_sampling, long_side)
         if scale_jitter and not 0 < scale_jitter[0] <= scale_jitter[1]:
             raise ValueError(
@@ -99,6 +104,7 @@ class TrainPlan:
         self.seed = seed
         self.batch_size = batch_size
         self.buckets = make_buckets(buckets)
+        self.resize = resize
         self.short_sides = np.asarray(short_sides, np.float64)
         if short_side_sampling == "range":
             self.short_sides = np.arange(short_sides[0], short_sides[1] + 1, dtype=np.float64)
@@ -122,6 +128,7 @@ class TrainPlan:
         planned = latest[1]
         return _batch_plan(
             self.buckets[planned.bucket[row]],
+            self.resize,
             planned.index[row],
             planned.views,
             planned.weights[row],
@@ -168,15 +175,16 @@ class TrainPlan:
 
     def _resized(self, epoch: int, turns: Int32[np.ndarray, " N"]) -> Int32[np.ndarray, "N 2"]:
         chosen = _whole(self._draw(epoch, _Stream.SHORT_SIDE), len(self.short_sides))
-        scale = _scale(self.sizes, self.short_sides[chosen], self.long_side)
+        fitted = _fitted(self.sizes, self.short_sides[chosen], self.long_side, self.resize)
         if self.scale_jitter:
             low, high = self.scale_jitter
-            scale *= low + (high - low) * _uniform(self._draw(epoch, _Stream.SCALE))
+            factor = low + (high - low) * _uniform(self._draw(epoch, _Stream.SCALE))
             if not self.crop_size:
                 # The largest bucket is the last; without the jitter it holds every picture.
-                limit = self.buckets[-1] / _turned(self.sizes, turns)
-                scale = np.minimum(scale, limit.min(axis=1))
-        return _rounded(self.sizes * scale[:, None])
+                limit = self.buckets[-1] / _turned(fitted, turns)
+                factor = np.minimum(factor, limit.min(axis=1))
+            fitted *= factor[:, None]
+        return _whole_pixels(fitted, self.resize)
 
     def _colors(self, epoch: int) -> Float32[np.ndarray, "N 4"]:
         streams = _Stream.BRIGHTNESS, _Stream.CONTRAST, _Stream.SATURATION, _Stream.HUE
@@ -200,7 +208,10 @@ class TrainPlan:
         if self.crop_size:
             _check_crop(self.crop_size, self.buckets)
         largest = resized_sizes(
-            self.sizes, short_side=self.short_sides.max(), long_side=self.long_side
+            self.sizes,
+            short_side=self.short_sides.max(),
+            long_side=self.long_side,
+            resize=self.resize,
         )
         for turned in (largest, largest[:, ::-1]) if self.quarter_turns else (largest,):
             shown = np.minimum(turned, self.crop_size) if self.crop_size else turned
@@ -211,7 +222,10 @@ class EvalPlan:
     """Every picture once, nothing random: its bucket depends on its own size and the recipe alone.
 
     So its detections do not depend on its neighbours. Each bucket's last batch is completed with
-    fillers. Raises ValueError where a bucket is malformed or none holds a picture.
+    fillers. Where no `buckets` are given, every resized size has its own: rounded up to multiples
+    of 32, as torchvision and detectron2 pad a picture that is alone. `resize`: the kind of
+    resizing, of transforms.PIXEL_TYPES.
+    Raises ValueError where a bucket is malformed or none holds a picture.
     """
 
     def __init__(
@@ -220,13 +234,17 @@ class EvalPlan:
         *,
         batch_size: int,
         buckets: Sequence[tuple[int, int]],
+        resize: str,
         short_side: float,
         long_side: float,
     ):
         _check_count("batch_size", batch_size)
         self.sizes = np.asarray(sizes)
-        self.buckets = make_buckets(buckets)
-        resized = resized_sizes(self.sizes, short_side=short_side, long_side=long_side)
+        self.resize = resize
+        resized = resized_sizes(
+            self.sizes, short_side=short_side, long_side=long_side, resize=resize
+        )
+        self.buckets = make_buckets(buckets) if len(buckets) else own_buckets(resized)
         _check_held(self.sizes, resized, self.buckets)
         self.views = _plain_views(resized)
         bucket = smallest_bucket(resized, self.buckets)
@@ -241,26 +259,30 @@ class EvalPlan:
     def batch(self, step: int) -> BatchPlan:
         """One of the `num_batches` batches; IndexError beyond."""
         bucket = self.buckets[self.bucket[step]]
-        return _batch_plan(bucket, self.index[step], self.views, self.weights[step])
+        return _batch_plan(bucket, self.resize, self.index[step], self.views, self.weights[step])
 
 
 def resized_size(
-    height: int, width: int, *, short_side: float, long_side: float
+    height: int, width: int, *, short_side: float, long_side: float, resize: str
 ) -> tuple[int, int]:
     """Height and width in pixels once the short side is `short_side`, the long one at most its own.
 
     One factor for both sides, min(short_side / short, long_side / long) (Lin et al. 2017, section
-    5), each product rounded half up and at least 1.
+    5), each product at least 1 and rounded half up; with resize="bilinear_float" it is cut, as in
+    torchvision, and with "pillow" computed in detectron2's order: ties round by their last bit.
+    Raises ValueError where `resize` is none of transforms.PIXEL_TYPES.
     """
-    resized = resized_sizes(np.array([[height, width]]), short_side=short_side, long_side=long_side)
+    sizes = np.array([[height, width]])
+    resized = resized_sizes(sizes, short_side=short_side, long_side=long_side, resize=resize)
     return int(resized[0, 0]), int(resized[0, 1])
 
 
 def resized_sizes(
-    sizes: Int[np.ndarray, "N 2"], *, short_side: float, long_side: float
+    sizes: Int[np.ndarray, "N 2"], *, short_side: float, long_side: float, resize: str
 ) -> Int32[np.ndarray, "N 2"]:
     """`resized_size` of many pictures."""
-    return _rounded(sizes * _scale(sizes, short_side, long_side)[:, None])
+    _check_resize(resize)
+    return _whole_pixels(_fitted(sizes, short_side, long_side, resize), resize)
 
 
 def make_buckets(buckets: Sequence[tuple[int, int]]) -> Int32[np.ndarray, "b 2"]:
@@ -272,7 +294,8 @@ def make_buckets(buckets: Sequence[tuple[int, int]]) -> Int32[np.ndarray, "b 2"]
     """
     if np.ndim(buckets) != 2 or np.shape(buckets)[1] != 2:
         raise ValueError(
-            f"buckets={buckets} must name at least one (H, W); try ((800, 1344), (1344, 800))."
+            f"buckets={buckets} must name at least one (H, W) to train in; "
+            "try ((800, 1344), (1344, 800))."
         )
     for height, width in buckets:
         if min(height, width) <= 0 or height % STRIDE or width % STRIDE:
@@ -285,6 +308,15 @@ def make_buckets(buckets: Sequence[tuple[int, int]]) -> Int32[np.ndarray, "b 2"]
     distinct = {(int(height), int(width)) for height, width in (*buckets, largest)}
     ordered = sorted(distinct, key=lambda bucket: (bucket[0] * bucket[1], bucket))
     return np.array(ordered, np.int32)
+
+
+def own_buckets(resized: Int[np.ndarray, "N 2"]) -> Int32[np.ndarray, "b 2"]:
+    """The (H, W) that pictures of these sizes have when each is padded to multiples of 32 alone.
+
+    Smallest area first, so that the smallest that holds a picture is its own: no other is between.
+    """
+    distinct = np.unique(-(-resized // STRIDE) * STRIDE, axis=0).astype(np.int32)
+    return distinct[np.argsort(distinct.prod(axis=1), kind="stable")]
 
 
 def smallest_bucket(
@@ -346,13 +378,14 @@ def _plain_views(resized: Int32[np.ndarray, "N 2"]) -> _Views:
 
 def _batch_plan(
     bucket: Int32[np.ndarray, " 2"],
+    resize: str,
     index: Int32[np.ndarray, " B"],
     views: _Views,
     weights: Float32[np.ndarray, " B"],
 ) -> BatchPlan:
     shown = _Views(*(field[index] for field in views))
     height, width = bucket.tolist()
-    return BatchPlan((height, width), index, *shown, weights)
+    return BatchPlan((height, width), resize, index, *shown, weights)
 
 
 def _fill(
@@ -365,14 +398,25 @@ def _fill(
     return index.reshape(-1, batch_size), weights.reshape(-1, batch_size)
 
 
-def _scale(
-    sizes: Int[np.ndarray, "N 2"], short_side: float | Float[np.ndarray, " N"], long_side: float
-) -> Float[np.ndarray, " N"]:
-    return np.minimum(short_side / sizes.min(axis=1), long_side / sizes.max(axis=1))
+def _fitted(
+    sizes: Int[np.ndarray, "N 2"],
+    short_side: float | Float[np.ndarray, " N"],
+    long_side: float,
+    resize: str,
+) -> Float[np.ndarray, "N 2"]:
+    """Heights and widths once the sides are as long as they may be, not in whole pixels yet."""
+    short, long = sizes.min(axis=1), sizes.max(axis=1)
+    if resize != "pillow":
+        return sizes * np.minimum(short_side / short, long_side / long)[:, None]
+    # In this order, and not by one factor: a product that ends in .5 rounds by its last bit.
+    fitted = np.where(short == sizes.T, short_side, sizes.T * (short_side / short))  # 2 N
+    limit = long_side / fitted.max(axis=0)
+    return np.where(limit < 1, fitted * limit, fitted).T
 
 
-def _rounded(sizes: Float[np.ndarray, "N 2"]) -> Int32[np.ndarray, "N 2"]:
-    return np.maximum(np.floor(sizes + 0.5), 1).astype(np.int32)
+def _whole_pixels(sizes: Float[np.ndarray, "N 2"], resize: str) -> Int32[np.ndarray, "N 2"]:
+    half = 0.0 if resize == "bilinear_float" else 0.5
+    return np.maximum(np.floor(sizes + half), 1).astype(np.int32)
 
 
 def _uniform(raw: UInt64[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
@@ -391,6 +435,11 @@ def _turned(
 ) -> Int[np.ndarray, "N 2"]:
     """Height and width after quarter turns."""
     return np.where(turns[:, None] % 2 == 1, sizes[:, ::-1], sizes)
+
+
+def _check_resize(resize: str) -> None:
+    if resize not in PIXEL_TYPES:
+        raise ValueError(f"resize={resize!r} must be one of {', '.join(map(repr, PIXEL_TYPES))}.")
 
 
 def _check_sides(short_sides: Sequence[float], sampling: str, long_side: float) -> None:

@@ -1,8 +1,8 @@
 """Decode, resize, flip, turn, crop, pad: pure functions that are told what to do, by the plan.
 
-One definition of resizing (bilinear, half-pixel centres, no antialias), twice: in numpy, which
-prediction uses and where TensorFlow is not installed, and (`tf_*`) in TensorFlow for the pipeline,
-where it runs in parallel outside Python. A test holds the two equal.
+One definition of each kind of resizing, twice: in numpy and Pillow, which prediction uses and where
+TensorFlow is not installed, and (`tf_*`) in TensorFlow for the pipeline, where it runs in parallel
+outside Python. A test holds the two equal.
 """
 
 import io
@@ -29,6 +29,14 @@ ORIENTATIONS = {
 
 
 STRIP = 64  # rows that are resized at once: few enough to stay in the processor's cache
+
+# The kinds of resizing, and the type of the pixels that come out.
+# bilinear: half-pixel centres, no antialias, in float32, rounded half to even.
+# bilinear_float: the same, not rounded, as torchvision's detectors resize.
+# pillow: Pillow's bilinear, which is antialiased, as detectron2 resizes.
+PIXEL_TYPES = {"bilinear": np.uint8, "bilinear_float": np.float32, "pillow": np.uint8}
+
+Pixels = UInt8[np.ndarray, "h w 3"] | Float32[np.ndarray, "h w 3"]  # RGB in 0..255
 
 
 class Geometry(NamedTuple):
@@ -100,17 +108,17 @@ def is_plain_jpeg(data: bytes, name: str, size: tuple[int, int]) -> bool:
 
 
 def transform_picture(
-    image: UInt8[np.ndarray, "H W 3"], geometry: Geometry
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Resized, flipped, turned, cropped."""
+    image: UInt8[np.ndarray, "H W 3"], geometry: Geometry, *, kind: str
+) -> Pixels:
+    """Resized in a `kind` of PIXEL_TYPES, flipped, turned, cropped."""
     resized, mirrored, turns, offset, size = geometry
     # What the crop leaves out is not computed.
     window = _upright_windows(resized, offset, size)[mirrored][turns]
     if image.shape[:2] == tuple(resized):
         y, x, height, width = window
-        image = image[y : y + height, x : x + width]
+        image = image[y : y + height, x : x + width].astype(PIXEL_TYPES[kind], copy=False)
     else:
-        image = _resize_window(image, resized, window)
+        image = _resize_window(image, resized, window, kind)
     return np.rot90(flip(image) if mirrored else image, turns)
 
 
@@ -133,19 +141,17 @@ def transform_boxes(
     return inside.astype(np.float32), visible.astype(np.float32)
 
 
-def resize(
-    image: UInt8[np.ndarray, "H W 3"], height: int, width: int
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Bilinear with half-pixel centres and no antialias, in float32, rounded half to even."""
-    return _resize_window(image, (height, width), (0, 0, height, width))
+def resize(image: UInt8[np.ndarray, "H W 3"], height: int, width: int, *, kind: str) -> Pixels:
+    """In a `kind` of PIXEL_TYPES; to its own size it changes no kind's values."""
+    return _resize_window(image, (height, width), (0, 0, height, width), kind)
 
 
-def flip(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+def flip(image: Pixels) -> Pixels:
     """Left to right."""
     return image[:, ::-1]
 
 
-def pad(image: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+def pad(image: Pixels, height: int, width: int) -> Pixels:
     """Zeros below and to the right."""
     below, right = height - image.shape[0], width - image.shape[1]
     return np.pad(image, ((0, below), (0, right), (0, 0)))
@@ -182,6 +188,8 @@ def tf_transform_picture(
     turns: "tf.Tensor",
     offset: "tf.Tensor",
     size: "tf.Tensor",
+    *,
+    kind: str,
 ) -> "tf.Tensor":
     """`transform_picture`; the fields of its `Geometry` are tensors."""
     import tensorflow as tf
@@ -190,8 +198,8 @@ def tf_transform_picture(
     window = tf.stack(_upright_windows(*edges))[tf.cast(flip, tf.int32), turns]
     image = tf.cond(
         tf.reduce_all(tf.shape(image)[:2] == resized),
-        lambda: _tf_crop(image, window),
-        lambda: _tf_resize_window(image, resized, window),
+        lambda: tf.cast(_tf_crop(image, window), PIXEL_TYPES[kind]),
+        lambda: _tf_resize_window(image, resized, window, kind),
     )
     image = tf.cond(flip, lambda: tf_flip(image), lambda: image)
     return tf.cond(turns > 0, lambda: tf.image.rot90(image, turns), lambda: image)
@@ -204,11 +212,11 @@ def tf_decode_jpeg(data: "tf.Tensor | bytes") -> "tf.Tensor":
     return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
 
 
-def tf_resize(image: "tf.Tensor", size: "tf.Tensor") -> "tf.Tensor":
+def tf_resize(image: "tf.Tensor", size: "tf.Tensor", *, kind: str) -> "tf.Tensor":
     """`resize` to (height, width)."""
     import tensorflow as tf
 
-    return _tf_resize_window(image, size, tf.concat([[0, 0], size], axis=0))
+    return _tf_resize_window(image, size, tf.concat([[0, 0], size], axis=0), kind)
 
 
 def tf_flip(image: "tf.Tensor") -> "tf.Tensor":
@@ -271,13 +279,19 @@ def _upright_windows(resized, offset, size) -> list[list[tuple]]:
 
 
 def _resize_window(
-    image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], window: tuple[int, int, int, int]
-) -> UInt8[np.ndarray, "h w 3"]:
+    image: UInt8[np.ndarray, "H W 3"],
+    size: tuple[int, int],
+    window: tuple[int, int, int, int],
+    kind: str,
+) -> Pixels:
     """The window (y, x, height, width) of the picture resized to `size`."""
     y, x, height, width = window
+    if kind == "pillow":
+        whole = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        return np.asarray(whole)[y : y + height, x : x + width]
     rows = [tap[y : y + height] for tap in _taps(image.shape[0], size[0])]
     left, right, across = (tap[x : x + width] for tap in _taps(image.shape[1], size[1]))
-    resized = np.empty((height, width, 3), np.uint8)
+    resized = np.empty((height, width, 3), PIXEL_TYPES[kind])
     for start in range(0, height, STRIP):
         top, bottom, down = (tap[start : start + STRIP] for tap in rows)
         first = top[0]
@@ -288,7 +302,9 @@ def _resize_window(
             between.take(bottom - first, axis=0),
             down[:, None, None],
         )
-        resized[start : start + STRIP] = np.rint(strip, out=strip)
+        if kind == "bilinear":
+            strip = np.rint(strip, out=strip)
+        resized[start : start + STRIP] = strip
     return resized
 
 
@@ -315,14 +331,24 @@ def _taps(
     return np.maximum(before, 0).astype(int), after, centre - before
 
 
-def _tf_resize_window(image: "tf.Tensor", size: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
+def _tf_resize_window(
+    image: "tf.Tensor", size: "tf.Tensor", window: "tf.Tensor", kind: str
+) -> "tf.Tensor":
     """`_resize_window`; only rounding is spared what lies outside."""
     import tensorflow as tf
 
+    if kind == "pillow":
+
+        def by_pillow(image: np.ndarray, size: np.ndarray, window: np.ndarray) -> np.ndarray:
+            return _resize_window(image, tuple(size.tolist()), tuple(window.tolist()), kind)
+
+        resized = tf.numpy_function(by_pillow, [image, size, window], tf.uint8)
+        return tf.ensure_shape(resized, (None, None, 3))
     # Its kernel is twice as fast on float32 as on uint8.
     image = tf.cast(image, tf.float32)
     resized = tf.image.resize(image, size, method="bilinear", antialias=False)
-    return tf.cast(tf.round(_tf_crop(resized, window)), tf.uint8)
+    resized = _tf_crop(resized, window)
+    return resized if kind == "bilinear_float" else tf.cast(tf.round(resized), tf.uint8)
 
 
 def _tf_crop(image: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":

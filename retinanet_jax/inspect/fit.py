@@ -226,7 +226,7 @@ def evaluation_finding(config: ConfigDict, source: Source) -> Finding:
         plan = datasets.eval_plan(config, source.sizes, batch_size=config.data.eval_batch_size)
     except ValueError as error:
         return Finding(FAULT, "eval: buckets", str(error), "add it to --config.data.buckets.")
-    share = bucket_table(plan.views.size, config.data.buckets).padded_share
+    share = bucket_table(plan.views.size, plan.buckets.tolist()).padded_share
     return Finding(OK, "eval: buckets", f"{share:.1%} of what is computed is padding")
 
 

@@ -33,6 +33,7 @@ def train_plan(sizes, **changes) -> TrainPlan:
         "seed": 0,
         "batch_size": 4,
         "buckets": ((256, 256),),
+        "resize": "bilinear",
         "short_sides": (96, 128),
         "short_side_sampling": "choice",
         "long_side": 192,
@@ -80,7 +81,8 @@ def test_no_choice_of_that_many_shapes_has_less_padding(seed):
 
 
 def test_of_coco_sizes_a_twentieth_is_padding_with_eight_shapes():
-    sizes = resized_sizes(coco_sizes(118_287), short_side=800, long_side=1333)
+    sides = {"short_side": 800, "long_side": 1333, "resize": "bilinear"}
+    sizes = resized_sizes(coco_sizes(118_287), **sides)
     began = time.perf_counter()
     chosen = choose_buckets(sizes, count=8)
     assert time.perf_counter() - began < 20

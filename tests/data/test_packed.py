@@ -15,7 +15,7 @@ from retinanet_jax.data.sources import packed, split_by_hash, subset
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.data.sources.packed import PackedSource, write_packed
 
-SIDES = {"short_side": 96, "long_side": 160}
+SIDES = {"short_side": 96, "long_side": 160, "resize": "bilinear"}
 
 
 def pack(source, path, **more) -> PackedSource:
@@ -106,9 +106,11 @@ def test_pictures_are_the_mapped_file_itself(written):
         source.picture(0)[0] = 0
 
 
-def test_evaluation_sees_the_same_batches_bit_for_bit(source, written):
-    ours = PackedSource(written)
-    recipe = {"batch_size": 4, "buckets": ((96, 160), (160, 96)), **SIDES}
+@pytest.mark.parametrize("kind", ["bilinear", "pillow"])
+def test_evaluation_sees_the_same_batches_bit_for_bit(source, tmp_path, kind):
+    ours = pack(source, tmp_path / "packed", resize=kind)
+    assert ours.resize == PackedSource(tmp_path / "packed").resize == kind
+    recipe = {"batch_size": 4, "buckets": ((96, 160), (160, 96)), **SIDES, "resize": kind}
     theirs = load(source, EvalPlan(source.sizes, **recipe))
     assert len(theirs) > 1
     for loader in ("numpy", "tf"):
@@ -122,6 +124,7 @@ def test_training_sees_the_same_batches_bit_for_bit(source, written):
         "seed": 3,
         "batch_size": 4,
         "buckets": ((96, 96), (160, 160)),
+        "resize": "bilinear",
         "short_sides": (96,),
         "short_side_sampling": "choice",
         "long_side": 160,
@@ -140,7 +143,7 @@ def test_larger_pictures_than_held_are_made_and_told_in_one_line(source, written
     caplog.set_level("WARNING", logger="absl")
 
     def plan(short_side, long_side):
-        sides = {"short_side": short_side, "long_side": long_side}
+        sides = {"short_side": short_side, "long_side": long_side, "resize": "bilinear"}
         return EvalPlan(ours.sizes, batch_size=3, buckets=((192, 320), (320, 192)), **sides)
 
     load(ours, plan(96, 160))
@@ -159,7 +162,8 @@ def test_pictures_that_lost_nothing_are_enlarged_without_a_word(folder, tmp_path
     ours = pack(folder.load(), tmp_path / "packed")
     assert ours.picture(0).shape == (96, 112, 3)
     caplog.set_level("WARNING", logger="absl")
-    plan = EvalPlan(ours.sizes, batch_size=1, buckets=((192, 320),), short_side=192, long_side=320)
+    sides = {"short_side": 192, "long_side": 320, "resize": "bilinear"}
+    plan = EvalPlan(ours.sizes, batch_size=1, buckets=((192, 320),), **sides)
     load(ours, plan)
     assert not caplog.records
 
@@ -265,11 +269,10 @@ sys.modules.update(tensorflow=None, tensorflow_datasets=None)
 from retinanet_jax.data.pipeline import batches
 from retinanet_jax.data.plan import EvalPlan
 from retinanet_jax.data.sources.packed import PackedSource, write_packed
-source = write_packed(
-    PackedSource({str(written)!r}), {str(tmp_path / "again")!r}, short_side=64, long_side=160,
-    progress=print,
-)
-plan = EvalPlan(source.sizes, batch_size=4, buckets=((160, 160),), short_side=64, long_side=160)
+sides = {{"short_side": 64, "long_side": 160, "resize": "bilinear"}}
+written = PackedSource({str(written)!r})
+source = write_packed(written, {str(tmp_path / "again")!r}, progress=print, **sides)
+plan = EvalPlan(source.sizes, batch_size=4, buckets=((160, 160),), **sides)
 for batch in batches(
     source, plan, start_step=0, num_steps=None, prefetch=2, loader="numpy", min_visible=0.0
 ):
@@ -281,7 +284,7 @@ for batch in batches(
 
 def test_real_photographs(test_data, tmp_path):
     source = subset(CocoSource(test_data / "cards/test.json", test_data / "cards/test"), range(12))
-    sides = {"short_side": 128, "long_side": 213}
+    sides = {"short_side": 128, "long_side": 213, "resize": "bilinear"}
     ours = pack(source, tmp_path / "cards", **sides)
     recipe = {"batch_size": 4, "buckets": ((128, 224), (224, 128)), **sides}
     plan = EvalPlan(source.sizes, **recipe)

@@ -14,6 +14,7 @@ from retinanet_jax.data.plan import (
     EvalPlan,
     TrainPlan,
     make_buckets,
+    own_buckets,
     resized_size,
     smallest_bucket,
 )
@@ -29,6 +30,7 @@ SEVEN_BUCKETS = (
     (1344, 800),
 )
 SIZES = np.array([[480, 640], [640, 480], [500, 500], [333, 640], [640, 200], [20, 30]])
+SIDES = {"short_side": 800, "long_side": 1333}
 NO_COLOR_JITTER = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
 COLOR_JITTER = {"brightness": 0.4, "contrast": 0.2, "saturation": 1.5, "hue": 0.1}
 
@@ -40,6 +42,7 @@ augmentations = st.fixed_dictionaries(
         "crop_size": st.sampled_from([None, (128, 192), (100, 60)]),
         "quarter_turns": st.booleans(),
         "color_jitter": st.sampled_from([NO_COLOR_JITTER, COLOR_JITTER]),
+        "resize": st.sampled_from(["bilinear", "bilinear_float", "pillow"]),
     }
 )
 
@@ -49,6 +52,7 @@ def train_plan(sizes, **changes) -> TrainPlan:
         "seed": 0,
         "batch_size": 4,
         "buckets": ((128, 192), (192, 128)),
+        "resize": "bilinear",
         "short_sides": (96, 128),
         "short_side_sampling": "choice",
         "long_side": 192,
@@ -76,7 +80,7 @@ def turned_size(batch: BatchPlan) -> np.ndarray:
 
 
 def bits(plan: BatchPlan) -> bytes:
-    return repr(plan.bucket).encode() + b"".join(field.tobytes() for field in plan[1:])
+    return repr(plan.bucket).encode() + b"".join(field.tobytes() for field in plan[2:])
 
 
 @pytest.mark.parametrize(
@@ -90,7 +94,36 @@ def bits(plan: BatchPlan) -> bytes:
     ],
 )
 def test_resized_size_by_hand(size, expected):
-    assert resized_size(*size, short_side=800, long_side=1333) == expected
+    assert resized_size(*size, **SIDES, resize="bilinear") == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "expected"),
+    [
+        ((480, 640), "bilinear_float", (800, 1066)),  # 1066.7, cut
+        ((300, 600), "bilinear_float", (666, 1333)),
+        # 800 / 289 is not a float64, and 289 times the nearest one is below 800.
+        ((289, 300), "bilinear_float", (799, 830)),
+        ((1, 2000), "bilinear_float", (1, 1333)),
+        ((480, 640), "pillow", (800, 1067)),
+        ((640, 480), "pillow", (1067, 800)),
+        ((300, 600), "pillow", (667, 1333)),  # 800 * (1333 / 1600) is 666.5
+        ((620, 210), "pillow", (1333, 451)),  # 451.5, but 800 * (1333 / 2361.9) is just below
+        ((612, 612), "pillow", (800, 800)),
+    ],
+)
+def test_the_peers_sizes_by_hand(size, resize, expected):
+    """As torchvision 0.28 and detectron2 0.6 give them."""
+    assert resized_size(*size, **SIDES, resize=resize) == expected
+
+
+def test_own_buckets_by_hand():
+    sizes = np.array([[800, 1066], [801, 32], [799, 1060], [1, 1], [32, 801]])
+    assert own_buckets(sizes).tolist() == [[32, 32], [32, 832], [832, 32], [800, 1088]]
+    recipe = {"buckets": (), "short_side": 64, "long_side": 96, "resize": "bilinear"}
+    plan = EvalPlan(np.array([[64, 65], [64, 96], [70, 64], [64, 64]]), batch_size=1, **recipe)
+    buckets = [plan.batch(step).bucket for step in range(plan.num_batches)]
+    assert sorted(buckets) == [(64, 64), (64, 96), (64, 96), (96, 64)]
 
 
 def test_buckets_are_sorted_and_the_last_holds_what_any_holds():
@@ -170,7 +203,7 @@ def test_the_window_lies_in_the_turned_picture(count, seed, step, recipe):
     if recipe["color_jitter"] is NO_COLOR_JITTER:
         assert (batch.colors == (1, 1, 1, 0)).all()
     names = "int32 int32 bool int32 int32 int32 float32 float32"
-    assert " ".join(field.dtype.name for field in batch[1:]) == names
+    assert " ".join(field.dtype.name for field in batch[2:]) == names
 
 
 def test_fillers_repeat_a_picture_of_their_batch():
@@ -233,7 +266,7 @@ def test_an_augmentation_switched_off_leaves_the_others_drawn_as_before(switched
     # One bucket for all, so that the batches hold the same pictures.
     sizes, recipe = random_sizes(40), EVERYTHING | {"buckets": ((192, 192),)}
     full, less = train_plan(sizes, **recipe), train_plan(sizes, **recipe | switched_off)
-    for field in set(BatchPlan._fields) - {"bucket", "weights"}:
+    for field in set(BatchPlan._fields) - {"bucket", "resize", "weights"}:
         assert np.array_equal(drawn(full, field), drawn(less, field)) == (field not in changed)
     if "colors" in changed:
         assert np.array_equal(drawn(full, "colors")[:, 1:], drawn(less, "colors")[:, 1:])
@@ -331,9 +364,11 @@ def test_scale_jitter_stops_at_the_largest_bucket():
         assert (batch.resized.max(axis=1) == 192).all()
 
 
-def test_evaluation_sees_each_picture_once_in_a_bucket_of_its_own_size():
+@pytest.mark.parametrize("buckets", [(), ((128, 192), (192, 128))])
+@pytest.mark.parametrize("resize", ["bilinear", "bilinear_float", "pillow"])
+def test_evaluation_sees_each_picture_once_in_a_bucket_of_its_own_size(buckets, resize):
     sizes = random_sizes(37)
-    recipe = {"buckets": ((128, 192), (192, 128)), "short_side": 128, "long_side": 192}
+    recipe = {"buckets": buckets, "short_side": 128, "long_side": 192, "resize": resize}
     plan = EvalPlan(sizes, batch_size=4, **recipe)
     batches = [plan.batch(step) for step in range(plan.num_batches)]
     seen = np.concatenate([batch.index[batch.weights == 1] for batch in batches])
@@ -352,7 +387,7 @@ def test_evaluation_sees_each_picture_once_in_a_bucket_of_its_own_size():
 
 def test_a_picture_that_no_bucket_holds_is_named_with_the_bucket_it_needs():
     with pytest.raises(ValueError, match=r"picture 1 of \(640, 480\).*\(1067, 800\).*\(1088, 800"):
-        EvalPlan(SIZES, batch_size=1, buckets=((800, 1088),), short_side=800, long_side=1333)
+        EvalPlan(SIZES, batch_size=1, buckets=((800, 1088),), **SIDES, resize="bilinear")
     with pytest.raises(ValueError, match=r"picture 0 .*no bucket of \[\[64, 64\]\]"):
         train_plan(SIZES, buckets=((64, 64),))
     lying = {"buckets": ((128, 192),), "short_sides": (128,)}
@@ -372,6 +407,7 @@ def test_a_picture_that_no_bucket_holds_is_named_with_the_bucket_it_needs():
         ({"long_side": 0}, "long_side=0"),
         ({"scale_jitter": (1.2, 0.8)}, r"scale_jitter=\(1.2, 0.8\)"),
         ({"sizes": np.zeros((0, 2), int)}, "at least one picture"),
+        ({"resize": "bicubic"}, "resize='bicubic' must be one of 'bilinear', 'bilinear_float'"),
         ({"short_side_sampling": "any"}, "short_side_sampling='any' must be 'choice' or 'range'"),
         ({"short_side_sampling": "range", "short_sides": (96,)}, r"short_sides=\(96,\) must be"),
         ({"short_side_sampling": "range", "short_sides": (96, 64)}, r"lo <= hi where short_side_s"),

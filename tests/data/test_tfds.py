@@ -161,6 +161,7 @@ def both_kinds_of_batches(source):
         seed=3,
         batch_size=3,
         buckets=buckets,
+        resize="bilinear",
         short_sides=(64, 96),
         short_side_sampling="choice",
         long_side=160,
@@ -170,7 +171,8 @@ def both_kinds_of_batches(source):
         quarter_turns=False,
         color_jitter={"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0},
     )
-    evaluation = EvalPlan(source.sizes, batch_size=2, buckets=buckets, short_side=96, long_side=160)
+    sides = {"short_side": 96, "long_side": 160, "resize": "bilinear"}
+    evaluation = EvalPlan(source.sizes, batch_size=2, buckets=buckets, **sides)
     options = {"start_step": 0, "prefetch": 1, "min_visible": 0.0}
     return [
         *batches(source, training, num_steps=5, loader="tf", **options),

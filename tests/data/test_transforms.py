@@ -1,5 +1,6 @@
 """Decoding every kind of picture; boxes that follow their pixels; numpy equal to TensorFlow."""
 
+import functools
 import io
 from typing import NamedTuple
 
@@ -69,6 +70,9 @@ def planted(draw, *, resize: bool = True) -> Planted:
     image = np.full((height, width, 3), 20, np.uint8)
     image[y1:y2, x1:x2] = 220
     return Planted(image, (y1, x1, y2, x2), draw(geometries(height, width, resize=resize)))
+
+
+kinds = st.sampled_from(list(transforms.PIXEL_TYPES))
 
 
 @st.composite
@@ -199,18 +203,53 @@ def test_what_is_no_picture_is_named(data):
         transforms.decode_image(data, "a.jpg")
 
 
-def test_resize_by_hand():
-    image = np.array([[[0] * 3, [100] * 3]], np.uint8)
-    # New centres lie at old -0.25, 0.25, 0.75, 1.25; the outer two keep the edge's value.
-    assert transforms.resize(image, 1, 4)[0, :, 0].tolist() == [0, 25, 75, 100]
-    # Without antialias, halving 4 to 2 takes the mean of the inner and outer pair alone.
-    image = np.array([[[0] * 3, [10] * 3, [20] * 3, [90] * 3]], np.uint8)
-    assert transforms.resize(image, 1, 2)[0, :, 0].tolist() == [5, 55]
+def row(values: list[int]) -> np.ndarray:
+    """A grey picture one pixel high."""
+    return np.array([[[value] * 3 for value in values]], np.uint8)
 
 
-def test_resizing_to_its_own_size_changes_nothing():
-    image = np.random.default_rng(0).integers(0, 256, (17, 23, 3), np.uint8)
-    assert np.array_equal(transforms.resize(image, 17, 23), image)
+@pytest.mark.parametrize(
+    ("kind", "before", "after"),
+    [
+        # New centres lie at old -0.25, 0.25, 0.75, 1.25; the outer two keep the edge's value.
+        ("bilinear", [0, 100], [0, 25, 75, 100]),
+        ("bilinear", [0, 1], [0, 0, 1, 1]),
+        ("bilinear_float", [0, 1], [0, 0.25, 0.75, 1]),
+        ("pillow", [0, 100], [0, 25, 75, 100]),
+        # Without antialias, halving 4 to 2 takes the mean of the inner and outer pair alone.
+        ("bilinear", [0, 10, 20, 90], [5, 55]),
+        ("bilinear", [0, 1, 2, 255], [0, 128]),  # half to even
+        ("bilinear_float", [0, 1, 2, 255], [0.5, 128.5]),
+        # With it, weights 3, 3, 1 and 1, 3, 3: 50 / 7 and 340 / 7.
+        ("pillow", [0, 10, 20, 90], [7, 49]),
+    ],
+)
+def test_resize_by_hand(kind, before, after):
+    resized = transforms.resize(row(before), 1, len(after), kind=kind)
+    assert resized.dtype == transforms.PIXEL_TYPES[kind]
+    assert resized[0, :, 0].tolist() == after
+
+
+@pytest.mark.parametrize("kind", transforms.PIXEL_TYPES)
+def test_resizing_to_its_own_size_changes_nothing(kind):
+    image = noise(17, 23)
+    assert np.array_equal(transforms.resize(image, 17, 23, kind=kind), image)
+
+
+@settings(deadline=None, max_examples=50)
+@given(case=pictures())
+def test_rounding_is_all_that_parts_the_two_without_antialias(case):
+    image, geometry = case
+    exact = transforms.resize(image, *geometry.resized, kind="bilinear_float")
+    rounded = transforms.resize(image, *geometry.resized, kind="bilinear")
+    assert np.array_equal(np.rint(exact), rounded)
+
+
+def test_pillows_is_pillows_own():
+    image = noise(48, 64)
+    resized = transforms.resize(image, 31, 97, kind="pillow")
+    expected = Image.fromarray(image).resize((97, 31), Image.Resampling.BILINEAR)
+    assert np.array_equal(resized, np.asarray(expected))
 
 
 def test_flip_and_pad_and_their_boxes():
@@ -230,12 +269,13 @@ def test_flip_and_pad_and_their_boxes():
 def test_a_turn_by_hand():
     """Counter-clockwise the right column becomes the top row."""
     image = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)[:, :, None].repeat(3, axis=2)
-    turned = transforms.transform_picture(image, whole((2, 3), turns=1))
+    turned = transforms.transform_picture(image, whole((2, 3), turns=1), kind="bilinear")
     assert turned[:, :, 0].tolist() == [[3, 6], [2, 5], [1, 4]]
     # The 6 alone: the second row and third column before, the first row and second column after.
     box = np.array([[1, 2, 2, 3]], np.float32)
     assert transforms.turn_boxes(box, 1, 2, 3).tolist() == [[0, 1, 1, 2]]
-    mirrored = transforms.transform_picture(image, whole((2, 3), flip=True, turns=1))
+    both = whole((2, 3), flip=True, turns=1)
+    mirrored = transforms.transform_picture(image, both, kind="bilinear")
     assert mirrored[:, :, 0].tolist() == [[1, 4], [2, 5], [3, 6]]
 
 
@@ -258,7 +298,7 @@ def test_a_planted_rectangle_stays_framed_by_its_box(case):
     Between the centres of a dark and a bright pixel brightness rises linearly, so it is half where
     they touch, which is the box's edge; and the first bright centre is within half a pixel of it.
     """
-    image = transforms.transform_picture(case.image, case.geometry)
+    image = transforms.transform_picture(case.image, case.geometry, kind="bilinear")
     boxes = np.array([case.box], np.float32)
     (box,), (visible,) = transforms.transform_boxes(boxes, case.image.shape[:2], case.geometry)
     assert image.shape[:2] == case.geometry.size
@@ -278,21 +318,24 @@ def test_a_planted_rectangle_stays_framed_by_its_box(case):
 def test_the_visible_share_is_that_of_the_pixels(case):
     boxes = np.array([case.box], np.float32)
     (box,), (visible,) = transforms.transform_boxes(boxes, case.image.shape[:2], case.geometry)
-    kept = transforms.transform_picture(case.image, case.geometry) == 220
+    image = transforms.transform_picture(case.image, case.geometry, kind="bilinear")
+    kept = image == 220
     np.testing.assert_allclose(visible, kept.sum() / (case.image == 220).sum(), rtol=1e-6)
     assert visible == 0 or frame(kept[:, :, 0]) == box.tolist()
 
 
 @settings(deadline=None, max_examples=100)
-@given(pictures())
-def test_resizing_then_flipping_then_turning_then_cropping(case):
+@given(case=pictures(), kind=kinds)
+def test_resizing_then_flipping_then_turning_then_cropping(case, kind):
     """What the crop leaves out is not computed, and changes nothing in what it keeps."""
     image, geometry = case
     (y, x), (height, width) = geometry.offset, geometry.size
-    expected = transforms.resize(image, *geometry.resized)
+    expected = transforms.resize(image, *geometry.resized, kind=kind)
     expected = expected[:, ::-1] if geometry.flip else expected
     expected = np.rot90(expected, geometry.turns)[y : y + height, x : x + width]
-    assert np.array_equal(transforms.transform_picture(image, geometry), expected)
+    transformed = transforms.transform_picture(image, geometry, kind=kind)
+    assert transformed.dtype == transforms.PIXEL_TYPES[kind]
+    assert np.array_equal(transformed, expected)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +347,7 @@ def test_a_whole_crop_four_turns_and_two_flips_change_nothing(change, times):
     unchanged = []
     for _ in range(times):
         size = image.shape[:2]
-        image = transforms.transform_picture(image, whole(size, **change))
+        image = transforms.transform_picture(image, whole(size, **change), kind="bilinear")
         boxes, visible = transforms.transform_boxes(boxes, size, whole(size, **change))
         assert visible.tolist() == [1, 1]
         same = np.array_equal(image, original), np.array_equal(boxes, original_boxes)
@@ -313,32 +356,38 @@ def test_a_whole_crop_four_turns_and_two_flips_change_nothing(change, times):
 
 
 @pytest.fixture(scope="module")
-def tf_transform():
-    """`tf_transform_picture` as the pipeline calls it: traced once, of unknown sizes."""
+def tf_transforms():
+    """`tf_transform_picture` of each kind as the pipeline calls it: traced once, unknown sizes."""
     import tensorflow as tf
 
     pair, number = tf.TensorSpec((2,), tf.int32), tf.TensorSpec((), tf.int32)
     picture, switch = tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((), tf.bool)
-    return tf.function(
-        transforms.tf_transform_picture,
-        autograph=False,
-        input_signature=(picture, pair, switch, number, pair, pair),
-    )
+    return {
+        kind: tf.function(
+            functools.partial(transforms.tf_transform_picture, kind=kind),
+            autograph=False,
+            input_signature=(picture, pair, switch, number, pair, pair),
+        )
+        for kind in transforms.PIXEL_TYPES
+    }
 
 
-@settings(deadline=None, max_examples=150)
-@given(case=pictures())
-def test_tensorflow_transforms_bit_for_bit_alike(tf_transform, case):
+@settings(deadline=None, max_examples=200)
+@given(case=pictures(), kind=kinds)
+def test_tensorflow_transforms_bit_for_bit_alike(tf_transforms, case, kind):
     image, geometry = case
-    by_tf = tf_transform(image, *geometry).numpy()
-    assert np.array_equal(by_tf, transforms.transform_picture(image, geometry))
+    by_tf = tf_transforms[kind](image, *geometry).numpy()
+    ours = transforms.transform_picture(image, geometry, kind=kind)
+    assert by_tf.dtype == ours.dtype
+    assert np.array_equal(by_tf, ours)
 
 
+@pytest.mark.parametrize("kind", transforms.PIXEL_TYPES)
 @pytest.mark.parametrize("size", [(48, 64), (31, 97), (7, 3), (1, 1), (100, 133), (480, 640)])
-def test_tensorflow_resizes_bit_for_bit_alike(size):
-    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    expected = transforms.resize(image, *size)
-    assert np.array_equal(transforms.tf_resize(image, list(size)).numpy(), expected)
+def test_tensorflow_resizes_bit_for_bit_alike(size, kind):
+    image = noise(48, 64)
+    by_tf = transforms.tf_resize(image, list(size), kind=kind).numpy()
+    assert np.array_equal(by_tf, transforms.resize(image, *size, kind=kind))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -352,8 +401,8 @@ def test_tensorflow_decodes_alike(encode, mode, subsampling, progressive):
     decoded = transforms.decode_image(data, "a")
     by_tf = transforms.tf_decode_jpeg(data)
     assert np.abs(by_tf.numpy().astype(int) - decoded).max() <= 1
-    resized = transforms.tf_resize(by_tf, [60, 80]).numpy().astype(int)
-    assert np.abs(resized - transforms.resize(decoded, 60, 80)).max() <= 1
+    resized = transforms.tf_resize(by_tf, [60, 80], kind="bilinear").numpy().astype(int)
+    assert np.abs(resized - transforms.resize(decoded, 60, 80, kind="bilinear")).max() <= 1
 
 
 def test_tensorflow_flips_and_pads_alike():

@@ -6,16 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from unittest import mock
 
-from retinanet_jax.data.sources.tfds import COCO_GAPS, COCO_NAMES
+from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 
-CATEGORIES = [
-    {"id": number, "name": name}
-    for number, name in zip(
-        [number for number in range(1, 91) if number not in COCO_GAPS],
-        COCO_NAMES.split(", "),
-        strict=True,
-    )
-]
+CATEGORIES = [category._asdict() for category in COCO_CATEGORIES]
 # TFDS's splits, the folder of pictures of each, and whether it is annotated.
 SPLITS = {
     2014: {

@@ -54,6 +54,7 @@ class PackedSource(Source):
         self.image_ids = objects["image_ids"].tolist()
         self.sizes = objects["sizes"]
         self.short_side, self.long_side = header["short_side"], header["long_side"]
+        self.resize = header["resize"]
         self._file_names = header["file_names"]
         self._held = objects["held"]
         self._starts = _starts(self._held.astype(np.int64).prod(axis=1) * 3)
@@ -102,6 +103,7 @@ def write_packed(
     *,
     short_side: float,
     long_side: float,
+    resize: str,
     num_threads: int | None = None,
     progress: Callable[[int], None],
 ) -> PackedSource:
@@ -109,16 +111,22 @@ def write_packed(
 
     short_side, long_side: pixels, as in a plan; a picture is held as a plan with the same sides
     asks for it, enlarged too, so that training there sees what decoding and resizing would give.
+    resize: the kind of resizing, of transforms.PIXEL_TYPES, whose pixels are bytes.
     progress: called with the number of pictures done. num_threads None: one a core.
     A folder that holds the same already is left as it is, by names, ids, sizes and boxes, not by
     the pictures' content. It appears as a whole or not at all.
-    Raises ValueError where the folder holds something else, OSError where the disk is too small,
-    and whatever `source` raises where a picture cannot be used.
+    Raises ValueError where the folder holds something else or `resize` gives no bytes, OSError
+    where the disk is too small, and whatever `source` raises where a picture cannot be used.
     """
+    if resize == "bilinear_float":
+        raise ValueError(
+            "resize='bilinear_float' gives pixels that are not rounded, and packed ones are bytes; "
+            "set data.resize to 'bilinear', or read the files themselves."
+        )
     if not len(source):
         raise ValueError(f"{source.name}: has no pictures to pack; check its paths.")
     folder = pathlib.Path(folder)
-    held = resized_sizes(source.sizes, short_side=short_side, long_side=long_side)
+    held = resized_sizes(source.sizes, short_side=short_side, long_side=long_side, resize=resize)
     objects = _objects(source, held)
     header = {
         "format": FORMAT,
@@ -126,6 +134,7 @@ def write_packed(
         "source": source.name,
         "short_side": short_side,
         "long_side": long_side,
+        "resize": resize,
         "categories": [list(category) for category in source.categories],
         "file_names": [source.file_name(index) for index in range(len(source))],
     }
@@ -137,7 +146,7 @@ def write_packed(
     draft = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         with (draft / PIXELS).open("wb") as file:
-            for done, pixels in enumerate(_resized(source, held, num_threads), 1):
+            for done, pixels in enumerate(_resized(source, held, resize, num_threads), 1):
                 file.write(pixels.data)
                 progress(done)
         np.savez(draft / OBJECTS, allow_pickle=False, **objects)
@@ -170,14 +179,15 @@ def _objects(source: Source, held: Int32[np.ndarray, "N 2"]) -> dict[str, np.nda
 
 
 def _resized(
-    source: Source, held: Int32[np.ndarray, "N 2"], num_threads: int | None
+    source: Source, held: Int32[np.ndarray, "N 2"], resize: str, num_threads: int | None
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """The pictures in order, made by threads, some ahead."""
 
     def resized(index: int) -> UInt8[np.ndarray, "H W 3"]:
         picture, (height, width) = source.picture(index), held[index].tolist()
-        same = picture.shape[:2] == (height, width)
-        return np.ascontiguousarray(picture if same else transforms.resize(picture, height, width))
+        if picture.shape[:2] != (height, width):
+            picture = transforms.resize(picture, height, width, kind=resize)
+        return np.ascontiguousarray(picture)
 
     threads = num_threads or os.cpu_count() or 1
     pool = futures.ThreadPoolExecutor(threads)
@@ -210,7 +220,7 @@ def _is_written(folder: pathlib.Path, header: dict[str, Any]) -> bool:
         return False
     found = _read_header(folder)
     if found["digest"] != header["digest"]:
-        what = ("source", "short_side", "long_side")
+        what = ("source", "short_side", "long_side", "resize")
         raise ValueError(
             f"{folder}: holds {', '.join(f'{name}={found[name]}' for name in what)}, not "
             f"{', '.join(f'{name}={header[name]}' for name in what)} with the present annotations; "

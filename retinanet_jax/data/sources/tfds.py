@@ -20,22 +20,9 @@ import numpy as np
 from absl import logging
 
 from retinanet_jax.data.sources import Annotations, Category, Source
-from retinanet_jax.data.sources.coco import load_instances
+from retinanet_jax.data.sources.coco import COCO_CATEGORIES, load_instances
 from retinanet_jax.data.sources.instances import OUTSIDE, completed
 from retinanet_jax.data.sources.tfds_shards import Index, cached_index, open_shards, to_pixels
-
-# In the order of COCO's ids; of the numbers from 1 to 90 ten stand for nothing.
-COCO_NAMES = (
-    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, "
-    "fire hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, "
-    "bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, "
-    "sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, "
-    "bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, "
-    "carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, "
-    "tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, "
-    "refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush"
-)
-COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 
 
 class TfdsSource(Source):
@@ -175,8 +162,7 @@ class TfdsSource(Source):
         if truth is not None:
             ids = {category["name"]: category["id"] for category in truth["categories"]}
         elif builder == "coco":
-            numbers = [number for number in range(1, 91) if number not in COCO_GAPS]
-            ids = dict(zip(COCO_NAMES.split(", "), numbers, strict=True))
+            ids = {category.name: category.id for category in COCO_CATEGORIES}
         unknown = [name for name in names if name not in ids]
         if unknown:
             raise ValueError(
