@@ -5,6 +5,12 @@ Command:  python -m retinanet_jax.main --config=configs/finetune.py --workdir=ru
 Give --config.data.eval.annotations and .images too where there is a validation set; otherwise a
 fifth of the training pictures is held out, by a hash of the file name: the same ones each time.
 Names and number of classes come from the data.
+From a detector of COCO, which retinanet_jax.import_weights wrote to runs/coco, give instead
+            --config=configs/finetune.py:torchvision_v1 --config.init.path=runs/coco
+            (or :torchvision_v2, :detectron2; with --config.model.backbone=resnet101 for that one).
+            Everything is kept but the rows of other classes; the run prints a table of it.
+            From a detector trained here, give the config that it was trained with, and
+            --config.init.source=checkpoint --config.init.path=ITS_WORKDIR
 Expects:  ImageNet weights at weights/resnet50.npz (scripts/get_resnet50.py writes them).
 Measured: 296 photographs of playing cards (6 classes), --config.data.flip=False, 67 for testing:
           AP .456, AP50 .619 with --config.total_steps=1000, in 40 minutes; AP .526, AP50 .703
@@ -12,13 +18,23 @@ Measured: 296 photographs of playing cards (6 classes), --config.data.flip=False
           with other work (seed 0, one run, jax 0.10.2, 2026-11-23).
 """
 
+import functools
+
 from ml_collections import ConfigDict
 
-from retinanet_jax.configs import r50_fpn
+from retinanet_jax.configs import detectron2, r50_fpn, torchvision
+
+# What each detector was trained with; torchvision runs its own v1 without an epsilon.
+DETECTORS = {
+    "torchvision_v1": lambda: torchvision.get_config("v1"),
+    "torchvision_v2": lambda: torchvision.get_config("v2"),
+    "detectron2": lambda: detectron2.get_config("3x"),
+}
+EPSILONS = {"torchvision_v1": 0.0}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg` is "" or "tiny"."""
+    """`arg` is one of DETECTORS or "tiny" or both; "" starts from an ImageNet backbone."""
     config = r50_fpn.get_config().unlock()
     config.update(total_steps=1_500, checkpoint_every=250, evaluate_every=500)
     config.data.train.update(annotations="", images="")
@@ -45,4 +61,16 @@ def get_config(arg: str = "") -> ConfigDict:
         warmup_factor=0.01,
         schedule="cosine",
     )
-    return r50_fpn.finished(config, arg)
+    choices = {name: functools.partial(start_from, detector=name) for name in DETECTORS}
+    return r50_fpn.finished(config, arg, choices)
+
+
+def start_from(config: ConfigDict, detector: str) -> None:
+    """Takes what an imported detector's weights mean from where it was trained."""
+    theirs = DETECTORS[detector]()
+    for section in ("model", "anchors", "input"):
+        config[section].update(theirs[section])
+    # Batches of 2 have no statistics to train norms with; frozen ones hold the same arrays.
+    config.model.update(norm="frozen_batch", frozen_stages=3)
+    config.model.norm_epsilon = EPSILONS.get(detector, theirs.model.norm_epsilon)
+    config.init.update(source="checkpoint", path="")

@@ -1,7 +1,8 @@
 """Checkpoints: WORKDIR/checkpoints/STEP, written by Orbax, complete or absent.
 
 Each holds four items: `variables` (params and batch statistics: all that prediction needs),
-`training` (what resuming needs beside them), `config` and `categories`.
+`training` (what resuming needs beside them), `config` and `categories`. Of weights that were
+imported and not trained here, `training` holds the step alone, which is 0.
 """
 
 import contextlib
@@ -82,10 +83,12 @@ class Checkpoints:
     def restore(self, step: int, variables: Any, training: Any) -> tuple[Any, Any]:
         """(variables, training) of `step`, in the shapes, types and places of those given.
 
-        Raises ValueError where the checkpoint is of another model or of other categories; what
-        else differs between its config and this run's is printed.
+        Raises ValueError where the checkpoint is of another model or of other categories, or holds
+        imported weights; what else differs between its config and this run's is printed.
         """
         folder = pathlib.Path(self._manager.directory) / str(step)
+        metadata = self._manager.item_metadata(step)
+        check_resumable(folder, metadata["training"])
         saved = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -96,7 +99,6 @@ class Checkpoints:
         saved_config = ConfigDict(saved["config"])
         check_model(folder, saved_config, self._config)
         tell_differences(folder, saved_config, self._config)
-        metadata = self._manager.item_metadata(step)
         check_shapes(folder, metadata["variables"], variables, what="weights of another model")
         check_shapes(folder, metadata["training"], training, what="state of another optimizer")
         restored = self._manager.restore(
@@ -204,6 +206,27 @@ def by_ap(metrics: Mapping[str, float]) -> float:
 def to_categories(saved: Sequence[Mapping[str, Any]]) -> tuple[Category, ...]:
     """Categories from their JSON."""
     return tuple(Category(**category) for category in saved)
+
+
+def write_imported(
+    workdir: pathlib.Path, variables: Any, config: ConfigDict, categories: Sequence[Category]
+) -> None:
+    """Writes weights that were not trained here as the only checkpoint of a working directory.
+
+    They predict, are evaluated and start other runs; there is nothing that could be resumed.
+    """
+    with Checkpoints(workdir, config, categories) as checkpoints:
+        checkpoints.save(0, variables, {"step": np.zeros((), np.int32)}, ap=None)
+
+
+def check_resumable(where: pathlib.Path, training: Any) -> None:
+    """Raises ValueError where `training` (metadata) is that of imported weights."""
+    if set(getattr(training, "tree", training)) == {"step"}:
+        raise ValueError(
+            f"{where}: imported weights, which no training can be resumed from; start one from "
+            f"them with --config.init.source=checkpoint --config.init.path={where.parent.parent} "
+            "and another --workdir."
+        )
 
 
 def check_shapes(where: pathlib.Path | str, saved: Any, wanted: Any, *, what: str) -> None:

@@ -1,7 +1,7 @@
 """Training: one jitted, sharded step, and the loop around it."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,11 +11,11 @@ import optax
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from retinanet_jax import datasets, evaluate, sharding, weights
-from retinanet_jax.checkpoint import Checkpoints, check_shapes
+from retinanet_jax import checkpoint, datasets, download, evaluate, sharding, transfer, weights
+from retinanet_jax.checkpoint import Checkpoints, Trained, check_shapes
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.plan import TrainPlan
-from retinanet_jax.data.sources import Source
+from retinanet_jax.data.sources import Category, Source
 from retinanet_jax.detector import batch_loss, build_model, choose, initialize, network_input
 from retinanet_jax.models import RetinaNet, is_frozen
 from retinanet_jax.report import Report
@@ -124,24 +124,49 @@ def random_state(
 
 
 def initial_state(
-    config: ConfigDict, num_classes: int, optimizer: optax.GradientTransformation
+    config: ConfigDict, categories: Sequence[Category], optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step: random heads, and the backbone that config.init names."""
+    """The state before the first step: random, but for the weights that config.init names.
+
+    Those are a backbone's, or with init.source="checkpoint" a whole detector's.
+    """
     if not config.init.source:
-        return random_state(config, num_classes, optimizer)
+        return random_state(config, len(categories), optimizer)
     # The file comes first: where it is missing, nobody waits for the compiler to hear of it.
-    imported = load_backbone(config)
-    state = random_state(config, num_classes, optimizer)
-    variables = with_backbone(state.variables, imported, config.init.path)
+    if config.init.source == "checkpoint":
+        trained = load_detector(config, categories, optimizer)
+        state = random_state(config, len(categories), optimizer)
+        variables = transfer.transferred(trained, state.variables, categories)
+    else:
+        imported = load_backbone(config)
+        state = random_state(config, len(categories), optimizer)
+        variables = with_backbone(state.variables, imported, config.init.path)
     return state._replace(**variables, opt_state=optimizer.init(variables["params"]))
 
 
+def load_detector(
+    config: ConfigDict, categories: Sequence[Category], optimizer: optax.GradientTransformation
+) -> Trained:
+    """The checkpoint that config.init names, after telling what of it is taken.
+
+    Raises ValueError where more than the classification output differs, or the weights mean
+    something else.
+    """
+    trained = checkpoint.load(config.init.path)
+    shapes = jax.eval_shape(lambda: random_state(config, len(categories), optimizer))
+    fitted = transfer.fit(trained, shapes.variables, categories)
+    print(transfer.table(fitted, trained, categories), flush=True)
+    transfer.check(fitted, trained, config)
+    return trained
+
+
 def load_backbone(config: ConfigDict) -> dict[str, Any]:
-    """The backbone's variables from the file that config.init names."""
+    """The backbone's variables from the file that config.init names; a published one is fetched."""
     init, model = config.init, config.model
-    return weights.load_backbone(
-        init.source, init.path, architecture=model.backbone, norm=model.norm
-    )
+    path = init.path
+    if pathlib.Path(path).name in download.KNOWN:
+        path = download.locate(path)
+    return weights.load_backbone(init.source, path, architecture=model.backbone, norm=model.norm)
 
 
 def with_backbone(variables: dict[str, Any], imported: dict[str, Any], path: str) -> dict[str, Any]:
@@ -200,7 +225,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
     model = build_model(config, len(train_data.categories))
     optimizer = make_optimizer(config)
     with Checkpoints(workdir, config, train_data.categories) as checkpoints:
-        state = first_state(config, len(train_data.categories), optimizer, checkpoints, mesh)
+        state = first_state(config, train_data.categories, optimizer, checkpoints, mesh)
         start = int(state.step)
         describe(config, train_data, eval_data, plan, state, mesh)
         shardings = sharding.batch_shardings(mesh)
@@ -240,7 +265,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
 
 def first_state(
     config: ConfigDict,
-    num_classes: int,
+    categories: Sequence[Category],
     optimizer: optax.GradientTransformation,
     checkpoints: Checkpoints,
     mesh: jax.sharding.Mesh,
@@ -248,9 +273,9 @@ def first_state(
     """The newest checkpoint's state; the initial one where there is no checkpoint yet."""
     step = checkpoints.latest_step()
     if step is None:
-        return sharding.put_replicated(initial_state(config, num_classes, optimizer), mesh)
+        return sharding.put_replicated(initial_state(config, categories, optimizer), mesh)
     # Shapes are all that restoring needs: no random network is compiled, no weights file read.
-    shapes = jax.eval_shape(lambda: random_state(config, num_classes, optimizer))
+    shapes = jax.eval_shape(lambda: random_state(config, len(categories), optimizer))
     target = sharding.replicated_shapes(shapes, mesh)
     variables, training = checkpoints.restore(step, target.variables, target.training)
     return TrainState(**variables, **training)

@@ -157,7 +157,7 @@ def test_no_checkpoint_is_told(tmp_path, make):
 
 def refused(checkpoints, target, match):
     with pytest.raises(ValueError, match=match) as error:
-        checkpoints.restore(5, *target)
+        checkpoints.restore(checkpoints.latest_step(), *target)
     assert "\n" not in str(error.value)
 
 
@@ -238,3 +238,19 @@ def test_what_else_differs_is_told_in_one_line(tmp_path, config, capsys):
         "config.data.short_sides=[640, 800] (was [800]), config.seed=3 (was 0)"
     )
     assert_same(*restored)
+
+
+def test_imported_weights_are_loaded_and_never_resumed(tmp_path, config):
+    checkpoint.write_imported(tmp_path / "run", variables(2), config, CATEGORIES)
+    trained = checkpoint.load(tmp_path / "run")
+    assert_same(jax.tree.map(jnp.asarray, trained.variables), variables(2))
+    assert (trained.step, trained.categories) == (0, CATEGORIES)
+    config.model.fpn_channels = 7  # what else is wrong does not matter
+    with Checkpoints(tmp_path / "run", config, CATEGORIES[:1]) as checkpoints:
+        assert checkpoints.latest_step() == 0
+        refused(
+            checkpoints,
+            (variables(0), training(0)),
+            "run/checkpoints/0: imported weights, which no training can be resumed from; .* with "
+            rf"--config\.init\.source=checkpoint --config\.init\.path={tmp_path}/run and another",
+        )

@@ -15,6 +15,7 @@ import pytest
 
 from retinanet_jax import checkpoint, datasets, evaluate, train
 from retinanet_jax.configs import finetune
+from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 from retinanet_jax.report import Report
 
 # ---- when and how fast
@@ -161,7 +162,7 @@ def test_a_missing_weights_file_is_told_before_anything_compiles(config, tmp_pat
     config.init.path = str(tmp_path / "absent.npz")
     monkeypatch.setattr(train, "initialize", lambda *_: pytest.fail("compiled"))
     with pytest.raises(FileNotFoundError, match=r"absent\.npz does not exist; scripts/get_resnet"):
-        train.initial_state(config, 3, train.make_optimizer(config))
+        train.initial_state(config, COCO_CATEGORIES, train.make_optimizer(config))
 
 
 @pytest.mark.parametrize("name", ["loss", "gradient_norm"])

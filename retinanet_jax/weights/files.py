@@ -1,4 +1,4 @@
-"""Files of weights by their suffix -> arrays by name.
+"""Files of weights by their suffix -> arrays by name, and back.
 
 PyTorch and safetensors are asked for only where a file needs them.
 """
@@ -8,7 +8,7 @@ import pathlib
 import types
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,45 @@ READERS: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
     ".pt": _read_torch,
     ".safetensors": _read_safetensors,
     ".pkl": _read_pickle,
+}
+
+
+def save_arrays(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name to an .npz, .pth, .pt or .safetensors file, complete or not at all.
+
+    Raises ValueError where the suffix is another or the library that writes it is not installed.
+    """
+    path = pathlib.Path(path)
+    if path.suffix not in WRITERS:
+        raise ValueError(f"weights file {path} must end in one of {', '.join(WRITERS)}.")
+    write = WRITERS[path.suffix]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".partial{path.suffix}")  # numpy would add a suffix of its own
+    try:
+        write(partial, dict(arrays))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_npz(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def _write_torch(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    torch = _library("torch", path)
+    torch.save({name: torch.from_numpy(value) for name, value in arrays.items()}, path)
+
+
+def _write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    _library("safetensors.numpy", path).save_file(arrays, path)
+
+
+WRITERS: dict[str, Callable[[pathlib.Path, dict[str, np.ndarray]], None]] = {
+    ".npz": _write_npz,
+    ".pth": _write_torch,
+    ".pt": _write_torch,
+    ".safetensors": _write_safetensors,
 }
 
 

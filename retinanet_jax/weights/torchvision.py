@@ -1,14 +1,16 @@
-"""torchvision's ImageNet classifiers, ResNet and ResNeXt, as our backbone's variables.
+"""torchvision's ImageNet classifiers as our backbone, and its RetinaNets as our detector and back.
 
-What the network must be for the weights to mean what they meant: TORCHVISION_MODEL; what it must
-be fed: TORCHVISION_INPUT, with 0..255 images. Both hold for all versions of the weights.
+What a network must be for a classifier's weights to mean what they meant: TORCHVISION_MODEL; what
+it must be fed: TORCHVISION_INPUT, with 0..255 images. Both hold for all versions of the weights.
 """
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
 
 from retinanet_jax.weights import resnet
+from retinanet_jax.weights.detectors import COCO_IDS, Format
 from retinanet_jax.weights.resnet import LEAVES, Layer, Path, Shape
 
 # torchvision's own, 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225 of 0..1 images, times 255.
@@ -79,3 +81,67 @@ def _shapes(architecture: str) -> dict[str, Shape]:
         for layer in resnet.layers(architecture)
         for leaf in LEAVES
     }
+
+
+def _detector_backbone(architecture: str) -> dict[Path, str]:
+    return names(architecture, "backbone.body.")
+
+
+def _modules() -> dict[Path, str]:
+    """(part, layer) of ours -> the detectors' module."""
+    modules = {("fpn", level): f"backbone.fpn.extra_blocks.{level}" for level in ("p6", "p7")}
+    for index, level in enumerate((3, 4, 5)):
+        modules["fpn", f"lateral{level}"] = f"backbone.fpn.inner_blocks.{index}.0"
+        modules["fpn", f"output{level}"] = f"backbone.fpn.layer_blocks.{index}.0"
+    towers = {"classification_head": "cls_logits", "box_head": "bbox_reg"}
+    for head, predictor in towers.items():
+        theirs = f"head.{'regression_head' if head == 'box_head' else head}"
+        for index in range(4):
+            modules[head, f"conv{index}"] = f"{theirs}.conv.{index}.0"
+            modules[head, f"norm{index}"] = f"{theirs}.conv.{index}.1"
+        modules[head, "predict"] = f"{theirs}.{predictor}"
+    return modules
+
+
+def _current_name(name: str) -> str:
+    """The name that an array has today; v1's published weights are older.
+
+    Then a pyramid's convolution lay in no module of its own, and ReLUs lay between a tower's.
+    """
+    name = re.sub(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(\w+)$", r"\1.0.\2", name)
+    tower = re.fullmatch(r"(head\.\w+_head\.conv)\.([0246])\.(\w+)", name)
+    return f"{tower[1]}.{int(tower[2]) // 2}.0.{tower[3]}" if tower else name
+
+
+# torchvision builds v1 with frozen norms whose epsilon is 1e-5, and sets it to 0 for the weights
+# that it publishes: they were trained so.
+TORCHVISION_V1 = Format(
+    name="torchvision_v1",
+    backbone=_detector_backbone,
+    modules=_modules(),
+    coco_outputs=COCO_IDS,
+    num_coco_outputs=91,  # an output's number is the id in COCO
+    ratio_outer=True,
+    has_counters=False,  # frozen norms have none, and loading a plain state dict asks for none
+    is_unused=is_unused,
+    current_name=_current_name,
+    model={
+        "stride_in_1x1": False,
+        "norm": "frozen_batch",
+        "norm_epsilon": 0.0,
+        "p6_from": "p5",
+        "head_norm": "none",
+    },
+    input=TORCHVISION_INPUT,
+)
+TORCHVISION_V2 = TORCHVISION_V1._replace(
+    name="torchvision_v2",
+    has_counters=True,
+    model={
+        "stride_in_1x1": False,
+        "norm": "batch",
+        "norm_epsilon": 1e-5,
+        "p6_from": "c5",
+        "head_norm": "group",
+    },
+)

@@ -15,6 +15,7 @@ NEEDED = {
     "keras_resnet50": (keras.KERAS_INPUT, keras.KERAS_MODEL),
     "torchvision": (torchvision.TORCHVISION_INPUT, torchvision.TORCHVISION_MODEL),
     "msra": (msra.MSRA_INPUT, msra.MSRA_MODEL),
+    "detectron2": (torchvision.TORCHVISION_INPUT, torchvision.TORCHVISION_MODEL),  # converted
 }
 FAIR = (msra.FAIR_INPUT, msra.FAIR_MODEL)  # the ResNeXt among MSRA's
 
