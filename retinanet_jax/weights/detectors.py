@@ -155,7 +155,7 @@ def shapes(form: Format, architecture: str, num_outputs: int) -> dict[str, Shape
 def outputs_held(arrays: Mapping[str, np.ndarray], form: Format) -> int:
     """Return how many outputs an anchor has; as the COCO models where that cannot be told."""
     bias = np.shape(arrays.get(f"{form.modules[CLASSES]}.bias", ()))
-    if len(bias) != 1 or bias[0] % NUM_ANCHORS or not bias[0]:
+    if len(bias) != 1 or bias[0] < NUM_ANCHORS:
         return form.num_coco_outputs
     return bias[0] // NUM_ANCHORS
 
