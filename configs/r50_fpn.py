@@ -117,8 +117,9 @@ def get_config(arg: str = "") -> ConfigDict:
         head_norm="none",  # none, group
         prior_probability=0.01,
     )
-    # Weights to start from. keras_resnet50, torchvision, msra, detectron2: a backbone's file. checkpoint: a
-    # detector's working directory, written by training or retinanet_jax.import_weights. "": none.
+    # Weights to start from. keras_resnet50, torchvision, msra, detectron2: a backbone's file.
+    # checkpoint: a detector's working directory, written by training or by
+    # retinanet_jax.import_weights. "": none.
     config.init = dict(source="keras_resnet50", path="weights/resnet50.npz")
 
     config.anchors = dict(
