@@ -180,7 +180,11 @@ def test_a_batch_without_objects_costs_something_finite(config, normalizer):
 def test_an_unknown_name_is_told_with_those_there_are(small, field, value, choices):
     small.loss[field] = value
     with pytest.raises(ValueError, match=f"loss.{field}='{value}' must be one of {choices}"):
-        detector.batch_loss(random_outputs(small, 1), make_batch(1), jnp.float32(1), small)
+        jax.eval_shape(
+            lambda outputs, batch: detector.batch_loss(outputs, batch, jnp.float32(1), small),
+            random_outputs(small, 1),
+            make_batch(1),
+        )
 
 
 @pytest.mark.parametrize("box", ["smooth_l1", "giou"])
@@ -265,7 +269,12 @@ def test_ohem_is_the_mean_of_what_core_keeps_over_all_levels(small):
 
 @pytest.mark.parametrize(
     ("normalizer", "classification"),
-    [("batch", "focal"), ("image", "focal"), ("ema", "focal"), ("batch", "ohem")],
+    [
+        ("batch", "focal"),
+        pytest.param("image", "focal", marks=pytest.mark.slow),
+        pytest.param("ema", "focal", marks=pytest.mark.slow),
+        pytest.param("batch", "ohem", marks=pytest.mark.slow),
+    ],
 )
 def test_filler_rows_change_neither_loss_nor_gradients(small, normalizer, classification):
     small.loss.update(normalizer=normalizer, classification=classification)

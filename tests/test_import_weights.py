@@ -119,6 +119,7 @@ def test_a_preset_is_what_the_weights_need(source):
     assert config.detections.max_detections == (100 if source == "detectron2" else 300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", list(PRESETS))
 def test_the_recipe_that_fine_tunes_an_import_takes_all_of_it(source, tmp_path):
     theirs, ours = import_weights.preset_config(source), finetune.get_config(source)
