@@ -88,7 +88,7 @@ def test_waiting_is_what_the_device_spends_without_a_step(tmp_path, step, data, 
             told.running(Running(step))
         told.train_step(3, METRICS, batch_size=1)
     (line,) = lines(tmp_path)
-    assert line["data_wait"] == pytest.approx(wait, abs=0.15)
+    assert line["data_wait"] == pytest.approx(wait, abs=0.24)
 
 
 def test_a_resumed_run_cuts_back_to_its_start(tmp_path):
