@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from retinanet_jax.checkpoint import DEFINING, Trained, differences, plain
 from retinanet_jax.data.sources import Category
+from retinanet_jax.weights.resnet import LISTED, listed
 
 # What may differ between the two configs' DEFINING sections: how training goes on, how random
 # outputs start, and whether batch norms are frozen (below).
@@ -16,7 +17,6 @@ FREE = ("model.frozen_stages", "model.prior_probability")
 NORMS_OF_FOUR_ARRAYS = {"frozen_batch", "batch"}
 # The only layer that knows the classes; its channels are anchor-major, then class.
 CLASSIFICATION_OUTPUT = ("classification_head", "predict")
-LISTED = 5  # names of each kind that an error quotes
 
 Path = tuple[str, ...]
 
@@ -85,7 +85,7 @@ def check(fitted: Fit, trained: Trained, config: ConfigDict) -> None:
         if not (name == "model.norm" and {have, want} <= NORMS_OF_FOUR_ARRAYS)
     ]
     lists = {name: getattr(fitted, name) for name in ("missing", "unexpected", "misshapen")}
-    wrong = [f"{name}: {_listed(names)}" for name, names in lists.items() if names]
+    wrong = [f"{name}: {listed(names)}" for name, names in lists.items() if names]
     if wrong or differing:
         raise ValueError(
             f"{trained.folder}: its weights can't start this run's network; "
@@ -148,8 +148,3 @@ def transferred(
         )
         for name, tree in variables.items()
     }
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = [f"and {len(names) - LISTED} more"] if len(names) > LISTED else []
-    return ", ".join([*names[:LISTED], *more])

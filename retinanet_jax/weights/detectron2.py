@@ -11,7 +11,7 @@ import numpy as np
 
 from retinanet_jax.weights import msra, resnet
 from retinanet_jax.weights.detectors import NUM_COCO_CLASSES, Format
-from retinanet_jax.weights.resnet import LEAVES, Layer, Path
+from retinanet_jax.weights.resnet import Layer, Path
 from retinanet_jax.weights.torchvision import NORM
 
 # The classifier.
@@ -25,10 +25,14 @@ def backbone(arrays: Mapping[str, np.ndarray], *, architecture: str, norm: str) 
     unknown architecture, and where the arrays are not the architecture's: it says which one's they
     are, or else names what is missing, unknown, misshapen or not finite.
     """
-    resnet.check_norm(norm)
-    resnet.check(arrays, architecture, _shapes, is_unused, whose="detectron2's")
-    leaves = {path: resnet.from_oihw(arrays[name]) for path, name in names(architecture).items()}
-    return resnet.variables(leaves, norm)
+    return resnet.from_state_dict(
+        arrays,
+        architecture=architecture,
+        norm=norm,
+        name_of=_name,
+        is_unused=is_unused,
+        whose="detectron2's",
+    )
 
 
 def names(architecture: str, prefix: str = "") -> dict[Path, str]:
@@ -36,11 +40,7 @@ def names(architecture: str, prefix: str = "") -> dict[Path, str]:
 
     `prefix` is what a detector's state dict puts before ("backbone.bottom_up.").
     """
-    return {
-        layer.path(leaf): prefix + _name(layer, leaf)
-        for layer in resnet.layers(architecture)
-        for leaf in LEAVES
-    }
+    return resnet.names(architecture, _name, prefix)
 
 
 def is_unused(name: str) -> bool:
@@ -61,15 +61,6 @@ def _name(layer: Layer, leaf: str) -> str:
     block = "stem." if layer.stage == 1 else f"res{layer.stage}.{layer.block}."
     convolution = block + (f"conv{layer.index}" if layer.index else "shortcut")
     return f"{convolution}.weight" if leaf == "kernel" else f"{convolution}.norm.{NORM[leaf]}"
-
-
-def _shapes(architecture: str) -> dict[str, resnet.Shape]:
-    """Their shape of each array by their name."""
-    return {
-        _name(layer, leaf): resnet.oihw(layer.shape(leaf))
-        for layer in resnet.layers(architecture)
-        for leaf in LEAVES
-    }
 
 
 def _detector_backbone(architecture: str) -> dict[Path, str]:

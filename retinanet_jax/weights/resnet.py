@@ -3,7 +3,7 @@
 An importer of ImageNet weights adds the names that its source has for them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +68,45 @@ def layers(architecture: str) -> list[Layer]:
     return found
 
 
+def names(architecture: str, name_of: Callable[[Layer, str], str], prefix: str) -> dict[Path, str]:
+    """Return a source's name of each array of our backbone, by its path there.
+
+    `name_of` names a layer's leaf; `prefix` is what a detector's state dict puts before it.
+    """
+    return {
+        layer.path(leaf): prefix + name_of(layer, leaf)
+        for layer in layers(architecture)
+        for leaf in LEAVES
+    }
+
+
+def from_state_dict(
+    arrays: Mapping[str, np.ndarray],
+    *,
+    architecture: str,
+    norm: str,
+    name_of: Callable[[Layer, str], str],
+    is_unused: Callable[[str], bool],
+    whose: str,
+) -> dict[str, dict]:
+    """Return {"params", "batch_stats"} of a backbone from the OIHW arrays of a classifier.
+
+    Raises as `check_norm` and `check` do.
+    """
+
+    def shapes(other: str) -> dict[str, Shape]:
+        return {
+            name_of(layer, leaf): oihw(layer.shape(leaf))
+            for layer in layers(other)
+            for leaf in LEAVES
+        }
+
+    check_norm(norm)
+    check(arrays, architecture, shapes, is_unused, whose=whose)
+    found = names(architecture, name_of, prefix="")
+    return variables({path: from_oihw(arrays[name]) for path, name in found.items()}, norm)
+
+
 def check_norm(norm: str) -> None:
     """Raise ValueError for a norm that has no running statistics."""
     if norm not in ("frozen_batch", "batch"):
@@ -119,7 +158,7 @@ def problems(
         "misshapen": {k for k in present if np.shape(arrays[k]) != expected[k]},
         "not finite": {k for k in present if not _is_finite(arrays[k])},
     }
-    return "; ".join(f"{what}: {_listed(names)}" for what, names in found.items() if names)
+    return "; ".join(f"{what}: {listed(sorted(names))}" for what, names in found.items() if names)
 
 
 def _is_finite(value: np.ndarray) -> bool:
@@ -127,10 +166,10 @@ def _is_finite(value: np.ndarray) -> bool:
     return value.dtype.kind in "fiu" and bool(np.isfinite(value).all())
 
 
-def _listed(names: set[str]) -> str:
-    quoted = sorted(names)[:LISTED]
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
     more = [f"and {len(names) - LISTED} more"] if len(names) > LISTED else []
-    return ", ".join(quoted + more)
+    return ", ".join([*names[:LISTED], *more])
 
 
 def check(

@@ -11,7 +11,7 @@ import numpy as np
 
 from retinanet_jax.weights import resnet
 from retinanet_jax.weights.detectors import COCO_IDS, Format
-from retinanet_jax.weights.resnet import LEAVES, Layer, Path, Shape
+from retinanet_jax.weights.resnet import Layer, Path
 
 # torchvision's own, 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225 of 0..1 images, times 255.
 TORCHVISION_INPUT = {
@@ -35,10 +35,14 @@ def backbone(arrays: Mapping[str, np.ndarray], *, architecture: str, norm: str) 
     unknown architecture, and where the arrays are not the architecture's: it says which one's they
     are, or else names what is missing, unknown, misshapen or not finite.
     """
-    resnet.check_norm(norm)
-    resnet.check(arrays, architecture, _shapes, is_unused, whose="torchvision's")
-    leaves = {path: resnet.from_oihw(arrays[name]) for path, name in names(architecture).items()}
-    return resnet.variables(leaves, norm)
+    return resnet.from_state_dict(
+        arrays,
+        architecture=architecture,
+        norm=norm,
+        name_of=_name,
+        is_unused=is_unused,
+        whose="torchvision's",
+    )
 
 
 def names(architecture: str, prefix: str = "") -> dict[Path, str]:
@@ -46,11 +50,7 @@ def names(architecture: str, prefix: str = "") -> dict[Path, str]:
 
     `prefix` is what a detector's state dict puts before a classifier's names ("backbone.body.").
     """
-    return {
-        layer.path(leaf): prefix + _name(layer, leaf)
-        for layer in resnet.layers(architecture)
-        for leaf in LEAVES
-    }
+    return resnet.names(architecture, _name, prefix)
 
 
 def is_unused(name: str) -> bool:
@@ -72,15 +72,6 @@ def _name(layer: Layer, leaf: str) -> str:
         conv, norm = "downsample.0", "downsample.1"
     block = "" if layer.stage == 1 else f"layer{layer.stage - 1}.{layer.block}."
     return f"{block}{conv}.weight" if leaf == "kernel" else f"{block}{norm}.{NORM[leaf]}"
-
-
-def _shapes(architecture: str) -> dict[str, Shape]:
-    """Their shape of each array by their name."""
-    return {
-        _name(layer, leaf): resnet.oihw(layer.shape(leaf))
-        for layer in resnet.layers(architecture)
-        for leaf in LEAVES
-    }
 
 
 def _detector_backbone(architecture: str) -> dict[Path, str]:

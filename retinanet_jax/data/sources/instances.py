@@ -10,12 +10,16 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from jaxtyping import Bool, Float, Float32, Int
 from PIL import Image, UnidentifiedImageError
 
 from retinanet_jax.data.sources import Annotations, Category, Source
 from retinanet_jax.data.transforms import ORIENTATIONS, shown_orientation
 
 OUTSIDE = 1.0  # pixels a box may stand out by: what rounding does, and not worth a warning
+# What warnings say of boxes.
+HAVE_NO_AREA = "have no area inside their picture and are not trained on"
+STAND_OUT = f"stand out of their picture by more than {OUTSIDE:g} pixel: clipped"
 SIDES = ("height", "width")
 READERS = 16  # threads
 # What a PNG that says how it is to be turned holds one of.
@@ -124,17 +128,16 @@ class InstancesSource(Source):
                 )
             row = row_of[image_id]
             box = self._box(annotation)
-            # In float32, as it will be trained on: there a hair of a box has no area either.
-            inside = np.clip(box, 0, np.tile(self.sizes[row], 2)).astype(np.float32)
-            if (inside[2:] <= inside[:2]).any():
+            inside, has_area, stands_out = clip_to_picture(box, self.sizes[row])
+            if not has_area:
                 empty.append(annotation)
                 continue
-            if np.abs(inside - box).max() > OUTSIDE:
+            if stands_out:
                 clipped.append(annotation)
             crowd = bool(annotation.get("iscrowd"))
             kept[row].append((inside, class_of[category_id], crowd))
-        self._warn(empty, "have no area inside their picture and are not trained on")
-        self._warn(clipped, f"stand out of their picture by more than {OUTSIDE:g} pixel: clipped")
+        self._warn(empty, HAVE_NO_AREA)
+        self._warn(clipped, STAND_OUT)
         self._annotations = [_stack(kept[row]) for row in range(len(self))]
 
     def _box(self, annotation: dict) -> np.ndarray:
@@ -271,6 +274,19 @@ def _shown_size(path: pathlib.Path) -> tuple[int, int]:
 
 def _has_tags(png: bytes) -> bool:
     return any(mark in png for mark in PNG_TAGS)
+
+
+def clip_to_picture(
+    boxes: Float[np.ndarray, "*n 4"], sizes: Int[np.ndarray, "*n 2"]
+) -> tuple[Float32[np.ndarray, "*n 4"], Bool[np.ndarray, "*n"], Bool[np.ndarray, "*n"]]:
+    """yxyx boxes inside their pictures of `sizes`; which have an area there, and which stood out.
+
+    In float32, as they will be trained on: there a hair of a box has no area either.
+    """
+    inside = np.clip(boxes, 0, np.tile(sizes, 2)).astype(np.float32)
+    has_area = (inside[..., 2:] > inside[..., :2]).all(axis=-1)
+    stands_out = (np.abs(inside - boxes) > OUTSIDE).any(axis=-1)
+    return inside, np.asarray(has_area), np.asarray(stands_out)
 
 
 def completed(annotation: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from jaxtyping import Int32, UInt8
 from retinanet_jax.data import transforms
 from retinanet_jax.data.plan import resized_sizes
 from retinanet_jax.data.sources import Annotations, Category, Source
+from retinanet_jax.data.sources.folders import write_folder
 
 FORMAT = "retinanet_jax packed"
 VERSION = 1  # of the files' layout
@@ -141,10 +141,9 @@ def write_packed(
     header["digest"] = _digest(header, objects)
     if _is_written(folder, header):
         return PackedSource(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(folder, 3 * int(held.astype(np.int64).prod(axis=1).sum()))
-    draft = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+
+    def write(draft: pathlib.Path) -> None:
+        _check_space(folder, 3 * int(held.astype(np.int64).prod(axis=1).sum()))
         with (draft / PIXELS).open("wb") as file:
             for done, pixels in enumerate(_resized(source, held, resize, num_threads), 1):
                 file.write(pixels.data)
@@ -153,14 +152,8 @@ def write_packed(
         (draft / TRUTH).write_text(json.dumps(source.ground_truth()))
         header["bytes"] = {name: (draft / name).stat().st_size for name in (PIXELS, OBJECTS, TRUTH)}
         (draft / HEADER).write_text(json.dumps(header))
-        draft.chmod(0o755)  # mkdtemp's is for one user alone
-        try:
-            draft.rename(folder)
-        except OSError:  # another process was faster
-            if not _is_written(folder, header):
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+
+    write_folder(folder, write, lambda: _is_written(folder, header))
     return PackedSource(folder)
 
 

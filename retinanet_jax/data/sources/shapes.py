@@ -11,8 +11,6 @@ import json
 import math
 import os
 import pathlib
-import shutil
-import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +18,7 @@ from jaxtyping import Float, Float32
 from PIL import Image, ImageDraw
 
 from retinanet_jax.data.sources import Category
+from retinanet_jax.data.sources.folders import write_folder
 
 CATEGORIES = (
     Category(1, "ellipse"),
@@ -75,18 +74,11 @@ def write_shapes(
     recipe = {"seed": seed, "images": images, "image_size": image_size, "version": VERSION}
     if _is_written(directory, recipe):
         return directory
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    draft = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        _write(draft, recipe)
-        draft.chmod(0o755)  # mkdtemp's is for one user alone
-        try:
-            draft.rename(directory)
-        except OSError:  # another process was faster
-            if not _is_written(directory, recipe):
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    write_folder(
+        directory,
+        functools.partial(_write, recipe=recipe),
+        functools.partial(_is_written, directory, recipe),
+    )
     return directory
 
 

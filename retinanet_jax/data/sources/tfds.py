@@ -21,7 +21,12 @@ from absl import logging
 
 from retinanet_jax.data.sources import Annotations, Category, Source
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES, load_instances
-from retinanet_jax.data.sources.instances import OUTSIDE, completed
+from retinanet_jax.data.sources.instances import (
+    HAVE_NO_AREA,
+    STAND_OUT,
+    clip_to_picture,
+    completed,
+)
 from retinanet_jax.data.sources.tfds_shards import Index, cached_index, open_shards, to_pixels
 
 
@@ -195,13 +200,9 @@ class TfdsSource(Source):
         self._areas = self._extents.prod(axis=1) if area is None else index.areas[rows]
         self._cuts_areas = area is not None and np.issubdtype(area.np_dtype, np.integer)
 
-        # In float32, as it will be trained on: there a hair of a box has no area either.
-        limits = np.tile(self.sizes[self._place], 2)
-        inside = np.clip(self._boxes, 0, limits).astype(np.float32)
-        kept = (inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1])
-        clipped = kept & (np.abs(inside - self._boxes).max(axis=1, initial=0) > OUTSIDE)
-        self._warn(~kept, "have no area inside their picture and are not trained on")
-        self._warn(clipped, f"stand out of their picture by more than {OUTSIDE:g} pixel: clipped")
+        inside, kept, stand_out = clip_to_picture(self._boxes, self.sizes[self._place])
+        self._warn(~kept, HAVE_NO_AREA)
+        self._warn(kept & stand_out, STAND_OUT)
         self._trained = inside[kept], self._classes[kept], self._crowd[kept]
         self._bounds = np.searchsorted(self._place[kept], np.arange(len(self) + 1))
 
