@@ -1,5 +1,6 @@
 """Flax modules: parameters and nothing else, no losses, anchors or configuration objects."""
 
+from retinanet_jax.models.convolution import conv_general_dilated as conv_general_dilated
 from retinanet_jax.models.fpn import FPN as FPN
 from retinanet_jax.models.heads import Head as Head
 from retinanet_jax.models.norm import FrozenBatchNorm as FrozenBatchNorm

@@ -4,6 +4,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, DTypeLike, Float
 
+from retinanet_jax.models.convolution import Convolve
+
 
 def upsample(x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 C"]:
     """Return the map twice as high and wide, each value repeated (nearest neighbour)."""
@@ -24,6 +26,7 @@ class FPN(nn.Module):
     p6_from: str = "c5"
     max_level: int = 7
     dtype: DTypeLike | None = None
+    convolve: Convolve | None = None
 
     @nn.compact
     def __call__(
@@ -58,5 +61,6 @@ class FPN(nn.Module):
             # Uniform, variance 1 / fan_in: Caffe2's Xavier, PyTorch's kaiming_uniform(a=1).
             kernel_init=nn.initializers.lecun_uniform(),
             dtype=self.dtype,
+            conv_general_dilated=self.convolve,
             name=name,
         )

@@ -5,6 +5,7 @@ import math
 from flax import linen as nn
 from jaxtyping import Array, DTypeLike, Float
 
+from retinanet_jax.models.convolution import Convolve
 from retinanet_jax.models.norm import make_norm
 
 
@@ -24,6 +25,7 @@ class Head(nn.Module):
     norm_epsilon: float = 1e-5
     prior_probability: float | None = None
     dtype: DTypeLike | None = None
+    convolve: Convolve | None = None
 
     @nn.compact
     def __call__(
@@ -80,5 +82,6 @@ class Head(nn.Module):
             kernel_init=nn.initializers.normal(0.01),
             bias_init=nn.initializers.constant(bias or 0.0),
             dtype=self.dtype,
+            conv_general_dilated=self.convolve,
             name=name,
         )

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
+from retinanet_jax.models.convolution import Convolve
 from retinanet_jax.models.norm import make_norm
 
 ARCHITECTURES = {
@@ -63,6 +64,7 @@ def _conv(
     stride: int = 1,
     groups: int = 1,
     dtype: DTypeLike | None,
+    convolve: Convolve | None = None,
     name: str,
 ) -> nn.Conv:
     """Return a convolution without bias (a norm follows), He-initialised, padded by kernel // 2."""
@@ -75,6 +77,7 @@ def _conv(
         use_bias=False,
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
         dtype=dtype,
+        conv_general_dilated=convolve,
         name=name,
     )
 
@@ -95,6 +98,7 @@ class Block(nn.Module):
     norm: str
     norm_epsilon: float
     dtype: DTypeLike | None
+    convolve: Convolve | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w C"], train: bool) -> Float[Array, "B i j D"]:
@@ -104,7 +108,13 @@ class Block(nn.Module):
             conv_name = f"conv{index}" if index else "shortcut_conv"
             norm_name = f"norm{index}" if index else "shortcut_norm"
             x = _conv(
-                features, kernel, stride=stride, groups=groups, dtype=self.dtype, name=conv_name
+                features,
+                kernel,
+                stride=stride,
+                groups=groups,
+                dtype=self.dtype,
+                convolve=self.convolve,
+                name=conv_name,
             )(x)
             return make_norm(
                 self.norm,
@@ -148,6 +158,7 @@ class ResNet(nn.Module):
     norm_epsilon: float = 1e-5
     frozen_stages: int = 0
     dtype: DTypeLike | None = None
+    convolve: Convolve | None = None
 
     @nn.compact
     def __call__(
@@ -171,7 +182,9 @@ class ResNet(nn.Module):
         return tuple(maps[1:])
 
     def _stem(self, images: Float[Array, "B H W 3"], train: bool) -> Float[Array, "B h4 w4 C"]:
-        x = _conv(self.width, 7, stride=2, dtype=self.dtype, name="stem_conv")(images)
+        x = _conv(
+            self.width, 7, stride=2, dtype=self.dtype, convolve=self.convolve, name="stem_conv"
+        )(images)
         x = make_norm(
             self.norm,
             channels=self.width,
@@ -204,5 +217,6 @@ class ResNet(nn.Module):
             norm=self.norm,
             norm_epsilon=self.norm_epsilon,
             dtype=self.dtype,
+            convolve=self.convolve,
             name=f"stage{stage}_block{index}",
         )

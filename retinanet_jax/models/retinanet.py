@@ -5,6 +5,7 @@ from typing import NamedTuple
 from flax import linen as nn
 from jaxtyping import Array, DTypeLike, Float
 
+from retinanet_jax.models.convolution import Convolve
 from retinanet_jax.models.fpn import FPN
 from retinanet_jax.models.heads import Head
 from retinanet_jax.models.resnet import ARCHITECTURES, ResNet
@@ -24,7 +25,8 @@ class RetinaNet(nn.Module, kw_only=True):
 
     `backbone` names one of ARCHITECTURES; `norm`, `norm_epsilon`, `stride_in_1x1` and
     `frozen_stages` are the backbone's (see ResNet), `backbone_width` the width of its stem.
-    `dtype` is the compute dtype (parameters stay float32); outputs have it too.
+    `dtype` is the compute dtype (parameters stay float32); outputs have it too. `convolve` does the
+    convolutions; None: `jax.lax.conv_general_dilated`.
     """
 
     num_classes: int
@@ -42,6 +44,7 @@ class RetinaNet(nn.Module, kw_only=True):
     head_depth: int = 4
     prior_probability: float = 0.01
     dtype: DTypeLike | None = None
+    convolve: Convolve | None = None
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool) -> Outputs:
@@ -52,7 +55,12 @@ class RetinaNet(nn.Module, kw_only=True):
         _check_image_size(images.shape[1:3])
         maps = self._backbone()(images, train)
         pyramid = FPN(
-            self.fpn_channels, self.p6_from, self.max_level, dtype=self.dtype, name="fpn"
+            self.fpn_channels,
+            self.p6_from,
+            self.max_level,
+            dtype=self.dtype,
+            convolve=self.convolve,
+            name="fpn",
         )(maps)
         classify = self._head("classification_head", self.num_classes, self.prior_probability)
         regress = self._head("box_head", 4, None)
@@ -70,6 +78,7 @@ class RetinaNet(nn.Module, kw_only=True):
             norm_epsilon=self.norm_epsilon,
             frozen_stages=self.frozen_stages,
             dtype=self.dtype,
+            convolve=self.convolve,
             name="backbone",
         )
 
@@ -82,6 +91,7 @@ class RetinaNet(nn.Module, kw_only=True):
             norm=self.head_norm,
             prior_probability=prior_probability,
             dtype=self.dtype,
+            convolve=self.convolve,
             name=name,
         )
 
