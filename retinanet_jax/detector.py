@@ -4,6 +4,7 @@ All functions are pure and take the config's sections by the name of the functio
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -235,8 +236,18 @@ def reduce_losses(
     return LossTerms(total, classification, box, num_foreground, normalizer)
 
 
-def detect(variables: dict[str, Any], batch: Batch, model: RetinaNet, config: ConfigDict):
-    """Detections of a batch in pixels of the original pictures: `core.Detections` with a B axis."""
+def detect(
+    variables: dict[str, Any],
+    batch: Batch,
+    model: RetinaNet,
+    config: ConfigDict,
+    *,
+    map_images: Callable = jax.vmap,
+):
+    """Detections of a batch in pixels of the original pictures: `core.Detections` with a B axis.
+
+    `map_images` runs what is done image by image.
+    """
     outputs = model.apply(variables, network_input(batch, config, train=False), train=False)
     anchors = image_anchors(batch.images.shape[1:3], config)
 
@@ -250,7 +261,7 @@ def detect(variables: dict[str, Any], batch: Batch, model: RetinaNet, config: Co
             **config.detections,
         )
 
-    return jax.vmap(one_image)(outputs.logits, outputs.deltas, batch.sizes, batch.scales)
+    return map_images(one_image)(outputs.logits, outputs.deltas, batch.sizes, batch.scales)
 
 
 def choose(field: str, name: str, choices: dict[str, Any]) -> Any:

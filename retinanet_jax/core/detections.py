@@ -1,5 +1,6 @@
 """From a network's outputs to detections: the best candidates, NMS, a fixed number of rows."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -8,6 +9,8 @@ from jaxtyping import Bool, Float, Int
 
 from retinanet_jax.core import boxes as box_ops
 from retinanet_jax.core.types import Array, Detections
+
+NMS_BLOCK = 256  # boxes that NMS settles together
 
 
 class Candidates(NamedTuple):
@@ -79,6 +82,7 @@ def detect(
             found.mask,
             iou_threshold=iou_threshold,
             class_agnostic=class_agnostic,
+            limit=max_detections,
         )
         found = found._replace(mask=keep)
     else:
@@ -136,6 +140,7 @@ def select_candidates(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("iou_threshold", "class_agnostic", "limit"))
 def non_maximum_suppression(
     boxes: Float[Array, "N 4"],
     classes: Int[Array, " N"],
@@ -143,19 +148,55 @@ def non_maximum_suppression(
     *,
     iou_threshold: float,
     class_agnostic: bool,
+    limit: int,
 ) -> Bool[Array, " N"]:
     """Which boxes stay when each drops the later ones of its class that overlap it too much.
 
     Boxes come best score first; `class_agnostic` takes them all for one class. A box stays if no
-    box that stays before it has an IoU above the threshold with it. That definition is applied to
-    all boxes at once until nothing changes: the first i boxes are right after i rounds at most, and
-    in practice a few rounds do. The result is the sequential algorithm's, at every threshold.
+    box that stays before it has an IoU above the threshold with it; only the first `limit` that
+    stay are wanted. The result is the sequential algorithm's, at every threshold.
+
+    A block of boxes is settled at a time: against those that stay so far, and within itself. That
+    ends with the last real box or the last that is wanted, which for a detector comes soon.
     """
-    index = jnp.arange(len(boxes))
-    rivals = index[:, None] > index[None, :]
-    if not class_agnostic:
-        rivals &= classes[:, None] == classes[None, :]
-    beaten_by = rivals & (box_ops.pairwise_iou(boxes, boxes) > iou_threshold)  # N N
+    size, limit = len(boxes), min(limit, len(boxes))
+    end = jnp.max(jnp.where(mask, jnp.arange(size) + 1, 0))
+
+    def rows_of(rows):
+        """Their boxes, classes and mask; a row beyond the last is an empty box."""
+        columns = (jnp.asarray(boxes), jnp.asarray(classes), jnp.asarray(mask))
+        return tuple(x.at[rows].get(mode="fill", fill_value=0) for x in columns)
+
+    def overlap(boxes, classes, others, other_classes):
+        rivals = class_agnostic | (classes[:, None] == other_classes[None, :])
+        return rivals & (box_ops.pairwise_iou(boxes, others) > iou_threshold)
+
+    def settle_block(state):
+        start, kept, count = state  # kept: the rows that stay, `size` where there is none yet
+        rows = start + jnp.arange(NMS_BLOCK)
+        block, block_classes, real = rows_of(rows)
+        better, better_classes, _ = rows_of(kept)
+        beaten = jnp.any(overlap(block, block_classes, better, better_classes), axis=1)
+        earlier = jnp.tri(NMS_BLOCK, k=-1, dtype=bool)
+        beaten_by = earlier & overlap(block, block_classes, block, block_classes)
+        stays = _undisputed(beaten_by, real & ~beaten)
+        place = jnp.where(stays, count + jnp.cumsum(stays) - 1, limit)
+        return start + NMS_BLOCK, kept.at[place].set(rows, mode="drop"), count + jnp.sum(stays)
+
+    _, kept, _ = jax.lax.while_loop(
+        lambda state: (state[0] < end) & (state[2] < limit),
+        settle_block,
+        (jnp.array(0), jnp.full(limit, size), jnp.array(0)),
+    )
+    return jnp.zeros(size, bool).at[kept].set(True, mode="drop")
+
+
+def _undisputed(beaten_by: Bool[Array, "N N"], mask: Bool[Array, " N"]) -> Bool[Array, " N"]:
+    """The boxes that no box which stays beats; a box is beaten by earlier ones alone.
+
+    The definition is applied to all at once until nothing changes: the first i boxes are right
+    after i rounds at most, and in practice a few rounds do.
+    """
 
     def refine(state):
         keep, _ = state
@@ -236,6 +277,14 @@ def _best_first(candidates: Candidates) -> Candidates:
 
 def _first(candidates: Candidates, size: int) -> Candidates:
     """The first `size` rows with a True mask; where there are fewer, zero and False rows follow."""
-    end = len(candidates.mask)
-    (rows,) = jnp.nonzero(candidates.mask, size=size, fill_value=end)
-    return jax.tree.map(lambda x: x.at[rows].get(mode="fill", fill_value=0), candidates)
+    missing = max(0, size - len(candidates.mask))
+    padded = jax.tree.map(
+        lambda x: jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), candidates
+    )
+    picked, rows = jax.lax.top_k(padded.mask.astype(jnp.int32), size)  # of equals the first
+
+    def chosen(x):
+        kept = picked.reshape(-1, *[1] * (x.ndim - 1)) > 0
+        return jnp.where(kept, x[rows], jnp.zeros((), x.dtype))
+
+    return jax.tree.map(chosen, padded)

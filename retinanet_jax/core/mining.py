@@ -59,7 +59,12 @@ def hard_examples(
 
     labels = labels[rows]
     keep = non_maximum_suppression(
-        jnp.asarray(boxes)[rows], labels, real, iou_threshold=iou_threshold, class_agnostic=True
+        jnp.asarray(boxes)[rows],
+        labels,
+        real,
+        iou_threshold=iou_threshold,
+        class_agnostic=True,
+        limit=len(rows),  # of which kind they are matters below
     )
     if negatives_per_positive > 0:
         positives = _first(keep & (labels >= 0), num_examples // one_in)

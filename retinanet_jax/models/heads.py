@@ -47,7 +47,7 @@ class Head(nn.Module):
         for layer in layers:
             x = layer(x)
         # Channels are anchor-major, so that rows, columns and anchors of a cell follow each other.
-        return x.reshape(len(x), -1, self.outputs)
+        return x.reshape(x.shape[0], -1, self.outputs)
 
     def _tower_layers(self, index: int) -> list:
         if self.norm == "none":

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from retinanet_jax.core import (
     decode,
     detect,
+    detections,
     non_maximum_suppression,
     pairwise_iou,
     select_candidates,
@@ -42,7 +43,22 @@ def nms_one_by_one(boxes, classes, mask, iou_threshold):
 
 
 jitted_select = jax.jit(select_candidates, static_argnames=("score_threshold", "top_k"))
-jitted_nms = jax.jit(non_maximum_suppression, static_argnames=("iou_threshold", "class_agnostic"))
+
+
+def jitted_nms(boxes, classes, mask, *, iou_threshold, class_agnostic=False, limit=10_000):
+    return _jitted_nms(boxes, classes, mask, iou_threshold, class_agnostic, limit)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _jitted_nms(boxes, classes, mask, iou_threshold, class_agnostic, limit):
+    return non_maximum_suppression(
+        boxes,
+        classes,
+        mask,
+        iou_threshold=iou_threshold,
+        class_agnostic=class_agnostic,
+        limit=limit,
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -131,21 +147,52 @@ def test_the_longest_chain_is_exact():
     assert keep.tolist() == [True, False] * 32
 
 
-@settings(deadline=None, max_examples=100)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.integers(1, 3),
-    st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 1.0]),
-)
-def test_nms_equals_the_sequential_algorithm(seed, num_classes, iou_threshold):
-    generator = np.random.default_rng(seed)
-    arguments = (
-        random_boxes(generator, 80),
-        generator.integers(0, num_classes, 80),
-        generator.random(80) < 0.9,
+# Fewer boxes than a block, and more than two.
+@pytest.mark.parametrize(("size", "examples"), [(80, 30), (2 * detections.NMS_BLOCK + 44, 10)])
+def test_nms_equals_the_sequential_algorithm(size, examples):
+    @settings(deadline=None, max_examples=examples)
+    @given(
+        st.integers(0, 2**32 - 1),
+        st.integers(1, 3),
+        st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 1.0]),
     )
-    keep = jitted_nms(*arguments, iou_threshold=iou_threshold, class_agnostic=False)
-    np.testing.assert_array_equal(keep, nms_one_by_one(*arguments, iou_threshold))
+    def law(seed, num_classes, iou_threshold):
+        generator = np.random.default_rng(seed)
+        arguments = (
+            random_boxes(generator, size),
+            generator.integers(0, num_classes, size),
+            generator.random(size) < 0.9,
+        )
+        keep = jitted_nms(*arguments, iou_threshold=iou_threshold)
+        expected = nms_one_by_one(*arguments, iou_threshold)
+        np.testing.assert_array_equal(keep, expected)
+        few = jitted_nms(*arguments, iou_threshold=iou_threshold, limit=7)
+        np.testing.assert_array_equal(few, expected & (np.cumsum(expected) <= 7))
+
+    law()
+
+
+def test_nms_ends_with_the_last_box_that_is_wanted(monkeypatch):
+    nms = functools.partial(
+        non_maximum_suppression, iou_threshold=0.5, class_agnostic=False, limit=5
+    )
+    settled = []
+    resolve = detections._undisputed
+
+    def counted(beaten_by, mask):
+        jax.debug.callback(lambda: settled.append(1))
+        return resolve(beaten_by, mask)
+
+    monkeypatch.setattr(detections, "_undisputed", counted)
+    apart = np.arange(1000, dtype=np.float32)[:, None] * 20 + np.float32([0, 0, 10, 10])
+    mask = np.ones(1000, bool)
+    assert jnp.sum(nms(apart, np.zeros(1000, int), mask)) == 5
+    jax.effects_barrier()
+    assert len(settled) == 1
+    same = np.repeat(apart[:1], 1000, axis=0)
+    assert jnp.sum(nms(same, np.zeros(1000, int), np.arange(1000) < detections.NMS_BLOCK + 1)) == 1
+    jax.effects_barrier()
+    assert len(settled) == 3
 
 
 @settings(deadline=None, max_examples=20)
@@ -436,10 +483,8 @@ def test_memory_of_nms_of_5000_candidates():
         jax.ShapeDtypeStruct((5000,), np.int32),
         jax.ShapeDtypeStruct((5000,), bool),
     )
-    function = functools.partial(non_maximum_suppression, iou_threshold=0.5, class_agnostic=False)
-    compiled = jax.jit(function).lower(*shapes).compile()
-    # One byte a pair is 25e6. Measured: 50.8e6.
-    assert compiled.memory_analysis().temp_size_in_bytes < 60e6
+    compiled = _jitted_nms.lower(*shapes, 0.5, False, 100).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1e6
 
 
 def test_memory_of_soft_nms_of_5000_candidates():
