@@ -1,170 +1,163 @@
-"""Boxes drawn on pictures, from a checkpoint.
+"""Detections on many pictures, from a checkpoint.
 
-python -m retinanet_jax.predict --checkpoint=DIR --output=DIR IMAGE_OR_FOLDER...
+python -m retinanet_jax.predict --checkpoint=DIR --output=DIR IMAGE_OR_FOLDER_OR_GLOB...
+    [--score_threshold=0.05] [--max_detections=100] [--categories=NAME,NAME] [--batch_size=1]
+    [--draw_threshold=0.5] [--nodraw] [--csv]
 
 Writes OUTPUT/detections.json (COCO's results format and `file_name`, boxes in pixels of the
-original picture) and every picture with its boxes drawn. Needs neither TensorFlow nor pycocotools.
+original picture), with --csv detections.csv too, and every picture with its boxes drawn. Needs
+neither TensorFlow nor pycocotools.
 """
 
-import functools
+import csv
+import glob
+import io
 import pathlib
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from absl import app, flags, logging
 from PIL import Image
 
-from retinanet_jax import checkpoint, command, core, datasets, visualize
-from retinanet_jax.data.batch import Batch
-from retinanet_jax.data.transforms import decode_image, pad, resize
-from retinanet_jax.detector import build_model, detect
-from retinanet_jax.evaluate import coco_results
-from retinanet_jax.report import duration, write_json
+from retinanet_jax import command
+from retinanet_jax.inference import Detector, Result, ahead
+from retinanet_jax.report import teller, write_atomically, write_json
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+COLUMNS = ("file_name", "name", "category_id", "score", "x0", "y0", "x1", "y1")
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A working directory that training wrote, or one checkpoint in it."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Where detections.json and the pictures go.")
+_SCORE_THRESHOLD = flags.DEFINE_float(
+    "score_threshold", None, "Detections score more than this; the checkpoint's own if not given."
+)
+_MAX_DETECTIONS = flags.DEFINE_integer(
+    "max_detections", None, "Of a picture, at most; the checkpoint's own if not given."
+)
+_CATEGORIES = flags.DEFINE_list("categories", None, "Names of what is wanted; all if not given.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Pictures that are computed together.")
+_DRAW = flags.DEFINE_bool("draw", True, "Draw pictures.")
 _DRAW_THRESHOLD = flags.DEFINE_float(
     "draw_threshold", 0.5, "Score from which a box is drawn; detections.json holds all."
 )
+_CSV = flags.DEFINE_bool("csv", False, f"Write detections.csv: {','.join(COLUMNS)}.")
 
 
 class Found(NamedTuple):
-    """What was found on one picture."""
+    """What a picture came to."""
 
-    image_id: int  # the picture's number in the list, from 1
     path: pathlib.Path
-    image: np.ndarray  # H W 3 uint8
-    detections: core.Detections  # boxes in pixels of `image`
-
-
-class Predictor:
-    """A trained detector for pictures of any size."""
-
-    def __init__(self, trained: checkpoint.Trained) -> None:
-        self.categories = trained.categories
-        self._config = trained.config
-        self._variables = jax.device_put(trained.variables)
-        model = build_model(trained.config, len(trained.categories))
-        self._detect = jax.jit(functools.partial(detect, model=model, config=trained.config))
-
-    def __call__(self, image: np.ndarray) -> core.Detections:
-        """Detections on one picture (H x W x 3 uint8 RGB), boxes in its pixels."""
-        plan = datasets.eval_plan(self._config, np.array([image.shape[:2]]), batch_size=1)
-        detections = self._detect(self._variables, one_image_batch(image, plan.batch(0)))
-        return jax.tree.map(lambda x: x[0], jax.device_get(detections))
-
-
-def one_image_batch(image: np.ndarray, rows) -> Batch:
-    """A batch of one picture without ground truth, as evaluation would make it."""
-    height, width = rows.resized[0]
-    return Batch(
-        images=pad(resize(image, height, width, kind=rows.resize), *rows.bucket)[None],
-        sizes=np.array([[height, width]], np.float32),
-        scales=(np.array([image.shape[:2]]) / (height, width)).astype(np.float32),
-        boxes=np.zeros((1, 0, 4), np.float32),
-        classes=np.zeros((1, 0), np.int32),
-        mask=np.zeros((1, 0), bool),
-        crowd_boxes=np.zeros((1, 0, 4), np.float32),
-        crowd_mask=np.zeros((1, 0), bool),
-        colors=np.array([[1, 1, 1, 0]], np.float32),
-        dropped=np.zeros(1, np.int32),
-        weights=np.ones(1, np.float32),
-        index=np.zeros(1, np.int32),
-    )
+    outcome: Result | ValueError
+    drawing: pathlib.Path
 
 
 def find_pictures(paths: Iterable[str]) -> list[pathlib.Path]:
-    """The picture files at `paths`; folders are searched to the bottom.
+    """The picture files at `paths`, each once; folders are searched to the bottom.
 
-    Raises FileNotFoundError where a path does not exist or there is no picture at all.
+    What does not exist is taken for a pattern (`*.jpg`, `**/*.png`), as a shell takes it.
+    Raises FileNotFoundError where there is neither, or no picture at all.
     """
     found: list[pathlib.Path] = []
-    for path in map(pathlib.Path, paths):
-        if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES)
-        elif path.exists():
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"{path}: no such picture or folder.")
+    for given in paths:
+        path = pathlib.Path(given).expanduser()
+        matches = [path] if path.exists() else sorted(_matching(path))
+        if not matches:
+            raise FileNotFoundError(f"{given}: no such picture or folder.")
+        for match in matches:
+            found += _pictures_in(match) if match.is_dir() else [match]
     if not found:
         raise FileNotFoundError(
             f"no picture ({', '.join(PICTURES)}) in {', '.join(paths) or 'an empty list'}; "
             "give pictures or folders after the flags."
         )
-    return found
+    return list(dict.fromkeys(found))
 
 
-def predict_files(
-    predictor: Predictor, pictures: Sequence[pathlib.Path], unreadable: list[str]
-) -> Iterator[Found]:
-    """Detections of each picture, with a progress line; what can't be read joins `unreadable`."""
-    began = time.monotonic()
-    for number, path in enumerate(pictures, 1):
-        try:
-            image = decode_image(path.read_bytes(), str(path))
-            found = Found(number, path, image, predictor(image))
-        except (OSError, ValueError) as error:
-            unreadable.append(str(error) if str(path) in str(error) else f"{path}: {error}")
-            continue
-        yield found
-        each = (time.monotonic() - began) / number
-        print(
-            f"{number}/{len(pictures)} {path.name}  {1 / each:.1f} images/s  "
-            f"{duration(each * (len(pictures) - number))} left",
-            flush=True,
-        )
+def _matching(pattern: pathlib.Path) -> Iterator[pathlib.Path]:
+    return map(pathlib.Path, glob.iglob(str(pattern), recursive=True))
 
 
-def drawn(found: Found, names: Sequence[str], threshold: float) -> Image.Image:
-    """The picture with its boxes that score at least `threshold`."""
-    boxes, scores, classes, mask = found.detections
-    kept = np.flatnonzero(mask & (scores >= threshold))
-    labels = [f"{names[classes[i]]} {scores[i]:.2f}" for i in kept]
-    return visualize.draw(found.image, boxes[kept], labels, classes[kept])
+def _pictures_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    inside = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    return [path for path in inside if path.is_file()]
 
 
-def output_name(path: pathlib.Path, taken: set[str]) -> str:
-    """A file name for the drawn picture that no other has."""
-    name, number = f"{path.stem}.jpg", 1
-    while name in taken:
-        number += 1
-        name = f"{path.stem}-{number}.jpg"
-    taken.add(name)
-    return name
+def drawings(pictures: Sequence[pathlib.Path], output: pathlib.Path) -> list[pathlib.Path]:
+    """For each picture a file in `output` that no other has.
 
-
-def run(checkpoint_path: str, output: pathlib.Path, paths: Sequence[str], threshold: float) -> int:
-    """Predicts on all pictures; returns how many could not be read."""
-    pictures = find_pictures(paths)
-    trained = checkpoint.load(checkpoint_path)
-    output.mkdir(parents=True, exist_ok=True)
-    predictor = Predictor(trained)
-    names = [category.name for category in trained.categories]
-    results, unreadable = [], []
-    # Where the pictures lie in the output folder themselves, none of them is overwritten.
+    Where the pictures lie in that folder themselves, none of them is overwritten.
+    """
     taken = {path.name for path in pictures if path.resolve().parent == output.resolve()}
-    for found in predict_files(predictor, pictures, unreadable):
-        results += [
-            {**result, "file_name": str(found.path)}
-            for result in coco_results(found.detections, found.image_id, trained.categories)
-        ]
-        drawn(found, names, threshold).save(output / output_name(found.path, taken), quality=92)
+    files = []
+    for path in pictures:
+        name, number = f"{path.stem}.jpg", 1
+        while name in taken:
+            number += 1
+            name = f"{path.stem}-{number}.jpg"
+        taken.add(name)
+        files.append(output / name)
+    return files
+
+
+def write_jpeg(path: pathlib.Path, picture: Image.Image) -> None:
+    """Writes all of it or nothing."""
+    jpeg = io.BytesIO()
+    picture.save(jpeg, "JPEG", quality=92)
+    write_atomically(path, jpeg.getvalue())
+
+
+def write_csv(path: pathlib.Path, rows: Iterable[Sequence[Any]]) -> None:
+    """A table of COLUMNS, all of it or nothing."""
+    text = io.StringIO()
+    csv.writer(text).writerows([COLUMNS, *rows])
+    # As the file system has them, names need not be UTF-8.
+    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
+
+
+def run(
+    detector: Detector,
+    pictures: Sequence[pathlib.Path],
+    output: pathlib.Path,
+    *,
+    batch_size: int = 1,
+    draw_threshold: float | None = 0.5,
+    table: bool = False,
+) -> list[str]:
+    """Predicts on all pictures, and writes it; returns what could not be read, and why.
+
+    `draw_threshold` None: draws nothing. `table`: writes detections.csv too.
+    """
+    outcomes = detector.outcomes(pictures, batch_size)
+    output.mkdir(parents=True, exist_ok=True)
+
+    def draw(found: Found) -> Found:
+        if isinstance(found.outcome, Result) and draw_threshold is not None:
+            write_jpeg(found.drawing, found.outcome.draw(draw_threshold))
+        return found
+
+    results, rows, unreadable = [], [], []
+    tell = teller("predicting", len(pictures))
+    # Drawn in threads, while the device goes on.
+    all_found = ahead(draw, map(Found, pictures, outcomes, drawings(pictures, output)))
+    for number, (path, outcome, _) in enumerate(all_found, 1):
+        if isinstance(outcome, ValueError):
+            unreadable.append(str(outcome))
+        else:
+            name = str(path)
+            results += [{**one, "file_name": name} for one in outcome.to_coco(image_id=number)]
+            rows += [(name, one.name, one.category_id, one.score, *one.box) for one in outcome]
+        tell(number)
     write_json(output / "detections.json", results)
+    if table:
+        write_csv(output / "detections.csv", rows)
     print(
         f"{len(results)} detections on {len(pictures) - len(unreadable)} pictures: "
         f"{output / 'detections.json'}"
     )
-    for line in unreadable:
-        logging.error("%s", line)
-    return len(unreadable)
+    return unreadable
 
 
 def main(argv: list[str]) -> None:
@@ -172,11 +165,28 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells a page of INFO a checkpoint
     if not _CHECKPOINT.value or not _OUTPUT.value:
         sys.exit("error: give --checkpoint=DIR and --output=DIR, then pictures or folders.")
-    output = pathlib.Path(_OUTPUT.value).expanduser()
+    command.use_compilation_cache()
     with command.told_in_one_line():
-        failed = run(_CHECKPOINT.value, output, argv[1:], _DRAW_THRESHOLD.value)
-    sys.exit(1 if failed else 0)
+        pictures = find_pictures(argv[1:])
+        detector = Detector.load(
+            _CHECKPOINT.value,
+            score_threshold=_SCORE_THRESHOLD.value,
+            categories=_CATEGORIES.value or None,
+            max_detections=_MAX_DETECTIONS.value,
+        )
+        unreadable = run(
+            detector,
+            pictures,
+            pathlib.Path(_OUTPUT.value).expanduser(),
+            batch_size=_BATCH_SIZE.value,
+            draw_threshold=_DRAW_THRESHOLD.value if _DRAW.value else None,
+            table=_CSV.value,
+        )
+    if unreadable:
+        told = [f"{len(unreadable)} of {len(pictures)} pictures could not be read:", *unreadable]
+        print(*told, sep="\n  ", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=command.parse_flags)

@@ -16,6 +16,11 @@ def color(number: int) -> tuple[int, int, int]:
     return int(red * 255), int(green * 255), int(blue * 255)
 
 
+def score_label(name: str, score: float) -> str:
+    """What is written at the box of a detection."""
+    return f"{name} {score:.2f}"
+
+
 def draw(
     image: np.ndarray, boxes: np.ndarray, labels: Sequence[str], classes: Sequence[int] | np.ndarray
 ) -> Image.Image:
@@ -28,11 +33,13 @@ def draw(
         ink = color(int(number))
         pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=ink, width=width)
         if label:
-            left, top, right, bottom = pen.textbbox((x1, y1), label, font=font)
-            # Above the box, or inside where the picture ends.
+            # Above the box, or inside where the picture ends; never beyond its right edge.
+            room = picture.width - 1 - width - pen.textlength(label, font=font)
+            x = max(0, min(x1, room))
+            left, top, right, bottom = pen.textbbox((x, y1), label, font=font)
             up = min(bottom - y1 + width, y1)
             pen.rectangle((left, top - up, right + width, bottom - up + 1), fill=ink)
-            pen.text((x1, y1 - up), label, font=font, fill="white" if sum(ink) < 450 else "black")
+            pen.text((x, y1 - up), label, font=font, fill="white" if sum(ink) < 450 else "black")
     return picture
 
 
@@ -82,7 +89,7 @@ def _pair(
     truth = source.annotations(index)
     numbers = {category.id: k for k, category in enumerate(source.categories)}
     classes = [numbers[one["category_id"]] for one in found]
-    labels = [f"{names[k]} {one['score']:.2f}" for k, one in zip(classes, found, strict=True)]
+    labels = [score_label(names[k], one["score"]) for k, one in zip(classes, found, strict=True)]
     boxes = [(y, x, y + h, x + w) for x, y, w, h in (one["bbox"] for one in found)]
     return (
         draw(image, truth.boxes * scale, [names[k] for k in truth.classes], truth.classes),

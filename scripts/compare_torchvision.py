@@ -25,8 +25,8 @@ from PIL import Image, ImageOps
 from retinanet_jax import checkpoint, weights
 from retinanet_jax.configs import torchvision as recipe
 from retinanet_jax.data.sources import Category
-from retinanet_jax.data.transforms import decode_image
-from retinanet_jax.predict import Predictor, find_pictures
+from retinanet_jax.inference import Detector
+from retinanet_jax.predict import find_pictures
 
 NUM_OUTPUTS = 91  # COCO's ids from 0 to 90
 BOX_TOLERANCE, SCORE_TOLERANCE, UNMATCHED_SHARE = 0.05, 1e-4, 0.002
@@ -110,7 +110,7 @@ def their_detections(model, path: pathlib.Path) -> Found:
     return Found(boxes[:, [1, 0, 3, 2]], scores, classes)
 
 
-def our_detector(version: str, sides: tuple[int, int], model) -> Predictor:
+def our_detector(version: str, sides: tuple[int, int], model) -> Detector:
     """The imported weights of `model`, in the preset as it stands but for the sides."""
     import torch
 
@@ -128,13 +128,13 @@ def our_detector(version: str, sides: tuple[int, int], model) -> Predictor:
         )
     categories = tuple(Category(number, str(number)) for number in range(NUM_OUTPUTS))
     trained = checkpoint.Trained(variables, config, categories, 0, pathlib.Path("torchvision"))
-    return Predictor(trained)
+    return Detector(trained)
 
 
-def our_detections(predictor: Predictor, path: pathlib.Path) -> Found:
+def our_detections(detector: Detector, path: pathlib.Path) -> Found:
     """Of a picture file, as the predict command reads it."""
-    boxes, scores, classes, mask = predictor(decode_image(path.read_bytes(), str(path)))
-    return Found(boxes[mask], scores[mask], classes[mask])
+    boxes, scores, classes, _ = detector(path).detections
+    return Found(boxes, scores, classes)
 
 
 def compare(theirs: Found, ours: Found) -> Difference:

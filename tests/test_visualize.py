@@ -37,6 +37,16 @@ def test_a_label_stands_above_its_box_or_inside_at_the_top():
         assert (rows.max() <= top) if above else (rows.max() < 40)
 
 
+def test_a_label_at_the_right_edge_is_whole():
+    black = np.zeros((100, 200, 3), np.uint8)
+    columns = []
+    for left in (20, 190):
+        box = np.array([[50, left, 90, left + 8.0]])
+        drawn, plain = (np.asarray(visualize.draw(black, box, [x], [0])) for x in ("cat 0.97", ""))
+        columns.append(np.flatnonzero((drawn != plain).any(axis=(0, 2))))
+    assert len(columns[0]) == len(columns[1]) > 20
+
+
 def test_boxes_of_no_extent_and_of_the_edge_are_drawn():
     black = np.zeros((20, 20, 3), np.uint8)
     boxes = np.array([[5, 5, 5, 5], [0, 0, 20, 20], [19, 19, 20, 20.0]])

@@ -68,6 +68,13 @@ def decode_image(
             f"{name}: the picture is corrupt or truncated ({reason}); replace it, or remove it "
             "from the data set."
         ) from None
+    return upright_pixels(picture, name, size=size)
+
+
+def upright_pixels(
+    picture: Image.Image, name: str, *, size: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
+    """`decode_image` of a picture that Pillow has opened."""
     transpose, flip_y, flip_x = ORIENTATIONS[shown_orientation(picture, name, size)]
     pixels = np.asarray(_to_rgb(picture, name))
     if transpose:
