@@ -39,6 +39,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 20
     config.checkpoint_every = 2_500
     config.evaluate_every = 10_000  # a multiple of checkpoint_every
+    # pycocotools; hotcoco: the same numbers, fifty times faster (pip install hotcoco)
+    config.evaluator = "pycocotools"
     config.keep_checkpoints = 2  # the last ones; the best by AP is kept beside them
     config.dtype = "float32"  # of the network's computation; parameters and losses stay float32
     config.space = 1  # devices that share one image's rows; the others share the batch

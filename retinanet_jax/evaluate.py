@@ -12,9 +12,11 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from retinanet_jax import checkpoint, core, datasets, sharding, visualize
+from retinanet_jax.compilation import Compiler, Programs, start_compiler
 from retinanet_jax.data.batch import Batch
+from retinanet_jax.data.pipeline import batch_shapes
 from retinanet_jax.data.sources import Category, Source
-from retinanet_jax.detector import build_model, detect
+from retinanet_jax.detector import build_model, choose, detect
 from retinanet_jax.models import RetinaNet
 from retinanet_jax.report import Report, teller, write_json
 
@@ -23,6 +25,23 @@ METRICS = (
     ("AP", "AP50", "AP75", "APs", "APm", "APl")
     + ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 )  # fmt: skip
+# What AP of boxes is computed from. Packages that read polygons are spared them, and what else
+# people write into their files.
+SECTIONS = {
+    "images": ("id",),
+    "categories": ("id", "name"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
+}
+
+
+REFERENCE = "pycocotools"  # whose numbers those of any other evaluator must be
+
+
+class CocoApi(NamedTuple):
+    """pycocotools' two classes, or another package's that do the same."""
+
+    COCO: Any
+    COCOeval: Any
 
 
 class Detected(NamedTuple):
@@ -40,7 +59,12 @@ class Evaluator:
     """A compiled detector and the data it is judged on; run it at any step's variables."""
 
     def __init__(
-        self, config: ConfigDict, model: RetinaNet, source: Source, mesh: jax.sharding.Mesh
+        self,
+        config: ConfigDict,
+        model: RetinaNet,
+        source: Source,
+        mesh: jax.sharding.Mesh,
+        compiler: Compiler,
     ) -> None:
         sharding.check_batch_size("data.eval_batch_size", config.data.eval_batch_size, mesh)
         self._config, self._source, self._mesh = config, source, mesh
@@ -54,11 +78,12 @@ class Evaluator:
             return Detected(batch.index, batch.weights, detect(variables, batch, model, config))
 
         # Every host gets every picture's detections: they are few.
-        self._detect = jax.jit(
+        detect_everywhere = jax.jit(
             detect_rows,
             in_shardings=(sharding.replicated(mesh), sharding.batch_shardings(mesh)),
             out_shardings=sharding.replicated(mesh),
         )
+        self._detect = Programs("evaluation", detect_everywhere, compiler)
 
     def run(self, variables: dict[str, Any], step: int) -> list[dict[str, Any]]:
         """Detections of every picture of the source, as COCO results."""
@@ -78,6 +103,7 @@ class Evaluator:
         """What each batch came to, on the host; the next batch runs while one is read."""
         shardings = sharding.batch_shardings(self._mesh)
         steps = range(self._plan.num_batches)
+        self._detect.prepare(variables, batch_shapes(self._source, self._plan, steps))
         host_batches = datasets.host_batches(self._config, self._source, self._plan, steps)
         running = None
         for host_batch in host_batches:
@@ -93,64 +119,115 @@ def coco_results(
     detections: core.Detections, image_id: int, categories: Sequence[Category]
 ) -> list[dict[str, Any]]:
     """One picture's detections in COCO's results format: original category ids, xywh boxes."""
-    kept = np.flatnonzero(detections.mask)
-    boxes = np.asarray(core.yxyx_to_xywh(np.asarray(detections.boxes)[kept]))
+    boxes, scores, classes, mask = (np.asarray(field) for field in detections)
+    # In numpy, though `core` converts boxes too: here the device is busy with the next batch, and
+    # jax would queue behind it and compile for every number of boxes.
+    ymin, xmin, ymax, xmax = boxes[mask].T
+    found = np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)
     return [
         {
             "image_id": image_id,
-            "category_id": categories[int(detections.classes[row])].id,
-            "bbox": [float(x) for x in box],
-            "score": float(detections.scores[row]),
+            "category_id": categories[number].id,
+            "bbox": box,
+            "score": score,
         }
-        for row, box in zip(kept, boxes, strict=True)
+        for number, box, score in zip(
+            classes[mask].tolist(), found.tolist(), scores[mask].tolist(), strict=True
+        )
     ]
 
 
+def coco_api(evaluator: str) -> CocoApi:
+    """The package that computes AP, by its name in config.evaluator; both give the same numbers.
+
+    Raises ValueError where there is none of this name or it is not installed.
+    """
+
+    def pycocotools() -> CocoApi:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return CocoApi(COCO, COCOeval)
+
+    def hotcoco() -> CocoApi:
+        try:
+            from hotcoco import COCO, COCOeval
+        except ImportError as error:
+            raise ValueError(
+                f"evaluator='hotcoco' cannot be imported here ({error}); pip install hotcoco, or "
+                "do without it: --config.evaluator=pycocotools."
+            ) from None
+        return CocoApi(COCO, COCOeval)
+
+    return choose("evaluator", evaluator, {"pycocotools": pycocotools, "hotcoco": hotcoco})()
+
+
 def coco_metrics(
-    ground_truth: dict[str, Any], results: list[dict[str, Any]]
+    ground_truth: dict[str, Any], results: list[dict[str, Any]], evaluator: str = REFERENCE
 ) -> tuple[dict[str, Any], str]:
     """pycocotools' numbers over all images, and its table.
 
     Args:
         ground_truth: a COCO instances dict.
         results: detections in COCO's results format.
+        evaluator: who computes them, as config.evaluator names it.
 
     Returns:
         The twelve METRICS and "AP_by_category" (name -> AP; None where a number is undefined,
         for want of ground truth), and the printed table.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    printed = io.StringIO()
-    ground_truth = {**ground_truth, "annotations": numbered(ground_truth["annotations"])}
+    api = coco_api(evaluator)
+    ground_truth = essentials(ground_truth)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
+        truth = api.COCO()
         truth.dataset = ground_truth
         truth.createIndex()
         # loadRes writes into what it is given, and refuses an empty list, the right answer of an
         # untrained model.
-        found = truth.loadRes([dict(result) for result in results]) if results else COCO()
-        evaluation = COCOeval(truth, found, "bbox")
+        found = truth.loadRes([dict(result) for result in results]) if results else api.COCO()
+        evaluation = api.COCOeval(truth, found, "bbox")
         evaluation.params.imgIds = sorted(truth.getImgIds())
         evaluation.evaluate()
         evaluation.accumulate()
-        with contextlib.redirect_stdout(printed):
-            evaluation.summarize()
-    metrics: dict[str, Any] = dict(zip(METRICS, map(defined, evaluation.stats), strict=True))
+    curves = evaluation.eval
+    numbers, table = summarized(curves)
+    metrics: dict[str, Any] = dict(zip(METRICS, map(defined, numbers), strict=True))
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     # precision: T iou thresholds, R recalls, K categories, area ranges, detection limits
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # T R K
+    precision = curves["precision"][:, :, :, 0, -1]  # T R K
     metrics["AP_by_category"] = {
         names[category]: defined(np.mean(precision[:, :, k]))
         for k, category in enumerate(evaluation.params.catIds)
     }
-    return metrics, printed.getvalue().rstrip()
+    return metrics, table
 
 
-def numbered(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Copies with ids from 1: pycocotools takes a match with annotation 0 for none."""
-    return [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)]
+def summarized(curves: dict[str, Any]) -> tuple[Float[np.ndarray, " 12"], str]:
+    """The numbers of METRICS and the table that pycocotools makes of precision and recall.
+
+    Its own words, whoever computed the curves.
+    """
+    from pycocotools.cocoeval import COCOeval
+
+    summary = COCOeval(iouType="bbox")
+    summary.eval = curves
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        summary.summarize()
+    return np.asarray(summary.stats), printed.getvalue().rstrip()
+
+
+def essentials(ground_truth: dict[str, Any]) -> dict[str, Any]:
+    """A copy of what SECTIONS names, annotations numbered from 1.
+
+    pycocotools takes a match with annotation 0 for none.
+    """
+    content = {
+        section: [{name: one[name] for name in names} for one in ground_truth[section]]
+        for section, names in SECTIONS.items()
+    }
+    for number, annotation in enumerate(content["annotations"], 1):
+        annotation["id"] = number
+    return content
 
 
 def defined(value: float) -> float | None:
@@ -163,11 +240,12 @@ def write(
     source: Source,
     step: int,
     workdir: pathlib.Path,
+    evaluator: str,
     report: Report | None,
 ) -> float:
     """Prints the table, writes WORKDIR/eval/STEP*.json and pictures; returns AP (-1: undefined)."""
     print(f"computing AP of {len(results)} detections", flush=True)
-    metrics, table = coco_metrics(source.ground_truth(), results)
+    metrics, table = coco_metrics(source.ground_truth(), results, evaluator)
     if jax.process_index() == 0:
         print(f"{source.name}: {len(source)} images after step {step}\n{table}", flush=True)
         folder = workdir / "eval"
@@ -184,6 +262,7 @@ def write(
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Evaluates the checkpoint in `workdir` (its best by AP, else its newest) on data.eval."""
+    coco_api(config.evaluator)  # it is told now if that is not installed
     trained = checkpoint.load(workdir)
     source = datasets.open_evaluation(config, workdir)
     checkpoint.check_categories(trained.folder, trained.categories, source.categories)
@@ -191,5 +270,6 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     mesh = sharding.make_mesh(config.space)
     model = build_model(config, len(source.categories))
     variables = sharding.put_replicated(trained.variables, mesh)
-    results = Evaluator(config, model, source, mesh).run(variables, trained.step)
-    write(results, source, trained.step, workdir, report=None)
+    with start_compiler() as compiler:
+        results = Evaluator(config, model, source, mesh, compiler).run(variables, trained.step)
+    write(results, source, trained.step, workdir, config.evaluator, report=None)

@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import checkpoint, datasets, download, evaluate, sharding, transfer, weights
 from retinanet_jax.checkpoint import Checkpoints, Trained, check_shapes
+from retinanet_jax.compilation import Programs, start_compiler
 from retinanet_jax.data.batch import Batch
+from retinanet_jax.data.pipeline import batch_shapes
 from retinanet_jax.data.plan import TrainPlan
 from retinanet_jax.data.sources import Category, Source
 from retinanet_jax.detector import batch_loss, build_model, choose, initialize, network_input
@@ -113,7 +115,13 @@ def random_state(
     config: ConfigDict, num_classes: int, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state before the first step, with a random network."""
-    variables = initialize(config, num_classes, config.seed)
+    return state_of(initialize(config, num_classes, config.seed), config, optimizer)
+
+
+def state_of(
+    variables: dict[str, Any], config: ConfigDict, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state before the first step, with the network's `variables`."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
@@ -135,13 +143,13 @@ def initial_state(
     # The file comes first: where it is missing, nobody waits for the compiler to hear of it.
     if config.init.source == "checkpoint":
         trained = load_detector(config, categories, optimizer)
-        state = random_state(config, len(categories), optimizer)
-        variables = transfer.transferred(trained, state.variables, categories)
+        variables = initialize(config, len(categories), config.seed)
+        variables = transfer.transferred(trained, variables, categories)
     else:
         imported = load_backbone(config)
-        state = random_state(config, len(categories), optimizer)
-        variables = with_backbone(state.variables, imported, config.init.path)
-    return state._replace(**variables, opt_state=optimizer.init(variables["params"]))
+        variables = random_around_backbone(config, len(categories))
+        variables = with_backbone(variables, imported, config.init.path)
+    return state_of(variables, config, optimizer)
 
 
 def load_detector(
@@ -167,6 +175,25 @@ def load_backbone(config: ConfigDict) -> dict[str, Any]:
     if pathlib.Path(path).name in download.KNOWN:
         path = download.locate(path)
     return weights.load_backbone(init.source, path, architecture=model.backbone, norm=model.norm)
+
+
+def random_around_backbone(config: ConfigDict, num_classes: int) -> dict[str, Any]:
+    """Random variables, of the backbone their shapes alone.
+
+    It has most of the kernels, and drawing each is code to be compiled.
+    """
+
+    def drawn() -> dict[str, Any]:
+        return initialize(config, num_classes, config.seed)
+
+    def around() -> dict[str, Any]:
+        return {
+            name: {part: x for part, x in tree.items() if part != "backbone"}
+            for name, tree in drawn().items()
+        }
+
+    rest = jax.jit(around)()
+    return {name: {**tree, **rest[name]} for name, tree in jax.eval_shape(drawn).items()}
 
 
 def with_backbone(variables: dict[str, Any], imported: dict[str, Any], path: str) -> dict[str, Any]:
@@ -214,6 +241,8 @@ def make_train_step(
 def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None:
     """Trains to config.total_steps, from the newest checkpoint in `workdir` if there is one."""
     check_cadence(config)
+    if evaluates:
+        evaluate.coco_api(config.evaluator)  # it is told now if that is not installed
     mesh = sharding.make_mesh(config.space)
     sharding.check_batch_size("data.batch_size", config.data.batch_size, mesh)
     sharding.check_heights(config.data.buckets, config.anchors.max_level, mesh)
@@ -224,19 +253,27 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
     plan = datasets.train_plan(config, train_data)
     model = build_model(config, len(train_data.categories))
     optimizer = make_optimizer(config)
-    with Checkpoints(workdir, config, train_data.categories) as checkpoints:
+    with (
+        Checkpoints(workdir, config, train_data.categories) as checkpoints,
+        start_compiler() as compiler,
+    ):
         state = first_state(config, train_data.categories, optimizer, checkpoints, mesh)
         start = int(state.step)
         describe(config, train_data, eval_data, plan, state, mesh)
         shardings = sharding.batch_shardings(mesh)
-        step_fn = jax.jit(
+        train_step = jax.jit(
             make_train_step(model, optimizer, config),
             in_shardings=(sharding.replicated(mesh), shardings),
             out_shardings=sharding.replicated(mesh),
             donate_argnums=0,
         )
-        evaluator = evaluate.Evaluator(config, model, eval_data, mesh) if eval_data else None
+        step_fn = Programs("training", train_step, compiler)
+        evaluator = None
+        if eval_data:
+            evaluator = evaluate.Evaluator(config, model, eval_data, mesh, compiler)
         steps = range(start, config.total_steps)
+        # What an epoch uses; the odd shape that comes later is compiled then.
+        step_fn.prepare(state, batch_shapes(train_data, plan, steps[: plan.steps_per_epoch]))
         host_batches = datasets.host_batches(config, train_data, plan, steps)
         with Report(
             workdir,
@@ -256,7 +293,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
                 ap = None
                 if evaluator and is_due(step, config.evaluate_every, config.total_steps):
                     results = evaluator.run(state.variables, step)
-                    ap = evaluate.write(results, eval_data, step, workdir, report)
+                    ap = evaluate.write(results, eval_data, step, workdir, config.evaluator, report)
                     report.restart_clock(step)
                 if ap is not None or is_due(step, config.checkpoint_every, config.total_steps):
                     finite_metrics(step, metrics, config)  # a diverged state must not be resumed

@@ -2,13 +2,14 @@
 
 import copy
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from retinanet_jax import core, evaluate, sharding
+from retinanet_jax import compilation, core, evaluate, sharding, train
 from retinanet_jax.data.sources import Category
 from retinanet_jax.data.sources.coco import CocoSource
 
@@ -21,12 +22,24 @@ def rounded(metrics):
     return [round(metrics[name], 3) for name in evaluate.METRICS]
 
 
-def test_the_known_numbers_of_cocoapi(test_data):
-    """Published with cocoapi: 100 images of val2014 and artificial detections."""
-    metrics, table = evaluate.coco_metrics(
+@pytest.fixture(scope="module")
+def cocoapi(test_data):
+    """Ground truth and results of cocoapi: 100 images of val2014 and artificial detections."""
+    return (
         read(test_data / "cocoapi/instances_val2014_100.json"),
         read(test_data / "cocoapi/instances_val2014_fakebbox100_results.json"),
     )
+
+
+@pytest.fixture(scope="module")
+def reference(cocoapi):
+    """pycocotools' metrics and table of it."""
+    return evaluate.coco_metrics(*cocoapi)
+
+
+def test_the_known_numbers_of_cocoapi(reference):
+    """Published with cocoapi."""
+    metrics, table = reference
     assert rounded(metrics) == [
         *(0.505, 0.697, 0.573, 0.586, 0.519, 0.501),
         *(0.387, 0.594, 0.595, 0.640, 0.566, 0.564),
@@ -79,6 +92,88 @@ def test_undefined_numbers_are_none(drawn):
     assert set(metrics["AP_by_category"].values()) == {None}
 
 
+def crowded(seed, images=40, detections=30):
+    """Ground truth and results with all that evaluators may differ in.
+
+    Equal scores, crowd regions, ids with gaps, annotations numbered from 0, pictures and categories
+    without objects, pictures without detections, more detections of a picture than count.
+    """
+    random = np.random.default_rng(seed)
+    image_ids = np.sort(random.choice(100_000, images, replace=False)).tolist()
+    category_ids = (1, 2, 3, 7, 90)
+    annotations, results = [], []
+    for number, image_id in enumerate(image_ids):
+        count = 0 if number % 9 == 0 else random.integers(1, 12)
+        sizes = np.exp(random.uniform(1, 6, (count, 2)))
+        boxes = np.concatenate([random.uniform(0, 300, (count, 2)), sizes], axis=1).round(2)
+        kinds = random.choice(category_ids[:-1], count)  # none of the last
+        for box, kind in zip(boxes.tolist(), kinds.tolist(), strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations),
+                    "image_id": image_id,
+                    "category_id": kind,
+                    "bbox": box,
+                    "area": box[2] * box[3] * random.uniform(0.5, 1),
+                    "iscrowd": int(random.random() < 0.1),
+                }
+            )
+        if number % 7 == 0:
+            continue
+        found = detections if number % 5 else 130
+        for near in random.integers(0, count, found).tolist() if count else [None] * found:
+            box, kind = ([50.0] * 4, 90) if near is None else (boxes[near], kinds[near])
+            x, y, width, height = (box + random.normal(0, 0.05, 4) * max(box[2:])).tolist()
+            results.append(
+                {
+                    "image_id": image_id,
+                    "category_id": int(kind if random.random() < 0.9 else 7),
+                    "bbox": [x, y, max(width, 1.0), max(height, 1.0)],
+                    "score": round(random.random(), 1),
+                }
+            )
+    truth = {
+        "images": [{"id": image_id, "license": "none"} for image_id in image_ids],
+        "categories": [{"id": k, "name": f"kind {k}"} for k in category_ids],
+        "annotations": annotations,
+    }
+    return truth, results
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_hotcoco_has_the_references_numbers(seed):
+    """All of them bit for bit, by category too, and the table."""
+    pytest.importorskip("hotcoco")
+    truth, results = crowded(seed)
+    metrics, table = evaluate.coco_metrics(truth, results, "hotcoco")
+    assert (metrics, table) == evaluate.coco_metrics(truth, results)
+    assert 0.1 < metrics["AP"] < 0.9
+    assert metrics["AP_by_category"]["kind 90"] is None
+    without = {**truth, "annotations": []}
+    for truth_, results_ in ((truth, []), (without, results), (without, [])):
+        assert evaluate.coco_metrics(truth_, results_, "hotcoco") == evaluate.coco_metrics(
+            truth_, results_
+        )
+
+
+def test_hotcoco_has_the_known_numbers_of_cocoapi(cocoapi, reference):
+    pytest.importorskip("hotcoco")
+    assert evaluate.coco_metrics(*cocoapi, "hotcoco") == reference
+
+
+def test_an_evaluator_that_is_not_there_is_told_before_the_run(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    config.evaluator = "hotcoco"
+    told = "evaluator='hotcoco' cannot be imported .*pip install hotcoco.*evaluator=pycocotools"
+    with pytest.raises(ValueError, match=told):
+        train.train(config, tmp_path, evaluates=True)
+    with pytest.raises(ValueError, match=told):
+        evaluate.evaluate(config, tmp_path)
+    config.evaluator = "coco"
+    with pytest.raises(ValueError, match="evaluator='coco' must be one of pycocotools, hotcoco"):
+        train.train(config, tmp_path, evaluates=True)
+
+
 def test_results_have_original_ids_and_xywh_boxes():
     detections = core.Detections(
         boxes=np.float32([[10, 20, 40, 25], [1, 2, 3, 4], [0, 0, 0, 0]]),
@@ -108,7 +203,9 @@ def test_detections_are_told_by_their_picture_not_by_their_row(toy_config, drawn
 
     def scores():
         mesh = sharding.make_mesh(1)
-        results = evaluate.Evaluator(toy_config, None, source, mesh).run({}, 0)
+        with compilation.start_compiler() as compiler:
+            evaluator = evaluate.Evaluator(toy_config, None, source, mesh, compiler)
+            results = evaluator.run({}, 0)
         assert len(results) == len(source)
         return {one["image_id"]: round(one["score"], 5) for one in results}
 
@@ -126,7 +223,9 @@ def test_detections_are_told_by_their_picture_not_by_their_row(toy_config, drawn
 def test_what_an_evaluation_writes(drawn, tmp_path, capsys):
     source, truth, results = drawn_truth(drawn)
     as_given = copy.deepcopy(results)
-    assert evaluate.write(results, source, 30, tmp_path, report=None) == pytest.approx(1)
+    assert evaluate.write(
+        results, source, 30, tmp_path, "pycocotools", report=None
+    ) == pytest.approx(1)
     assert sorted(p.name for p in (tmp_path / "eval").iterdir()) == [
         "30.jpg",
         "30.json",
@@ -154,7 +253,8 @@ def test_annotation_ids_from_zero_cost_nothing(drawn):
 def test_where_ap_is_undefined_the_best_checkpoint_is_not_this_one(
     folder_without_objects, tmp_path
 ):
-    assert evaluate.write([], folder_without_objects, 1, tmp_path, report=None) == -1
+    ap = evaluate.write([], folder_without_objects, 1, tmp_path, "pycocotools", report=None)
+    assert ap == -1
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ resumed run sees bit-equal batches from any step on. Pictures are made ahead and
 loader, boxes here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -54,6 +54,22 @@ def batches(
     num_boxes, num_crowd = padded_counts(source)
     for loaded in LOADERS[loader](source, host_rows, steps, prefetch, num_threads):
         yield _add_boxes(source, loaded, num_boxes, num_crowd, min_visible)
+
+
+def batch_shapes(source: Source, plan: Plan, steps: Iterable[int]) -> Iterator[Batch]:
+    """A batch for each shape of picture in these steps, over all hosts, in order of appearance.
+
+    For those who want to know the arrays' shapes and types beforehand: the pictures are black.
+    """
+    num_boxes, num_crowd = padded_counts(source)
+    found = set()
+    for step in steps:
+        rows = plan.batch(step)
+        if rows.bucket not in found:
+            found.add(rows.bucket)
+            black = np.zeros((), transforms.PIXEL_TYPES[rows.resize])
+            images = np.broadcast_to(black, (len(rows.index), *rows.bucket, 3))
+            yield _add_boxes(source, Loaded(rows, images), num_boxes, num_crowd, min_visible=0)
 
 
 def padded_counts(source: Source) -> tuple[int, int]:

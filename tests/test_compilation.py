@@ -1,0 +1,123 @@
+"""Programs for several shapes of picture: the jitted function's results, compiled beforehand."""
+
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from retinanet_jax import compilation, datasets
+from retinanet_jax.data.batch import Batch
+from retinanet_jax.data.pipeline import batch_shapes
+from retinanet_jax.data.sources.coco import CocoSource
+
+
+def batch_of(height, width):
+    rest = {name: np.ones(2, np.float32) for name in Batch._fields}
+    return Batch(**rest | {"images": np.full((2, height, width, 3), 7, np.uint8)})
+
+
+class Traced:
+    """A step that remembers the shapes it was compiled for."""
+
+    def __init__(self):
+        self.shapes = []
+        self.jitted = jax.jit(self._step, donate_argnums=0)
+
+    def _step(self, state, batch):
+        self.shapes.append(batch.images.shape[1:3])
+        return state + batch.images.astype(jnp.float32).sum() * batch.weights.sum()
+
+
+@pytest.fixture
+def compiler():
+    with compilation.start_compiler() as compiler:
+        yield compiler
+
+
+def test_each_shape_is_compiled_once_and_the_results_are_the_functions_own(compiler, capsys):
+    traced = Traced()
+    programs = compilation.Programs("adding", traced.jitted, compiler)
+    state, expected = jnp.zeros(4), 0
+    prepared = [batch_of(8, 16), batch_of(16, 8)]
+    programs.prepare(state, prepared)
+    for height, width in ((16, 8), (8, 16), (16, 8), (32, 32)):  # the last was not announced
+        before, state = state, programs(state, batch_of(height, width))
+        assert before.is_deleted()  # donated, as the jitted function says
+        expected += 2 * height * width * 3 * 7 * 2
+        assert state.tolist() == [expected] * 4
+    assert sorted(traced.shapes) == [(8, 16), (16, 8), (32, 32)]
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "compiling adding, shapes of pictures: 2"
+    assert sum("compiled adding" in line for line in told) == 3
+    assert "compiled adding 3/3: 32 x 32" in told[-1]
+
+
+def test_what_is_wrong_with_the_function_is_told_where_it_is_called(compiler):
+    def refuse(state, batch):
+        raise ValueError("config.loss.box='l3' must be one of ...")
+
+    programs = compilation.Programs("refusing", jax.jit(refuse), compiler)
+    programs.prepare(jnp.zeros(1), [batch_of(8, 8)])
+    with pytest.raises(ValueError, match="l3"):
+        programs(jnp.zeros(1), batch_of(8, 8))
+
+
+@pytest.mark.parametrize(("platform", "waits"), [("cpu", False), ("gpu", True)])
+def test_no_step_disturbs_an_accelerators_compiler(compiler, monkeypatch, platform, waits):
+    go_on = threading.Event()
+
+    def step(state, batch):
+        if batch.images.shape[1] == 16:
+            assert go_on.wait(60)
+        return state
+
+    programs = compilation.Programs("waiting", jax.jit(step), compiler)
+    monkeypatch.setattr(compilation.jax, "default_backend", lambda: platform)
+    programs.prepare(jnp.zeros(1), [batch_of(8, 8), batch_of(16, 8)])
+    stepped = threading.Thread(target=programs, args=(jnp.zeros(1), batch_of(8, 8)))
+    stepped.start()
+    stepped.join(0.5 if waits else 30)
+    assert stepped.is_alive() == waits
+    go_on.set()
+    stepped.join()
+
+
+def test_a_run_that_ends_leaves_what_was_not_begun(monkeypatch):
+    monkeypatch.setattr(compilation, "MAX_THREADS", 1)
+    traced = Traced()
+    with compilation.start_compiler() as compiler:
+        compiler.submit(time.sleep, 0.3)
+        programs = compilation.Programs("adding", traced.jitted, compiler)
+        programs.prepare(jnp.zeros(1), [batch_of(8, 8)])
+    assert traced.shapes == []
+
+
+@pytest.mark.parametrize("resize", ["bilinear", "bilinear_float"])
+def test_the_shapes_are_those_of_the_batches_that_come(toy_config, drawn, resize):
+    """Types too; in order of appearance; only those that a run uses."""
+    toy_config.data.update(
+        batch_size=4,
+        eval_batch_size=4,
+        short_sides=(32, 64),
+        buckets=((32, 32), (64, 64), (96, 96)),
+        long_side=64,
+        resize=resize,
+        loader="numpy",
+    )
+    source = CocoSource(drawn / "instances.json", drawn / "images")
+
+    def shapes(batch):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), batch)
+
+    for plan, num_steps, distinct in (
+        (datasets.train_plan(toy_config, source), 5, 2),
+        (datasets.eval_plan(toy_config, source.sizes, batch_size=4), 5, 1),
+    ):
+        steps = range(num_steps)
+        come = [shapes(b) for b in datasets.host_batches(toy_config, source, plan, steps)]
+        expected = [shapes(b) for b in batch_shapes(source, plan, steps)]
+        assert expected == list(dict.fromkeys(come))
+        assert len(expected) == distinct
