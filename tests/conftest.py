@@ -83,6 +83,14 @@ class Program:
         CACHE_OF_RUNS.mkdir(parents=True, exist_ok=True)
         (workdir / "compilation_cache").symlink_to(CACHE_OF_RUNS)
 
+    def environment(self) -> dict[str, str]:
+        """Of a process with one device, where what earlier runs have compiled is found."""
+        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        # Otherwise the cache's path, which is each run's own, is part of every program's key.
+        environment["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
+        return environment
+
     def start(self, module: str, *arguments: object, preamble: str = "") -> subprocess.Popen:
         """`preamble` is Python that runs before the module."""
         code = (
@@ -90,12 +98,10 @@ class Program:
             f"sys.argv = {[module, *map(str, arguments)]}\n"
             f"runpy.run_module('retinanet_jax.{module}', run_name='__main__', alter_sys=True)"
         )
-        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         return subprocess.Popen(
             [sys.executable, "-c", code],
             cwd=ROOT,
-            env=environment,
+            env=self.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -16,6 +16,9 @@ LAZY = (
     "matplotlib",
     "torch",
     "safetensors",
+    "onnx",
+    "onnxruntime",
+    "hotcoco",
 )
 CORE_MAY_IMPORT = (
     "collections.abc",

@@ -6,6 +6,7 @@ kernels are one already, and Winograd's algorithm makes 3x3 ones of them. On GPU
 libraries behind XLA see to all this.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,14 +56,14 @@ def fits_winograd(
 ) -> bool:
     """Whether `winograd` can do this convolution, and does it faster and as well."""
     batch, height, width, channels = images.shape
-    return (
+    possible = (
         kernel.shape[:3] == (TAPS, TAPS, channels)  # in groups the kernel has fewer channels
         and tuple(strides) == (1, 1)
         and [tuple(sides) for sides in padding] == [(1, 1), (1, 1)]
         and jnp.finfo(images.dtype).bits >= 32
-        and min(kernel.shape[2:]) >= MIN_CHANNELS
-        and batch * np.prod(_count_tiles(height, width)) >= MIN_TILES
     )
+    tiles = batch * math.prod(_count_tiles(height, width))
+    return possible and min(kernel.shape[2:]) >= MIN_CHANNELS and tiles >= MIN_TILES
 
 
 @jax.custom_vjp
@@ -129,7 +130,7 @@ def _transform(matrix: np.ndarray, grid: Float[Array, "i j *rest C"]) -> Float[A
     """matrix @ (i j) @ matrix.T for each of the T C; as one product, which is fastest."""
     size = matrix.shape[1] ** 2
     both = np.kron(matrix, matrix).astype(grid.dtype)
-    return (both @ grid.reshape(size, -1)).reshape(len(both), -1, grid.shape[-1])
+    return jnp.dot(both, grid.reshape(size, -1)).reshape(len(both), -1, grid.shape[-1])
 
 
 def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
