@@ -274,8 +274,13 @@ def nms(work: Work, regime: str) -> Call:
     before = top_k(work, regime)
     found = jax.jit(lambda outputs: jax.vmap(best_first)(before.function(outputs)))
     boxes, _, classes, mask = found(*before.arguments)
-    fields = {name: work.config.detections[name] for name in ("iou_threshold", "class_agnostic")}
-    suppress = functools.partial(core.non_maximum_suppression, **fields)
+    limits = work.config.detections
+    suppress = functools.partial(
+        core.non_maximum_suppression,
+        iou_threshold=limits.iou_threshold,
+        class_agnostic=limits.class_agnostic,
+        limit=limits.max_detections,
+    )
     return Call(jax.vmap(suppress), (boxes, classes, mask))
 
 

@@ -56,8 +56,9 @@ def match(
         row, box, real = gt
         # The barrier makes this one array: recomputed in two fusions, its last bits could differ
         # and no anchor would equal the maximum.
-        iou = jax.lax.optimization_barrier(jnp.where(real, paired_iou(anchors, box), 0))  # A
-        highest = jnp.max(iou, where=eligible, initial=0)
+        iou = jnp.where(real & eligible, paired_iou(anchors, box), 0)  # A
+        iou = jax.lax.optimization_barrier(iou)
+        highest = jnp.max(iou)
         forced |= (iou == highest) & (highest > 0)
         better = iou > best_iou
         return (jnp.where(better, iou, best_iou), jnp.where(better, row, best_row), forced), None
