@@ -51,12 +51,14 @@ def match(
     if eligible is None:
         eligible = jnp.ones(num_anchors, bool)
 
+    columns = jnp.transpose(anchors)  # a coordinate's numbers side by side, as vector units want
+
     def visit(state, gt):
         best_iou, best_row, forced = state
         row, box, real = gt
         # The barrier makes this one array: recomputed in two fusions, its last bits could differ
         # and no anchor would equal the maximum.
-        iou = jnp.where(real & eligible, paired_iou(anchors, box), 0)  # A
+        iou = jnp.where(real & eligible, paired_iou(columns.T, box), 0)  # A
         iou = jax.lax.optimization_barrier(iou)
         highest = jnp.max(iou)
         forced |= (iou == highest) & (highest > 0)
