@@ -50,6 +50,12 @@ def parse_flags(argv: list[str]) -> list[str]:
         sys.exit(f"error: {told}{traceback.rpartition('ValueError: ')[2]}")
 
 
+def make_writable(folder: pathlib.Path) -> None:
+    """Makes the folder where it is not there; raises OSError where no file can be made in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+
+
 def use_compilation_cache() -> None:
     """The next start finds compiled what this one compiles; for programs without a workdir.
 
@@ -60,8 +66,7 @@ def use_compilation_cache() -> None:
     wanted = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(user, "retinanet_jax")
     folder = pathlib.Path(os.path.expanduser(wanted))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        make_writable(folder)
     except OSError:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -120,10 +120,8 @@ def coco_results(
 ) -> list[dict[str, Any]]:
     """One picture's detections in COCO's results format: original category ids, xywh boxes."""
     boxes, scores, classes, mask = (np.asarray(field) for field in detections)
-    # In numpy, though `core` converts boxes too: here the device is busy with the next batch, and
-    # jax would queue behind it and compile for every number of boxes.
-    ymin, xmin, ymax, xmax = boxes[mask].T
-    found = np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)
+    # In numpy: the device is busy with the next batch, and jax would queue behind it.
+    found = core.yxyx_to_xywh(boxes[mask])
     return [
         {
             "image_id": image_id,

@@ -64,7 +64,7 @@ class Result:
     @property
     def boxes(self) -> Float32[np.ndarray, "n 4"]:
         """(x0, y0, x1, y1) in pixels of the picture; the maximum is exclusive."""
-        return np.asarray(self.detections.boxes)[:, [1, 0, 3, 2]]
+        return core.yxyx_to_xyxy(np.asarray(self.detections.boxes))
 
     @property
     def scores(self) -> Float32[np.ndarray, " n"]:

@@ -9,7 +9,6 @@ On a cluster the same command runs on every host, with --distributed and a --wor
 import os
 import pathlib
 import sys
-import tempfile
 
 import jax
 from absl import app, flags, logging
@@ -100,8 +99,7 @@ def run(config: ConfigDict, workdir: str | None, mode: str) -> None:
 def writable(folder: pathlib.Path) -> pathlib.Path:
     """Makes the folder; raises an OSError that says why it can't hold the run."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        command.make_writable(folder)
     except OSError as error:
         raise OSError(
             f"--workdir={folder} can't be written ({error.strerror}); give another folder."

@@ -25,21 +25,16 @@ from PIL import Image, ImageOps
 from retinanet_jax import checkpoint, weights
 from retinanet_jax.configs import torchvision as recipe
 from retinanet_jax.data.sources import Category
+from retinanet_jax.export import verification
+from retinanet_jax.export.verification import BOX_TOLERANCE, SCORE_TOLERANCE
+from retinanet_jax.export.verification import (
+    Detected as Found,  # boxes yxyx, in the picture's pixels
+)
 from retinanet_jax.inference import Detector
 from retinanet_jax.predict import find_pictures
 
 NUM_OUTPUTS = 91  # COCO's ids from 0 to 90
-BOX_TOLERANCE, SCORE_TOLERANCE, UNMATCHED_SHARE = 0.05, 1e-4, 0.002
-# What may be the same detection at all: pixels, and score.
-NEAR_BOX, NEAR_SCORE = 1.0, 1e-2
-
-
-class Found(NamedTuple):
-    """The detections of one picture, in its pixels."""
-
-    boxes: np.ndarray  # n 4, yxyx
-    scores: np.ndarray  # n
-    classes: np.ndarray  # n
+UNMATCHED_SHARE = 0.002
 
 
 class Difference(NamedTuple):
@@ -139,21 +134,11 @@ def our_detections(detector: Detector, path: pathlib.Path) -> Found:
 
 def compare(theirs: Found, ours: Found) -> Difference:
     """Each of theirs, best score first, with the nearest one left of ours of its class."""
-    distance = np.abs(theirs.boxes[:, None] - ours.boxes).max(axis=-1, initial=0)
-    score = np.abs(theirs.scores[:, None] - ours.scores)
-    same = theirs.classes[:, None] == ours.classes
-    distance = np.where(same & (score <= NEAR_SCORE), distance, np.inf)
-    boxes, scores = [0.0], [0.0]
-    for row in np.argsort(-theirs.scores, kind="stable"):
-        column = int(distance[row].argmin()) if len(ours.scores) else 0
-        if not len(ours.scores) or distance[row, column] > NEAR_BOX:
-            continue
-        boxes.append(float(distance[row, column]))
-        scores.append(float(score[row, column]))
-        distance[:, column] = np.inf
-    paired = len(boxes) - 1
-    unmatched = len(theirs.scores) + len(ours.scores) - 2 * paired
-    return Difference(len(theirs.scores), max(boxes), max(scores), unmatched)
+    order = np.argsort(-theirs.scores, kind="stable")
+    best_first = Found(*(x[order] for x in theirs))
+    # Every one counts that has no counterpart, however low its score.
+    one = verification.difference(best_first, ours, sure=-np.inf)
+    return Difference(one.detections, one.box, one.score, one.unmatched)
 
 
 def main() -> None:

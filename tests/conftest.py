@@ -2,6 +2,7 @@
 toy configs, and one finished run of the program.
 """
 
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -41,6 +42,19 @@ def test_data() -> pathlib.Path:
     if not folder:
         pytest.skip("RETINANET_JAX_TEST_DATA names no folder")
     return pathlib.Path(folder)
+
+
+@pytest.fixture(scope="session")
+def load_script():
+    """`load_script(path)`: a file of scripts/ as a module of its own."""
+
+    def load(path: pathlib.Path):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The small table: rows differ in their loss alone, finished ones are kept, and it can be read."""
 
-import importlib.util
 import json
 import pathlib
 
@@ -13,11 +12,8 @@ SCRIPT = pathlib.Path(__file__).parents[1] / "scripts" / "ablation.py"
 
 
 @pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("ablation", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script(SCRIPT)
 
 
 class Runs:

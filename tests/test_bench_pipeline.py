@@ -1,6 +1,5 @@
 """The benchmark of the input pipeline: its ratios by hand, and that it runs."""
 
-import importlib.util
 import json
 import pathlib
 import subprocess
@@ -12,11 +11,8 @@ SCRIPT = pathlib.Path(__file__).parent.parent / "scripts" / "bench_pipeline.py"
 
 
 @pytest.fixture(scope="module")
-def bench_pipeline():
-    spec = importlib.util.spec_from_file_location("bench_pipeline", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def bench_pipeline(load_script):
+    return load_script(SCRIPT)
 
 
 def test_ratios_are_taken_within_a_turn(bench_pipeline):

@@ -1,6 +1,5 @@
 """The benchmark's laws, and the compiled cost of what it measures: what must not grow unnoticed."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -30,11 +29,8 @@ SLACK = 1.1  # another jax fuses a little differently
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def benchmark(load_script):
+    return load_script(SCRIPT)
 
 
 def test_both_take_turns(benchmark, monkeypatch):

@@ -1,6 +1,5 @@
 """The judge of scripts/compare_torchvision.py, without torchvision."""
 
-import importlib.util
 import pathlib
 
 import numpy as np
@@ -10,11 +9,8 @@ SCRIPT = pathlib.Path(__file__).parents[1] / "scripts" / "compare_torchvision.py
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("compare_torchvision", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script(SCRIPT)
 
 
 @pytest.fixture

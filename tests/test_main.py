@@ -2,7 +2,7 @@
 
 import pytest
 
-from retinanet_jax import main
+from retinanet_jax import command, main
 from retinanet_jax.configs import r50_fpn
 
 TINY = "--config=configs/shapes.py:tiny"
@@ -96,7 +96,7 @@ def test_a_workdir_without_permission_is_named(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(main.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(command.tempfile, "TemporaryFile", refuse)
     with pytest.raises(OSError, match="can't be written .Permission denied.; give another folder"):
         main.writable(tmp_path)
 

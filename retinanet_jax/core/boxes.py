@@ -91,28 +91,35 @@ def decode(
     return jnp.concatenate([centre - half_size, centre + half_size], axis=-1)
 
 
+# The conversions below leave numpy's arrays numpy's: off the device, and nothing is compiled.
+
+
 def yxyx_to_xyxy(boxes: Float[Array, "*batch 4"]) -> Float[Array, "*batch 4"]:
     """To (xmin, ymin, xmax, ymax): torchvision, Pascal VOC."""
-    ymin, xmin, ymax, xmax = jnp.unstack(boxes, axis=-1)
-    return jnp.stack([xmin, ymin, xmax, ymax], axis=-1)
+    ymin, xmin, ymax, xmax = _columns(boxes)
+    return boxes.__array_namespace__().stack([xmin, ymin, xmax, ymax], axis=-1)
 
 
 def xyxy_to_yxyx(boxes: Float[Array, "*batch 4"]) -> Float[Array, "*batch 4"]:
     """From (xmin, ymin, xmax, ymax): torchvision, Pascal VOC."""
-    xmin, ymin, xmax, ymax = jnp.unstack(boxes, axis=-1)
-    return jnp.stack([ymin, xmin, ymax, xmax], axis=-1)
+    xmin, ymin, xmax, ymax = _columns(boxes)
+    return boxes.__array_namespace__().stack([ymin, xmin, ymax, xmax], axis=-1)
 
 
 def yxyx_to_xywh(boxes: Float[Array, "*batch 4"]) -> Float[Array, "*batch 4"]:
     """To (xmin, ymin, width, height): COCO."""
-    ymin, xmin, ymax, xmax = jnp.unstack(boxes, axis=-1)
-    return jnp.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)
+    ymin, xmin, ymax, xmax = _columns(boxes)
+    return boxes.__array_namespace__().stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)
 
 
 def xywh_to_yxyx(boxes: Float[Array, "*batch 4"]) -> Float[Array, "*batch 4"]:
     """From (xmin, ymin, width, height): COCO."""
-    xmin, ymin, width, height = jnp.unstack(boxes, axis=-1)
-    return jnp.stack([ymin, xmin, ymin + height, xmin + width], axis=-1)
+    xmin, ymin, width, height = _columns(boxes)
+    return boxes.__array_namespace__().stack([ymin, xmin, ymin + height, xmin + width], axis=-1)
+
+
+def _columns(boxes: Float[Array, "*batch 4"]) -> tuple[Array, ...]:
+    return tuple(boxes[..., column] for column in range(4))
 
 
 def _centre_and_size(boxes: Float[Array, "*batch 4"]) -> tuple[Array, Array]:

@@ -1,6 +1,5 @@
 """The script that fetches the ImageNet weights, without a network."""
 
-import importlib.util
 import io
 import json
 import pathlib
@@ -14,11 +13,8 @@ SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "get_resnet50.py"
 
 
 @pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("get_resnet50", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script(SCRIPT)
 
 
 def write_archive(path, shards, names_and_shapes):
