@@ -15,7 +15,8 @@ Expects:  ImageNet weights at weights/resnet50.npz (scripts/get_resnet50.py writ
 Measured: 296 photographs of playing cards (6 classes), --config.data.flip=False, 67 for testing:
           AP .456, AP50 .619 with --config.total_steps=1000, in 40 minutes; AP .526, AP50 .703
           after that run was resumed to 1,500 steps, in 58 minutes in all, on two CPU cores shared
-          with other work (seed 0, one run, jax 0.10.2, 2026-11-23).
+          with other work (seed 0, one run, jax 0.10.2, 2026-11-23; a version whose CPU steps took
+          twice as long).
 """
 
 import functools
