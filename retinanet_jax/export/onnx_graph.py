@@ -452,7 +452,10 @@ def _max_pool(graph: Graph, equation: Any, x: Value) -> Value:
 def non_maximum_suppression(
     *, num_classes: int, iou_threshold: float, class_agnostic: bool
 ) -> Rule:
-    """`core.non_maximum_suppression` by ONNX's operator, which is much faster than its parts."""
+    """`core.non_maximum_suppression` by ONNX's operator, which is much faster than its parts.
+
+    Without its `limit`: `core.detect` takes the first rows of what stays in any case.
+    """
 
     def suppress(graph: Graph, equation: Any, boxes: Value, classes: Value, mask: Value) -> Value:
         (size,) = equation.outvars[0].aval.shape
