@@ -18,6 +18,8 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from retinanet_jax import command
+from retinanet_jax.configs import r50_fpn
 from retinanet_jax.data.sources import Category
 
 FOLDER = "checkpoints"
@@ -144,7 +146,8 @@ def load(path: str | pathlib.Path) -> Trained:
     """Reads a checkpoint: a working directory's best by AP (else its newest), or a step's folder.
 
     The arrays come to the host, whatever devices they were saved on, and wherever the folder was
-    copied to. Raises FileNotFoundError where there is none.
+    copied to. Raises FileNotFoundError where there is none, and ValueError where another version
+    of this package wrote it, whose configs had other fields.
     """
     folder = find(pathlib.Path(path).expanduser().absolute())
     # Unlike the standard handler, this one reads a part of an item.
@@ -169,9 +172,14 @@ def load(path: str | pathlib.Path) -> Trained:
                 categories=ocp.args.JsonRestore(),
             ),
         )
+    config = ConfigDict(saved["config"])
+    try:
+        command.check_fields(config, r50_fpn.get_config())
+    except ValueError as error:
+        raise ValueError(f"{folder}: written by another version of this program: {error}") from None
     return Trained(
         variables={"batch_stats": {}, **saved["variables"]},
-        config=ConfigDict(saved["config"]),
+        config=config,
         categories=to_categories(saved["categories"]),
         step=int(saved["training"]["step"]),
         folder=folder,

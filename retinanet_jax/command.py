@@ -18,8 +18,13 @@ CONFIGS = pathlib.Path(retinanet_jax.configs.__path__[0])
 
 
 @contextlib.contextmanager
-def told_in_one_line(traceback: bool = False) -> Iterator[None]:
-    """A user's mistake ends the program in one line; with `traceback`, as Python does."""
+def told_in_one_line(
+    traceback: bool = False, smaller: str = "--config.data.batch_size"
+) -> Iterator[None]:
+    """A user's mistake ends the program in one line; with `traceback`, as Python does.
+
+    `smaller` is the flag to lower where the accelerator's memory is too small.
+    """
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as error:
@@ -30,8 +35,8 @@ def told_in_one_line(traceback: bool = False) -> Iterator[None]:
         if traceback or "RESOURCE_EXHAUSTED" not in str(error):
             raise
         sys.exit(
-            "error: the accelerator's memory is too small for this run; lower "
-            "--config.data.batch_size or the picture sizes, or try --config.dtype=bfloat16."
+            f"error: the accelerator's memory is too small for this run; lower {smaller} or the "
+            "picture sizes, or train with --config.dtype=bfloat16."
         )
 
 
@@ -80,7 +85,7 @@ def check_fields(config: ConfigDict, known: ConfigDict) -> None:
         hint = f"; did you mean config.{close[0]}?" if close else "."
         raise ValueError(f"config.{name} is not a field of configs/r50_fpn.py{hint}")
     for name in sorted(want - have):
-        raise ValueError(f"config.{name} is missing; start the config from configs/r50_fpn.py.")
+        raise ValueError(f"config.{name} is missing; configs/r50_fpn.py has all fields.")
 
 
 def field_names(config: ConfigDict, prefix: str = "") -> Iterator[str]:

@@ -10,21 +10,20 @@ neither TensorFlow nor pycocotools.
 """
 
 import csv
-import glob
 import io
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 from PIL import Image
 
 from retinanet_jax import command
+from retinanet_jax.data.picture_files import find_pictures
 from retinanet_jax.inference import Detector, Result, ahead
 from retinanet_jax.report import teller, write_atomically, write_json
 
-PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 COLUMNS = ("file_name", "name", "category_id", "score", "x0", "y0", "x1", "y1")
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -52,37 +51,6 @@ class Found(NamedTuple):
     path: pathlib.Path
     outcome: Result | ValueError
     drawing: pathlib.Path
-
-
-def find_pictures(paths: Iterable[str]) -> list[pathlib.Path]:
-    """The picture files at `paths`, each once; folders are searched to the bottom.
-
-    What does not exist is taken for a pattern (`*.jpg`, `**/*.png`), as a shell takes it.
-    Raises FileNotFoundError where there is neither, or no picture at all.
-    """
-    found: list[pathlib.Path] = []
-    for given in paths:
-        path = pathlib.Path(given).expanduser()
-        matches = [path] if path.exists() else sorted(_matching(path))
-        if not matches:
-            raise FileNotFoundError(f"{given}: no such picture or folder.")
-        for match in matches:
-            found += _pictures_in(match) if match.is_dir() else [match]
-    if not found:
-        raise FileNotFoundError(
-            f"no picture ({', '.join(PICTURES)}) in {', '.join(paths) or 'an empty list'}; "
-            "give pictures or folders after the flags."
-        )
-    return list(dict.fromkeys(found))
-
-
-def _matching(pattern: pathlib.Path) -> Iterator[pathlib.Path]:
-    return map(pathlib.Path, glob.iglob(str(pattern), recursive=True))
-
-
-def _pictures_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    inside = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
-    return [path for path in inside if path.is_file()]
 
 
 def drawings(pictures: Sequence[pathlib.Path], output: pathlib.Path) -> list[pathlib.Path]:
@@ -166,7 +134,7 @@ def main(argv: list[str]) -> None:
     if not _CHECKPOINT.value or not _OUTPUT.value:
         sys.exit("error: give --checkpoint=DIR and --output=DIR, then pictures or folders.")
     command.use_compilation_cache()
-    with command.told_in_one_line():
+    with command.told_in_one_line(smaller="--batch_size"):
         pictures = find_pictures(argv[1:])
         detector = Detector.load(
             _CHECKPOINT.value,

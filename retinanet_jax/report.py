@@ -129,8 +129,11 @@ def keep_until(path: pathlib.Path, step: int) -> None:
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     """Writes all of `content` to `path` or leaves it as it was."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

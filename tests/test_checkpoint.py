@@ -240,6 +240,15 @@ def test_what_else_differs_is_told_in_one_line(tmp_path, config, capsys):
     assert_same(*restored)
 
 
+def test_a_checkpoint_of_another_version_is_told_by_its_fields(tmp_path, config):
+    config = config.unlock()
+    del config.evaluator
+    save(tmp_path, config, {5: None})
+    told = r"5: written by another version of this program: config\.evaluator is missing"
+    with pytest.raises(ValueError, match=told):
+        checkpoint.load(tmp_path)
+
+
 def test_imported_weights_are_loaded_and_never_resumed(tmp_path, config):
     checkpoint.write_imported(tmp_path / "run", variables(2), config, CATEGORIES)
     trained = checkpoint.load(tmp_path / "run")

@@ -226,7 +226,7 @@ def test_an_existing_folder_is_not_overwritten(servable, tmp_path):
 
 
 def test_no_pictures_to_verify_on_is_told(servable, tmp_path):
-    with pytest.raises(ValueError, match=r"has no picture \(\.jpeg, \.jpg, \.png\) in it"):
+    with pytest.raises(FileNotFoundError, match=r"no picture \(.*\.jpg, .*\) in"):
         command.example_pictures(servable, tmp_path)
 
 

@@ -1,5 +1,6 @@
 """The door: every mistake ends in one line that names the culprit and the fix."""
 
+import jax
 import pytest
 
 from retinanet_jax import command, main
@@ -57,7 +58,10 @@ def test_a_mistaken_flag_is_named(refusal, tmp_path, flag, culprit):
             "did you mean config.optimizer.learning_rate?",
         ),
         ("config.xyzzy = 1", "config.xyzzy is not a field of configs/r50_fpn.py."),
-        ("del config.loss.gamma", "config.loss.gamma is missing; start the config from"),
+        (
+            "del config.loss.gamma",
+            "config.loss.gamma is missing; configs/r50_fpn.py has",
+        ),
         ("config.lock().total_step = 1", "total_step"),
     ],
 )
@@ -156,6 +160,15 @@ def test_missing_weights_are_told_with_the_script_that_writes_them(refusal, draw
 def test_a_traceback_is_shown_on_request(refusal, tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint here"):
         refusal(main, TINY, "--mode=evaluate", f"--workdir={tmp_path}", "--traceback")
+
+
+def test_too_small_a_memory_is_told_with_what_to_lower():
+    told = pytest.raises(SystemExit, match="too small for this run; lower --batch_size or")
+    with told, command.told_in_one_line(smaller="--batch_size"):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
+    # A defect of ours keeps its traceback.
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), command.told_in_one_line():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 def test_deterministic_operations_are_asked_of_xla(refusal, monkeypatch):

@@ -13,6 +13,7 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from retinanet_jax import checkpoint, command, core, inference, predict
+from retinanet_jax.data.picture_files import find_pictures
 from retinanet_jax.data.sources import Category
 
 WITHOUT_THE_TRAINING_STACK = (
@@ -67,20 +68,18 @@ def found(detector, tmp_path):
 
     def found(*paths, **options):
         output = tmp_path / "out"
-        unreadable = predict.run(
-            detector, predict.find_pictures(map(str, paths)), output, **options
-        )
+        unreadable = predict.run(detector, find_pictures(map(str, paths)), output, **options)
         return unreadable, output, json.loads((output / "detections.json").read_text())
 
     return found
 
 
 def test_pictures_are_found_to_the_bottom(pictures):
-    listed = predict.find_pictures([str(pictures)])
+    listed = find_pictures([str(pictures)])
     assert [str(p.relative_to(pictures)) for p in listed] == ["a.png", "b.JPG", "deep/a.jpg"]
     # A file that is named is taken, whatever it is called.
     notes = pictures / "notes.txt"
-    assert predict.find_pictures([str(notes), str(pictures / "a.png")]) == [
+    assert find_pictures([str(notes), str(pictures / "a.png")]) == [
         notes,
         pictures / "a.png",
     ]
@@ -88,7 +87,7 @@ def test_pictures_are_found_to_the_bottom(pictures):
 
 def test_patterns_are_taken_as_a_shell_takes_them(pictures):
     def found(*given):
-        return [str(p.relative_to(pictures)) for p in predict.find_pictures(given)]
+        return [str(p.relative_to(pictures)) for p in find_pictures(given)]
 
     assert found(f"{pictures}/*.png") == ["a.png"]
     assert found(f"{pictures}/*") == ["a.png", "b.JPG", "deep/a.jpg", "notes.txt"]

@@ -122,12 +122,19 @@ def test_other_hosts_are_silent(tmp_path, capsys):
     assert not capsys.readouterr().out
 
 
-def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path):
+def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
     path = tmp_path / "a.json"
     report.write_json(path, {"AP": 0.5, "APs": None})
     for bad in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="Out of range float"):
             report.write_json(path, {"AP": bad})
+    with monkeypatch.context() as patched:
+        patched.setattr(report.os, "replace", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            report.write_json(path, {})
     assert json.loads(path.read_text()) == {"AP": 0.5, "APs": None}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 

@@ -18,6 +18,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from retinanet_jax import command
+from retinanet_jax.data.picture_files import find_pictures
 from retinanet_jax.data.plan import STRIDE
 from retinanet_jax.data.sources.folders import write_folder
 from retinanet_jax.data.sources.shapes import draw_picture
@@ -32,7 +33,6 @@ FORMATS: dict[str, ModuleType] = {
     "savedmodel": savedmodel,
     "onnx": onnx,
 }
-PICTURES = (".jpeg", ".jpg", ".png")  # what --images is searched for
 DRAWN = 4  # pictures to verify on where none are given
 
 
@@ -69,14 +69,11 @@ def check_packages(kind: str, packages: Sequence[str]) -> None:
 
 
 def example_pictures(servable: Servable, folder: pathlib.Path | None) -> list[np.ndarray]:
-    """The pictures of a folder, or drawn ones; ValueError where it has none."""
+    """The pictures of a folder, or drawn ones; FileNotFoundError where it has none."""
     if folder is None:
         side = servable.config.data.eval_short_side
         return [np.asarray(draw_picture(0, number, side)[0]) for number in range(DRAWN)]
-    files = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in PICTURES]
-    if not files:
-        raise ValueError(f"--images={folder} has no picture ({', '.join(PICTURES)}) in it.")
-    return [decode_image(file.read_bytes(), str(file)) for file in files]
+    return [decode_image(file.read_bytes(), str(file)) for file in find_pictures([str(folder)])]
 
 
 def servable_of(
