@@ -14,16 +14,21 @@ from ml_collections import ConfigDict
 
 import retinanet_jax.configs
 
+INTERRUPTED = 130  # the exit status that shells give to what Ctrl-C ended
 CONFIGS = pathlib.Path(retinanet_jax.configs.__path__[0])
 
 
 @contextlib.contextmanager
 def told_in_one_line(
-    traceback: bool = False, smaller: str = "--config.data.batch_size"
+    traceback: bool = False,
+    *,
+    smaller: str = "--config.data.batch_size",
+    stopped: str = "stopped",
 ) -> Iterator[None]:
     """A user's mistake ends the program in one line; with `traceback`, as Python does.
 
-    `smaller` is the flag to lower where the accelerator's memory is too small.
+    `smaller` is the flag to lower where the accelerator's memory is too small, `stopped` what is
+    said after Ctrl-C.
     """
     try:
         yield
@@ -31,6 +36,11 @@ def told_in_one_line(
         if traceback:
             raise
         sys.exit(f"error: {one_line(error)}")
+    except KeyboardInterrupt:
+        if traceback:
+            raise
+        print(stopped, file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except jax.errors.JaxRuntimeError as error:
         if traceback or "RESOURCE_EXHAUSTED" not in str(error):
             raise

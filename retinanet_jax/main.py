@@ -48,7 +48,8 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if _DETERMINISTIC.value:  # read when jax finds its devices, which is later
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_FLAG}"
-    with command.told_in_one_line(_TRACEBACK.value):
+    stopped = "stopped; the same command goes on from the newest checkpoint"
+    with command.told_in_one_line(_TRACEBACK.value, stopped=stopped):
         join_hosts(
             _DISTRIBUTED.value,
             coordinator_address=_COORDINATOR.value,
@@ -94,6 +95,10 @@ def run(config: ConfigDict, workdir: str | None, mode: str) -> None:
         evaluate.evaluate(config, folder)
     else:
         train.train(config, folder, evaluates=mode == "train_and_evaluate")
+        print(
+            f"{workdir} holds the checkpoints, metrics and, of each evaluation, AP and pictures.\n"
+            f"python -m retinanet_jax.predict --checkpoint={workdir} --output=DIR PICTURES"
+        )
 
 
 def writable(folder: pathlib.Path) -> pathlib.Path:

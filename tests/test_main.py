@@ -171,6 +171,13 @@ def test_too_small_a_memory_is_told_with_what_to_lower():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
+def test_after_an_interrupt_it_is_said_how_to_go_on(capsys):
+    ended = pytest.raises(SystemExit, match=str(command.INTERRUPTED))
+    with ended, command.told_in_one_line(stopped="stopped; run it again"):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "stopped; run it again\n"
+
+
 def test_deterministic_operations_are_asked_of_xla(refusal, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
     refusal(main, TINY, "--deterministic")
