@@ -2,13 +2,16 @@
 
 import contextlib
 import difflib
+import itertools
+import operator
 import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -59,10 +62,23 @@ def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with a misspelt config field or a missing file told in one line."""
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError) as error:
+        sys.exit(f"error: {unknown_field(error, argv)}")
+    except (flags.Error, OSError, TypeError, ValueError) as error:
         # Of what a config file raises, ml_collections passes on the whole traceback, as text.
         told, _, traceback = one_line(error).partition("Traceback (most recent call last):")
         sys.exit(f"error: {told}{traceback.rpartition('ValueError: ')[2]}")
+
+
+def unknown_field(error: AttributeError | KeyError, argv: Sequence[str]) -> str:
+    """Which flag gives a field that the config lacks; ml_collections names its last part alone."""
+    cause = error.args[0]  # a text, or the KeyError of which ml_collections made this error
+    told = str(cause.args[0] if isinstance(cause, KeyError) else cause)
+    part, _, hint = told.partition("\n")
+    for flag in (argument.partition("=")[0] for argument in argv):
+        if flag.startswith("--config.") and part.strip("'") in flag.split("."):
+            return f"{flag}: there is no such field. {hint}".rstrip()
+    return " ".join(told.split())
 
 
 def make_writable(folder: pathlib.Path) -> None:
@@ -88,7 +104,10 @@ def use_compilation_cache() -> None:
 
 
 def check_fields(config: ConfigDict, known: ConfigDict) -> None:
-    """Raises ValueError at the first field that no code reads, or that is missing."""
+    """Raises ValueError at the first field that no code reads, that is missing, or of another kind.
+
+    ml_collections holds other types to what they are, but not what is in a tuple.
+    """
     have, want = set(field_names(config)), set(field_names(known))
     for name in sorted(have - want):
         close = difflib.get_close_matches(name, want, 1)
@@ -96,6 +115,12 @@ def check_fields(config: ConfigDict, known: ConfigDict) -> None:
         raise ValueError(f"config.{name} is not a field of configs/r50_fpn.py{hint}")
     for name in sorted(want - have):
         raise ValueError(f"config.{name} is missing; configs/r50_fpn.py has all fields.")
+    for name in sorted(want):
+        value, example = operator.attrgetter(name)(config), operator.attrgetter(name)(known)
+        if isinstance(example, tuple) and any(
+            np.shape(one) != np.shape(other) for one, other in itertools.product(value, example)
+        ):
+            raise ValueError(f"config.{name}={value} must be of the kind of {example}.")
 
 
 def field_names(config: ConfigDict, prefix: str = "") -> Iterator[str]:

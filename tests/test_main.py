@@ -36,10 +36,11 @@ def config_file(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "culprit"),
     [
-        ("--config.optimizer.leraning_rate=0.1", "leraning_rate"),
-        ("--config.optimiser.learning_rate=0.1", "optimiser"),
+        ("--config.optimizer.leraning_rate=0.1", "--config.optimizer.leraning_rate: there is no"),
+        ("--config.optimiser.learning_rate=0.1", 'no such field. Did you mean "optimizer"'),
         ("--config.total_step=7", 'Did you mean "total_steps"'),
         ("--config.total_steps=many", "total_steps"),
+        ("--config.data.buckets=3", "config.data.buckets=(3,) must be of the kind of ((800, 928)"),
         ("--wrokdir=x", "wrokdir"),
         ("--mode=eval", "train_and_evaluate|train|evaluate"),
     ],
