@@ -433,12 +433,12 @@ def check_any_batch(run, found, image, size):
 
 
 def check_jpeg(artifact, picture, want, scale):
-    """The file's bytes go in, boxes in its pixels come out."""
+    """By the documented lines the file's bytes go in, boxes in its pixels come out."""
     import tensorflow as tf
 
-    model = tf.saved_model.load(str(artifact / savedmodel.FOLDER))
-    found = model.signatures[savedmodel.JPEG_SIGNATURE](jpeg=tf.constant([picture.read_bytes()]))
-    (have,) = verification.separate(Found(*(found[name].numpy() for name in OUTPUTS)))
+    names = {"tf": tf, "model": tf.saved_model.load(str(artifact / savedmodel.FOLDER))}
+    exec(lines_for(savedmodel.JPEG_SIGNATURE).replace("PICTURE", str(picture)), names)
+    (have,) = verification.separate(Found(*(names["found"][name].numpy() for name in OUTPUTS)))
     in_file = want._replace(boxes=want.boxes / np.tile(scale[::-1], 2))
     difference = verification.difference(in_file, have, sure=0.3 + 1e-4)
     assert difference.box < 0.01
@@ -477,7 +477,7 @@ def test_the_command_exports_a_run(program, tiny_run, tmp_path):
     status, stdout, stderr = program.run("export", *arguments, *given)
     assert status == 0, stderr
     assert "verified: " in stdout
-    assert f"{tmp_path / 'out'}: onnx for 1 pictures of 64 x 96" in stdout
+    assert f"{tmp_path / 'out'}: onnx for 1 picture of 64 x 96" in stdout
     told = json.loads((tmp_path / "out" / card.FILE).read_text())
     assert (told["score_threshold"], told["max_detections"]) == (0.002, 20)
     assert told["inputs"]["images"]["shape"] == [1, 64, 96, 3]

@@ -118,7 +118,8 @@ def main(argv: list[str]) -> None:
         run(values.format, servable, output, images)
     height, width = servable.image_size
     batch = servable.batch_size or "any number of"
-    print(f"{output}: {values.format} for {batch} pictures of {height} x {width}")
+    pictures = "picture" if batch == 1 else "pictures"
+    print(f"{output}: {values.format} for {batch} {pictures} of {height} x {width}")
 
 
 if __name__ == "__main__":
