@@ -6,6 +6,7 @@ import itertools
 import operator
 import os
 import pathlib
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -71,14 +72,18 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def unknown_field(error: AttributeError | KeyError, argv: Sequence[str]) -> str:
-    """Which flag gives a field that the config lacks; ml_collections names its last part alone."""
+    """Which flag gives a field that the config lacks; ml_collections names its last part alone.
+
+    Without such a flag it is the config file's mistake.
+    """
     cause = error.args[0]  # a text, or the KeyError of which ml_collections made this error
     told = str(cause.args[0] if isinstance(cause, KeyError) else cause)
     part, _, hint = told.partition("\n")
     for flag in (argument.partition("=")[0] for argument in argv):
         if flag.startswith("--config.") and part.strip("'") in flag.split("."):
             return f"{flag}: there is no such field. {hint}".rstrip()
-    return " ".join(told.split())
+    without_all_fields = re.sub(r'Other fields present: ".*"', "", told, flags=re.DOTALL)
+    return f"--config: {type(error).__name__}: {' '.join(without_all_fields.split())}"
 
 
 def make_writable(folder: pathlib.Path) -> None:

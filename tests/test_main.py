@@ -63,7 +63,12 @@ def test_a_mistaken_flag_is_named(refusal, tmp_path, flag, culprit):
             "del config.loss.gamma",
             "config.loss.gamma is missing; configs/r50_fpn.py has",
         ),
-        ("config.lock().total_step = 1", "total_step"),
+        (
+            "config.lock().total_step = 1",
+            'AttributeError: Key "total_step" does not exist and cannot be added since the config '
+            'is locked. Did you mean "total_steps" instead of "total_step"?',
+        ),
+        ('{}["a"]', "error: --config: KeyError: a"),
     ],
 )
 def test_a_misspelt_field_in_a_file_is_named(refusal, config_file, tmp_path, line, told):
