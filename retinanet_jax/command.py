@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import retinanet_jax.configs
+from retinanet_jax.configs import r50_fpn
 
 INTERRUPTED = 130  # the exit status that shells give to what Ctrl-C ended
 CONFIGS = pathlib.Path(retinanet_jax.configs.__path__[0])
@@ -60,9 +61,24 @@ def one_line(error: Exception) -> str:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with a misspelt config field or a missing file told in one line."""
-    try:
+    """`parse_flags_and_words` of a program that takes flags alone."""
+    left = parse_flags_and_words(argv)
+    if left[1:]:
+        sys.exit(f"error: {left[1]!r} is no flag; flags are --NAME=VALUE, without blanks.")
+    return left
+
+
+def parse_flags_and_words(argv: list[str]) -> list[str]:
+    """absl's parser, with a mistake told in one line."""
+    with mistaken_flag_told(argv):
         return flags.FLAGS(argv)
+
+
+@contextlib.contextmanager
+def mistaken_flag_told(argv: Sequence[str]) -> Iterator[None]:
+    """A misspelt flag or config field, or a missing config file, ends the program in one line."""
+    try:
+        yield
     except (AttributeError, KeyError) as error:
         sys.exit(f"error: {unknown_field(error, argv)}")
     except (flags.Error, OSError, TypeError, ValueError) as error:
@@ -81,9 +97,16 @@ def unknown_field(error: AttributeError | KeyError, argv: Sequence[str]) -> str:
     part, _, hint = told.partition("\n")
     for flag in (argument.partition("=")[0] for argument in argv):
         if flag.startswith("--config.") and part.strip("'") in flag.split("."):
-            return f"{flag}: there is no such field. {hint}".rstrip()
-    without_all_fields = re.sub(r'Other fields present: ".*"', "", told, flags=re.DOTALL)
+            return f"{flag}: there is no such field. {hint or fields_called(part)}".rstrip()
+    without_all_fields = re.sub(r'Other fields present: "{.*}"', "", told, flags=re.DOTALL)
     return f"--config: {type(error).__name__}: {' '.join(without_all_fields.split())}"
+
+
+def fields_called(part: str) -> str:
+    """Names the fields whose last part it is."""
+    known = field_names(r50_fpn.get_config())
+    same = [f"--config.{name}" for name in known if name.split(".")[-1] == part.strip("'")]
+    return f"Did you mean {' or '.join(same)}?" if same else ""
 
 
 def make_writable(folder: pathlib.Path) -> None:

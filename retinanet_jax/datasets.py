@@ -1,7 +1,9 @@
 """From the config's data section to the sources and plans of a run."""
 
+import os
 import pathlib
 from collections.abc import Iterator
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -20,6 +22,7 @@ from retinanet_jax.data.sources.tfds import TfdsSource
 from retinanet_jax.data.sources.voc import VocSource
 from retinanet_jax.detector import choose
 
+LOOKED_THROUGH = 1_000  # pictures: decoding so many takes seconds, a run that ends late costs hours
 LISTED = ("source", "annotations", "images", "split", "classes", "official")
 EXAMPLES = {
     "annotations": "FILE_OR_FOLDER",
@@ -130,6 +133,27 @@ def open_training(config: ConfigDict, workdir: pathlib.Path) -> Source:
     if holds_out(config):
         return open_split(config, workdir)[0]
     return open_source(config, "train", workdir)
+
+
+def check_training_data(source: Source) -> None:
+    """Raises ValueError where no picture has a box, and as `check_pictures` does."""
+    if not any(len(source.annotations(index).boxes) for index in range(len(source))):
+        raise ValueError(
+            f"{source.name}: none of its {len(source)} pictures has a box; there is nothing to "
+            "learn. Give the file that has the annotations."
+        )
+    check_pictures(source)
+
+
+def check_pictures(source: Source) -> None:
+    """Raises ValueError or OSError at a picture that a run would end at, in a small data set.
+
+    To read all of a large one takes minutes; `retinanet_jax.inspect` does it.
+    """
+    if len(source) <= LOOKED_THROUGH:
+        with futures.ThreadPoolExecutor(os.cpu_count()) as readers:
+            # Threads hand on what is wrong, and not the pixels.
+            list(readers.map(lambda index: source.picture(index).shape, range(len(source))))
 
 
 def open_evaluation(config: ConfigDict, workdir: pathlib.Path) -> Source:

@@ -102,6 +102,9 @@ class Result:
         """In COCO's results format: original category ids, boxes as x, y, width, height."""
         return coco_results(self.detections, image_id, self.categories)
 
+    def __getitem__(self, number: int) -> Detection:
+        return tuple(self)[number]
+
     def __repr__(self) -> str:
         height, width = self.image.shape[:2]
         shown = [visualize.score_label(one.name, one.score) for one in itertools.islice(self, 5)]
@@ -174,6 +177,9 @@ class Detector:
             max_detections=max_detections,
         )
 
+    def __repr__(self) -> str:
+        return f"<Detector of {len(self.names)} categories, {self.trained.folder}>"
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all categories that it was trained on."""
@@ -206,6 +212,8 @@ class Detector:
         """`batch`, with the error itself in the place of a picture that cannot be read or used."""
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1; try 1.")
+        if isinstance(images, str | os.PathLike | Image.Image):
+            raise ValueError("one picture is no batch; give a list, or call detector(picture).")
         prepared = ahead(self._prepare, images, count=batch_size + WORKERS)
         groups = grouped(prepared, _kind, size=batch_size, patience=PATIENCE * batch_size)
         return in_order(self._run(groups, batch_size))

@@ -19,9 +19,10 @@ from retinanet_jax.configs import r50_fpn
 
 DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", str(command.CONFIGS / "shapes.py"), "The recipe: FILE[:ARG].", lock_config=True
-)
+with command.mistaken_flag_told(sys.argv):  # the default is read at once, and argv applied to it
+    _CONFIG = config_flags.DEFINE_config_file(
+        "config", str(command.CONFIGS / "shapes.py"), "The recipe: FILE[:ARG].", lock_config=True
+    )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints, metrics and evaluations go; the same again resumes."
 )
@@ -113,5 +114,5 @@ def writable(folder: pathlib.Path) -> pathlib.Path:
 
 
 if __name__ == "__main__":
-    jax.config.parse_flags_with_absl()
+    jax.config.config_with_absl()  # its own flags, --jax_...
     app.run(main, flags_parser=command.parse_flags)

@@ -121,10 +121,11 @@ def run(
     write_json(output / "detections.json", results)
     if table:
         write_csv(output / "detections.csv", rows)
-    print(
-        f"{len(results)} detections on {len(pictures) - len(unreadable)} pictures: "
-        f"{output / 'detections.json'}"
-    )
+    told = f"{len(results)} detections on {len(pictures) - len(unreadable)} pictures"
+    if draw_threshold is not None:
+        drawn = sum(one["score"] >= draw_threshold for one in results)
+        told += f", {drawn} that score {draw_threshold:g} or more drawn"
+    print(f"{told}: {output / 'detections.json'}")
     return unreadable
 
 
@@ -157,4 +158,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=command.parse_flags)
+    app.run(main, flags_parser=command.parse_flags_and_words)

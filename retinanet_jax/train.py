@@ -248,8 +248,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
     sharding.check_heights(config.data.buckets, config.anchors.max_level, mesh)
     if evaluates:
         train_data, eval_data = datasets.open_sources(config, workdir)
+        datasets.check_pictures(eval_data)
     else:
         train_data, eval_data = datasets.open_training(config, workdir), None
+    datasets.check_training_data(train_data)
     plan = datasets.train_plan(config, train_data)
     model = build_model(config, len(train_data.categories))
     optimizer = make_optimizer(config)
@@ -362,6 +364,24 @@ def describe(
         f"{len(train_data.categories)} categories, {plan.steps_per_epoch} steps an epoch\n"
         f"learning rate {scaled_learning_rate(config):g} = {optimizer.learning_rate:g} at batch "
         f"{optimizer.reference_batch_size}, scaled to batch {data.batch_size}\n"
-        f"steps {int(state.step)} to {config.total_steps}",
+        f"steps {int(state.step)} to {config.total_steps}, from {beginning(config, state)}",
         flush=True,
     )
+    tell_long_warmup(config)
+
+
+def tell_long_warmup(config: ConfigDict) -> None:
+    """Prints a warning where most of the run has less than its learning rate."""
+    if config.optimizer.warmup_steps > config.total_steps / 2:
+        print(
+            f"warning: the learning rate rises for {config.optimizer.warmup_steps} of "
+            f"{config.total_steps} steps; lower --config.optimizer.warmup_steps or train longer.",
+            flush=True,
+        )
+
+
+def beginning(config: ConfigDict, state: TrainState) -> str:
+    """Where the first parameters of this run come from."""
+    if state.step:
+        return f"checkpoint {int(state.step)}"
+    return config.init.path or "random parameters"

@@ -15,7 +15,10 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "error: $("$python" --version) is too old; Python 3.11 or newer is needed (PYTHON=... names one)." >&2
     exit 1
 fi
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+if [ ! -x "$venv/bin/python" ]; then
+    echo "making $venv, once: some 2.4 GB of packages, minutes on a slow line" >&2
+    "$python" -m venv "$venv"
+fi
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root${extras:+[$extras]}"
 PATH=$venv/bin:$PATH
 export PATH

@@ -141,7 +141,7 @@ def refusal(monkeypatch):
         argv = ["program", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", argv)
         with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
-            module.main(command.parse_flags(argv))
+            module.main(command.parse_flags_and_words(argv))
         jax.config.update("jax_compilation_cache_dir", str(CACHE))
         line = stopped.value.code  # a string: Python prints it and exits with status 1
         assert isinstance(line, str), line

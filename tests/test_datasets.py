@@ -1,11 +1,13 @@
 """From the config to sources and plans."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from retinanet_jax import datasets
+from retinanet_jax.data.sources.coco import CocoSource
 
 
 @pytest.fixture
@@ -39,6 +41,25 @@ def test_a_share_is_held_out_where_no_evaluation_data_is_given(own_data, drawn, 
     assert not names(train) & names(held_out)
     assert names(again) == names(held_out)
     assert len(held_out) > 0
+
+
+def test_a_picture_that_a_run_would_end_at_is_named_before_it(drawn, tmp_path, monkeypatch):
+    shutil.copytree(drawn, tmp_path / "copied")
+    source = CocoSource(tmp_path / "copied/instances.json", tmp_path / "copied/images")
+    datasets.check_training_data(source)
+    broken = tmp_path / "copied/images" / source.file_name(7)
+    broken.write_bytes(broken.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=rf"{broken.name}: the picture is corrupt or truncated"):
+        datasets.check_pictures(source)
+    monkeypatch.setattr(datasets, "LOOKED_THROUGH", len(source) - 1)
+    datasets.check_pictures(source)
+
+
+def test_data_without_a_box_is_refused(drawn, tmp_path):
+    content = json.loads((drawn / "instances.json").read_text())
+    (tmp_path / "empty.json").write_text(json.dumps({**content, "annotations": []}))
+    with pytest.raises(ValueError, match=r"empty\.json: none of its 20 pictures has a box; there"):
+        datasets.check_training_data(CocoSource(tmp_path / "empty.json", drawn / "images"))
 
 
 def test_evaluation_data_stands_above_the_share(own_data, tmp_path):

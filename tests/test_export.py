@@ -179,6 +179,16 @@ def test_an_artifact_that_differs_is_not_kept(artifact, servable, tmp_path, chan
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_found_nothing_is_not_called_verified(
+    artifact, servable, tmp_path, capsys, monkeypatch
+):
+    nothing = Detected(*(x[:0] for x in WANT))
+    artifact(padded(*nothing))
+    monkeypatch.setattr(verification, "reference", lambda _: lambda images, sizes: [nothing] * 2)
+    command.run("stablehlo", servable, tmp_path / "out", None)
+    assert "not verified: nothing was found on 4 pictures; give" in capsys.readouterr().out
+
+
 def test_rows_after_the_last_detection_are_zero(artifact, servable, tmp_path):
     found = padded(*WANT)
     found.scores[0, 2] = 0.1

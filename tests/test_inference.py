@@ -85,7 +85,14 @@ def test_a_result_has_names_scores_and_boxes_in_the_pictures_own_pixels(detector
         "score": pytest.approx(0.8),
     }
     assert repr(result) == "<2 detections on 30 x 20 pixels: cat 0.80, dog 0.20>"
+    assert (result[1].name, result[-1].name) == ("dog", "dog")
     assert detector.names == ("dog", "cat", "catfish")
+    assert repr(detector) == f"<Detector of 3 categories, {detector.trained.folder}>"
+
+
+def test_one_picture_is_no_batch(detector):
+    with pytest.raises(ValueError, match="one picture is no batch; give a list"):
+        detector.batch("a.jpg")
 
 
 def test_a_result_draws_what_scores_enough(detector):

@@ -41,6 +41,7 @@ def config_file(tmp_path):
         ("--config.total_step=7", 'Did you mean "total_steps"'),
         ("--config.total_steps=many", "total_steps"),
         ("--config.data.buckets=3", "config.data.buckets=(3,) must be of the kind of ((800, 928)"),
+        ("--config.batch_size=2", "no such field. Did you mean --config.data.batch_size?"),
         ("--wrokdir=x", "wrokdir"),
         ("--mode=eval", "train_and_evaluate|train|evaluate"),
     ],
@@ -168,6 +169,11 @@ def test_a_traceback_is_shown_on_request(refusal, tmp_path):
         refusal(main, TINY, "--mode=evaluate", f"--workdir={tmp_path}", "--traceback")
 
 
+def test_a_word_that_is_no_flag_is_told():
+    with pytest.raises(SystemExit, match="error: 'runs/x' is no flag; flags are --NAME=VALUE"):
+        command.parse_flags(["program", "--workdir", "runs", "runs/x"])
+
+
 def test_too_small_a_memory_is_told_with_what_to_lower():
     told = pytest.raises(SystemExit, match="too small for this run; lower --batch_size or")
     with told, command.told_in_one_line(smaller="--batch_size"):
@@ -206,9 +212,10 @@ def test_the_mode_decides_what_is_done(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_program_itself_ends_with_status_1_and_no_traceback(program, tmp_path):
+@pytest.mark.parametrize("config", [[TINY], []])
+def test_the_program_itself_ends_with_status_1_and_no_traceback(program, tmp_path, config):
     status, stdout, stderr = program.run(
-        "main", TINY, f"--workdir={tmp_path}", "--config.optimizer.leraning_rate=0.1"
+        "main", *config, f"--workdir={tmp_path}", "--config.optimizer.leraning_rate=0.1"
     )
     assert (status, stdout) == (1, "")
     (line,) = stderr.strip().splitlines()

@@ -230,13 +230,13 @@ def test_the_flags_reach_the_detector(home, detector, pictures, tmp_path, monkey
     ]
     monkeypatch.setattr(sys, "argv", argv)
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
-        predict.main(command.parse_flags(argv))
+        predict.main(command.parse_flags_and_words(argv))
     assert stopped.value.code == 1
     assert given == {"score_threshold": 0.3, "max_detections": 7, "categories": ["dog", "cat"]}
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["detections.csv", "detections.json"]
     told = capsys.readouterr()
-    assert "4 detections on 2 pictures" in told.out
+    assert "4 detections on 2 pictures: " in told.out
     assert f"1 of 3 pictures could not be read:\n  {pictures / 'b.JPG'}: " in told.err
 
 

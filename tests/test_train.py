@@ -243,6 +243,7 @@ def test_what_a_run_tells(tiny_run):
         assert said in tiny_run.stdout
     assert "4 steps an epoch" in tiny_run.stdout
     assert "scaled to batch 4" in tiny_run.stdout
+    assert "steps 0 to 8, from random parameters" in tiny_run.stdout
     assert "step 8/8 (100%)" in tiny_run.stdout
 
 
@@ -382,3 +383,10 @@ def test_own_pictures_a_held_out_share_and_a_run_that_is_interrupted(
     monkeypatch.setattr(evaluate, "build_model", lambda *_: pytest.fail("compiled"))
     with pytest.raises(ValueError, match=r"trained on 6 categories, the data has 7; .*egg"):
         evaluate.evaluate(finetune_config, stopped)
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(199, True), (200, False)])
+def test_a_warmup_that_takes_most_of_the_run_is_told(config, capsys, steps, warned):
+    config.optimizer.warmup_steps, config.total_steps = 100, steps
+    train.tell_long_warmup(config)
+    assert ("rises for 100 of 199 steps; lower" in capsys.readouterr().out) == warned

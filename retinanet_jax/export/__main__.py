@@ -48,11 +48,16 @@ def run(kind: str, servable: Servable, output: pathlib.Path, images: pathlib.Pat
     pictures = [servable.prepared(picture) for picture in example_pictures(servable, images)]
 
     def write(folder: pathlib.Path) -> None:
+        print(f"writing {kind}, then running it on {len(pictures)} pictures", flush=True)
         artifact.write(servable, folder)
         found = verification.verified(servable, artifact.load(folder), pictures)
-        print(f"verified: {verification.tell(found)}", flush=True)
-        if not found.detections:
-            print("nothing was found; give --images=FOLDER of what it was trained to find")
+        if found.detections:
+            print(f"verified: {verification.tell(found)}", flush=True)
+        else:
+            print(
+                f"not verified: nothing was found on {found.pictures} pictures; give "
+                "--images=FOLDER of what it was trained to find, or a lower --score_threshold"
+            )
         card.write(folder, kind, servable, artifact.PACKAGES, found)
 
     write_folder(output, write, lambda: False)
