@@ -380,10 +380,15 @@ def run_alone(lines: str, *, without: tuple[str, ...], **paths: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
+# For each format: what its lines contain, what they must do without, how the config resizes.
 RUNTIMES = {
-    "stablehlo": ("export.deserialize", ("retinanet_jax", "flax", "tensorflow", "onnxruntime")),
-    "savedmodel": ("serving_default", ("retinanet_jax", "jax", "onnxruntime")),
-    "onnx": ("onnxruntime", ("retinanet_jax", "jax", "tensorflow")),
+    "stablehlo": (
+        "export.deserialize",
+        ("retinanet_jax", "flax", "tensorflow", "onnxruntime"),
+        "pillow",
+    ),
+    "savedmodel": ("serving_default", ("retinanet_jax", "jax", "onnxruntime"), "bilinear"),
+    "onnx": ("onnxruntime", ("retinanet_jax", "jax", "tensorflow"), "bilinear_float"),
 }
 
 
@@ -395,12 +400,12 @@ def test_the_documented_lines_find_what_the_checkpoint_finds(
     """From a file of another form than the input, with lines that know nothing of the package."""
     for package in command.FORMATS[kind].PACKAGES:
         pytest.importorskip(package)
+    what, without, toy_config.data.resize = RUNTIMES[kind]
     servable = Servable(trained_toy(toy_config), (64, 64), 1 if kind == "onnx" else None)
     artifact, picture = tmp_path / "artifact", tmp_path / "picture.jpg"
     command.run(kind, servable, artifact, None)
     Image.fromarray(np.asarray(draw_picture(5, 1, 128)[0])[:90]).save(picture)
 
-    what, without = RUNTIMES[kind]
     arrays = ", ".join(f"{name}={name}" for name in (*INPUTS, *OUTPUTS))
     run_alone(
         f"{lines_for('def resize')}{lines_for(what)}np.savez('FOUND', {arrays})",
@@ -412,7 +417,7 @@ def test_the_documented_lines_find_what_the_checkpoint_finds(
     with np.load(tmp_path / "found.npz") as found:
         pixels = np.asarray(Image.open(picture))
         size = servable.resized_size(90, 128)
-        image = pad(resize(pixels, *size, kind="bilinear"), 64, 64)
+        image = pad(resize(pixels, *size, kind=toy_config.data.resize), 64, 64)
         np.testing.assert_array_equal(found["sizes"], [size])
         np.testing.assert_array_equal(found["images"], [image])
         twice = [np.repeat(found[name], 2, axis=0) for name in INPUTS]  # what is compiled already
@@ -435,7 +440,7 @@ def test_the_documented_lines_find_what_the_checkpoint_finds(
 
 def check_any_batch(run, found, image, size):
     """A picture beside another is found as it is alone."""
-    images, sizes = np.zeros((2, *image.shape), np.uint8), np.full((2, 2), 64, np.int32)
+    images, sizes = np.zeros((2, *image.shape), image.dtype), np.full((2, 2), 64, np.int32)
     images[1], sizes[1] = image, size
     among = verification.separate(run(images, sizes))[1]
     for have, want in zip(among, found, strict=True):
