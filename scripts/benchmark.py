@@ -397,7 +397,7 @@ def their_pictures(peer: Peer) -> list:
 def their_truth(peer: Peer, batch: Batch) -> list[dict]:
     import torch
 
-    boxes, classes = batch.boxes[..., [1, 0, 3, 2]], batch.classes.astype(np.int64)
+    boxes, classes = core.yxyx_to_xyxy(batch.boxes), batch.classes.astype(np.int64)
     tensor = functools.partial(torch.tensor, device=peer.device)
     return [
         {"boxes": tensor(boxes[row][real]), "labels": tensor(classes[row][real])}

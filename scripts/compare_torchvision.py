@@ -22,16 +22,13 @@ import jax
 import numpy as np
 from PIL import Image, ImageOps
 
-from retinanet_jax import checkpoint, weights
+from retinanet_jax import checkpoint, core, weights
 from retinanet_jax.configs import torchvision as recipe
+from retinanet_jax.data.picture_files import find_pictures
 from retinanet_jax.data.sources import Category
 from retinanet_jax.export import verification
-from retinanet_jax.export.verification import BOX_TOLERANCE, SCORE_TOLERANCE
-from retinanet_jax.export.verification import (
-    Detected as Found,  # boxes yxyx, in the picture's pixels
-)
+from retinanet_jax.export.verification import BOX_TOLERANCE, SCORE_TOLERANCE, Detected
 from retinanet_jax.inference import Detector
-from retinanet_jax.predict import find_pictures
 
 NUM_OUTPUTS = 91  # COCO's ids from 0 to 90
 UNMATCHED_SHARE = 0.002
@@ -92,7 +89,7 @@ def their_detector(version: str, sides: tuple[int, int], seed: int):
     return model.eval()
 
 
-def their_detections(model, path: pathlib.Path) -> Found:
+def their_detections(model, path: pathlib.Path) -> Detected:
     """Of a picture file, read as torchvision's users read it."""
     import torch
     from torchvision.transforms import functional
@@ -102,7 +99,7 @@ def their_detections(model, path: pathlib.Path) -> Found:
     with torch.inference_mode():
         (found,) = model([picture])
     boxes, scores, classes = (found[name].numpy() for name in ("boxes", "scores", "labels"))
-    return Found(boxes[:, [1, 0, 3, 2]], scores, classes)
+    return Detected(core.xyxy_to_yxyx(boxes), scores, classes)
 
 
 def our_detector(version: str, sides: tuple[int, int], model) -> Detector:
@@ -126,16 +123,16 @@ def our_detector(version: str, sides: tuple[int, int], model) -> Detector:
     return Detector(trained)
 
 
-def our_detections(detector: Detector, path: pathlib.Path) -> Found:
+def our_detections(detector: Detector, path: pathlib.Path) -> Detected:
     """Of a picture file, as the predict command reads it."""
     boxes, scores, classes, _ = detector(path).detections
-    return Found(boxes, scores, classes)
+    return Detected(boxes, scores, classes)
 
 
-def compare(theirs: Found, ours: Found) -> Difference:
+def compare(theirs: Detected, ours: Detected) -> Difference:
     """Each of theirs, best score first, with the nearest one left of ours of its class."""
     order = np.argsort(-theirs.scores, kind="stable")
-    best_first = Found(*(x[order] for x in theirs))
+    best_first = Detected(*(x[order] for x in theirs))
     # Every one counts that has no counterpart, however low its score.
     one = verification.difference(best_first, ours, sure=-np.inf)
     return Difference(one.detections, one.box, one.score, one.unmatched)

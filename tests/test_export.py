@@ -236,7 +236,8 @@ def test_an_existing_folder_is_not_overwritten(servable, tmp_path):
 
 
 def test_no_pictures_to_verify_on_is_told(servable, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no picture \(.*\.jpg, .*\) in"):
+    told = r"no picture \(\.bmp, \.jpeg, \.jpg, \.png, .*\) in /.*; give pictures, or folders"
+    with pytest.raises(FileNotFoundError, match=told):
         command.example_pictures(servable, tmp_path)
 
 

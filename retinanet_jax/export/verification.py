@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from retinanet_jax import core
 from retinanet_jax.detector import build_model, detect
 from retinanet_jax.export.servable import Found, Run, Servable, image_batch
 
@@ -78,7 +79,7 @@ def reference(servable: Servable):
             find(trained.variables, image_batch(images, sizes, np.ones_like(sizes)))
         )
         return [
-            Detected(boxes[mask][:, [1, 0, 3, 2]], scores[mask], ids[classes[mask]])
+            Detected(core.yxyx_to_xyxy(boxes[mask]), scores[mask], ids[classes[mask]])
             for boxes, scores, classes, mask in zip(*found, strict=True)
         ]
 

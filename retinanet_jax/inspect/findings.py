@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from retinanet_jax.command import one_line
 from retinanet_jax.data.sources import Category, Source
 from retinanet_jax.data.transforms import decode_image
 
@@ -194,7 +195,7 @@ def take_fingerprints(
                 height, width = source.sizes[index].tolist()
                 decode_image(data, source.file_name(index), size=(height, width))
         except (OSError, ValueError) as error:
-            return "", " ".join(str(error).split())
+            return "", one_line(error)
         return hashlib.sha1(data).hexdigest(), ""
 
     digests, unusable = [], []
