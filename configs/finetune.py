@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.train.update(annotations="", images="")
     config.data.eval.update(annotations="", images="")
     config.data.update(
-        validation_share=0.2,
+        validation_fraction=0.2,
         batch_size=2,
         eval_batch_size=4,
         buckets=((256, 256), (256, 352), (256, 480), (352, 256), (480, 256)),

@@ -9,7 +9,7 @@ import contextlib
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,15 +18,11 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from retinanet_jax import command
-from retinanet_jax.configs import r50_fpn
-from retinanet_jax.data.sources import Category
+from retinanet_jax.config import DEFINING, check_fields, differences, plain
+from retinanet_jax.data.sources.base import Category
 
 FOLDER = "checkpoints"
 NOT_MEASURED = -1.0  # AP of a checkpoint that was not evaluated: below all others
-# Sections of the config that say what the weights mean. Many a field of them can change without
-# changing any array's shape; the other sections' only change how training goes on.
-DEFINING = ("model", "anchors", "input")
 
 
 class Checkpoints:
@@ -174,7 +170,7 @@ def load(path: str | pathlib.Path) -> Trained:
         )
     config = ConfigDict(saved["config"])
     try:
-        command.check_fields(config, r50_fpn.get_config())
+        check_fields(config)
     except ValueError as error:
         raise ValueError(f"{folder}: written by another version of this program: {error}") from None
     return Trained(
@@ -273,23 +269,6 @@ def tell_differences(where: pathlib.Path, saved: ConfigDict, config: ConfigDict)
     told = [f"config.{name}={want} (was {have})" for name, have, want in differing]
     if told:
         print(f"{where}: goes on with {', '.join(told)}", flush=True)
-
-
-def plain(config: ConfigDict) -> dict[str, Any]:
-    """What of `config` is stored; in JSON tuples are lists."""
-    return json.loads(config.to_json())
-
-
-def differences(
-    saved: Mapping[str, Any], config: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, saved value, value now) of each field that differs; None where it is absent."""
-    for name in sorted({*saved, *config}):
-        have, want = saved.get(name), config.get(name)
-        if isinstance(have, Mapping) and isinstance(want, Mapping):
-            yield from differences(have, want, f"{prefix}{name}.")
-        elif have != want:
-            yield prefix + name, have, want
 
 
 def check_categories(

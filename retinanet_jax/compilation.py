@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import pathlib
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 
 from retinanet_jax.data.batch import Batch
+from retinanet_jax.utils.files import make_writable
 
 Compiler = futures.Executor  # threads that compile; XLA leaves Python to the others meanwhile
 MAX_THREADS = 8  # each takes some 500 MB for a ResNet-50
@@ -73,3 +75,19 @@ class Programs:
             flush=True,
         )
         return program
+
+
+def use_compilation_cache() -> None:
+    """The next start finds compiled what this one compiles; for programs without a workdir.
+
+    In $JAX_COMPILATION_CACHE_DIR, else in $XDG_CACHE_HOME/retinanet_jax (~/.cache/retinanet_jax);
+    nowhere, where that cannot be written.
+    """
+    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    wanted = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(user, "retinanet_jax")
+    folder = pathlib.Path(os.path.expanduser(wanted))
+    try:
+        make_writable(folder)
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))

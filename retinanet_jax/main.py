@@ -14,14 +14,15 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from retinanet_jax import command
-from retinanet_jax.configs import r50_fpn
+from retinanet_jax.cli import common
+from retinanet_jax.config import CONFIGS, check_fields
+from retinanet_jax.utils.files import make_writable
 
 DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
 
-with command.mistaken_flag_told(sys.argv):  # the default is read at once, and argv applied to it
+with common.mistaken_flag_told(sys.argv):  # the default is read at once, and argv applied to it
     _CONFIG = config_flags.DEFINE_config_file(
-        "config", str(command.CONFIGS / "shapes.py"), "The recipe: FILE[:ARG].", lock_config=True
+        "config", str(CONFIGS / "shapes.py"), "The recipe: FILE[:ARG].", lock_config=True
     )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints, metrics and evaluations go; the same again resumes."
@@ -50,7 +51,7 @@ def main(_: list[str]) -> None:
     if _DETERMINISTIC.value:  # read when jax finds its devices, which is later
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_FLAG}"
     stopped = "stopped; the same command goes on from the newest checkpoint"
-    with command.told_in_one_line(_TRACEBACK.value, stopped=stopped):
+    with common.told_in_one_line(_TRACEBACK.value, stopped=stopped):
         join_hosts(
             _DISTRIBUTED.value,
             coordinator_address=_COORDINATOR.value,
@@ -86,16 +87,17 @@ def run(config: ConfigDict, workdir: str | None, mode: str) -> None:
     """Checks what can be checked early, then does what `mode` says."""
     if not workdir:
         raise ValueError("no --workdir: give the folder where the run's files go.")
-    command.check_fields(config, r50_fpn.get_config())
+    check_fields(config)
     folder = writable(pathlib.Path(workdir).expanduser().absolute())
     # A second start, and a resumed run, find their programs compiled.
     jax.config.update("jax_compilation_cache_dir", str(folder / "compilation_cache"))
-    from retinanet_jax import evaluate, train
+    from retinanet_jax.evaluation import evaluator
+    from retinanet_jax.training import loop
 
     if mode == "evaluate":
-        evaluate.evaluate(config, folder)
+        evaluator.evaluate(config, folder)
     else:
-        train.train(config, folder, evaluates=mode == "train_and_evaluate")
+        loop.train(config, folder, evaluates=mode == "train_and_evaluate")
         print(
             f"{workdir} holds the checkpoints, metrics and, of each evaluation, AP and pictures.\n"
             f"python -m retinanet_jax.predict --checkpoint={workdir} --output=DIR PICTURES"
@@ -105,7 +107,7 @@ def run(config: ConfigDict, workdir: str | None, mode: str) -> None:
 def writable(folder: pathlib.Path) -> pathlib.Path:
     """Makes the folder; raises an OSError that says why it can't hold the run."""
     try:
-        command.make_writable(folder)
+        make_writable(folder)
     except OSError as error:
         raise OSError(
             f"--workdir={folder} can't be written ({error.strerror}); give another folder."
@@ -115,4 +117,4 @@ def writable(folder: pathlib.Path) -> pathlib.Path:
 
 if __name__ == "__main__":
     jax.config.config_with_absl()  # its own flags, --jax_...
-    app.run(main, flags_parser=command.parse_flags)
+    app.run(main, flags_parser=common.parse_flags)

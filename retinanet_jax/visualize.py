@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from retinanet_jax.data.sources import Source
+from retinanet_jax.data.sources.base import Source
 
 
 def color(number: int) -> tuple[int, int, int]:

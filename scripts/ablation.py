@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import main as program
 from retinanet_jax.configs import ablations, shapes
-from retinanet_jax.report import write_json
+from retinanet_jax.utils.files import write_json
 
 ROWS = ("ce", "ce-prior", "alpha=.75", "gamma=.5", "gamma=2")
 LOSSES = ("ce", "ce-prior", "alpha", "gamma", "star")  # kinds of rows that change nothing else

@@ -22,8 +22,9 @@ import numpy as np
 from PIL import Image
 
 from retinanet_jax.data.pipeline import batches
-from retinanet_jax.data.plan import TrainPlan, resized_sizes
-from retinanet_jax.data.sources import Source
+from retinanet_jax.data.plan import TrainPlan
+from retinanet_jax.data.sizes import resized_sizes
+from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.data.sources.packed import write_packed
 
@@ -240,7 +241,7 @@ def make_plan(source: Source, options: argparse.Namespace) -> TrainPlan:
         flip=False,
         scale_jitter=None,
         crop_size=None,
-        quarter_turns=False,
+        rot90=False,
         color_jitter=dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0),
     )
 

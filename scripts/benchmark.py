@@ -37,11 +37,17 @@ import optax
 from flax import linen as nn
 from PIL import Image
 
-from retinanet_jax import command, core, detector, train, weights
+from retinanet_jax import compilation, core, modeling, weights
+from retinanet_jax.cli import common
+from retinanet_jax.config import CONFIGS, choose
 from retinanet_jax.configs import r50_fpn, torchvision
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.models import ARCHITECTURES, Outputs
-from retinanet_jax.report import duration, write_json
+from retinanet_jax.training import objective
+from retinanet_jax.training.optimizer import make_optimizer
+from retinanet_jax.training.step import TrainState, make_train_step
+from retinanet_jax.utils.files import write_json
+from retinanet_jax.utils.progress import duration
 
 SEED = 0
 BOXES, REAL_BOXES = 100, 8  # rows of ground truth; how many are real where a picture is as most are
@@ -105,14 +111,14 @@ def make_work(setting: Setting, backbone: str, peer: str) -> Work:
     recipe, num_classes = (torchvision, 91) if peer else (r50_fpn, 80)
     config = recipe.get_config().unlock()
     config.dtype, config.model.backbone = setting.dtype, backbone
-    model = detector.build_model(config, num_classes)
+    model = modeling.build_model(config, num_classes)
     variables = seeded_variables(config, num_classes)
     return Work(setting, config, num_classes, model, variables, make_batch(setting, num_classes))
 
 
 def plain(work: Work) -> Work:
     """With convolutions as they are defined, whatever this device's way to do them."""
-    return work._replace(model=detector.build_model(work.config, work.num_classes, portable=True))
+    return work._replace(model=modeling.build_model(work.config, work.num_classes, portable=True))
 
 
 def seeded_variables(config: Any, num_classes: int) -> dict[str, Any]:
@@ -135,7 +141,7 @@ def seeded_variables(config: Any, num_classes: int) -> dict[str, Any]:
         scale = np.float32(gain / np.prod(like.shape[:-1]) ** 0.5)
         return scale * rng.standard_normal(like.shape, np.float32)
 
-    shapes = jax.eval_shape(lambda: detector.initialize(config, num_classes, SEED))
+    shapes = jax.eval_shape(lambda: modeling.initialize(config, num_classes, SEED))
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
@@ -172,7 +178,7 @@ def noise(shape: Sequence[int], dtype: str, mean: float = 0, deviation: float = 
 
 def random_outputs(work: Work, regime: str) -> Outputs:
     """Outputs of no network, in its dtype."""
-    lengths = [len(level) for level in detector.image_anchors(work.setting.size, work.config)]
+    lengths = [len(level) for level in modeling.image_anchors(work.setting.size, work.config)]
     rows, dtype = work.setting.batch, work.setting.dtype
     return Outputs(
         tuple(noise((rows, n, work.num_classes), dtype, *LOGITS[regime]) for n in lengths),
@@ -189,21 +195,21 @@ def on_device(tree: Any) -> Any:
 
 
 def train_step(work: Work) -> Call:
-    optimizer = train.make_optimizer(work.config)
+    optimizer = make_optimizer(work.config)
     variables = on_device(work.variables)
-    state = train.TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         **variables,
         opt_state=optimizer.init(variables["params"]),
         normalizer=jnp.asarray(work.config.loss.ema_start, jnp.float32),
     )
-    step = train.make_train_step(work.model, optimizer, work.config)
+    step = make_train_step(work.model, optimizer, work.config)
     return Call(step, (state, on_device(work.batch)), carries=True)
 
 
 def inference(work: Work) -> Call:
     """From the host's bytes to its detections."""
-    detect = functools.partial(detector.detect, model=work.model, config=work.config)
+    detect = functools.partial(modeling.detect, model=work.model, config=work.config)
     return Call(detect, (on_device(work.variables), work.batch))
 
 
@@ -238,7 +244,7 @@ def network(work: Work, *, start: str = "", stop: str = "") -> Call:
 
 
 def matching(work: Work) -> Call:
-    anchors = np.concatenate(detector.image_anchors(work.setting.size, work.config))
+    anchors = np.concatenate(modeling.image_anchors(work.setting.size, work.config))
     assign = functools.partial(core.assign_targets, jnp.asarray(anchors), **work.config.matching)
     batch = crowded(work.batch)
     boxes = (batch.boxes, batch.classes, batch.mask, batch.crowd_boxes, batch.crowd_mask)
@@ -248,7 +254,7 @@ def matching(work: Work) -> Call:
 def loss(work: Work) -> Call:
     def total(outputs, batch):
         normalizer = jnp.asarray(work.config.loss.ema_start, jnp.float32)
-        return detector.batch_loss(outputs, batch, normalizer, work.config).total
+        return objective.batch_loss(outputs, batch, normalizer, work.config).total
 
     batch = on_device(crowded(work.batch))
     return Call(jax.value_and_grad(total), (random_outputs(work, "trained"), batch))
@@ -256,7 +262,7 @@ def loss(work: Work) -> Call:
 
 def top_k(work: Work, regime: str) -> Call:
     fields = {name: work.config.detections[name] for name in ("score_threshold", "top_k")}
-    anchors = detector.image_anchors(work.setting.size, work.config)
+    anchors = modeling.image_anchors(work.setting.size, work.config)
 
     def one_image(outputs):
         levels = zip(*outputs, map(jnp.asarray, anchors), strict=True)
@@ -287,12 +293,12 @@ def nms(work: Work, regime: str) -> Call:
 def post_processing(work: Work, regime: str) -> Call:
     # In the network's place something that returns what it is given.
     model: Any = types.SimpleNamespace(apply=lambda outputs, images, train: outputs)
-    detect = functools.partial(detector.detect, model=model, config=work.config)
+    detect = functools.partial(modeling.detect, model=model, config=work.config)
     return Call(detect, (random_outputs(work, regime), on_device(work.batch)))
 
 
 def optimizer_update(work: Work) -> Call:
-    optimizer = train.make_optimizer(work.config)
+    optimizer = make_optimizer(work.config)
 
     def update(carried, gradients):
         params, state = carried
@@ -748,7 +754,7 @@ def find_largest_batch(setting: Setting, options: Any) -> Setting:
 
 
 STARTUP = (  # R50-FPN on drawn pictures of 256 x 256, one step
-    f"--config={command.CONFIGS / 'r50_fpn.py'}:tiny",
+    f"--config={CONFIGS / 'r50_fpn.py'}:tiny",
     "--mode=train",
     *(f"--config.{name}=1" for name in ("total_steps", "checkpoint_every", "evaluate_every")),
     *(f"--config.data.{name}=256" for name in ("train.image_size", "eval_short_side", "long_side")),
@@ -857,7 +863,7 @@ def parse_size(text: str) -> tuple[int, int]:
 def parse_names(option: str, text: str, known: Sequence[str]) -> list[str]:
     names = text.split(",")
     for name in names:
-        detector.choose(option, name, dict.fromkeys(known))
+        choose(option, name, dict.fromkeys(known))
     return names
 
 
@@ -939,14 +945,14 @@ def main() -> None:
     if any(argument.startswith("--peer") for argument in sys.argv):
         # Two libraries share the device: neither may take all its memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    with command.told_in_one_line():
+    with common.told_in_one_line():
         options = parse_arguments(sys.argv[1:])
         if options.peak_of:
             setting = Setting(options.sizes[0], options.batch, options.dtypes[0])
             print(training_peak(options.peak_of, setting, options))
             return
         if options.cached:
-            command.use_compilation_cache()
+            compilation.use_compilation_cache()
         else:
             jax.config.update("jax_enable_compilation_cache", False)
         run(options)

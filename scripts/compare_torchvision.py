@@ -24,11 +24,11 @@ from PIL import Image, ImageOps
 
 from retinanet_jax import checkpoint, core, weights
 from retinanet_jax.configs import torchvision as recipe
-from retinanet_jax.data.picture_files import find_pictures
-from retinanet_jax.data.sources import Category
+from retinanet_jax.data.image_files import find_pictures
+from retinanet_jax.data.sources.base import Category
+from retinanet_jax.detector import Detector
 from retinanet_jax.export import verification
 from retinanet_jax.export.verification import BOX_TOLERANCE, SCORE_TOLERANCE, Detected
-from retinanet_jax.inference import Detector
 
 NUM_OUTPUTS = 91  # COCO's ids from 0 to 90
 UNMATCHED_SHARE = 0.002

@@ -21,9 +21,10 @@ import pytest
 from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
-from retinanet_jax import command, sharding
+from retinanet_jax import sharding
+from retinanet_jax.cli import common
 from retinanet_jax.configs import r50_fpn
-from retinanet_jax.data.sources import shapes
+from retinanet_jax.data.sources import synthetic
 from retinanet_jax.models import resnet
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -86,7 +87,7 @@ def one_device(monkeypatch):
 def drawn(tmp_path_factory) -> pathlib.Path:
     """A folder with 20 drawn pictures of 64 x 64 and their COCO JSON."""
     folder = tmp_path_factory.mktemp("drawn") / "shapes"
-    return shapes.write_shapes(folder, seed=5, images=20, image_size=64)
+    return synthetic.write_shapes(folder, seed=5, images=20, image_size=64)
 
 
 class Program:
@@ -141,7 +142,7 @@ def refusal(monkeypatch):
         argv = ["program", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", argv)
         with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
-            module.main(command.parse_flags_and_words(argv))
+            module.main(common.parse_flags_and_words(argv))
         jax.config.update("jax_compilation_cache_dir", str(CACHE))
         line = stopped.value.code  # a string: Python prints it and exits with status 1
         assert isinstance(line, str), line

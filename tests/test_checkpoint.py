@@ -13,7 +13,7 @@ import pytest
 
 from retinanet_jax import checkpoint, sharding
 from retinanet_jax.checkpoint import Checkpoints
-from retinanet_jax.data.sources import Category
+from retinanet_jax.data.sources.base import Category
 
 CATEGORIES = (Category(3, "dog"), Category(7, "cat"))
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from retinanet_jax import compilation, datasets
+from retinanet_jax import compilation, input_pipeline
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.pipeline import batch_shapes
 from retinanet_jax.data.sources.coco import CocoSource
@@ -113,11 +113,11 @@ def test_the_shapes_are_those_of_the_batches_that_come(toy_config, drawn, resize
         return jax.tree.map(lambda x: (x.shape, x.dtype), batch)
 
     for plan, num_steps, distinct in (
-        (datasets.train_plan(toy_config, source), 5, 2),
-        (datasets.eval_plan(toy_config, source.sizes, batch_size=4), 5, 1),
+        (input_pipeline.train_plan(toy_config, source), 5, 2),
+        (input_pipeline.eval_plan(toy_config, source.sizes, batch_size=4), 5, 1),
     ):
         steps = range(num_steps)
-        come = [shapes(b) for b in datasets.host_batches(toy_config, source, plan, steps)]
+        come = [shapes(b) for b in input_pipeline.host_batches(toy_config, source, plan, steps)]
         expected = [shapes(b) for b in batch_shapes(source, plan, steps)]
         assert expected == list(dict.fromkeys(come))
         assert len(expected) == distinct

@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 
 import retinanet_jax.configs
-from retinanet_jax import command, datasets, detector, train
+from retinanet_jax import input_pipeline, modeling
+from retinanet_jax.config import check_fields, field_names
 from retinanet_jax.configs import ablations, detectron2, r50_fpn, torchvision
 from retinanet_jax.data.batch import Batch
+from retinanet_jax.training import loop
+from retinanet_jax.training.optimizer import make_optimizer, make_schedule, scaled_learning_rate
+from retinanet_jax.training.step import TrainState, make_train_step
 from retinanet_jax.weights import msra
 from retinanet_jax.weights import torchvision as torchvision_weights
 
@@ -46,7 +50,7 @@ def tiny(arg: str) -> str:
 
 def sections(config) -> dict[str, type]:
     """Dotted names of all fields, with the types of their values."""
-    names = command.field_names(config)
+    names = field_names(config)
     return {name: type(config[name] if "." not in name else at(config, name)) for name in names}
 
 
@@ -67,7 +71,7 @@ def test_the_recipes_are_all_here():
 @pytest.mark.parametrize(("name", "arg"), VARIANTS)
 def test_every_recipe_has_every_field_of_its_type_and_no_other(name, arg):
     config, base = load(name, arg), r50_fpn.get_config()
-    command.check_fields(config, base)
+    check_fields(config, base)
     wrong = {
         field: (have, sections(base)[field])
         for field, have in sections(config).items()
@@ -133,7 +137,7 @@ def test_an_empty_name_is_refused():
 def test_the_papers_numbers():
     config = r50_fpn.get_config()
     assert config.data.batch_size * config.total_steps == 16 * 90_000
-    assert train.scaled_learning_rate(config) == 0.01
+    assert scaled_learning_rate(config) == 0.01
     assert (config.optimizer.momentum, config.optimizer.weight_decay) == (0.9, 1e-4)
     assert (config.loss.alpha, config.loss.gamma, config.model.prior_probability) == (0.25, 2, 0.01)
     assert (config.matching.foreground_iou, config.matching.background_iou) == (0.5, 0.4)
@@ -155,8 +159,8 @@ def test_the_papers_numbers():
 )
 def test_the_learning_rate_drops_when_it_should(name, arg, drops):
     config = load(name, arg)
-    rate = train.make_schedule(config)
-    peak = train.scaled_learning_rate(config)
+    rate = make_schedule(config)
+    peak = scaled_learning_rate(config)
     for number, step in enumerate(drops):
         np.testing.assert_allclose(rate(step - 1), peak * 0.1**number, rtol=1e-5)
         np.testing.assert_allclose(rate(step + 1), peak * 0.1 ** (number + 1), rtol=1e-5)
@@ -173,8 +177,8 @@ def test_warm_up_begins_where_the_peers_begin():
     for name, first in {"detectron2": 1e-5, "torchvision": 1e-5, "tpu_640": 0.0067}.items():
         config = load(name)
         assert config.optimizer.warmup_steps == 1_000
-        rate = train.make_schedule(config)
-        slope = train.scaled_learning_rate(config) / 1_000
+        rate = make_schedule(config)
+        slope = scaled_learning_rate(config) / 1_000
         assert abs(float(rate(0)) - slope - first) < 0.02 * first
 
 
@@ -237,7 +241,7 @@ def test_the_pixels_are_those_of_the_weights():
 @pytest.mark.parametrize("row", ablations.ROWS)
 def test_a_row_changes_what_its_table_is_about_and_no_more(row):
     base, config = ablations.get_config(), ablations.get_config(row)
-    names = list(command.field_names(base))
+    names = list(field_names(base))
     changed = {name for name in names if at(base, name) != at(config, name)}
     kind = row.partition("=")[0]
     backbone = {"model.backbone", "model.norm_epsilon", "init.source", "init.path", "input.mean"}
@@ -370,14 +374,14 @@ MOST_PADDING = {
 )
 def test_every_recipe_plans_pictures_like_cocos(name, arg):
     config = load(name, arg)
-    plan = datasets.train_plan(config, types.SimpleNamespace(sizes=SIZES))
+    plan = input_pipeline.train_plan(config, types.SimpleNamespace(sizes=SIZES))
     assert len(plan.buckets) <= 8
     assert plan.steps_per_epoch == -(-len(SIZES) // config.data.batch_size)
     for step in (0, plan.steps_per_epoch - 1, plan.steps_per_epoch):
         batch = plan.batch(step)
         assert len(batch.index) == config.data.batch_size
         assert (batch.size <= batch.bucket).all()
-    evaluation = datasets.eval_plan(config, SIZES, batch_size=config.data.eval_batch_size)
+    evaluation = input_pipeline.eval_plan(config, SIZES, batch_size=config.data.eval_batch_size)
     assert sum(int(x) for x in evaluation.weights.sum(axis=1)) == len(SIZES)
 
 
@@ -386,9 +390,9 @@ def test_every_tiny_recipe_plans_drawn_pictures(name, arg):
     config = load(name, arg)
     assert config.data.train.source == config.data.eval.source == "shapes"
     drawn = np.full((config.data.train.count, 2), config.data.train.image_size)
-    plan = datasets.train_plan(config, types.SimpleNamespace(sizes=drawn))
+    plan = input_pipeline.train_plan(config, types.SimpleNamespace(sizes=drawn))
     assert {plan.batch(step).bucket for step in range(config.total_steps)} == {(96, 96)}
-    datasets.eval_plan(config, drawn, batch_size=config.data.eval_batch_size)
+    input_pipeline.eval_plan(config, drawn, batch_size=config.data.eval_batch_size)
 
 
 @pytest.mark.parametrize("name", ["r50_fpn", *(f"r50_fpn:{side}" for side in r50_fpn.BUCKETS)])
@@ -403,7 +407,7 @@ def test_many_sides_pad_more(name):
 
 def padded_share(name: str, arg: str = "") -> float:
     """Of the pixels of an epoch's batches."""
-    plan = datasets.train_plan(load(name, arg), types.SimpleNamespace(sizes=SIZES))
+    plan = input_pipeline.train_plan(load(name, arg), types.SimpleNamespace(sizes=SIZES))
     batches = [plan.batch(step) for step in range(plan.steps_per_epoch)]
     pixels = sum(int(batch.size.prod(axis=1) @ batch.weights) for batch in batches)
     return 1 - pixels / sum(len(batch.index) * np.prod(batch.bucket) for batch in batches)
@@ -419,7 +423,7 @@ def test_jittered_recipes_share_their_buckets():
 
 def structure(config) -> str:
     """What of a config decides more of the program than a constant in it."""
-    names = [name for name in command.field_names(config) if not name.startswith("init.")]
+    names = [name for name in field_names(config) if not name.startswith("init.")]
     fields = {name: at(config, name) for name in names if not name.startswith("data.")}
     switches = {name: value for name, value in fields.items() if isinstance(value, str | bool)}
     off = ("loss.beta", "loss.ohem.negatives_per_positive", "optimizer.clip_norm")
@@ -477,21 +481,21 @@ def batch_shapes(config) -> Batch:
 )
 def test_every_recipe_builds_its_network_and_its_step(name, arg):
     config = load(name, arg)
-    model = detector.build_model(config, NUM_CLASSES)
-    optimizer = train.make_optimizer(config)
-    step = train.make_train_step(model, optimizer, config)
+    model = modeling.build_model(config, NUM_CLASSES)
+    optimizer = make_optimizer(config)
+    step = make_train_step(model, optimizer, config)
 
     def one_step(batch):
         variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
         variables = {"batch_stats": {}, **variables}
-        state = train.TrainState(
+        state = TrainState(
             jnp.int32(0),
             variables["params"],
             variables["batch_stats"],
             optimizer.init(variables["params"]),
             jnp.float32(config.loss.ema_start),
         )
-        return state, step(state, batch), detector.detect(variables, batch, model, config)
+        return state, step(state, batch), modeling.detect(variables, batch, model, config)
 
     before, (after, metrics), detections = jax.eval_shape(one_step, batch_shapes(config))
     # What a step returns, the next one takes.
@@ -518,7 +522,7 @@ def test_every_recipe_builds_its_network_and_its_step(name, arg):
 def test_every_kind_of_loss_normalizer_optimizer_and_view_trains(name, arg, one_device, tmp_path):
     config = load(name, tiny(arg)).unlock()
     config.update(total_steps=3, checkpoint_every=3, evaluate_every=3)
-    train.train(config, tmp_path, evaluates=False)
+    loop.train(config, tmp_path, evaluates=False)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(np.isfinite(line["loss"]) and line["gradient_norm"] > 0 for line in lines)

@@ -1,362 +1,295 @@
-"""The joined detector: input, loss over a batch, and what changes neither."""
+"""The Python API: however a picture comes, alone or among others, what is found is the same."""
 
-import functools
+import subprocess
+import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
-from retinanet_jax import core, detector
-from retinanet_jax.data.batch import Batch
-from retinanet_jax.models import Outputs
-from retinanet_jax.train import TrainState, make_optimizer, make_train_step
+from retinanet_jax import checkpoint, core, input_pipeline
+from retinanet_jax import detector as detector_module
+from retinanet_jax.data.sources.base import Category
+from retinanet_jax.data.transforms import PIXEL_TYPES
+from retinanet_jax.detector import Detection, Detector
+from retinanet_jax.utils.threads import WORKERS, ahead, grouped, in_order
 
-SIZE = (64, 64)
-NUM_CLASSES = 3
-
-
-def make_batch(rows: int, seed: int = 0) -> Batch:
-    """Pictures of noise with up to 3 boxes each, and one crowd region."""
-    rng = np.random.default_rng(seed)
-    corners = rng.uniform(0, 30, (rows, 3, 2))
-    boxes = np.concatenate([corners, corners + rng.uniform(8, 30, (rows, 3, 2))], axis=-1)
-    return Batch(
-        images=rng.integers(0, 256, (rows, *SIZE, 3), np.uint8),
-        sizes=np.tile(np.float32([60, 50]), (rows, 1)),
-        scales=np.full((rows, 2), 2, np.float32),
-        boxes=boxes.astype(np.float32),
-        classes=rng.integers(0, NUM_CLASSES, (rows, 3), np.int32),
-        mask=rng.random((rows, 3)) < 0.8,
-        crowd_boxes=np.tile(np.float32([0, 0, 20, 20]), (rows, 1, 1)),
-        crowd_mask=np.ones((rows, 1), bool),
-        weights=np.ones(rows, np.float32),
-        index=np.arange(rows, dtype=np.int32),
-        colors=np.tile(np.float32([1.2, 0.7, 1.3, 0.1]), (rows, 1)),
-        dropped=np.zeros(rows, np.int32),
-    )
-
-
-def random_outputs(config, rows: int, seed: int = 0) -> Outputs:
-    rng = np.random.default_rng(seed)
-    counts = [len(level) for level in detector.image_anchors(SIZE, config)]
-    return Outputs(
-        tuple(rng.normal(size=(rows, n, NUM_CLASSES)).astype(np.float32) for n in counts),
-        tuple(rng.normal(size=(rows, n, 4)).astype(np.float32) for n in counts),
-    )
-
-
-def loss_of(config):
-    """Jitted `(outputs, batch) -> LossTerms`, from a moving count of 10."""
-    return jax.jit(
-        lambda outputs, batch: detector.batch_loss(outputs, batch, jnp.float32(10), config)
-    )
+CATEGORIES = (Category(3, "dog"), Category(7, "cat"), Category(9, "catfish"))
 
 
 @pytest.fixture
-def small(config):
-    """One anchor a cell and three levels: little to compile."""
-    config.anchors.update(max_level=5, scales=(1.0,), ratios=(1.0,))
-    config.matching.crowd_ioa = 0.5
-    return config
+def traced(monkeypatch) -> list[tuple[int, ...]]:
+    """The shapes that were compiled, of a network that finds two things in every picture.
 
+    A cat that fills it, as probable as its first pixel is red, and at .2 a dog in its corner.
+    """
+    traced = []
 
-# ---- the network's input
-
-
-def test_normalize_by_hand():
-    image = np.array([[[[10, 20, 30]]]], np.uint8)
-    numbers = {"mean": (1.0, 2.0, 3.0), "std": (1.0, 2.0, 4.0), "dtype": jnp.float32}
-    sizes = np.ones((1, 2), np.float32)
-    rgb = detector.normalize(image, sizes, order="rgb", **numbers)
-    bgr = detector.normalize(image, sizes, order="bgr", **numbers)
-    assert rgb.ravel().tolist() == [9, 9, 6.75]
-    # The means are in the network's order: 30 - 1, (20 - 2) / 2, (10 - 3) / 4.
-    assert bgr.ravel().tolist() == [29, 9, 1.75]
-
-
-def test_normalize_zeroes_the_padding():
-    images = np.full((2, 4, 6, 3), 200, np.uint8)
-    sizes = np.array([[4, 6], [3, 2]], np.float32)
-    normalize = functools.partial(
-        detector.normalize, order="rgb", mean=(100.0,) * 3, std=(10.0,) * 3, dtype=jnp.float32
-    )
-    result = np.asarray(normalize(images, sizes))
-    np.testing.assert_array_equal(result[0], 10)
-    np.testing.assert_array_equal(result[1, :3, :2], 10)
-    assert result[1].sum() == 10 * 3 * 2 * 3
-    np.testing.assert_array_equal(jax.jit(normalize)(images, sizes), result)
-
-
-def test_normalize_rounds_once_at_the_end():
-    image = np.full((1, 1, 1, 3), 255, np.uint8)
-    one = detector.normalize(
-        image,
-        np.ones((1, 2), np.float32),
-        order="rgb",
-        mean=(254.9,) * 3,
-        std=(1.0,) * 3,
-        dtype=jnp.bfloat16,
-    )
-    assert one.dtype == jnp.bfloat16
-    # In bfloat16 254.9 would be 255 and the difference 0.
-    np.testing.assert_allclose(one.astype(np.float32), 0.1, rtol=1e-2)
-
-
-def test_an_unknown_channel_order_is_named(config):
-    config.input.order = "gbr"
-    with pytest.raises(ValueError, match="input.order='gbr' must be 'rgb' or 'bgr'"):
-        detector.network_input(make_batch(1), config, train=False)
-
-
-def test_colors_are_jittered_in_training_if_the_config_says_so(config):
-    batch = make_batch(1)
-    plain = detector.network_input(batch, config, train=False)
-    np.testing.assert_array_equal(detector.network_input(batch, config, train=True), plain)
-    config.data.color_jitter.hue = 0.1
-    np.testing.assert_array_equal(detector.network_input(batch, config, train=False), plain)
-    jittered = np.array(detector.network_input(batch, config, train=True))
-    assert np.abs(jittered - plain).mean() > 1
-    assert not jittered[:, 60:].any()
-    assert not jittered[:, :, 50:].any()
-
-
-# ---- the loss
-
-
-def test_the_three_normalizers_by_hand(config):
-    class_sums, box_sums = jnp.array([8.0, 3.0, 100.0]), jnp.array([4.0, 1.0, 100.0])
-    foreground = jnp.array([4.0, 0.0, 7.0])
-    weights = jnp.array([1.0, 1.0, 0.0])  # the third row is a filler
-    config.loss.update(box_weight=2.0, ema_momentum=0.9)
-
-    def reduce(normalizer, num_kept=None):
-        config.loss.normalizer = normalizer
-        return detector.reduce_losses(
-            class_sums, box_sums, foreground, num_kept, weights, jnp.float32(10), config.loss
+    def detect(variables, batch, model, config):
+        traced.append(batch.images.shape)
+        size = batch.sizes * batch.scales
+        corner = jnp.zeros_like(size)
+        red = batch.images[:, 0, 0, 0] / jnp.float32(255)
+        detections = core.Detections(
+            boxes=jnp.stack(
+                [jnp.concatenate([corner, size], 1), jnp.concatenate([corner, corner + 2], 1)], 1
+            ),
+            scores=jnp.stack([red, jnp.full_like(red, 0.2)], 1),
+            classes=jnp.tile(jnp.array([1, 0]), (len(red), 1)),
+            mask=jnp.ones((len(red), 2), bool),
         )
+        kept = detections.scores > config.detections.score_threshold
+        detections = detections._replace(mask=detections.mask & kept)
+        return core.Detections(*(x[:, : config.detections.max_detections] for x in detections))
 
-    batch = reduce("batch")
-    np.testing.assert_allclose(batch[:4], [11 / 4 + 2 * 5 / 4, 11 / 4, 5 / 4, 4])
-    assert batch.normalizer == 10
-    image = reduce("image")  # (8 / 4 + 3 / 1) / 2 images and (4 / 4 + 1 / 1) / 2
-    np.testing.assert_allclose(image[:4], [2.5 + 2 * 1, 2.5, 1, 4])
-    assert image.normalizer == 10
-    ema = reduce("ema")  # 0.9 * 10 + 0.1 * 4 = 9.4
-    np.testing.assert_allclose(ema, [(11 + 2 * 5) / 9.4, 11 / 9.4, 5 / 9.4, 4, 9.4], rtol=1e-6)
-
-    # What OHEM kept, 16 + 6 of them, divides the classification alone.
-    num_kept = jnp.array([16, 6, 99])
-    for normalizer, plain, classification in (
-        ("batch", batch, 11 / 22),
-        ("image", image, (8 / 16 + 3 / 6) / 2),
-        ("ema", ema, 11 / 22),
-    ):
-        mined = reduce(normalizer, num_kept)
-        np.testing.assert_allclose(mined.classification, classification, rtol=1e-6)
-        np.testing.assert_allclose(mined.total, classification + 2 * plain.box, rtol=1e-6)
-        np.testing.assert_array_equal(mined[2:], plain[2:])
+    monkeypatch.setattr(detector_module, "detect", detect)
+    return traced
 
 
-@pytest.mark.parametrize("normalizer", ["batch", "image", "ema"])
-def test_a_batch_without_objects_costs_something_finite(config, normalizer):
-    config.loss.normalizer = normalizer
-    terms = detector.reduce_losses(
-        jnp.ones(2), jnp.zeros(2), jnp.zeros(2), None, jnp.ones(2), jnp.float32(1), config.loss
-    )
-    assert 0 < terms.total < 3
-    assert terms.num_foreground == 0
+@pytest.fixture
+def trained(toy_config, tmp_path) -> checkpoint.Trained:
+    toy_config.data.update(buckets=((32, 64), (64, 32)), eval_short_side=32, long_side=64)
+    return checkpoint.Trained({}, toy_config, CATEGORIES, 0, tmp_path / "run")
+
+
+@pytest.fixture
+def detector(traced, trained) -> Detector:
+    return Detector(trained)
+
+
+def red(level: int, *, upright: bool = False) -> np.ndarray:
+    """A picture of one red, 20 x 30 pixels or 30 x 20."""
+    pixels = np.zeros((30, 20, 3) if upright else (20, 30, 3), np.uint8)
+    pixels[..., 0] = level
+    return pixels
+
+
+def test_a_result_has_names_scores_and_boxes_in_the_pictures_own_pixels(detector):
+    image = red(204)
+    result = detector(image)
+    assert len(result) == 2
+    np.testing.assert_array_equal(result.image, image)
+    np.testing.assert_array_equal(result.boxes, np.float32([[0, 0, 30, 20], [0, 0, 2, 2]]))
+    np.testing.assert_allclose(result.scores, [0.8, 0.2], rtol=1e-6)
+    assert result.names == ("cat", "dog")
+    assert result.category_ids.tolist() == [7, 3]
+    cat, dog = result
+    assert isinstance(cat, Detection)
+    assert (cat.box.tolist(), cat.name, cat.category_id) == ([0, 0, 30, 20], "cat", 7)
+    assert dog.score == pytest.approx(0.2)
+    assert result.to_coco(5)[0] == {
+        "image_id": 5,
+        "category_id": 7,
+        "bbox": [0, 0, 30, 20],
+        "score": pytest.approx(0.8),
+    }
+    assert repr(result) == "<2 detections on 30 x 20 pixels: cat 0.80, dog 0.20>"
+    assert (result[1].name, result[-1].name) == ("dog", "dog")
+    assert detector.names == ("dog", "cat", "catfish")
+    assert repr(detector) == f"<Detector of 3 categories, {detector.trained.folder}>"
+
+
+def test_one_picture_is_no_batch(detector):
+    with pytest.raises(ValueError, match="one picture is no batch; give a list"):
+        detector.batch("a.jpg")
+
+
+def test_a_result_draws_what_scores_enough(detector):
+    result = detector(red(204))
+    drawn = {t: np.asarray(result.draw(threshold=t)) for t in (0.1, 0.5, 0.9)}
+    np.testing.assert_array_equal(drawn[0.9], result.image)
+    assert not np.array_equal(drawn[0.5], drawn[0.9])
+    assert not np.array_equal(drawn[0.1], drawn[0.5])
+    np.testing.assert_array_equal(np.asarray(result.draw()), drawn[0.5])
+    assert result._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_picture_is_the_same_however_it_comes(detector, tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (20, 30, 3), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter turn clockwise makes it upright
+    Image.fromarray(np.rot90(pixels)).save(tmp_path / "a.png", exif=turned)
+    with Image.open(tmp_path / "a.png") as opened:
+        ways = [pixels, tmp_path / "a.png", str(tmp_path / "a.png"), opened, opened]
+        for result in detector.batch(ways, batch_size=2):
+            np.testing.assert_array_equal(result.image, pixels)
+    grey = detector(pixels[..., 0])
+    np.testing.assert_array_equal(grey.image, np.repeat(pixels[..., :1], 3, axis=2))
+
+
+def test_a_batch_keeps_the_order_and_compiles_each_shape_once(detector, traced):
+    levels = list(range(60, 82))
+    pictures = [red(level, upright=level % 3 == 0) for level in levels]
+    results = list(detector.batch(pictures, batch_size=4))
+    assert [result.scores[0] for result in results] == pytest.approx(np.array(levels) / 255)
+    for picture, result in zip(pictures, results, strict=True):
+        assert result.image is picture
+        assert result.boxes[0].tolist() == [0, 0, picture.shape[1], picture.shape[0]]
+    # 14 lie and 8 stand: short batches were completed.
+    assert sorted(traced) == [(4, 32, 64, 3), (4, 64, 32, 3)]
+    assert list(detector.batch([], batch_size=4)) == []
+
+
+def test_a_batch_is_read_as_it_is_asked_for(detector):
+    """Also where the only picture of its shape is the first: it waits for no second one."""
+    taken = []
+
+    def many():
+        for number in range(500):
+            taken.append(number)
+            yield red(100 + number % 100, upright=number == 0)
+
+    size = 2
+    results = detector.batch(many(), batch_size=size)
+    assert not taken
+    for number in range(60):
+        assert next(results).scores[0] == pytest.approx((100 + number % 100) / 255)
+        assert len(taken) - number <= (detector_module.PATIENCE + 3) * size + WORKERS
+
+
+def test_limits_replace_those_of_the_config(trained, traced):
+    assert Detector(trained, score_threshold=0.5)(red(204)).names == ("cat",)
+    assert Detector(trained, max_detections=1)(red(204)).names == ("cat",)
+    assert Detector(trained, score_threshold=0.9)(red(204)).names == ()
+    # The checkpoint's own config stays as it is.
+    assert Detector(trained)(red(204)).names == ("cat", "dog")
+
+
+def test_categories_choose_among_what_was_found(trained, traced):
+    assert Detector(trained, categories=["dog", "catfish"])(red(204)).names == ("dog",)
+    assert Detector(trained, categories="cat")(red(204)).category_ids.tolist() == [7]
+    assert Detector(trained, categories=[])(red(204)).boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "choices"),
+    ("given", "line"),
     [
-        ("classification", "focol", "focal, focal_star, balanced_cross_entropy, cross_ent"),
-        ("box", "iou", "smooth_l1, giou"),
-        ("normalizer", "anchors", "batch, image, ema"),
+        ({"categories": ["dog", "cta"]}, "'cta' is none of the 3 categories .* cat"),
+        ({"categories": ["zebra"]}, "there is, for example, dog, cat, catfish"),
+        ({"score_threshold": 1.0}, "score_threshold=1.0 must be from 0 to 1"),
+        ({"score_threshold": -0.1}, "score_threshold=-0.1"),
+        ({"max_detections": 0}, "max_detections=0 must be at least 1"),
     ],
 )
-def test_an_unknown_name_is_told_with_those_there_are(small, field, value, choices):
-    small.loss[field] = value
-    with pytest.raises(ValueError, match=f"loss.{field}='{value}' must be one of {choices}"):
-        jax.eval_shape(
-            lambda outputs, batch: detector.batch_loss(outputs, batch, jnp.float32(1), small),
-            random_outputs(small, 1),
-            make_batch(1),
-        )
-
-
-@pytest.mark.parametrize("box", ["smooth_l1", "giou"])
-def test_the_loss_is_that_of_core_over_all_levels(small, box):
-    small.loss.box = box
-    batch, outputs = make_batch(2), random_outputs(small, 2)
-    terms = loss_of(small)(outputs, batch)
-    anchors = np.concatenate(detector.image_anchors(SIZE, small))
-    class_sum, box_sum, foreground = 0.0, 0.0, 0
-    for row in range(2):
-        targets = core.assign_targets(
-            anchors,
-            *(x[row] for x in batch[3:8]),
-            batch.sizes[row],
-            **small.matching,
-        )
-        logits, deltas = (np.concatenate([level[row] for level in part]) for part in outputs)
-        focal = functools.partial(core.focal_loss, alpha=0.25, gamma=2.0)
-        class_sum += core.classification_sum(logits, targets.labels, focal)
-        box_sum += (
-            core.giou_sum(deltas, anchors, targets)
-            if box == "giou"
-            else core.smooth_l1_sum(deltas, anchors, targets, beta=1 / 9)
-        )
-        foreground += int(core.count_foreground(targets.labels))
-    assert foreground > 0
-    assert terms.num_foreground == foreground
-    np.testing.assert_allclose(terms.classification, class_sum / foreground, rtol=1e-5)
-    np.testing.assert_allclose(terms.box, box_sum / foreground, rtol=1e-5)
-
-
-def test_the_elementwise_losses_and_what_joins_them(small):
-    outputs, batch = random_outputs(small, 1), make_batch(1)
-
-    def classification(name, **numbers):
-        small.loss.update(classification=name, **numbers)
-        return float(loss_of(small)(outputs, batch).classification)
-
-    plain = classification("cross_entropy")
-    balanced = classification("balanced_cross_entropy", alpha=0.5)
-    np.testing.assert_allclose(balanced, plain / 2, rtol=1e-6)
-    np.testing.assert_allclose(classification("focal", alpha=0.5, gamma=0.0), balanced, rtol=1e-6)
-    assert classification("focal", gamma=2.0) < balanced
-    star = classification("focal_star", alpha=0.5, gamma=1.0, star_beta=0.0)
-    np.testing.assert_allclose(star, balanced, rtol=1e-6)
-    assert classification("focal_star", gamma=2.0, star_beta=1.0) < balanced
-
-
-def test_ohem_is_the_mean_of_what_core_keeps_over_all_levels(small):
-    small.loss.ohem.update(num_examples=8, negatives_per_positive=3)
-    batch, outputs = make_batch(2), random_outputs(small, 2)
-    focal = loss_of(small)(outputs, batch)
-    small.loss.classification = "ohem"
-    anchors = np.concatenate(detector.image_anchors(SIZE, small))
-
-    @jax.jit
-    def gradients_and_terms(outputs):
-        def classification(outputs):
-            terms = detector.batch_loss(outputs, batch, jnp.float32(10), small)
-            return terms.classification, terms
-
-        return jax.grad(classification, has_aux=True)(outputs)
-
-    @jax.jit
-    def losses_and_kept(logits, gt, size):
-        targets = core.assign_targets(anchors, *gt, size, **small.matching)
-        losses = core.classification_per_anchor(logits, targets.labels, core.cross_entropy)
-        return losses, core.hard_examples(losses, anchors, targets.labels, **small.loss.ohem)
-
-    gradients, terms = gradients_and_terms(outputs)
-    total, num_kept = 0.0, 0
-    for row in range(2):
-        logits = np.concatenate([level[row] for level in outputs.logits])
-        losses, keep = losses_and_kept(logits, [x[row] for x in batch[3:8]], batch.sizes[row])
-        gradient = np.concatenate([level[row] for level in gradients.logits])
-        np.testing.assert_array_equal(gradient != 0, np.repeat(keep[:, None], NUM_CLASSES, axis=1))
-        total, num_kept = total + losses[keep].sum(), num_kept + keep.sum()
-    assert 8 < num_kept <= 16
-    np.testing.assert_allclose(terms.classification, total / num_kept, rtol=1e-5)
-    np.testing.assert_allclose(terms.box, focal.box, rtol=1e-6)
+def test_what_cannot_be_asked_for_is_told(trained, given, line):
+    with pytest.raises(ValueError, match=line) as told:
+        Detector(trained, **given)
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(
-    ("normalizer", "classification"),
+    ("image", "line"),
     [
-        ("batch", "focal"),
-        pytest.param("image", "focal", marks=pytest.mark.slow),
-        pytest.param("ema", "focal", marks=pytest.mark.slow),
-        pytest.param("batch", "ohem", marks=pytest.mark.slow),
+        ("nowhere.jpg", "nowhere.jpg: cannot be read .No such file"),
+        (np.zeros((4, 4, 3), np.float32), "float32 .4, 4, 3. is no picture; give uint8"),
+        (np.zeros((4, 4, 4), np.uint8), "uint8 .4, 4, 4. is no picture"),
+        (np.zeros((0, 4, 3), np.uint8), "is no picture"),
+        (np.zeros((4, 400, 3), np.uint8), "the picture: .*which no bucket"),
     ],
 )
-def test_filler_rows_change_neither_loss_nor_gradients(small, normalizer, classification):
-    small.loss.update(normalizer=normalizer, classification=classification)
-    batch, outputs = make_batch(2), random_outputs(small, 2)
-    # Two more rows, with ground truth and outputs of their own, but of weight 0.
-    filled = jax.tree.map(lambda a, b: np.concatenate([a, b]), batch, make_batch(2, seed=9))
-    filled = filled._replace(weights=np.float32([1, 1, 0, 0]))
-    more = jax.tree.map(
-        lambda a, b: np.concatenate([a, 50 * b]), outputs, random_outputs(small, 2, seed=9)
+def test_a_picture_that_cannot_be_used_is_told(detector, trained, image, line):
+    trained.config.data.long_side = 1000
+    with pytest.raises(ValueError, match=line) as told:
+        Detector(trained)(image)
+    assert "\n" not in str(told.value)
+
+
+def test_an_unreadable_picture_is_named_in_its_place(detector, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    Image.fromarray(red(9)).save(tmp_path / "short.png")
+    (tmp_path / "short.png").write_bytes((tmp_path / "short.png").read_bytes()[:60])
+    with Image.open(tmp_path / "short.png") as opened:
+        pictures = [red(153), tmp_path / "bad.jpg", red(102), opened]
+        first, bad, second, short = detector.outcomes(pictures, batch_size=2)
+    assert [one.scores[0] for one in (first, second)] == pytest.approx([0.6, 0.4])
+    for error, name in ((bad, "bad.jpg"), (short, "short.png")):
+        assert isinstance(error, ValueError)
+        assert str(error).startswith(f"{tmp_path / name}: ")
+    results = detector.batch(pictures, batch_size=1)
+    assert next(results).scores[0] == pytest.approx(0.6)
+    with pytest.raises(ValueError, match=r"bad\.jpg: the picture is corrupt"):
+        next(results)
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        detector.batch([], batch_size=0)
+
+
+@given(st.lists(st.integers(0, 3)), st.integers(1, 5), st.integers(0, 8))
+def test_groups_are_of_one_kind_and_wait_no_longer_than_they_may(kinds, size, patience):
+    begun = []
+
+    def items():
+        for number, kind in enumerate(kinds):
+            begun.append(number)
+            yield kind
+
+    seen = []
+    for group in grouped(items(), lambda kind: kind, size=size, patience=patience):
+        numbers = [number for number, _ in group]
+        assert numbers == sorted(numbers)
+        assert {kind for _, kind in group} == {kinds[number] for number in numbers}
+        assert len({kinds[number] for number in numbers}) == 1
+        full, last = len(group) == size, begun[-1] == len(kinds) - 1
+        assert full or last or begun[-1] - numbers[0] >= patience
+        seen.append(group)
+    assert sorted(number for group in seen for number, _ in group) == list(range(len(kinds)))
+    assert list(in_order(seen)) == kinds
+
+
+def test_ahead_keeps_the_order_and_an_error_its_place():
+    assert list(ahead(lambda x: 10 / x, range(1, 50), count=3)) == [10 / x for x in range(1, 50)]
+    values = ahead(lambda x: 10 / x, (1, 0, 2), count=3)
+    assert next(values) == 10
+    with pytest.raises(ZeroDivisionError):
+        next(values)
+
+
+def test_the_package_is_imported_at_once():
+    code = (
+        "import sys, retinanet_jax\n"
+        "assert not {'jax', 'numpy', 'flax'} & set(sys.modules), 'imports too much'\n"
+        "try:\n    retinanet_jax.detector_\n"
+        "except AttributeError as error:\n    assert 'detector_' in str(error)\n"
+        "else:\n    raise AssertionError\n"
     )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    from retinanet_jax import Detector as reached
 
-    @jax.jit
-    def terms_and_gradients(outputs, batch):
-        def total(outputs):
-            terms = detector.batch_loss(outputs, batch, jnp.float32(10), small)
-            return terms.total, terms
-
-        (_, terms), gradients = jax.value_and_grad(total, has_aux=True)(outputs)
-        return terms, gradients
-
-    terms, gradients = terms_and_gradients(outputs, batch)
-    terms_filled, gradients_filled = terms_and_gradients(more, filled)
-    np.testing.assert_allclose(terms_filled, terms, rtol=1e-6)
-    for one, two in zip(*map(jax.tree.leaves, (gradients, gradients_filled)), strict=True):
-        np.testing.assert_allclose(two[:2], one, rtol=1e-5, atol=1e-9)
-        assert not two[2:].any()
+    assert reached is Detector
 
 
-# ---- the network
-
-
-def step_shapes(config):
-    """What one train step returns, as shapes and types."""
-    model = detector.build_model(config, NUM_CLASSES)
-    optimizer = make_optimizer(config)
-
-    def run(batch):
-        image = jnp.zeros((1, *SIZE, 3))
-        variables = model.init(jax.random.key(0), image, train=False)
-        params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        state = TrainState(
-            jnp.int32(0), params, batch_stats, optimizer.init(params), jnp.float32(100)
-        )
-        outputs = model.apply(
-            variables, detector.network_input(batch, config, train=True), train=False
-        )
-        return outputs, make_train_step(model, optimizer, config)(state, batch)
-
-    return jax.eval_shape(run, make_batch(2))
-
-
-def test_bfloat16_computes_but_keeps_float32_parameters_and_losses(toy_config):
-    toy_config.dtype = "bfloat16"
-    outputs, (state, metrics) = step_shapes(toy_config)
-    assert {x.dtype for x in jax.tree.leaves(outputs)} == {jnp.dtype("bfloat16")}
-    kept = (state.params, state.batch_stats, state.normalizer, metrics)
-    assert {x.dtype for x in jax.tree.leaves(kept)} == {jnp.dtype("float32")}
-    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
-    assert {x.dtype for x in moments} == {jnp.dtype("float32")}
-
-
-def test_outputs_fit_the_anchors(toy_config):
-    outputs, _ = step_shapes(toy_config)
-    for logits, deltas, anchors in zip(
-        *outputs, detector.image_anchors(SIZE, toy_config), strict=True
-    ):
-        assert logits.shape == (2, len(anchors), NUM_CLASSES)
-        assert deltas.shape == (2, len(anchors), 4)
+@pytest.mark.parametrize("shapes", ["buckets", "own"])
+@pytest.mark.parametrize("kind", PIXEL_TYPES)
+def test_the_network_reads_what_it_reads_in_evaluation(config, drawn, tmp_path, kind, shapes):
+    config.data.eval.update(annotations=f"{drawn}/instances.json", images=f"{drawn}/images")
+    config.data.update(resize=kind, eval_shapes=shapes, eval_short_side=90, loader="numpy")
+    config.data.buckets = ((96, 128), (128, 128))
+    source = input_pipeline.open_evaluation(config, tmp_path)
+    plan = input_pipeline.eval_plan(config, source.sizes, batch_size=1)
+    for batch in input_pipeline.host_batches(config, source, plan, range(3)):
+        image = source.picture(int(batch.index[0]))
+        alone = input_pipeline.eval_plan(config, np.array([image.shape[:2]]), batch_size=1).batch(0)
+        read = detector_module.one_image_batch(image, alone)
+        assert read.images.shape == (1, 96, 96 if shapes == "own" else 128, 3)
+        assert read.images.dtype == batch.images.dtype == PIXEL_TYPES[kind]
+        for field in ("images", "sizes", "scales", "colors"):
+            np.testing.assert_array_equal(getattr(read, field), getattr(batch, field))
 
 
 @pytest.mark.slow
-def test_a_seed_gives_the_same_variables_and_the_prior(toy_config):
-    first, again = (detector.initialize(toy_config, NUM_CLASSES, seed=3) for _ in range(2))
-    other = detector.initialize(toy_config, NUM_CLASSES, seed=4)
-    jax.tree.map(np.testing.assert_array_equal, first, again)
-    assert optax.global_norm(jax.tree.map(jnp.subtract, first, other)) > 1
-    assert set(first) == {"params", "batch_stats"}
-    bias = [
-        leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(
-            first["params"]["classification_head"]
-        )
-        if path[-1].key == "bias" and len(leaf) == 9 * NUM_CLASSES
-    ]
-    np.testing.assert_allclose(jax.nn.sigmoid(bias[0]), 0.01, rtol=1e-4)
+def test_neighbours_and_fillers_change_no_detection(tiny_run):
+    """Six pictures alone, and in batches of four, the last of which two fillers complete."""
+    detector = Detector.load(tiny_run.workdir)
+    pictures = sorted((tiny_run.workdir / "data/shapes-2/images").iterdir())[:6]
+    together = list(detector.batch(pictures, batch_size=4))
+    found = 0
+    for picture, result in zip(pictures, together, strict=True):
+        alone = detector(picture)
+        assert result.names == alone.names
+        np.testing.assert_allclose(result.boxes, alone.boxes, atol=1e-3)
+        np.testing.assert_allclose(result.scores, alone.scores, atol=1e-6)
+        found += len(alone)
+    assert found > 50

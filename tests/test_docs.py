@@ -13,7 +13,7 @@ import pytest
 
 import retinanet_jax
 from retinanet_jax import Detector
-from retinanet_jax.command import field_names
+from retinanet_jax.config import field_names
 from retinanet_jax.configs import r50_fpn
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from retinanet_jax import pack, train
+from retinanet_jax import input_pipeline
+from retinanet_jax.training import loop
 
 NAMES = ("nine", "ten", "jack", "queen", "king", "ace")  # in the order of the JSON's ids
 TIMES = {"images_per_second", "data_wait"}
@@ -31,7 +32,7 @@ def from_coco(toy_config, test_data):
 
 def run(config, workdir):
     """What was logged and measured, without what the clock says."""
-    train.train(config, workdir, evaluates=True)
+    loop.train(config, workdir, evaluates=True)
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     logged = [{name: line[name] for name in sorted(set(line) - TIMES)} for line in lines]
     return logged, json.loads((workdir / f"eval/{config.total_steps}.json").read_text())
@@ -45,8 +46,8 @@ def test_cards_from_coco_voc_and_packed_train_and_evaluate_alike(
     runs = {"coco": from_coco}
     runs["voc"] = from_coco.copy_and_resolve_references()
     runs["packed"] = from_coco.copy_and_resolve_references()
-    pack.run(from_coco, pack.PARTS, tmp_path / "packed")
-    for part in pack.PARTS:
+    input_pipeline.pack_datasets(from_coco, input_pipeline.PARTS, tmp_path / "packed")
+    for part in input_pipeline.PARTS:
         runs["voc"].data[part].update(source="voc", annotations=str(test_data / "cards/test"))
         runs["packed"].data[part].update(
             source="packed", annotations="", images=str(tmp_path / "packed" / part)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinanet_jax import checkpoint, command, weights
+from retinanet_jax import checkpoint, weights
+from retinanet_jax.config import check_fields
 from retinanet_jax.configs import r50_fpn
 from retinanet_jax.weights import detectors
 
@@ -65,7 +66,7 @@ def test_every_choice_of_data_is_a_config(data):
     exec(source_of("train", "settings"), names)
     names |= {"DATA": data, "CHANGES": {"data.batch_size": 3}}
     exec(source_of("train", "config"), names)
-    command.check_fields(names["config"], r50_fpn.get_config())
+    check_fields(names["config"], r50_fpn.get_config())
     assert names["config"].data.batch_size == 3
     with pytest.raises(KeyError, match="total_steps"):
         exec(source_of("train", "config"), names | {"CHANGES": {"total_step": 3}})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from retinanet_jax import datasets, pack
+from retinanet_jax import input_pipeline
 from retinanet_jax.data.sources.packed import PackedSource
 
 WITHOUT_TENSORFLOW = "sys.modules.update(tensorflow=None, tensorflow_datasets=None)"
@@ -37,13 +37,15 @@ def follow(config: ConfigDict, new_flags: list[str]) -> None:
 
 
 def test_the_flags_lead_to_the_same_data(own_data, tmp_path, capsys):
-    train, evaluation = datasets.open_sources(own_data, tmp_path)
+    train, evaluation = input_pipeline.open_sources(own_data, tmp_path)
     own_data.data.update(short_sides=(32, 64, 48), eval_short_side=40)
-    follow(own_data, pack.run(own_data, ("train", "eval"), tmp_path / "out"))
+    follow(own_data, input_pipeline.pack_datasets(own_data, ("train", "eval"), tmp_path / "out"))
 
     assert own_data.data.loader == "numpy"
-    opened = datasets.open_sources(own_data, tmp_path)
-    assert [source.name for source in opened] == [str(tmp_path / f"out/{p}") for p in pack.PARTS]
+    opened = input_pipeline.open_sources(own_data, tmp_path)
+    assert [source.name for source in opened] == [
+        str(tmp_path / f"out/{p}") for p in input_pipeline.PARTS
+    ]
     for ours, theirs in zip(opened, (train, evaluation), strict=True):
         assert isinstance(ours, PackedSource)
         assert ours.ground_truth() == theirs.ground_truth()
@@ -56,7 +58,7 @@ def test_the_flags_lead_to_the_same_data(own_data, tmp_path, capsys):
 
 
 def test_one_part_alone(own_data, tmp_path):
-    new = pack.run(own_data, ("eval",), tmp_path)
+    new = input_pipeline.pack_datasets(own_data, ("eval",), tmp_path)
     assert [one.name for one in tmp_path.iterdir()] == ["eval"]
     assert new == [
         "--config.data.loader=numpy",
@@ -68,20 +70,20 @@ def test_one_part_alone(own_data, tmp_path):
 
 def test_several_sources_become_one(own_data, drawn, tmp_path):
     own_data.data.train.annotations = f"{drawn}/instances.json,{drawn}/instances.json"
-    follow(own_data, pack.run(own_data, ("train", "eval"), tmp_path))
-    train, _ = datasets.open_sources(own_data, tmp_path)
+    follow(own_data, input_pipeline.pack_datasets(own_data, ("train", "eval"), tmp_path))
+    train, _ = input_pipeline.open_sources(own_data, tmp_path)
     assert isinstance(train, PackedSource)
     assert len(train) == 40
 
 
 def test_a_share_that_is_held_out_stays_so(own_data, tmp_path):
     own_data.data.eval.update(annotations="", images="")
-    own_data.data.validation_share = 0.3
-    parts = datasets.open_sources(own_data, tmp_path)
-    with pytest.raises(ValueError, match=r"validation_share=0\.3 parts .*--part=both"):
-        pack.run(own_data, ("train",), tmp_path)
-    follow(own_data, pack.run(own_data, ("train", "eval"), tmp_path))
-    for ours, theirs in zip(datasets.open_sources(own_data, tmp_path), parts, strict=True):
+    own_data.data.validation_fraction = 0.3
+    parts = input_pipeline.open_sources(own_data, tmp_path)
+    with pytest.raises(ValueError, match=r"validation_fraction=0\.3 parts .*--part=both"):
+        input_pipeline.pack_datasets(own_data, ("train",), tmp_path)
+    follow(own_data, input_pipeline.pack_datasets(own_data, ("train", "eval"), tmp_path))
+    for ours, theirs in zip(input_pipeline.open_sources(own_data, tmp_path), parts, strict=True):
         assert isinstance(ours, PackedSource)
         assert ours.image_ids == theirs.image_ids
 

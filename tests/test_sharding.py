@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from retinanet_jax import detector, sharding
+from retinanet_jax import modeling, sharding
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.train import TrainState, make_optimizer, make_train_step
+from retinanet_jax.training.optimizer import make_optimizer
+from retinanet_jax.training.step import TrainState, make_train_step
 
 NUM_CLASSES = 3
 
@@ -108,7 +109,7 @@ def double_step(toy_config):
     toy_config.matching.crowd_ioa = 0.5
     toy_config.anchors.update(scales=(1.0,))
     toy_config.data.color_jitter.update(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
-    model = detector.build_model(toy_config, NUM_CLASSES)
+    model = modeling.build_model(toy_config, NUM_CLASSES)
     optimizer = make_optimizer(toy_config)
     with jax.enable_x64(True):
         shapes = jax.eval_shape(

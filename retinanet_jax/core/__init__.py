@@ -17,13 +17,7 @@ from retinanet_jax.core.boxes import (
     yxyx_to_xyxy,
 )
 from retinanet_jax.core.color import jitter_color
-from retinanet_jax.core.detections import (
-    Candidates,
-    detect,
-    non_maximum_suppression,
-    select_candidates,
-    soft_non_maximum_suppression,
-)
+from retinanet_jax.core.hard_examples import hard_examples
 from retinanet_jax.core.losses import (
     balanced_cross_entropy,
     classification_per_anchor,
@@ -39,7 +33,8 @@ from retinanet_jax.core.losses import (
     smooth_l1_sum,
 )
 from retinanet_jax.core.matching import assign_targets, crowd_share, match
-from retinanet_jax.core.mining import hard_examples
+from retinanet_jax.core.nms import non_maximum_suppression, soft_non_maximum_suppression
+from retinanet_jax.core.postprocess import Candidates, detect, select_candidates
 from retinanet_jax.core.types import BACKGROUND, IGNORE, Array, Detections, Targets
 
 __all__ = [

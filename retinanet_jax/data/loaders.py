@@ -19,7 +19,7 @@ from jaxtyping import Float32, UInt8
 
 from retinanet_jax.data import transforms
 from retinanet_jax.data.plan import BatchPlan
-from retinanet_jax.data.sources import Source
+from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data.transforms import Geometry
 
 

@@ -13,7 +13,7 @@ from retinanet_jax.data import transforms
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.loaders import Loaded, geometry, load_by_tf, load_by_threads
 from retinanet_jax.data.plan import BatchPlan, Plan
-from retinanet_jax.data.sources import Annotations, Source
+from retinanet_jax.data.sources.base import Annotations, Source
 
 BOX_MULTIPLE = 8  # boxes are padded to a multiple of this: data sets alike share a compilation
 LOADERS = {"tf": load_by_tf, "numpy": load_by_threads}

@@ -12,10 +12,17 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, UInt64
 
-from retinanet_jax.data.transforms import PIXEL_TYPES
+from retinanet_jax.data.buckets import make_buckets, own_buckets, smallest_bucket
+from retinanet_jax.data.sizes import (
+    STRIDE,
+    _check_resize,
+    _check_sides,
+    _fitted,
+    _whole_pixels,
+    resized_sizes,
+)
 
 PLAIN_COLORS = (1.0, 1.0, 1.0, 0.0)  # brightness, contrast, saturation, hue as they are
-STRIDE = 32  # of C5: the coarsest feature map that the network takes from the backbone
 
 
 class BatchPlan(NamedTuple):
@@ -66,7 +73,7 @@ class TrainPlan:
     `scale_jitter`: (lo, hi) of a factor on both target sides, limited so that the largest bucket
     still holds the picture. With `crop_size`, (height, width), it is not limited, and what exceeds
     that size is cut off at a drawn offset (Ghiasi et al. 2021, large-scale jitter).
-    `quarter_turns`: 0 to 3. `color_jitter`: strength s of a factor in [max(0, 1 - s), 1 + s] on
+    `rot90`: 0 to 3. `color_jitter`: strength s of a factor in [max(0, 1 - s), 1 + s] on
     brightness, contrast and saturation, and of a shift in [-s, s] turns of the colour circle, hue.
     Raises ValueError where the recipe or a bucket is malformed or no bucket holds a picture.
     """
@@ -87,7 +94,7 @@ class TrainPlan:
         flip: bool,
         scale_jitter: tuple[float, float] | None,
         crop_size: tuple[int, int] | None,
-        quarter_turns: bool,
+        rot90: bool,
         color_jitter: Mapping[str, float],
     ):
         _check_count("batch_size", batch_size)
@@ -112,7 +119,7 @@ class TrainPlan:
         self.flip = flip
         self.scale_jitter = scale_jitter
         self.crop_size = crop_size
-        self.quarter_turns = quarter_turns
+        self.rot90 = rot90
         self.color_strengths = _strengths(color_jitter)
         self._check_held()
         self.steps_per_epoch = -(-len(self.sizes) // batch_size)
@@ -158,7 +165,7 @@ class TrainPlan:
 
     def _draw_views(self, epoch: int) -> "_Views":
         turns = np.zeros(len(self.sizes), np.int32)
-        if self.quarter_turns:
+        if self.rot90:
             turns = _whole(self._draw(epoch, _Stream.TURNS), 4)
         resized = self._resized(epoch, turns)
         turned = _turned(resized, turns)
@@ -213,7 +220,7 @@ class TrainPlan:
             long_side=self.long_side,
             resize=self.resize,
         )
-        for turned in (largest, largest[:, ::-1]) if self.quarter_turns else (largest,):
+        for turned in (largest, largest[:, ::-1]) if self.rot90 else (largest,):
             shown = np.minimum(turned, self.crop_size) if self.crop_size else turned
             _check_held(self.sizes, shown, self.buckets)
 
@@ -260,71 +267,6 @@ class EvalPlan:
         """One of the `num_batches` batches; IndexError beyond."""
         bucket = self.buckets[self.bucket[step]]
         return _batch_plan(bucket, self.resize, self.index[step], self.views, self.weights[step])
-
-
-def resized_size(
-    height: int, width: int, *, short_side: float, long_side: float, resize: str
-) -> tuple[int, int]:
-    """Height and width in pixels once the short side is `short_side`, the long one at most its own.
-
-    One factor for both sides, min(short_side / short, long_side / long) (Lin et al. 2017, section
-    5), each product at least 1 and rounded half up; with resize="bilinear_float" it is cut, as in
-    torchvision, and with "pillow" computed in detectron2's order: ties round by their last bit.
-    Raises ValueError where `resize` is none of transforms.PIXEL_TYPES.
-    """
-    sizes = np.array([[height, width]])
-    resized = resized_sizes(sizes, short_side=short_side, long_side=long_side, resize=resize)
-    return int(resized[0, 0]), int(resized[0, 1])
-
-
-def resized_sizes(
-    sizes: Int[np.ndarray, "N 2"], *, short_side: float, long_side: float, resize: str
-) -> Int32[np.ndarray, "N 2"]:
-    """`resized_size` of many pictures."""
-    _check_resize(resize)
-    return _whole_pixels(_fitted(sizes, short_side, long_side, resize), resize)
-
-
-def make_buckets(buckets: Sequence[tuple[int, int]]) -> Int32[np.ndarray, "b 2"]:
-    """The configured (H, W), smallest area first, the last one large enough for what any holds.
-
-    That last one, (largest H, largest W), is added where it is not configured: leftovers of a
-    landscape and a portrait bucket need it to share a batch.
-    Raises ValueError where a side is not a positive multiple of 32.
-    """
-    if np.ndim(buckets) != 2 or np.shape(buckets)[1] != 2:
-        raise ValueError(
-            f"buckets={buckets} must name at least one (H, W) to train in; "
-            "try ((800, 1344), (1344, 800))."
-        )
-    for height, width in buckets:
-        if min(height, width) <= 0 or height % STRIDE or width % STRIDE:
-            fixed = tuple(max(STRIDE, -(-side // STRIDE) * STRIDE) for side in (height, width))
-            raise ValueError(
-                f"bucket ({height}, {width}) must have positive multiples of {STRIDE} as its "
-                f"sides; try {fixed}."
-            )
-    largest = (max(height for height, _ in buckets), max(width for _, width in buckets))
-    distinct = {(int(height), int(width)) for height, width in (*buckets, largest)}
-    ordered = sorted(distinct, key=lambda bucket: (bucket[0] * bucket[1], bucket))
-    return np.array(ordered, np.int32)
-
-
-def own_buckets(resized: Int[np.ndarray, "N 2"]) -> Int32[np.ndarray, "b 2"]:
-    """The (H, W) that pictures of these sizes have when each is padded to multiples of 32 alone.
-
-    Smallest area first, so that the smallest that holds a picture is its own: no other is between.
-    """
-    distinct = np.unique(-(-resized // STRIDE) * STRIDE, axis=0).astype(np.int32)
-    return distinct[np.argsort(distinct.prod(axis=1), kind="stable")]
-
-
-def smallest_bucket(
-    resized: Int[np.ndarray, "N 2"], buckets: Int[np.ndarray, "b 2"]
-) -> Int[np.ndarray, " N"]:
-    """Row of the first bucket that holds each size; -1 where none does."""
-    holds = (resized[:, None] <= buckets).all(axis=-1)  # N b
-    return np.where(holds.any(axis=-1), holds.argmax(axis=-1), -1)
 
 
 @enum.unique
@@ -398,27 +340,6 @@ def _fill(
     return index.reshape(-1, batch_size), weights.reshape(-1, batch_size)
 
 
-def _fitted(
-    sizes: Int[np.ndarray, "N 2"],
-    short_side: float | Float[np.ndarray, " N"],
-    long_side: float,
-    resize: str,
-) -> Float[np.ndarray, "N 2"]:
-    """Heights and widths once the sides are as long as they may be, not in whole pixels yet."""
-    short, long = sizes.min(axis=1), sizes.max(axis=1)
-    if resize != "pillow":
-        return sizes * np.minimum(short_side / short, long_side / long)[:, None]
-    # In this order, and not by one factor: a product that ends in .5 rounds by its last bit.
-    fitted = np.where(short == sizes.T, short_side, sizes.T * (short_side / short))  # 2 N
-    limit = long_side / fitted.max(axis=0)
-    return np.where(limit < 1, fitted * limit, fitted).T
-
-
-def _whole_pixels(sizes: Float[np.ndarray, "N 2"], resize: str) -> Int32[np.ndarray, "N 2"]:
-    half = 0.0 if resize == "bilinear_float" else 0.5
-    return np.maximum(np.floor(sizes + half), 1).astype(np.int32)
-
-
 def _uniform(raw: UInt64[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     return (raw >> 11) * 2.0**-53  # in [0, 1): the 53 bits that a float64 holds
 
@@ -435,26 +356,6 @@ def _turned(
 ) -> Int[np.ndarray, "N 2"]:
     """Height and width after quarter turns."""
     return np.where(turns[:, None] % 2 == 1, sizes[:, ::-1], sizes)
-
-
-def _check_resize(resize: str) -> None:
-    if resize not in PIXEL_TYPES:
-        raise ValueError(f"resize={resize!r} must be one of {', '.join(map(repr, PIXEL_TYPES))}.")
-
-
-def _check_sides(short_sides: Sequence[float], sampling: str, long_side: float) -> None:
-    if not short_sides or min(*short_sides, long_side) <= 0:
-        raise ValueError(
-            f"short_sides={tuple(short_sides)} and long_side={long_side} must be positive "
-            "numbers of pixels; try short_sides=(800,), long_side=1333."
-        )
-    if sampling not in ("choice", "range"):
-        raise ValueError(f"short_side_sampling={sampling!r} must be 'choice' or 'range'.")
-    if sampling == "range" and (len(short_sides) != 2 or short_sides[0] > short_sides[1]):
-        raise ValueError(
-            f"short_sides={tuple(short_sides)} must be (lo, hi) with lo <= hi where "
-            "short_side_sampling='range'; try (640, 800)."
-        )
 
 
 def _strengths(color_jitter: Mapping[str, float]) -> Float[np.ndarray, " 4"]:

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from retinanet_jax import core
 from retinanet_jax.checkpoint import Trained
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.data.plan import STRIDE, resized_size
+from retinanet_jax.data.sizes import STRIDE, resized_size
 from retinanet_jax.data.transforms import PIXEL_TYPES, Pixels, pad, resize
-from retinanet_jax.detector import build_model, detect
+from retinanet_jax.modeling import build_model, detect
 
 INPUTS = ("images", "sizes")
 OUTPUTS = ("boxes", "scores", "categories", "count")

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from retinanet_jax import core
-from retinanet_jax.detector import build_model, detect
 from retinanet_jax.export.servable import Found, Run, Servable, image_batch
+from retinanet_jax.modeling import build_model, detect
 
 BOX_TOLERANCE, SCORE_TOLERANCE = 0.05, 1e-4
 # What may be the same detection at all: pixels, and score.

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retinanet_jax.data.sources import Annotations, Category, Source
+from retinanet_jax.data.sources.base import Annotations, Category, Source
 from retinanet_jax.data.sources.merged import merged
-from retinanet_jax.evaluate import coco_metrics
+from retinanet_jax.evaluation.coco_metrics import coco_metrics
 
 CAT, DOG, EMU = Category(7, "cat"), Category(3, "dog"), Category(9, "emu")
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from retinanet_jax.data.pipeline import batches
 from retinanet_jax.data.plan import EvalPlan, TrainPlan
-from retinanet_jax.data.sources import packed, split_by_hash, subset
+from retinanet_jax.data.sources import packed
+from retinanet_jax.data.sources.base import split_by_hash, subset
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.data.sources.packed import PackedSource, write_packed
 
@@ -131,7 +132,7 @@ def test_training_sees_the_same_batches_bit_for_bit(source, written):
         "flip": True,
         "scale_jitter": None,
         "crop_size": (90, 120),
-        "quarter_turns": True,
+        "rot90": True,
         "color_jitter": {"brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.1},
     }
     theirs = load(source, TrainPlan(source.sizes, **recipe), num_steps=9)

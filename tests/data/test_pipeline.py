@@ -11,7 +11,7 @@ from PIL import Image
 from retinanet_jax.data import transforms
 from retinanet_jax.data.pipeline import batches, padded_counts
 from retinanet_jax.data.plan import PLAIN_COLORS, BatchPlan, EvalPlan, TrainPlan
-from retinanet_jax.data.sources import subset
+from retinanet_jax.data.sources.base import subset
 from retinanet_jax.data.sources.coco import CocoSource
 
 BUCKETS = ((96, 160), (160, 96))
@@ -21,7 +21,7 @@ EVERYTHING = {  # that changes the geometry
     "short_side_sampling": "range",
     "scale_jitter": (0.5, 2.0),
     "crop_size": (110, 130),
-    "quarter_turns": True,
+    "rot90": True,
     "color_jitter": {"brightness": 0.2, "contrast": 0.3, "saturation": 0.4, "hue": 0.1},
 }
 
@@ -38,7 +38,7 @@ def train_plan(source, **changes) -> TrainPlan:
         "flip": True,
         "scale_jitter": (0.7, 1.3),
         "crop_size": None,
-        "quarter_turns": False,
+        "rot90": False,
         "color_jitter": {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0},
     }
     return TrainPlan(source.sizes, **recipe | changes)
@@ -240,7 +240,7 @@ def test_no_whole_box_is_left_out_for_a_rounding_error(folder):
         for y, x in rng.integers(0, 30, (8, 2)).tolist():
             folder.add_box(number, [x, y, width - x, height - y])
     source = folder.load()
-    plan = train_plan(source, short_sides=(61, 97), quarter_turns=True, scale_jitter=(0.5, 1.5))
+    plan = train_plan(source, short_sides=(61, 97), rot90=True, scale_jitter=(0.5, 1.5))
     for batch in load(source, plan, num_steps=10, loader="numpy", min_visible=1.0):
         assert not batch.dropped.any()
         assert batch.mask.sum() == 32

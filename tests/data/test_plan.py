@@ -9,15 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retinanet_jax.data.plan import (
-    BatchPlan,
-    EvalPlan,
-    TrainPlan,
-    make_buckets,
-    own_buckets,
-    resized_size,
-    smallest_bucket,
-)
+from retinanet_jax.data.buckets import make_buckets, own_buckets, smallest_bucket
+from retinanet_jax.data.plan import BatchPlan, EvalPlan, TrainPlan
+from retinanet_jax.data.sizes import resized_size
 
 COCO_BUCKETS = ((800, 1088), (1088, 800), (800, 1344), (1344, 800))
 SEVEN_BUCKETS = (
@@ -40,7 +34,7 @@ augmentations = st.fixed_dictionaries(
         "flip": st.booleans(),
         "scale_jitter": st.sampled_from([None, (0.7, 1.4), (0.1, 2.0)]),
         "crop_size": st.sampled_from([None, (128, 192), (100, 60)]),
-        "quarter_turns": st.booleans(),
+        "rot90": st.booleans(),
         "color_jitter": st.sampled_from([NO_COLOR_JITTER, COLOR_JITTER]),
         "resize": st.sampled_from(["bilinear", "bilinear_float", "pillow"]),
     }
@@ -59,7 +53,7 @@ def train_plan(sizes, **changes) -> TrainPlan:
         "flip": True,
         "scale_jitter": (0.7, 1.4),
         "crop_size": None,
-        "quarter_turns": False,
+        "rot90": False,
         "color_jitter": NO_COLOR_JITTER,
     }
     return TrainPlan(np.asarray(sizes), **recipe | changes)
@@ -198,7 +192,7 @@ def test_the_window_lies_in_the_turned_picture(count, seed, step, recipe):
     assert np.array_equal(batch.size, np.minimum(turned, crop) if crop else turned)
     assert (batch.offset >= 0).all()
     assert (batch.offset + batch.size <= turned).all()
-    assert recipe["quarter_turns"] or not batch.turns.any()
+    assert recipe["rot90"] or not batch.turns.any()
     assert recipe["flip"] or not batch.flip.any()
     if recipe["color_jitter"] is NO_COLOR_JITTER:
         assert (batch.colors == (1, 1, 1, 0)).all()
@@ -249,14 +243,14 @@ def test_the_draws_of_a_seed_stay_what_they_were():
     assert flips == [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1]
 
 
-EVERYTHING = {"crop_size": (64, 64), "quarter_turns": True, "color_jitter": COLOR_JITTER}
+EVERYTHING = {"crop_size": (64, 64), "rot90": True, "color_jitter": COLOR_JITTER}
 
 
 @pytest.mark.parametrize(
     ("switched_off", "changed"),
     [
         ({"flip": False}, {"flip"}),
-        ({"quarter_turns": False}, {"turns", "offset", "size"}),
+        ({"rot90": False}, {"turns", "offset", "size"}),
         ({"crop_size": None}, {"offset", "size", "resized"}),
         ({"scale_jitter": None}, {"resized", "offset", "size"}),
         ({"color_jitter": COLOR_JITTER | {"brightness": 0.0}}, {"colors"}),
@@ -291,7 +285,7 @@ def test_what_is_drawn_has_the_stated_distribution():
     assert sides.max() in (149, 150)
     assert abs(sides.mean() - 100) < 2
 
-    turns = drawn(train_plan(sizes, quarter_turns=True), "turns")
+    turns = drawn(train_plan(sizes, rot90=True), "turns")
     counts = np.bincount(turns)
     assert len(counts) == 4
     assert (abs(counts - 1000) < 120).all()
@@ -346,7 +340,7 @@ def test_scale_jitter_stops_where_the_turned_picture_is_held():
         buckets=((128, 192),),
         short_sides=(64,),
         scale_jitter=(4.0, 4.0),
-        quarter_turns=True,
+        rot90=True,
     )
     turns, size = drawn(plan, "turns"), drawn(plan, "size")
     assert {(int(turn) % 2, *one) for turn, one in zip(turns, size.tolist(), strict=True)} == {
@@ -393,7 +387,7 @@ def test_a_picture_that_no_bucket_holds_is_named_with_the_bucket_it_needs():
     lying = {"buckets": ((128, 192),), "short_sides": (128,)}
     train_plan(SIZES[:1], **lying)
     with pytest.raises(ValueError, match=r"picture 0 of \(480, 640\).*\(171, 128\).*\(192, 128\)"):
-        train_plan(SIZES[:1], **lying, quarter_turns=True)
+        train_plan(SIZES[:1], **lying, rot90=True)
 
 
 @pytest.mark.parametrize(
@@ -445,7 +439,7 @@ def test_a_simulated_coco_is_planned_in_seconds_and_pads_little():
     sizes = coco_like_sizes()
     tracemalloc.start()
     start = time.perf_counter()
-    everything = {"quarter_turns": True, "color_jitter": COLOR_JITTER}
+    everything = {"rot90": True, "color_jitter": COLOR_JITTER}
     coco_plan(sizes, SEVEN_BUCKETS, **everything).batch(0)
     seconds = time.perf_counter() - start
     megabytes = tracemalloc.get_traced_memory()[1] / 1e6

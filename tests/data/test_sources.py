@@ -2,7 +2,7 @@
 
 import pytest
 
-from retinanet_jax.data.sources import split_by_hash, subset
+from retinanet_jax.data.sources.base import split_by_hash, subset
 
 
 def names(source) -> list[str]:

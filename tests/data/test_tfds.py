@@ -168,7 +168,7 @@ def both_kinds_of_batches(source):
         flip=True,
         scale_jitter=(0.7, 1.3),
         crop_size=None,
-        quarter_turns=False,
+        rot90=False,
         color_jitter={"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0},
     )
     sides = {"short_side": 96, "long_side": 160, "resize": "bilinear"}

@@ -14,7 +14,7 @@ from PIL import Image
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.data.sources.csv import CsvSource
 from retinanet_jax.data.sources.voc import VocSource
-from retinanet_jax.evaluate import coco_metrics
+from retinanet_jax.evaluation.coco_metrics import coco_metrics
 
 CARDS = ("nine", "ten", "jack", "queen", "king", "ace")  # by their id in cards/*.json
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from retinanet_jax import detector, weights
+from retinanet_jax import modeling, weights
 from retinanet_jax.configs import detectron2 as detectron2_config
 from retinanet_jax.configs import torchvision as torchvision_config
 from retinanet_jax.models import ARCHITECTURES
@@ -121,7 +121,7 @@ def test_the_tree_is_the_detector_s(zero_arrays, source, architecture):
     """Of the network that the recipe's config builds; nothing is missing, nothing left over."""
     config = config_of(source)
     config.model.backbone = architecture
-    model = detector.build_model(config, num_classes=SOURCES[source])
+    model = modeling.build_model(config, num_classes=SOURCES[source])
     inputs = jax.random.key(0), jnp.zeros((1, 64, 64, 3))
     expected = jax.eval_shape(lambda: model.init(*inputs, train=False))
     variables = load(
@@ -410,7 +410,7 @@ def test_the_outputs_are_torchvision_s(detector_shapes_of, parity_arrays, source
     config.model.update(backbone="resnet18", norm_epsilon=1e-5)
     arrays = parity_arrays(detector_shapes_of(source, "resnet18", 91))
     variables = load(source, arrays, architecture="resnet18", norm=config.model.norm)
-    model = detector.build_model(config, num_classes=91)
+    model = modeling.build_model(config, num_classes=91)
     images = np.random.default_rng(3).standard_normal((1, 64, 96, 3), np.float32)
     outputs = jax.jit(lambda variables, x: model.apply(variables, x, train=False))(
         variables, images

@@ -13,14 +13,8 @@ from flax import traverse_util
 from retinanet_jax import core, weights
 from retinanet_jax.configs import detectron2, torchvision
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.detector import (
-    batch_loss,
-    build_model,
-    detect,
-    image_anchors,
-    network_input,
-    normalize,
-)
+from retinanet_jax.modeling import build_model, detect, image_anchors, network_input, normalize
+from retinanet_jax.training.objective import batch_loss
 from retinanet_jax.weights import detectors
 
 pytestmark = pytest.mark.slow

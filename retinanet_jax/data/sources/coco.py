@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any
 
-from retinanet_jax.data.sources import Category
+from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.instances import InstancesSource
 
 # In the order of their ids; of the numbers from 1 to 90 ten stand for nothing.

@@ -13,7 +13,7 @@ from absl import logging
 from jaxtyping import Bool, Float, Float32, Int
 from PIL import Image, UnidentifiedImageError
 
-from retinanet_jax.data.sources import Annotations, Category, Source
+from retinanet_jax.data.sources.base import Annotations, Category, Source
 from retinanet_jax.data.transforms import ORIENTATIONS, shown_orientation
 
 OUTSIDE = 1.0  # pixels a box may stand out by: what rounding does, and not worth a warning

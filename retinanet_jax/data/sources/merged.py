@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from retinanet_jax.data.sources import Annotations, Category, Source
+from retinanet_jax.data.sources.base import Annotations, Category, Source
 
 
 def merged(sources: Sequence[Source]) -> Source:

@@ -26,9 +26,9 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from retinanet_jax.data import transforms
-from retinanet_jax.data.plan import resized_sizes
-from retinanet_jax.data.sources import Annotations, Category, Source
-from retinanet_jax.data.sources.folders import write_folder
+from retinanet_jax.data.sizes import resized_sizes
+from retinanet_jax.data.sources.base import Annotations, Category, Source
+from retinanet_jax.utils.files import write_folder
 
 FORMAT = "retinanet_jax packed"
 VERSION = 1  # of the files' layout

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from retinanet_jax.data.sources import Annotations, Category, Source
+from retinanet_jax.data.sources.base import Annotations, Category, Source
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES, load_instances
 from retinanet_jax.data.sources.instances import (
     HAVE_NO_AREA,

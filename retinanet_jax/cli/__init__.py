@@ -1,0 +1,1 @@
+"""Commands: one file each, flags and then one call."""

@@ -1,0 +1,1 @@
+"""Evaluation: detections of a dataset and their COCO metrics."""

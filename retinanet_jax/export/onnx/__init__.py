@@ -1,0 +1,1 @@
+"""ONNX export: jax's equations as an ONNX graph."""

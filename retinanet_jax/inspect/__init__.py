@@ -1,1 +1,0 @@
-"""The doctor: `python -m retinanet_jax.inspect` looks at a data set before it is trained on."""

@@ -1,0 +1,1 @@
+"""Training: objective, optimizer, initialization, step and loop."""

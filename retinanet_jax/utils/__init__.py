@@ -1,0 +1,1 @@
+"""Helpers that three or more modules use: atomic writes, progress, ordered threads."""

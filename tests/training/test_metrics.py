@@ -1,0 +1,162 @@
+"""What a run tells, and what a resumed run takes back."""
+
+import json
+import time
+import types
+
+import numpy as np
+import pytest
+
+from retinanet_jax.training import metrics
+from retinanet_jax.utils import files, progress
+from retinanet_jax.utils.files import write_json
+from retinanet_jax.utils.progress import duration, teller
+
+METRICS = {
+    "loss": 3.0,
+    "loss/classification": 1.0,
+    "loss/box": 2.0,
+    "learning_rate": 0.01,
+    "num_foreground": 7.0,
+    "gradient_norm": 5.0,
+}
+
+
+def open_report(workdir, start_step=0, writes=True):
+    return metrics.Report(workdir, start_step=start_step, total_steps=20, writes=writes)
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_each_logged_step_is_one_object(tmp_path, capsys):
+    with open_report(tmp_path) as told:
+        told.train_step(10, METRICS, batch_size=4)
+        told.picture(10, "picture", np.zeros((8, 8, 3), np.uint8))
+    (line,) = lines(tmp_path)
+    assert line == {
+        "step": 10,
+        **METRICS,
+        "images_per_second": line["images_per_second"],
+        "data_wait": 0.0,
+    }
+    assert line["images_per_second"] > 0
+    printed = capsys.readouterr().out
+    assert "step 10/20 (50%)  loss 3.0000 = classification 1.0000 + box 2.0000  lr 0.01" in printed
+    assert "images/s" in printed
+    assert printed.rstrip().endswith("left")
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"loss/classification" in events.read_bytes()
+    assert b"picture" in events.read_bytes()
+
+
+def test_speed_is_images_over_seconds_since_the_last_line(tmp_path, monkeypatch):
+    seconds = iter([100.0, 110.0, 120.0, 130.0])
+    clock = types.SimpleNamespace(monotonic=lambda: next(seconds))
+    monkeypatch.setattr(metrics, "time", clock)
+    with open_report(tmp_path) as told:
+        told.train_step(5, METRICS, batch_size=4)  # 5 steps of 4 images in 10 s
+        told.restart_clock(6)  # at 120 s
+        told.train_step(8, METRICS, batch_size=4)  # 2 steps in 10 s
+    assert [line["images_per_second"] for line in lines(tmp_path)] == [2.0, 0.8]
+
+
+class Running:
+    """A step's result that takes a while."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def block_until_ready(self):
+        time.sleep(self.seconds)
+
+
+@pytest.mark.parametrize(
+    ("step", "data", "wait"),
+    [(0.0, 0.2, 1.0), (0.2, 0.1, 0.0), (0.1, 0.2, 0.5)],
+    ids=["data alone", "a step that takes longer than its data", "half hidden"],
+)
+def test_waiting_is_what_the_device_spends_without_a_step(tmp_path, step, data, wait):
+    def slow():
+        yield "the first"
+        for _ in range(3):
+            time.sleep(data)
+            yield "another"
+
+    with open_report(tmp_path) as told:
+        for batch in told.arriving(slow()):
+            if batch == "the first":
+                told.restart_clock(0)
+            told.running(Running(step))
+        told.train_step(3, METRICS, batch_size=1)
+    (line,) = lines(tmp_path)
+    assert line["data_wait"] == pytest.approx(wait, abs=0.24)
+
+
+def test_a_resumed_run_cuts_back_to_its_start(tmp_path):
+    with open_report(tmp_path) as told:
+        for step in (2, 4, 6):
+            told.train_step(step, METRICS, batch_size=4)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')  # killed while it wrote
+    with open_report(tmp_path, start_step=4) as told:
+        told.train_step(6, METRICS, batch_size=4)
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6]
+
+
+def test_a_half_written_line_goes_and_whole_ones_stay(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    metrics.keep_until(path, 9)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    metrics.keep_until(path, 1)
+    assert path.read_text() == '{"step": 1}\n'
+    metrics.keep_until(tmp_path / "absent", 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_other_hosts_are_silent(tmp_path, capsys):
+    with open_report(tmp_path, writes=False) as told:
+        told.train_step(1, METRICS, batch_size=4)
+        told.scalars(1, {"a": 1.0})
+        told.picture(1, "picture", np.zeros((8, 8, 3), np.uint8))
+    assert not list(tmp_path.iterdir())
+    assert not capsys.readouterr().out
+
+
+def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "a.json"
+    write_json(path, {"AP": 0.5, "APs": None})
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="Out of range float"):
+            write_json(path, {"AP": bad})
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, "replace", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            write_json(path, {})
+    assert json.loads(path.read_text()) == {"AP": 0.5, "APs": None}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 min 00 s"), (61, "1 min 01 s"), (3599.9, "59 min 59 s"), (7260, "2 h 01 min")],
+)
+def test_durations_as_people_say_them(seconds, said):
+    assert duration(seconds) == said
+
+
+def test_progress_is_told_now_and_then(monkeypatch, capsys):
+    clock = iter([100.0, 101.0, 106.0, 107.0, 108.0])
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    tell = teller("train", 4)
+    for done in (1, 2, 3, 4):
+        tell(done)
+    assert capsys.readouterr().out.splitlines() == [
+        "train: 2/4 pictures  0.3 images/s  0 min 06 s left",
+        "train: 4/4 pictures  0.5 images/s  0 min 00 s left",
+    ]
