@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """`arg` is "" or "tiny"."""
     config = r101_fpn_1_5x.get_config().unlock()
     detectron2.start_from(config, "resnext101_32x8d", "weights/X-101-32x8d.pkl")
-    # Trained by FAIR, unlike the plain ResNets.
+    # Checkpoint by FAIR, unlike the plain ResNets.
     config.model.stride_in_1x1 = False
     config.input.std = (57.375, 57.12, 58.395)
     return r50_fpn.finished(config, arg)

@@ -4,10 +4,10 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retinanet_jax.detector import Detection, Detector, Result
+    from retinanet_jax.detector import Detection, Detections, Detector
 
 __version__ = "0.2.0"
-__all__ = ["Detection", "Detector", "Result"]
+__all__ = ["Detection", "Detector", "Detections"]
 
 # An installed package contains its configs; in a checkout they lie next to it. Either way they are
 # `retinanet_jax.configs`.

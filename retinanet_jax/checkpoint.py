@@ -1,4 +1,4 @@
-"""Checkpoints: WORKDIR/checkpoints/STEP, written by Orbax, complete or absent.
+"""CheckpointManager: WORKDIR/checkpoints/STEP, written by Orbax, complete or absent.
 
 Each holds four items: `variables` (params and batch statistics: all that prediction needs),
 `training` (what resuming needs beside them), `config` and `categories`. Of weights that were
@@ -25,7 +25,7 @@ FOLDER = "checkpoints"
 NOT_MEASURED = -1.0  # AP of a checkpoint that was not evaluated: below all others
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of a working directory, saved in the background while training goes on."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Checkpoints:
             ),
         )
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> "CheckpointManager":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,7 +96,7 @@ class Checkpoints:
         check_categories(folder, to_categories(saved["categories"]), self._categories)
         saved_config = ConfigDict(saved["config"])
         check_model(folder, saved_config, self._config)
-        tell_differences(folder, saved_config, self._config)
+        print_differences(folder, saved_config, self._config)
         check_shapes(folder, metadata["variables"], variables, what="weights of another model")
         check_shapes(folder, metadata["training"], training, what="state of another optimizer")
         restored = self._manager.restore(
@@ -128,7 +128,7 @@ def item_handlers() -> dict[str, ocp.CheckpointHandler]:
     }
 
 
-class Trained(NamedTuple):
+class Checkpoint(NamedTuple):
     """All that prediction and evaluation need to know of a training run."""
 
     variables: dict[str, Any]  # numpy arrays
@@ -138,7 +138,7 @@ class Trained(NamedTuple):
     folder: pathlib.Path
 
 
-def load(path: str | pathlib.Path) -> Trained:
+def load(path: str | pathlib.Path) -> Checkpoint:
     """Reads a checkpoint: a working directory's best by AP (else its newest), or a step's folder.
 
     The arrays come to the host, whatever devices they were saved on, and wherever the folder was
@@ -173,7 +173,7 @@ def load(path: str | pathlib.Path) -> Trained:
         check_fields(config)
     except ValueError as error:
         raise ValueError(f"{folder}: written by another version of this program: {error}") from None
-    return Trained(
+    return Checkpoint(
         variables={"batch_stats": {}, **saved["variables"]},
         config=config,
         categories=to_categories(saved["categories"]),
@@ -219,7 +219,7 @@ def write_imported(
 
     They predict, are evaluated and start other runs; there is nothing that could be resumed.
     """
-    with Checkpoints(workdir, config, categories) as checkpoints:
+    with CheckpointManager(workdir, config, categories) as checkpoints:
         checkpoints.save(0, variables, {"step": np.zeros((), np.int32)}, ap=None)
 
 
@@ -263,7 +263,7 @@ def check_model(where: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> N
             )
 
 
-def tell_differences(where: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> None:
+def print_differences(where: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> None:
     """Prints in one line what a resumed run does otherwise than before."""
     differing = differences(plain(saved), plain(config))
     told = [f"config.{name}={want} (was {have})" for name, have, want in differing]

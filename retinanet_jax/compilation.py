@@ -1,4 +1,4 @@
-"""Programs for several shapes of picture, compiled side by side before their batches come."""
+"""CompiledByShape for several shapes of picture, compiled side by side before their batches come."""
 
 import contextlib
 import itertools
@@ -32,7 +32,7 @@ def start_compiler() -> Iterator[Compiler]:
         threads.shutdown(cancel_futures=True)
 
 
-class Programs:
+class CompiledByShape:
     """A jitted `(state, batch) -> ...`, compiled once for each shape that the pictures have.
 
     All that differs among a run's batches is that shape. Shardings, donation and numbers are the

@@ -47,7 +47,7 @@ class Detection(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Result:
+class Detections:
     """What was found on one picture, best score first; iterating gives a `Detection` each."""
 
     image: UInt8[np.ndarray, "H W 3"]  # RGB, upright
@@ -128,7 +128,7 @@ class Detector:
 
     def __init__(
         self,
-        trained: checkpoint.Trained,
+        trained: checkpoint.Checkpoint,
         *,
         score_threshold: float | None = None,
         categories: Iterable[str] | None = None,
@@ -178,7 +178,7 @@ class Detector:
         """The names of all categories that it was trained on."""
         return tuple(category.name for category in self.trained.categories)
 
-    def __call__(self, image: Picture) -> Result:
+    def __call__(self, image: Picture) -> Detections:
         """What is on one picture: a file, a Pillow image, or an array.
 
         An array is uint8, H x W x 3 in RGB or H x W in grey. Each shape of input that the config
@@ -188,7 +188,7 @@ class Detector:
         (result,) = self.batch([image], batch_size=1)
         return result
 
-    def batch(self, images: Iterable[Picture], batch_size: int = 8) -> Iterator[Result]:
+    def batch(self, images: Iterable[Picture], batch_size: int = 8) -> Iterator[Detections]:
         """The results of many pictures, in their order; those of one input shape share a call.
 
         `images` is read as results are asked for, a few batches ahead, so that files are decoded
@@ -201,7 +201,7 @@ class Detector:
 
     def outcomes(
         self, images: Iterable[Picture], batch_size: int = 8
-    ) -> Iterator[Result | ValueError]:
+    ) -> Iterator[Detections | ValueError]:
         """`batch`, with the error itself in the place of a picture that cannot be read or used."""
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1; try 1.")
@@ -223,7 +223,7 @@ class Detector:
 
     def _run(
         self, groups: Iterable[list[tuple[int, _Prepared | ValueError]]], batch_size: int
-    ) -> Iterator[list[tuple[int, Result | ValueError]]]:
+    ) -> Iterator[list[tuple[int, Detections | ValueError]]]:
         """Each group's outcomes; the next group runs while one is read."""
         running = None
         for group in groups:
@@ -241,14 +241,14 @@ class Detector:
 
     def _results(
         self, rows: Sequence[tuple[int, _Prepared]], detections: core.Detections
-    ) -> list[tuple[int, Result | ValueError]]:
+    ) -> list[tuple[int, Detections | ValueError]]:
         found = jax.device_get(detections)
         results = []
         for row, (number, prepared) in enumerate(rows):
             boxes, scores, classes, mask = (x[row] for x in found)
             kept = mask & self._wanted[classes]
             own = core.Detections(boxes[kept], scores[kept], classes[kept], mask[kept])
-            results.append((number, Result(prepared.image, own, self.trained.categories)))
+            results.append((number, Detections(prepared.image, own, self.trained.categories)))
         return results
 
 
@@ -286,7 +286,7 @@ def _stacked(rows: Sequence[Batch], batch_size: int) -> Batch:
     return Batch(*map(np.concatenate, zip(*rows, strict=True)))
 
 
-def _result_or_raise(outcome: Result | ValueError) -> Result:
+def _result_or_raise(outcome: Detections | ValueError) -> Detections:
     if isinstance(outcome, ValueError):
         raise outcome
     return outcome
@@ -307,7 +307,7 @@ def _with_limits(
     return config
 
 
-def _wanted(trained: checkpoint.Trained, names: Iterable[str] | None) -> np.ndarray:
+def _wanted(trained: checkpoint.Checkpoint, names: Iterable[str] | None) -> np.ndarray:
     """For each class whether it is among `names`; ValueError where none has such a name."""
     known = [category.name for category in trained.categories]
     if names is None:

@@ -25,9 +25,11 @@ from retinanet_jax.data.sources.merged import merged
 from retinanet_jax.data.sources.packed import PackedSource, write_packed
 from retinanet_jax.data.sources.tfds import TfdsSource
 from retinanet_jax.data.sources.voc import VocSource
-from retinanet_jax.utils.progress import duration, teller
+from retinanet_jax.utils.progress import duration, make_progress
 
-LOOKED_THROUGH = 1_000  # pictures: decoding so many takes seconds, a run that ends late costs hours
+MAX_IMAGES_TO_CHECK = (
+    1_000  # pictures: decoding so many takes seconds, a run that ends late costs hours
+)
 LISTED = ("source", "annotations", "images", "split", "classes", "official")
 EXAMPLES = {
     "annotations": "FILE_OR_FOLDER",
@@ -141,24 +143,24 @@ def open_training(config: ConfigDict, workdir: pathlib.Path) -> Source:
 
 
 def check_training_data(source: Source) -> None:
-    """Raises ValueError where no picture has a box, and as `check_pictures` does."""
+    """Raises ValueError where no picture has a box, and as `check_images` does."""
     if not any(len(source.annotations(index).boxes) for index in range(len(source))):
         raise ValueError(
             f"{source.name}: none of its {len(source)} pictures has a box; there is nothing to "
             "learn. Give the file that has the annotations."
         )
-    check_pictures(source)
+    check_images(source)
 
 
-def check_pictures(source: Source) -> None:
+def check_images(source: Source) -> None:
     """Raises ValueError or OSError at a picture that a run would end at, in a small data set.
 
     To read all of a large one takes minutes; `retinanet_jax.inspect` does it.
     """
-    if len(source) <= LOOKED_THROUGH:
+    if len(source) <= MAX_IMAGES_TO_CHECK:
         with futures.ThreadPoolExecutor(os.cpu_count()) as readers:
             # Threads hand on what is wrong, and not the pixels.
-            list(readers.map(lambda index: source.picture(index).shape, range(len(source))))
+            list(readers.map(lambda index: source.image(index).shape, range(len(source))))
 
 
 def open_evaluation(config: ConfigDict, workdir: pathlib.Path) -> Source:
@@ -259,7 +261,7 @@ def pack_datasets(config: ConfigDict, parts: Sequence[str], output: pathlib.Path
             long_side=data.long_side,
             resize=data.resize,
             num_threads=data.threads or None,
-            progress=teller(part, len(source)),
+            progress=make_progress(part, len(source)),
         )
         print(
             f"{folder}: {len(packed)} pictures of {source.name} at short side {sides[part]}, in "

@@ -51,7 +51,7 @@ def main(_: list[str]) -> None:
     if _DETERMINISTIC.value:  # read when jax finds its devices, which is later
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_FLAG}"
     stopped = "stopped; the same command goes on from the newest checkpoint"
-    with common.told_in_one_line(_TRACEBACK.value, stopped=stopped):
+    with common.errors_in_one_line(_TRACEBACK.value, stopped=stopped):
         join_hosts(
             _DISTRIBUTED.value,
             coordinator_address=_COORDINATOR.value,

@@ -84,7 +84,7 @@ def _pair(
     height, width = source.sizes[index].tolist()
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    image = np.asarray(Image.fromarray(source.picture(index)).resize(size))
+    image = np.asarray(Image.fromarray(source.image(index)).resize(size))
     names = [category.name for category in source.categories]
     truth = source.annotations(index)
     numbers = {category.id: k for k, category in enumerate(source.categories)}

@@ -945,7 +945,7 @@ def main() -> None:
     if any(argument.startswith("--peer") for argument in sys.argv):
         # Two libraries share the device: neither may take all its memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    with common.told_in_one_line():
+    with common.errors_in_one_line():
         options = parse_arguments(sys.argv[1:])
         if options.peak_of:
             setting = Setting(options.sizes[0], options.batch, options.dtypes[0])

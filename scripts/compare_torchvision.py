@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 
 from retinanet_jax import checkpoint, core, weights
 from retinanet_jax.configs import torchvision as recipe
-from retinanet_jax.data.image_files import find_pictures
+from retinanet_jax.data.image_files import find_images
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.detector import Detector
 from retinanet_jax.export import verification
@@ -119,7 +119,7 @@ def our_detector(version: str, sides: tuple[int, int], model) -> Detector:
             outputs="all",
         )
     categories = tuple(Category(number, str(number)) for number in range(NUM_OUTPUTS))
-    trained = checkpoint.Trained(variables, config, categories, 0, pathlib.Path("torchvision"))
+    trained = checkpoint.Checkpoint(variables, config, categories, 0, pathlib.Path("torchvision"))
     return Detector(trained)
 
 
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=pathlib.Path, help="where the figures go too")
     options = parser.parse_args()
-    pictures, sides, lines = find_pictures(options.pictures), tuple(options.sides), []
+    pictures, sides, lines = find_images(options.pictures), tuple(options.sides), []
     print(f"{'':4}{'picture':32}{'found':>6}{'box':>10}{'score':>10}{'unmatched':>10}{'s':>7}")
     for version in options.version:
         theirs = their_detector(version, sides, options.seed)

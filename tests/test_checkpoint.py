@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, bit for bit, and refused where they do not fit."""
+"""CheckpointManager: complete or absent, bit for bit, and refused where they do not fit."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from retinanet_jax import checkpoint, sharding
-from retinanet_jax.checkpoint import Checkpoints
+from retinanet_jax.checkpoint import CheckpointManager
 from retinanet_jax.data.sources.base import Category
 
 CATEGORIES = (Category(3, "dog"), Category(7, "cat"))
@@ -36,7 +36,7 @@ def training(fill: float, optimizer=None):
 
 
 def save(workdir, config, aps: dict[int, float | None], categories=CATEGORIES):
-    with Checkpoints(workdir, config, categories) as checkpoints:
+    with CheckpointManager(workdir, config, categories) as checkpoints:
         for step, ap in aps.items():
             checkpoints.save(step, variables(step), training(step), ap)
 
@@ -55,7 +55,7 @@ def test_what_is_restored_is_what_was_saved(tmp_path, config):
     save(tmp_path, config, {5: None})
     mesh = sharding.make_mesh(2)
     target = sharding.put_replicated((variables(0), training(0)), mesh)
-    with Checkpoints(tmp_path, config, CATEGORIES) as checkpoints:
+    with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
         assert checkpoints.latest_step() == 5
         restored = checkpoints.restore(5, *target)
     assert_same(restored, (variables(5), training(5)))
@@ -77,7 +77,7 @@ def test_a_checkpoint_alone_is_enough_to_predict(tmp_path, config):
 @pytest.mark.slow
 def test_a_checkpoint_of_8_devices_is_loaded_where_there_is_1(tmp_path, config):
     saved = sharding.put_replicated((variables(5), training(5)), sharding.make_mesh(1))
-    with Checkpoints(tmp_path, config, CATEGORIES) as checkpoints:
+    with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
         checkpoints.save(5, *saved, None)
     load = (
         "import sys, jax\n"
@@ -129,7 +129,7 @@ def test_the_best_is_loaded_else_the_newest(tmp_path, config):
         checkpoint.load(tmp_path / "checkpoints/3").variables["params"]["backbone"]["kernel"], 3
     )
     # Training goes on from the newest, whatever its AP.
-    with Checkpoints(tmp_path, config, CATEGORIES) as checkpoints:
+    with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
         assert checkpoints.latest_step() == 7
 
 
@@ -138,7 +138,7 @@ def test_a_half_written_checkpoint_does_not_count_and_goes(tmp_path, config):
     half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
     (half / "variables").mkdir(parents=True)
     assert checkpoint.load(tmp_path).step == 1
-    with Checkpoints(tmp_path, config, CATEGORIES) as checkpoints:
+    with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
         assert not half.exists()  # not a thread's matter, which may outlive the manager
         assert checkpoints.latest_step() == 1
     save(tmp_path, config, {2: None})
@@ -163,7 +163,7 @@ def refused(checkpoints, target, match):
 
 def test_weights_of_another_model_are_refused(tmp_path, config):
     save(tmp_path, config, {5: None})
-    with Checkpoints(tmp_path, config, CATEGORIES) as checkpoints:
+    with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
         other = variables(0, width=8)
         del other["batch_stats"]["backbone"]["mean"]
         refused(
@@ -178,7 +178,7 @@ def test_weights_of_another_model_are_refused(tmp_path, config):
 def test_the_state_of_another_optimizer_is_refused(tmp_path, config, same_leaves):
     save(tmp_path, config, {5: None})
     other = optax.trace(0.9) if same_leaves else optax.adamw(0.1)
-    with Checkpoints(tmp_path, config, CATEGORIES) as checkpoints:
+    with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
         refused(
             checkpoints, (variables(0), training(0, other)), "5: .*optimizer.*another --workdir"
         )
@@ -195,7 +195,7 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path, config, same_leaves
 )
 def test_other_categories_are_refused(tmp_path, config, categories, message):
     save(tmp_path, config, {5: None})
-    with Checkpoints(tmp_path, config, categories) as checkpoints:
+    with CheckpointManager(tmp_path, config, categories) as checkpoints:
         refused(checkpoints, (variables(0), training(0)), message)
 
 
@@ -215,7 +215,7 @@ def test_another_meaning_of_the_same_weights_is_refused(tmp_path, config, sectio
     told = f"5: trained with config.{section}.{field}=.*, this run has .*use the config it"
     with pytest.raises(ValueError, match=told):
         checkpoint.check_model(trained.folder, trained.config, config)
-    with Checkpoints(tmp_path, config, CATEGORIES) as checkpoints:
+    with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
         refused(checkpoints, (variables(0), training(0)), told)
 
 
@@ -224,7 +224,7 @@ def test_what_else_differs_is_told_in_one_line(tmp_path, config, capsys):
     restored = []
 
     def resume():
-        with Checkpoints(tmp_path, config, CATEGORIES) as checkpoints:
+        with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
             restored.append(checkpoints.restore(5, variables(0), training(0)))
 
     resume()
@@ -255,7 +255,7 @@ def test_imported_weights_are_loaded_and_never_resumed(tmp_path, config):
     assert_same(jax.tree.map(jnp.asarray, trained.variables), variables(2))
     assert (trained.step, trained.categories) == (0, CATEGORIES)
     config.model.fpn_channels = 7  # what else is wrong does not matter
-    with Checkpoints(tmp_path / "run", config, CATEGORIES[:1]) as checkpoints:
+    with CheckpointManager(tmp_path / "run", config, CATEGORIES[:1]) as checkpoints:
         assert checkpoints.latest_step() == 0
         refused(
             checkpoints,

@@ -1,4 +1,4 @@
-"""Programs for several shapes of picture: the jitted function's results, compiled beforehand."""
+"""CompiledByShape for several shapes of picture: the jitted function's results, compiled beforehand."""
 
 import threading
 import time
@@ -39,7 +39,7 @@ def compiler():
 
 def test_each_shape_is_compiled_once_and_the_results_are_the_functions_own(compiler, capsys):
     traced = Traced()
-    programs = compilation.Programs("adding", traced.jitted, compiler)
+    programs = compilation.CompiledByShape("adding", traced.jitted, compiler)
     state, expected = jnp.zeros(4), 0
     prepared = [batch_of(8, 16), batch_of(16, 8)]
     programs.prepare(state, prepared)
@@ -59,7 +59,7 @@ def test_what_is_wrong_with_the_function_is_told_where_it_is_called(compiler):
     def refuse(state, batch):
         raise ValueError("config.loss.box='l3' must be one of ...")
 
-    programs = compilation.Programs("refusing", jax.jit(refuse), compiler)
+    programs = compilation.CompiledByShape("refusing", jax.jit(refuse), compiler)
     programs.prepare(jnp.zeros(1), [batch_of(8, 8)])
     with pytest.raises(ValueError, match="l3"):
         programs(jnp.zeros(1), batch_of(8, 8))
@@ -74,7 +74,7 @@ def test_no_step_disturbs_an_accelerators_compiler(compiler, monkeypatch, platfo
             assert go_on.wait(60)
         return state
 
-    programs = compilation.Programs("waiting", jax.jit(step), compiler)
+    programs = compilation.CompiledByShape("waiting", jax.jit(step), compiler)
     monkeypatch.setattr(compilation.jax, "default_backend", lambda: platform)
     programs.prepare(jnp.zeros(1), [batch_of(8, 8), batch_of(16, 8)])
     stepped = threading.Thread(target=programs, args=(jnp.zeros(1), batch_of(8, 8)))
@@ -90,7 +90,7 @@ def test_a_run_that_ends_leaves_what_was_not_begun(monkeypatch):
     traced = Traced()
     with compilation.start_compiler() as compiler:
         compiler.submit(time.sleep, 0.3)
-        programs = compilation.Programs("adding", traced.jitted, compiler)
+        programs = compilation.CompiledByShape("adding", traced.jitted, compiler)
         programs.prepare(jnp.zeros(1), [batch_of(8, 8)])
     assert traced.shapes == []
 

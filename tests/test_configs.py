@@ -397,15 +397,15 @@ def test_every_tiny_recipe_plans_drawn_pictures(name, arg):
 
 @pytest.mark.parametrize("name", ["r50_fpn", *(f"r50_fpn:{side}" for side in r50_fpn.BUCKETS)])
 def test_one_side_pads_little(name):
-    assert padded_share(*name.split(":")) <= MOST_PADDING.get(name, 0.05)
+    assert padding_overhead(*name.split(":")) <= MOST_PADDING.get(name, 0.05)
 
 
 @pytest.mark.parametrize("name", ["detectron2", "torchvision:v2"])
 def test_many_sides_pad_more(name):
-    assert 0.05 < padded_share(*name.split(":")) <= MOST_PADDING[name]
+    assert 0.05 < padding_overhead(*name.split(":")) <= MOST_PADDING[name]
 
 
-def padded_share(name: str, arg: str = "") -> float:
+def padding_overhead(name: str, arg: str = "") -> float:
     """Of the pixels of an epoch's batches."""
     plan = input_pipeline.train_plan(load(name, arg), types.SimpleNamespace(sizes=SIZES))
     batches = [plan.batch(step) for step in range(plan.steps_per_epoch)]

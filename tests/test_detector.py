@@ -50,9 +50,9 @@ def traced(monkeypatch) -> list[tuple[int, ...]]:
 
 
 @pytest.fixture
-def trained(toy_config, tmp_path) -> checkpoint.Trained:
+def trained(toy_config, tmp_path) -> checkpoint.Checkpoint:
     toy_config.data.update(buckets=((32, 64), (64, 32)), eval_short_side=32, long_side=64)
-    return checkpoint.Trained({}, toy_config, CATEGORIES, 0, tmp_path / "run")
+    return checkpoint.Checkpoint({}, toy_config, CATEGORIES, 0, tmp_path / "run")
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def test_the_network_reads_what_it_reads_in_evaluation(config, drawn, tmp_path, 
     source = input_pipeline.open_evaluation(config, tmp_path)
     plan = input_pipeline.eval_plan(config, source.sizes, batch_size=1)
     for batch in input_pipeline.host_batches(config, source, plan, range(3)):
-        image = source.picture(int(batch.index[0]))
+        image = source.image(int(batch.index[0]))
         alone = input_pipeline.eval_plan(config, np.array([image.shape[:2]]), batch_size=1).batch(0)
         read = detector_module.one_image_batch(image, alone)
         assert read.images.shape == (1, 96, 96 if shapes == "own" else 128, 3)

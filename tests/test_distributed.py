@@ -103,7 +103,7 @@ def test_two_processes_are_as_good_as_one(program, tmp_path):
     assert_same_run(two, one)
     assert len(list((two / "tensorboard").iterdir())) == 1
 
-    # Checkpoints are whole, and can be read by a single process of other devices.
+    # CheckpointManager are whole, and can be read by a single process of other devices.
     assert sorted(p.name for p in (two / "checkpoints").iterdir()) == ["1", "2"]
     for step in (1, 2):
         ours, theirs = (

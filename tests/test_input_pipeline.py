@@ -50,9 +50,9 @@ def test_a_picture_that_a_run_would_end_at_is_named_before_it(drawn, tmp_path, m
     broken = tmp_path / "copied/images" / source.file_name(7)
     broken.write_bytes(broken.read_bytes()[:-200])
     with pytest.raises(ValueError, match=rf"{broken.name}: the picture is corrupt or truncated"):
-        input_pipeline.check_pictures(source)
-    monkeypatch.setattr(input_pipeline, "LOOKED_THROUGH", len(source) - 1)
-    input_pipeline.check_pictures(source)
+        input_pipeline.check_images(source)
+    monkeypatch.setattr(input_pipeline, "MAX_IMAGES_TO_CHECK", len(source) - 1)
+    input_pipeline.check_images(source)
 
 
 def test_data_without_a_box_is_refused(drawn, tmp_path):

@@ -15,7 +15,7 @@ INTERRUPTED = 130  # the exit status that shells give to what Ctrl-C ended
 
 
 @contextlib.contextmanager
-def told_in_one_line(
+def errors_in_one_line(
     traceback: bool = False,
     *,
     smaller: str = "--config.data.batch_size",

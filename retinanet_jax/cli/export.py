@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # a GPU may multiply in fewer bits
     compilation.use_compilation_cache()
     output = pathlib.Path(values.output).expanduser().absolute()
-    with common.told_in_one_line():
+    with common.errors_in_one_line():
         servable = servable_of(
             values.checkpoint,
             image_size=[int(side) for side in values.image_size] or None,

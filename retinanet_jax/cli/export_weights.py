@@ -23,6 +23,6 @@ def main(_: list[str]) -> None:
     if not values.target or not values.checkpoint or not values.output:
         sys.exit("error: give --target=NAME, --checkpoint=DIR and --output=FILE.")
     output = pathlib.Path(values.output).expanduser().absolute()
-    with common.told_in_one_line():
+    with common.errors_in_one_line():
         told = run(values.target, values.checkpoint, output)
     print(f"{output}: for {values.target}, built as", *told, sep="\n  ")

@@ -25,7 +25,7 @@ def main(_: list[str]) -> None:
     values = flags.FLAGS
     if not values.source or not values.input or not values.output:
         sys.exit("error: give --source=NAME, --input=FILE_OR_URL_OR_KNOWN_NAME and --output=DIR.")
-    with common.told_in_one_line():
+    with common.errors_in_one_line():
         written = run(
             values.source,
             values.input,

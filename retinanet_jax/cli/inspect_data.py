@@ -25,5 +25,5 @@ def main(_: list[str]) -> None:
     if not values.config or not values.output:
         sys.exit("error: give --config=FILE and --output=DIR.")
     output = pathlib.Path(values.output).expanduser().absolute()
-    with common.told_in_one_line():
+    with common.errors_in_one_line():
         run(values.config, output, values.max_images)

@@ -24,7 +24,7 @@ def main(_: list[str]) -> None:
     if not values.config or not values.output:
         sys.exit("error: give --config=FILE and --output=DIR.")
     output = pathlib.Path(values.output).expanduser().absolute()
-    with common.told_in_one_line():
+    with common.errors_in_one_line():
         parts = PARTS if values.part == "both" else (values.part,)
         new = run(values.config, parts, output)
     print("to train from it, add to the run's flags:", *new, sep="\n  ")

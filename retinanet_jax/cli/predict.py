@@ -16,7 +16,7 @@ from absl import flags, logging
 
 from retinanet_jax import compilation
 from retinanet_jax.cli import common
-from retinanet_jax.data.image_files import find_pictures
+from retinanet_jax.data.image_files import find_images
 from retinanet_jax.detector import Detector
 from retinanet_jax.evaluation.predictions import COLUMNS
 from retinanet_jax.predict_logic import run
@@ -46,8 +46,8 @@ def main(argv: list[str]) -> None:
     if not _CHECKPOINT.value or not _OUTPUT.value:
         sys.exit("error: give --checkpoint=DIR and --output=DIR, then pictures or folders.")
     compilation.use_compilation_cache()
-    with common.told_in_one_line(smaller="--batch_size"):
-        pictures = find_pictures(argv[1:])
+    with common.errors_in_one_line(smaller="--batch_size"):
+        pictures = find_images(argv[1:])
         detector = Detector.load(
             _CHECKPOINT.value,
             score_threshold=_SCORE_THRESHOLD.value,

@@ -32,7 +32,7 @@ from retinanet_jax.core.losses import (
     smooth_l1,
     smooth_l1_sum,
 )
-from retinanet_jax.core.matching import assign_targets, crowd_share, match
+from retinanet_jax.core.matching import assign_targets, match, max_crowd_ioa
 from retinanet_jax.core.nms import non_maximum_suppression, soft_non_maximum_suppression
 from retinanet_jax.core.postprocess import Candidates, detect, select_candidates
 from retinanet_jax.core.types import BACKGROUND, IGNORE, Array, Detections, Targets
@@ -54,7 +54,7 @@ __all__ = [
     "clip",
     "count_foreground",
     "cross_entropy",
-    "crowd_share",
+    "max_crowd_ioa",
     "decode",
     "detect",
     "ema_normalizer",

@@ -131,7 +131,7 @@ def assign_targets(
         eligible=eligible,
     )
     if crowd_ioa is not None:
-        in_crowd = crowd_share(anchors, crowd_boxes, crowd_mask) > crowd_ioa
+        in_crowd = max_crowd_ioa(anchors, crowd_boxes, crowd_mask) > crowd_ioa
         matches = jnp.where((matches == BACKGROUND) & in_crowd, IGNORE, matches)
 
     foreground = matches >= 0
@@ -142,7 +142,7 @@ def assign_targets(
     )
 
 
-def crowd_share(
+def max_crowd_ioa(
     anchors: Float[Array, "A 4"], crowd_boxes: Float[Array, "C 4"], crowd_mask: Bool[Array, " C"]
 ) -> Float[Array, " A"]:
     """The largest share of each anchor's area that lies in one crowd region."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, Int32
 
-from retinanet_jax.data.sizes import STRIDE
+from retinanet_jax.data.sizes import SIZE_MULTIPLE
 
 
 def make_buckets(buckets: Sequence[tuple[int, int]]) -> Int32[np.ndarray, "b 2"]:
@@ -21,10 +21,13 @@ def make_buckets(buckets: Sequence[tuple[int, int]]) -> Int32[np.ndarray, "b 2"]
             "try ((800, 1344), (1344, 800))."
         )
     for height, width in buckets:
-        if min(height, width) <= 0 or height % STRIDE or width % STRIDE:
-            fixed = tuple(max(STRIDE, -(-side // STRIDE) * STRIDE) for side in (height, width))
+        if min(height, width) <= 0 or height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
+            fixed = tuple(
+                max(SIZE_MULTIPLE, -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE)
+                for side in (height, width)
+            )
             raise ValueError(
-                f"bucket ({height}, {width}) must have positive multiples of {STRIDE} as its "
+                f"bucket ({height}, {width}) must have positive multiples of {SIZE_MULTIPLE} as its "
                 f"sides; try {fixed}."
             )
     largest = (max(height for height, _ in buckets), max(width for _, width in buckets))
@@ -38,7 +41,7 @@ def own_buckets(resized: Int[np.ndarray, "N 2"]) -> Int32[np.ndarray, "b 2"]:
 
     Smallest area first, so that the smallest that holds a picture is its own: no other is between.
     """
-    distinct = np.unique(-(-resized // STRIDE) * STRIDE, axis=0).astype(np.int32)
+    distinct = np.unique(-(-resized // SIZE_MULTIPLE) * SIZE_MULTIPLE, axis=0).astype(np.int32)
     return distinct[np.argsort(distinct.prod(axis=1), kind="stable")]
 
 

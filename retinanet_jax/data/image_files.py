@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from retinanet_jax.data.transforms import decode_image, upright_pixels
+from retinanet_jax.data.transforms import decode_image, oriented_pixels
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-def find_pictures(paths: Iterable[str]) -> list[pathlib.Path]:
+def find_images(paths: Iterable[str]) -> list[pathlib.Path]:
     """The picture files at `paths`, each once; folders are searched to the bottom.
 
     What does not exist is taken for a pattern (`*.jpg`, `**/*.png`), as a shell takes it.
@@ -65,7 +65,7 @@ def _pixels(image: Picture, name: str) -> UInt8[np.ndarray, "H W 3"]:
         if isinstance(image, Image.Image):
             with _loading:
                 image.load()
-            return upright_pixels(image, name)
+            return oriented_pixels(image, name)
     except OSError as error:
         raise ValueError(f"{name}: cannot be read ({error.strerror or error}).") from None
     image = np.asarray(image)

@@ -39,7 +39,7 @@ def geometry(rows: BatchPlan, row: int) -> Geometry:
 
 def load_by_tf(
     source: Source,
-    host_rows: Callable[[int], BatchPlan],
+    host_plan: Callable[[int], BatchPlan],
     steps: range,
     prefetch: int,
     num_threads: int | None,
@@ -53,14 +53,14 @@ def load_by_tf(
     planned: dict[int, BatchPlan] = {}  # what waits for its pictures
 
     def plan_step(step: np.ndarray) -> np.ndarray:
-        rows = planned[int(step)] = host_rows(int(step))
+        rows = planned[int(step)] = host_plan(int(step))
         buckets = np.tile(np.array(rows.bucket, np.int32), (len(rows.index), 1))
         # In the order that `_tf_image` takes them apart.
         return np.column_stack(
             [rows.index, buckets, rows.resized, rows.offset, rows.size, rows.turns, rows.flip]
         ).astype(np.int32)
 
-    first = host_rows(0)
+    first = host_plan(0)
     batch_size, kind = len(first.index), first.resize
     pictures = _Pictures(source)
     as_it_is = tf.autograph.experimental.do_not_convert  # else TensorFlow rereads this file
@@ -84,13 +84,13 @@ def load_by_tf(
         try:
             images = next(loaded)
         except tf.errors.OpError as error:
-            raise _culprit(tf, source, host_rows(step), error) from None
+            raise _culprit(tf, source, host_plan(step), error) from None
         yield Loaded(planned.pop(step), images)
 
 
 def load_by_threads(
     source: Source,
-    host_rows: Callable[[int], BatchPlan],
+    host_plan: Callable[[int], BatchPlan],
     steps: range,
     prefetch: int,
     num_threads: int | None,
@@ -104,10 +104,10 @@ def load_by_threads(
     def fill(image: np.ndarray, index: int, geometry: Geometry, kind: str) -> None:
         height, width = geometry.size
         held = pictures.pixels(index, geometry.resized)
-        image[:height, :width] = transforms.transform_picture(held, geometry, kind=kind)
+        image[:height, :width] = transforms.transform_image(held, geometry, kind=kind)
 
     def begin(step: int) -> tuple[Loaded, list[futures.Future[None]]]:
-        rows = host_rows(step)
+        rows = host_plan(step)
         pixels = transforms.PIXEL_TYPES[rows.resize]
         images = np.zeros((len(rows.index), *rows.bucket, 3), pixels)
         filling = [
@@ -152,7 +152,7 @@ class _Pictures:
 
     def pixels(self, index: int, resized: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
         """Before they are `resized`."""
-        image = self._source.picture(index)
+        image = self._source.image(index)
         original = int(self._source.sizes[index, 0])
         if image.shape[0] < min(resized[0], original) and not self._told:
             self._told = True
@@ -226,7 +226,7 @@ def _tf_image(
 
     # A plain JPEG is decoded outside of Python's lock.
     image = tf.cond(plain, lambda: transforms.tf_decode_jpeg(file), in_python)
-    image = transforms.tf_transform_picture(
+    image = transforms.tf_transform_image(
         image, resized, flip[0] > 0, turns[0], offset, size, kind=kind
     )
     return transforms.tf_pad(image, bucket)
@@ -237,7 +237,7 @@ def _culprit(tf: ModuleType, source: Source, rows: BatchPlan, error: Exception) 
     pictures = _Pictures(source)
     for index in rows.index.tolist():
         try:
-            source.picture(index)
+            source.image(index)
             file, plain = pictures.file(index)
             if plain:
                 transforms.tf_decode_jpeg(file)

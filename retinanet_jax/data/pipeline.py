@@ -45,14 +45,14 @@ def batches(
     if not 0 <= min_visible <= 1:
         raise ValueError(f"min_visible={min_visible} must be a share, from 0 to 1; try 0.")
 
-    def host_rows(step: int) -> BatchPlan:
+    def host_plan(step: int) -> BatchPlan:
         return plan.batch(step).rows(process_index, process_count)
 
-    host_rows(0)  # a batch that does not divide among the hosts is refused here, not by a thread
+    host_plan(0)  # a batch that does not divide among the hosts is refused here, not by a thread
     stop = plan.num_batches if num_steps is None else start_step + num_steps
     steps = range(start_step, np.iinfo(np.int64).max if stop is None else stop)
     num_boxes, num_crowd = padded_counts(source)
-    for loaded in LOADERS[loader](source, host_rows, steps, prefetch, num_threads):
+    for loaded in LOADERS[loader](source, host_plan, steps, prefetch, num_threads):
         yield _add_boxes(source, loaded, num_boxes, num_crowd, min_visible)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int32, UInt64
 
 from retinanet_jax.data.buckets import make_buckets, own_buckets, smallest_bucket
 from retinanet_jax.data.sizes import (
-    STRIDE,
+    SIZE_MULTIPLE,
     _check_resize,
     _check_sides,
     _fitted,
@@ -376,7 +376,7 @@ def _check_crop(crop_size: tuple[int, int], buckets: Int[np.ndarray, "b 2"]) -> 
             "try (640, 640), or None for off."
         )
     if (np.asarray(crop_size) > buckets[-1]).any():
-        needed = tuple(-(-side // STRIDE) * STRIDE for side in crop_size)
+        needed = tuple(-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in crop_size)
         raise ValueError(
             f"crop_size={tuple(crop_size)} is held by no bucket of {buckets.tolist()}; "
             f"add the bucket {needed}, or lower the crop."
@@ -398,7 +398,7 @@ def _check_held(
     loose = np.flatnonzero(smallest_bucket(resized, buckets) < 0)
     if len(loose):
         first = loose[0]
-        needed = tuple(int(side) for side in -(-resized[first] // STRIDE) * STRIDE)
+        needed = tuple(int(side) for side in -(-resized[first] // SIZE_MULTIPLE) * SIZE_MULTIPLE)
         raise ValueError(
             f"picture {first} of {tuple(sizes[first].tolist())} (height, width) becomes "
             f"{tuple(resized[first].tolist())}, which no bucket of {buckets.tolist()} holds "

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int, Int32
 
 from retinanet_jax.data.transforms import PIXEL_TYPES
 
-STRIDE = 32  # of C5: the coarsest feature map that the network takes from the backbone
+SIZE_MULTIPLE = 32  # of C5: the coarsest feature map that the network takes from the backbone
 
 
 def resized_size(

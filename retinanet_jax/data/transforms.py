@@ -68,21 +68,21 @@ def decode_image(
             f"{name}: the picture is corrupt or truncated ({reason}); replace it, or remove it "
             "from the data set."
         ) from None
-    return upright_pixels(picture, name, size=size)
+    return oriented_pixels(picture, name, size=size)
 
 
-def upright_pixels(
+def oriented_pixels(
     picture: Image.Image, name: str, *, size: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "H W 3"]:
     """`decode_image` of a picture that Pillow has opened."""
-    transpose, flip_y, flip_x = ORIENTATIONS[shown_orientation(picture, name, size)]
+    transpose, flip_y, flip_x = ORIENTATIONS[valid_orientation(picture, name, size)]
     pixels = np.asarray(_to_rgb(picture, name))
     if transpose:
         pixels = pixels.swapaxes(0, 1)
     return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
 
 
-def shown_orientation(picture: Image.Image, name: str, size: tuple[int, int] | None) -> int:
+def valid_orientation(picture: Image.Image, name: str, size: tuple[int, int] | None) -> int:
     """The EXIF orientation (1 to 8) in which the picture has the declared (height, width).
 
     Reads only the header. Raises ValueError where it has that size neither rotated nor unrotated.
@@ -111,12 +111,10 @@ def is_plain_jpeg(data: bytes, name: str, size: tuple[int, int]) -> bool:
         picture = Image.open(io.BytesIO(data))
     except (OSError, SyntaxError):
         return False  # `decode_image` says what is wrong
-    return shown_orientation(picture, name, size) == 1 and picture.mode in ("L", "RGB")
+    return valid_orientation(picture, name, size) == 1 and picture.mode in ("L", "RGB")
 
 
-def transform_picture(
-    image: UInt8[np.ndarray, "H W 3"], geometry: Geometry, *, kind: str
-) -> Pixels:
+def transform_image(image: UInt8[np.ndarray, "H W 3"], geometry: Geometry, *, kind: str) -> Pixels:
     """Resized in a `kind` of PIXEL_TYPES, flipped, turned, cropped."""
     resized, mirrored, turns, offset, size = geometry
     # What the crop leaves out is not computed.
@@ -141,7 +139,7 @@ def transform_boxes(
     boxes = resize_boxes(boxes, np.divide(geometry.resized, original))
     if geometry.flip:
         boxes = flip_boxes(boxes, width)
-    boxes = turn_boxes(boxes, geometry.turns, height, width) - np.tile(geometry.offset, 2)
+    boxes = rot90_boxes(boxes, geometry.turns, height, width) - np.tile(geometry.offset, 2)
     inside = np.clip(boxes, 0, np.tile(geometry.size, 2))
     whole, kept = _areas(boxes), _areas(inside)
     visible = np.divide(kept, whole, out=np.zeros_like(whole), where=whole > 0)
@@ -177,7 +175,7 @@ def flip_boxes(boxes: Float32[np.ndarray, "n 4"], width: float) -> Float32[np.nd
     return np.stack([y1, width - x2, y2, width - x1], axis=1).astype(np.float32)
 
 
-def turn_boxes(
+def rot90_boxes(
     boxes: Float32[np.ndarray, "n 4"], turns: int, height: float, width: float
 ) -> Float32[np.ndarray, "n 4"]:
     """Quarter turns counter-clockwise, as `np.rot90` turns a picture of `height` x `width`."""
@@ -188,7 +186,7 @@ def turn_boxes(
     return boxes
 
 
-def tf_transform_picture(
+def tf_transform_image(
     image: "tf.Tensor",
     resized: "tf.Tensor",
     flip: "tf.Tensor",
@@ -198,7 +196,7 @@ def tf_transform_picture(
     *,
     kind: str,
 ) -> "tf.Tensor":
-    """`transform_picture`; the fields of its `Geometry` are tensors."""
+    """`transform_image`; the fields of its `Geometry` are tensors."""
     import tensorflow as tf
 
     edges = tf.unstack(resized), tf.unstack(offset), tf.unstack(size)

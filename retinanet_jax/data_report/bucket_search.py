@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Int32
 
 from retinanet_jax.data.buckets import make_buckets, smallest_bucket
 from retinanet_jax.data.plan import TrainPlan
-from retinanet_jax.data.sizes import STRIDE, resized_sizes
+from retinanet_jax.data.sizes import SIZE_MULTIPLE, resized_sizes
 
 MAX_STEPS = 64  # heights, and widths, that a bucket may have: multiples of 32 up to 2048 pixels
 
@@ -24,14 +24,14 @@ class BucketRow(NamedTuple):
 
     bucket: tuple[int, int]
     pictures: int
-    padded_share: float  # of the pixels of its pictures' buckets; 0 where it has none
+    padding_overhead: float  # of the pixels of its pictures' buckets; 0 where it has none
 
 
 class BucketTable(NamedTuple):
     """What each bucket holds, each picture being in the smallest that holds it."""
 
     rows: tuple[BucketRow, ...]
-    padded_share: float
+    padding_overhead: float
 
 
 def choose_buckets(sizes: Int[np.ndarray, "N 2"], *, count: int) -> tuple[tuple[int, int], ...]:
@@ -45,7 +45,7 @@ def choose_buckets(sizes: Int[np.ndarray, "N 2"], *, count: int) -> tuple[tuple[
     """
     if count < 1 or not len(sizes):
         raise ValueError(f"count={count} buckets for {len(sizes)} pictures must both be 1 or more.")
-    unit = STRIDE * -(-int(np.max(sizes)) // (STRIDE * MAX_STEPS))
+    unit = SIZE_MULTIPLE * -(-int(np.max(sizes)) // (SIZE_MULTIPLE * MAX_STEPS))
     cells, pictures = np.unique(-(-np.asarray(sizes) // unit), axis=0, return_counts=True)
     sides = np.meshgrid(np.unique(cells[:, 0]), np.unique(cells[:, 1]), indexing="ij")
     shapes = np.stack(sides, axis=-1).reshape(-1, 2)  # the last one holds everything
@@ -187,5 +187,5 @@ def _pixels(sizes: Int[np.ndarray, "N 2"]) -> Float[np.ndarray, " N"]:
 
 
 def _hull(sizes: Int[np.ndarray, "N 2"]) -> tuple[int, int]:
-    height, width = (-(-sizes.max(axis=0) // STRIDE) * STRIDE).tolist()
+    height, width = (-(-sizes.max(axis=0) // SIZE_MULTIPLE) * SIZE_MULTIPLE).tolist()
     return height, width

@@ -189,7 +189,7 @@ def take_fingerprints(
         try:
             data = source.read(index)
             if data is None:
-                pixels = source.picture(index)
+                pixels = source.image(index)
                 return hashlib.sha1(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest(), ""
             if index in decoded:
                 height, width = source.sizes[index].tolist()

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import input_pipeline
 from retinanet_jax.data.plan import TrainPlan
-from retinanet_jax.data.sizes import STRIDE
+from retinanet_jax.data.sizes import SIZE_MULTIPLE
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data_report import coverage
 from retinanet_jax.data_report.bucket_search import (
@@ -72,7 +72,7 @@ def fit_buckets(config: ConfigDict, source: Source) -> Buckets:
     except ValueError as error:
         # A bucket that holds anything tells whether the buckets are what is wrong.
         longest = math.ceil(max((config.data.long_side, *config.data.crop_size)))
-        side = -(-longest // STRIDE) * STRIDE
+        side = -(-longest // SIZE_MULTIPLE) * SIZE_MULTIPLE
         plan = input_pipeline.train_plan(with_buckets(config, ((side, side),)), source)
         refused = str(error)
     sizes = drawn_sizes(plan, draws=max(DRAWS, len(source)))
@@ -202,19 +202,19 @@ def count_labels(
 def bucket_finding(buckets: Buckets) -> Finding:
     """Whether the configured shapes hold the pictures without much padding."""
     flag = f"--config.data.buckets='{buckets.chosen}'"
-    least = min(table.padded_share for table in buckets.tables.values())
+    least = min(table.padding_overhead for table in buckets.tables.values())
     if buckets.refused:
         says = f"{buckets.refused} What follows uses others, with {least:.1%} of padding."
         return Finding(FAULT, "buckets", says, f"give {flag}.")
     table = buckets.tables["the config's"]
-    chosen = buckets.tables[f"{len(buckets.chosen)} chosen"].padded_share
+    chosen = buckets.tables[f"{len(buckets.chosen)} chosen"].padding_overhead
     count = len(table.rows)
     shapes = f"{count} shape{'s' if count > 1 else ''}"
-    says = f"{table.padded_share:.1%} of what is computed is padding, with {shapes}"
+    says = f"{table.padding_overhead:.1%} of what is computed is padding, with {shapes}"
     advice = []
-    if table.padded_share - chosen > WASTE:
+    if table.padding_overhead - chosen > WASTE:
         advice.append(f"{flag} has {chosen:.1%}")
-    if min(table.padded_share, chosen) - least > WASTE:
+    if min(table.padding_overhead, chosen) - least > WASTE:
         advice.append(f"{MANY_BUCKETS} shapes, each compiled once, have {least:.1%} (see below)")
     if not advice:
         return Finding(OK, "buckets", says)
@@ -229,7 +229,7 @@ def evaluation_finding(config: ConfigDict, source: Source) -> Finding:
         )
     except ValueError as error:
         return Finding(FAULT, "eval: buckets", str(error), "add it to --config.data.buckets.")
-    share = bucket_table(plan.views.size, plan.buckets.tolist()).padded_share
+    share = bucket_table(plan.views.size, plan.buckets.tolist()).padding_overhead
     return Finding(OK, "eval: buckets", f"{share:.1%} of what is computed is padding")
 
 

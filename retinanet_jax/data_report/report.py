@@ -33,7 +33,7 @@ from retinanet_jax.data_report.fit import (
 from retinanet_jax.data_report.summary import Inspection
 from retinanet_jax.data_report.views import epoch_views
 from retinanet_jax.utils.files import write_atomically, write_json
-from retinanet_jax.utils.progress import one_line, teller
+from retinanet_jax.utils.progress import make_progress, one_line
 
 MAX_IMAGES = 2000
 
@@ -54,7 +54,7 @@ def make_report(config: ConfigDict, output: pathlib.Path, max_images: int) -> li
         prints[part] = findings.take_fingerprints(
             source,
             decoded=set(sample_rows(len(source), max_images, config.seed)),
-            tell=teller(f"reading {part}", len(source)),
+            tell=make_progress(f"reading {part}", len(source)),
         )
     found = data_findings(config, parts, boxes, prints)
     train = parts["train"]
@@ -135,7 +135,7 @@ def look_at_anchors(config: ConfigDict, sample: Source) -> tuple[Anchors, list[F
     """How the anchors fit an epoch of `sample`, and what of that is worth telling."""
     plan = input_pipeline.train_plan(config, sample)
     views = list(epoch_views(sample, plan, min_visible=config.data.min_visible))
-    anchors = fit_anchors(config, views, teller("matching", len(views)))
+    anchors = fit_anchors(config, views, make_progress("matching", len(views)))
     found = [coverage_finding(config, sample, anchors), foreground_finding(config, anchors)]
     if config.data.crop_size:
         found.append(crop_finding(anchors))

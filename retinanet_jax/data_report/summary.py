@@ -70,13 +70,13 @@ def findings_text(found: Sequence[Finding]) -> Iterator[str]:
 def buckets_text(seen: Inspection) -> Iterator[str]:
     """Each choice of shapes with its padding, and below it each shape."""
     for name, table in seen.buckets.tables.items():
-        yield f"{name:13}  {table.padded_share:6.1%} padding"
+        yield f"{name:13}  {table.padding_overhead:6.1%} padding"
         epochs = sum(row.pictures for row in table.rows) / len(seen.parts["train"])
         for row in table.rows:
             height, width = row.bucket
             yield (
                 f"    {height:4} x {width:<4}  {row.pictures / epochs:8.4g} pictures an epoch  "
-                f"{row.padded_share:6.1%} padding"
+                f"{row.padding_overhead:6.1%} padding"
             )
 
 
@@ -181,7 +181,10 @@ def json_report(seen: Inspection) -> dict[str, Any]:
         },
         "categories": category_rows(seen),
         "buckets": {
-            name: {"padded_share": table.padded_share, "rows": [r._asdict() for r in table.rows]}
+            name: {
+                "padding_overhead": table.padding_overhead,
+                "rows": [r._asdict() for r in table.rows],
+            }
             for name, table in seen.buckets.tables.items()
         },
         "chosen_buckets": seen.buckets.chosen,

@@ -10,16 +10,16 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from retinanet_jax import checkpoint, core, input_pipeline, sharding, visualize
-from retinanet_jax.compilation import Compiler, Programs, start_compiler
+from retinanet_jax.compilation import CompiledByShape, Compiler, start_compiler
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.pipeline import batch_shapes
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.evaluation.coco_metrics import METRICS, coco_api, coco_metrics, coco_results
 from retinanet_jax.modeling import build_model, detect
 from retinanet_jax.models import RetinaNet
-from retinanet_jax.training.metrics import Report
+from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.utils.files import write_json
-from retinanet_jax.utils.progress import teller
+from retinanet_jax.utils.progress import make_progress
 
 
 class Detected(NamedTuple):
@@ -61,12 +61,12 @@ class Evaluator:
             in_shardings=(sharding.replicated(mesh), sharding.batch_shardings(mesh)),
             out_shardings=sharding.replicated(mesh),
         )
-        self._detect = Programs("evaluation", detect_everywhere, compiler)
+        self._detect = CompiledByShape("evaluation", detect_everywhere, compiler)
 
     def run(self, variables: dict[str, Any], step: int) -> list[dict[str, Any]]:
         """Detections of every picture of the source, as COCO results."""
         results: list[dict[str, Any]] = []
-        done, tell = 0, teller(f"evaluating step {step}", len(self._source))
+        done, tell = 0, make_progress(f"evaluating step {step}", len(self._source))
         for detected in self._detections(variables):
             for row in np.flatnonzero(detected.weights):
                 index = int(detected.index[row])
@@ -99,7 +99,7 @@ def write(
     step: int,
     workdir: pathlib.Path,
     evaluator: str,
-    report: Report | None,
+    report: MetricWriter | None,
 ) -> float:
     """Prints the table, writes WORKDIR/eval/STEP*.json and pictures; returns AP (-1: undefined)."""
     print(f"computing AP of {len(results)} detections", flush=True)
@@ -114,7 +114,7 @@ def write(
         pictures.save(folder / f"{step}.jpg", quality=90)
         if report is not None:
             report.scalars(step, {f"eval/{name}": metrics[name] or 0.0 for name in METRICS})
-            report.picture(step, "ground_truth_and_detections", np.asarray(pictures))
+            report.image(step, "ground_truth_and_detections", np.asarray(pictures))
     return -1.0 if metrics["AP"] is None else metrics["AP"]
 
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from retinanet_jax.detector import Detector, Result
+from retinanet_jax.detector import Detections, Detector
 from retinanet_jax.utils.files import write_atomically, write_json
-from retinanet_jax.utils.progress import teller
+from retinanet_jax.utils.progress import make_progress
 from retinanet_jax.utils.threads import ahead
 
 COLUMNS = ("file_name", "name", "category_id", "score", "x0", "y0", "x1", "y1")
@@ -20,7 +20,7 @@ class Found(NamedTuple):
     """What a picture came to."""
 
     path: pathlib.Path
-    outcome: Result | ValueError
+    outcome: Detections | ValueError
     drawing: pathlib.Path
 
 
@@ -73,12 +73,12 @@ def predict_files(
     output.mkdir(parents=True, exist_ok=True)
 
     def draw(found: Found) -> Found:
-        if isinstance(found.outcome, Result) and draw_threshold is not None:
+        if isinstance(found.outcome, Detections) and draw_threshold is not None:
             write_jpeg(found.drawing, found.outcome.draw(draw_threshold))
         return found
 
     results, rows, unreadable = [], [], []
-    tell = teller("predicting", len(pictures))
+    tell = make_progress("predicting", len(pictures))
     # Drawn in threads, while the device goes on.
     all_found = ahead(draw, map(Found, pictures, outcomes, drawings(pictures, output)))
     for number, (path, outcome, _) in enumerate(all_found, 1):

@@ -15,9 +15,9 @@ from types import ModuleType
 import numpy as np
 
 from retinanet_jax.config import choose
-from retinanet_jax.data.image_files import find_pictures
-from retinanet_jax.data.sizes import STRIDE
-from retinanet_jax.data.sources.synthetic import draw_picture
+from retinanet_jax.data.image_files import find_images
+from retinanet_jax.data.sizes import SIZE_MULTIPLE
+from retinanet_jax.data.sources.synthetic import draw_image
 from retinanet_jax.data.transforms import decode_image
 from retinanet_jax.detector import Detector
 from retinanet_jax.export import model_card, savedmodel, stablehlo, verification
@@ -76,8 +76,8 @@ def example_pictures(servable: Servable, folder: pathlib.Path | None) -> list[np
     """The pictures of a folder, or drawn ones; FileNotFoundError where it has none."""
     if folder is None:
         side = servable.config.data.eval_short_side
-        return [np.asarray(draw_picture(0, number, side)[0]) for number in range(DRAWN)]
-    return [decode_image(file.read_bytes(), str(file)) for file in find_pictures([str(folder)])]
+        return [np.asarray(draw_image(0, number, side)[0]) for number in range(DRAWN)]
+    return [decode_image(file.read_bytes(), str(file)) for file in find_images([str(folder)])]
 
 
 def servable_of(
@@ -93,8 +93,8 @@ def servable_of(
         path, score_threshold=score_threshold, max_detections=max_detections
     ).trained
     size = tuple(image_size or default_image_size(trained.config))
-    if len(size) != 2 or min(size) < STRIDE or any(side % STRIDE for side in size):
-        raise ValueError(f"--image_size={size} must be height,width, multiples of {STRIDE}.")
+    if len(size) != 2 or min(size) < SIZE_MULTIPLE or any(side % SIZE_MULTIPLE for side in size):
+        raise ValueError(f"--image_size={size} must be height,width, multiples of {SIZE_MULTIPLE}.")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"--batch_size={batch_size} must be at least 1.")
     return Servable(trained, size, batch_size)

@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 import retinanet_jax
-from retinanet_jax.checkpoint import Trained
+from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.config import plain
 from retinanet_jax.export.servable import OUTPUTS, PLATFORMS, Servable
 from retinanet_jax.export.verification import Difference
@@ -77,7 +77,7 @@ def card(
     }
 
 
-def metrics(trained: Trained) -> dict[str, Any] | None:
+def metrics(trained: Checkpoint) -> dict[str, Any] | None:
     """What evaluation wrote of this step into the working directory, or None."""
     file = trained.folder.parent.parent / "eval" / f"{trained.step}.json"
     return json.loads(file.read_text()) if file.is_file() else None

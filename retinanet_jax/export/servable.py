@@ -10,9 +10,9 @@ from jaxtyping import Float32, Int32
 from ml_collections import ConfigDict
 
 from retinanet_jax import core
-from retinanet_jax.checkpoint import Trained
+from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.data.sizes import STRIDE, resized_size
+from retinanet_jax.data.sizes import SIZE_MULTIPLE, resized_size
 from retinanet_jax.data.transforms import PIXEL_TYPES, Pixels, pad, resize
 from retinanet_jax.modeling import build_model, detect
 
@@ -37,7 +37,7 @@ Run = Callable[[np.ndarray, np.ndarray], Found]
 class Servable(NamedTuple):
     """A checkpoint, for pictures of one size."""
 
-    trained: Trained
+    trained: Checkpoint
     image_size: tuple[int, int]  # (H, W), multiples of 32
     batch_size: int | None  # None: any
 
@@ -98,7 +98,7 @@ class Servable(NamedTuple):
 
 def default_image_size(config: ConfigDict) -> tuple[int, int]:
     """The square that holds every picture as evaluation resizes it, whatever its form."""
-    side = -(-int(config.data.long_side) // STRIDE) * STRIDE
+    side = -(-int(config.data.long_side) // SIZE_MULTIPLE) * SIZE_MULTIPLE
     return side, side
 
 

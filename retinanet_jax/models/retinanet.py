@@ -10,7 +10,7 @@ from retinanet_jax.models.fpn import FPN
 from retinanet_jax.models.heads import Head
 from retinanet_jax.models.resnet import ARCHITECTURES, ResNet
 
-MAX_STRIDE = 32  # of C5: the coarsest map that is added to a finer one
+SIZE_MULTIPLE = 32  # of C5: the coarsest map that is added to a finer one
 
 
 class Outputs(NamedTuple):
@@ -98,9 +98,9 @@ class RetinaNet(nn.Module, kw_only=True):
 
 def _check_image_size(image_size: tuple[int, ...]) -> None:
     # Otherwise a map twice the size of the coarser one would not be the finer one's size.
-    fixed = tuple(max(1, -(-side // MAX_STRIDE)) * MAX_STRIDE for side in image_size)
+    fixed = tuple(max(1, -(-side // SIZE_MULTIPLE)) * SIZE_MULTIPLE for side in image_size)
     if image_size != fixed:
         raise ValueError(
-            f"image_size={image_size} must be divisible by the stride of C5 ({MAX_STRIDE}); "
+            f"image_size={image_size} must be divisible by the stride of C5 ({SIZE_MULTIPLE}); "
             f"try {fixed}."
         )

@@ -10,7 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from retinanet_jax import checkpoint, sharding, weights
-from retinanet_jax.checkpoint import Checkpoints, Trained, check_shapes
+from retinanet_jax.checkpoint import Checkpoint, CheckpointManager, check_shapes
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.modeling import initialize
 from retinanet_jax.training import transfer
@@ -61,7 +61,7 @@ def initial_state(
 
 def load_detector(
     config: ConfigDict, categories: Sequence[Category], optimizer: optax.GradientTransformation
-) -> Trained:
+) -> Checkpoint:
     """The checkpoint that config.init names, after telling what of it is taken.
 
     Raises ValueError where more than the classification output differs, or the weights mean
@@ -114,7 +114,7 @@ def first_state(
     config: ConfigDict,
     categories: Sequence[Category],
     optimizer: optax.GradientTransformation,
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointManager,
     mesh: jax.sharding.Mesh,
 ) -> TrainState:
     """The newest checkpoint's state; the initial one where there is no checkpoint yet."""

@@ -8,15 +8,15 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from retinanet_jax import input_pipeline, sharding
-from retinanet_jax.checkpoint import Checkpoints
-from retinanet_jax.compilation import Programs, start_compiler
+from retinanet_jax.checkpoint import CheckpointManager
+from retinanet_jax.compilation import CompiledByShape, start_compiler
 from retinanet_jax.data.pipeline import batch_shapes
 from retinanet_jax.data.plan import TrainPlan
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.evaluation import coco_metrics
 from retinanet_jax.modeling import build_model
 from retinanet_jax.training.initialization import first_state
-from retinanet_jax.training.metrics import Report
+from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.training.optimizer import make_optimizer, scaled_learning_rate
 from retinanet_jax.training.step import TrainState, make_train_step
 
@@ -36,7 +36,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
     sharding.check_heights(config.data.buckets, config.anchors.max_level, mesh)
     if evaluates:
         train_data, eval_data = input_pipeline.open_sources(config, workdir)
-        input_pipeline.check_pictures(eval_data)
+        input_pipeline.check_images(eval_data)
     else:
         train_data, eval_data = input_pipeline.open_training(config, workdir), None
     input_pipeline.check_training_data(train_data)
@@ -44,7 +44,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
     model = build_model(config, len(train_data.categories))
     optimizer = make_optimizer(config)
     with (
-        Checkpoints(workdir, config, train_data.categories) as checkpoints,
+        CheckpointManager(workdir, config, train_data.categories) as checkpoints,
         start_compiler() as compiler,
     ):
         state = first_state(config, train_data.categories, optimizer, checkpoints, mesh)
@@ -57,7 +57,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
             out_shardings=sharding.replicated(mesh),
             donate_argnums=0,
         )
-        step_fn = Programs("training", train_step, compiler)
+        step_fn = CompiledByShape("training", train_step, compiler)
         evaluator = None
         if eval_data:
             evaluator = evaluator.Evaluator(config, model, eval_data, mesh, compiler)
@@ -65,7 +65,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
         # What an epoch uses; the odd shape that comes later is compiled then.
         step_fn.prepare(state, batch_shapes(train_data, plan, steps[: plan.steps_per_epoch]))
         host_batches = input_pipeline.host_batches(config, train_data, plan, steps)
-        with Report(
+        with MetricWriter(
             workdir,
             start_step=start,
             total_steps=config.total_steps,
@@ -99,7 +99,9 @@ def check_cadence(config: ConfigDict) -> None:
             raise ValueError(f"config.{name}={config[name]} must be at least 1.")
 
 
-def log_step(step: int, metrics: dict[str, Array], config: ConfigDict, report: Report) -> None:
+def log_step(
+    step: int, metrics: dict[str, Array], config: ConfigDict, report: MetricWriter
+) -> None:
     """Fetches and reports one step's metrics; raises as `finite_metrics` does."""
     report.train_step(step, finite_metrics(step, metrics, config), config.data.batch_size)
 
@@ -139,10 +141,10 @@ def describe(
         f"steps {int(state.step)} to {config.total_steps}, from {beginning(config, state)}",
         flush=True,
     )
-    tell_long_warmup(config)
+    warn_of_long_warmup(config)
 
 
-def tell_long_warmup(config: ConfigDict) -> None:
+def warn_of_long_warmup(config: ConfigDict) -> None:
     """Prints a warning where most of the run has less than its learning rate."""
     if config.optimizer.warmup_steps > config.total_steps / 2:
         print(

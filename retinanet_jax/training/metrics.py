@@ -17,7 +17,7 @@ from retinanet_jax.utils.progress import duration
 T = TypeVar("T")
 
 
-class Report:
+class MetricWriter:
     """Writes the metrics of WORKDIR. Only the first host does; elsewhere every call is silent.
 
     A resumed run cuts its earlier lines back to `start_step`, so that each step stands once.
@@ -41,7 +41,7 @@ class Report:
                 str(workdir / "tensorboard"), purge_step=start_step + 1
             )
 
-    def __enter__(self) -> "Report":
+    def __enter__(self) -> "MetricWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,7 +105,7 @@ class Report:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
-    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
         """An H x W x 3 uint8 picture to TensorBoard."""
         if self._writes:
             self._board.add_image(name, image, step, dataformats="HWC")

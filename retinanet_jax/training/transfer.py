@@ -7,7 +7,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from retinanet_jax.checkpoint import Trained
+from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.config import DEFINING, differences, plain
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.weights.resnet import LISTED, listed
@@ -45,13 +45,13 @@ def by_path(variables: Mapping[str, Any]) -> dict[Path, Any]:
     }
 
 
-def kept_classes(old: Sequence[Category], new: Sequence[Category]) -> dict[int, int]:
+def shared_classes(old: Sequence[Category], new: Sequence[Category]) -> dict[int, int]:
     """Number of each new class that the old ones have too, by name -> its number there."""
     numbers = {category.name: number for number, category in reversed(list(enumerate(old)))}
     return {k: numbers[one.name] for k, one in enumerate(new) if one.name in numbers}
 
 
-def fit(trained: Trained, variables: Mapping[str, Any], categories: Sequence[Category]) -> Fit:
+def fit(trained: Checkpoint, variables: Mapping[str, Any], categories: Sequence[Category]) -> Fit:
     """What of `trained` the network of `variables` (arrays or shapes) and `categories` can take."""
     have, want = by_path(trained.variables), by_path(variables)
     same_classes = [c.name for c in trained.categories] == [c.name for c in categories]
@@ -73,7 +73,7 @@ def fit(trained: Trained, variables: Mapping[str, Any], categories: Sequence[Cat
     return Fit(**{kind: tuple(names) for kind, names in groups.items()})
 
 
-def check(fitted: Fit, trained: Trained, config: ConfigDict) -> None:
+def check(fitted: Fit, trained: Checkpoint, config: ConfigDict) -> None:
     """Raises ValueError, listing the arrays, where others than the classification output differ.
 
     And where they fit, but the config gives them another meaning.
@@ -95,7 +95,7 @@ def check(fitted: Fit, trained: Trained, config: ConfigDict) -> None:
         )
 
 
-def table(fitted: Fit, trained: Trained, categories: Sequence[Category]) -> str:
+def table(fitted: Fit, trained: Checkpoint, categories: Sequence[Category]) -> str:
     """The lines that tell a person what a run starts from."""
     parts: dict[str, int] = {}
     for name in fitted.kept:
@@ -116,7 +116,7 @@ def table(fitted: Fit, trained: Trained, categories: Sequence[Category]) -> str:
         if group or kind != "misshapen":
             lines.append(f"  {kind:<14} {len(group):>4} arrays  {names[kind]}".rstrip())
     if fitted.reinitialized:
-        rows = kept_classes(trained.categories, categories)
+        rows = shared_classes(trained.categories, categories)
         same = ", ".join(categories[k].name for k in rows)
         new = ", ".join(one.name for k, one in enumerate(categories) if k not in rows)
         lines += [
@@ -128,12 +128,12 @@ def table(fitted: Fit, trained: Trained, categories: Sequence[Category]) -> str:
 
 
 def transferred(
-    trained: Trained, variables: Mapping[str, Any], categories: Sequence[Category]
+    trained: Checkpoint, variables: Mapping[str, Any], categories: Sequence[Category]
 ) -> dict[str, Any]:
     """`variables` with all that `trained` has for them; `fit` and `check` say that it fits."""
     have = by_path(trained.variables)
     names = fit(trained, variables, categories).reinitialized
-    rows = kept_classes(trained.categories, categories)
+    rows = shared_classes(trained.categories, categories)
 
     def taken(path: Path, leaf: Any) -> np.ndarray:
         if "/".join(path) not in names:

@@ -9,17 +9,17 @@ def one_line(told: object) -> str:
     return " ".join(str(told).split())
 
 
-TELL_EVERY = 5.0  # seconds between lines of progress
+PROGRESS_INTERVAL = 5.0  # seconds between lines of progress
 
 
-def teller(what: str, total: int) -> Callable[[int], None]:
+def make_progress(what: str, total: int) -> Callable[[int], None]:
     """Prints a line of progress now and then; to be called with the number of pictures done."""
     began = told = time.monotonic()
 
     def tell(done: int) -> None:
         nonlocal told
         now = time.monotonic()
-        if now - told < TELL_EVERY and done < total:
+        if now - told < PROGRESS_INTERVAL and done < total:
             return
         told = now
         each = (now - began) / done

@@ -26,7 +26,7 @@ def import_weights(
     names: Sequence[str] = (),
     norm_epsilon: float | None = None,
     config: ConfigDict | None = None,
-) -> checkpoint.Trained:
+) -> checkpoint.Checkpoint:
     """Writes the checkpoint and returns what is in it; where anything is wrong writes nothing.
 
     Args:
@@ -61,7 +61,7 @@ def import_weights(
     shapes = jax.eval_shape(lambda: initialize(config, len(categories), seed=0))
     checkpoint.check_shapes(path, variables, shapes, what="weights of another network")
     write_checkpoint(output, variables, config, categories)
-    return checkpoint.Trained(variables, config, categories, step=0, folder=output)
+    return checkpoint.Checkpoint(variables, config, categories, step=0, folder=output)
 
 
 def write_checkpoint(
@@ -78,7 +78,7 @@ def write_checkpoint(
         written.rename(output)
 
 
-def next_commands(source: str, written: checkpoint.Trained) -> list[str]:
+def next_commands(source: str, written: checkpoint.Checkpoint) -> list[str]:
     """How to predict, to evaluate and to fine-tune with what was written."""
     preset, folder = PRESETS[source], written.folder
     theirs = plain(preset.get_config(preset.argument))
@@ -130,12 +130,12 @@ def export_weights(target: str, path: str, output: pathlib.Path) -> list[str]:
     return settings(target, trained)
 
 
-def outputs_of(trained: checkpoint.Trained) -> str:
+def outputs_of(trained: checkpoint.Checkpoint) -> str:
     """Whether COCO's 80 classes take their places among the target's outputs, or all are kept."""
     return "coco" if trained.categories == COCO_CATEGORIES else "all"
 
 
-def check_expressible(trained: checkpoint.Trained, target: str) -> None:
+def check_expressible(trained: checkpoint.Checkpoint, target: str) -> None:
     """Raises ValueError at the first field whose value the target's network cannot have."""
     for name, can, have in differing(preset_config(target), trained.config):
         allowed = SETTINGS[target].get(name)
@@ -155,7 +155,7 @@ def differing(preset: ConfigDict, config: ConfigDict) -> Iterator[tuple[str, obj
     return (one for one in found if one[0].partition(".")[0] in DEFINING)
 
 
-def settings(target: str, trained: checkpoint.Trained) -> list[str]:
+def settings(target: str, trained: checkpoint.Checkpoint) -> list[str]:
     """How the target builds the network that loads the file."""
     model, pixels = trained.config.model, trained.config.input
     spread = outputs_of(trained) == "coco"

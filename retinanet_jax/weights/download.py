@@ -17,7 +17,7 @@ import urllib.parse
 import urllib.request
 from typing import NamedTuple
 
-from retinanet_jax.utils.progress import TELL_EVERY, duration
+from retinanet_jax.utils.progress import PROGRESS_INTERVAL, duration
 
 SCHEMES = ("http://", "https://")
 BESIDE = pathlib.Path("weights")  # where the recipes look for files
@@ -173,7 +173,7 @@ def _download(url: str, file: pathlib.Path, path: pathlib.Path) -> None:
             while piece := response.read(PIECE):
                 opened.write(piece)
                 done += len(piece)
-                if time.monotonic() - told > TELL_EVERY:
+                if time.monotonic() - told > PROGRESS_INTERVAL:
                     told = time.monotonic()
                     print(_progress(path.name, done, total, told - began), flush=True)
     except urllib.error.HTTPError as error:

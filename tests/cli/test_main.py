@@ -178,16 +178,16 @@ def test_a_word_that_is_no_flag_is_told():
 
 def test_too_small_a_memory_is_told_with_what_to_lower():
     told = pytest.raises(SystemExit, match="too small for this run; lower --batch_size or")
-    with told, common.told_in_one_line(smaller="--batch_size"):
+    with told, common.errors_in_one_line(smaller="--batch_size"):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
     # A defect of ours keeps its traceback.
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), common.told_in_one_line():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), common.errors_in_one_line():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 def test_after_an_interrupt_it_is_said_how_to_go_on(capsys):
     ended = pytest.raises(SystemExit, match=str(common.INTERRUPTED))
-    with ended, common.told_in_one_line(stopped="stopped; run it again"):
+    with ended, common.errors_in_one_line(stopped="stopped; run it again"):
         raise KeyboardInterrupt
     assert capsys.readouterr().err == "stopped; run it again\n"
 

@@ -10,8 +10,8 @@ from retinanet_jax.core import (
     BACKGROUND,
     IGNORE,
     assign_targets,
-    crowd_share,
     match,
+    max_crowd_ioa,
     pyramid_anchors,
     xyxy_to_yxyx,
 )
@@ -201,7 +201,7 @@ def test_a_crowd_leaves_foreground_alone():
 
 def test_crowd_share_is_of_the_anchor_and_of_one_region():
     crowd = boxes([0, 0, 10, 4], [0, 6, 10, 10], [0, 0, 10, 10])
-    share = crowd_share(boxes([0, 0, 10, 10]), crowd, np.array([True, True, False]))
+    share = max_crowd_ioa(boxes([0, 0, 10, 10]), crowd, np.array([True, True, False]))
     np.testing.assert_allclose(share, [0.4], rtol=1e-6)
 
 

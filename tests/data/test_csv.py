@@ -101,7 +101,7 @@ def test_sizes_are_the_pictures_own_upright(table, encode, kind):
     (table.folder / "b.jpg").write_bytes(encode(pixels, kind, orientation=3))
     source = table.load()
     assert source.sizes.tolist() == [[60, 40], [40, 60]]
-    assert source.picture(0).shape == (60, 40, 3)
+    assert source.image(0).shape == (60, 40, 3)
 
 
 def test_warnings_name_the_line(table, caplog):

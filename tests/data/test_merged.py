@@ -34,7 +34,7 @@ class Held(Source):
     def read(self, index):
         return None
 
-    def picture(self, index):
+    def image(self, index):
         return np.full((*self.sizes[index], 3), self.image_ids[index], np.uint8)
 
     def ground_truth(self):
@@ -90,7 +90,7 @@ def test_where_nothing_contradicts_all_ids_stay(caplog):
     assert list(both.image_ids) == [5, 6, 8]
     assert both.sizes.tolist() == [[10, 20], [11, 20], [10, 20]]
     assert [both.file_name(row) for row in range(3)] == ["a0.jpg", "a1.jpg", "b0.jpg"]
-    assert [int(both.picture(row)[0, 0, 0]) for row in range(3)] == [5, 6, 8]
+    assert [int(both.image(row)[0, 0, 0]) for row in range(3)] == [5, 6, 8]
     assert both.read(2) is None
     assert [both.annotations(row).classes.tolist() for row in range(3)] == [[1], [0], [0]]
     assert [one["id"] for one in both.ground_truth()["annotations"]] == [1, 2, 3]
@@ -137,7 +137,7 @@ def test_files_and_their_pictures(folder):
     source = folder.load()
     both = merged([source, source])
     assert both.read(1) == source.read(0)
-    np.testing.assert_array_equal(both.picture(1), source.picture(0))
+    np.testing.assert_array_equal(both.image(1), source.image(0))
     assert both.annotations(1).crowd.tolist() == [True]
     assert both.ground_truth()["annotations"][1] == {
         "id": 2,
@@ -192,5 +192,5 @@ def test_no_object_changes_its_picture_or_its_name(sources):
     assert [image["id"] for image in truth["images"]] == list(everything.image_ids)
     assert [(one["id"], one["name"]) for one in truth["categories"]] == list(everything.categories)
     assert list(everything.categories) == sorted(everything.categories)
-    pictures = [int(everything.picture(row)[0, 0, 0]) for row in range(len(everything))]
+    pictures = [int(everything.image(row)[0, 0, 0]) for row in range(len(everything))]
     assert pictures == [number for source in sources for number in source.image_ids]

@@ -89,22 +89,22 @@ def test_a_picture_by_hand(folder, encode, tmp_path):
     folder.add_image(2, 4, encode(np.repeat(values[..., None], 3, axis=2)))
     source = folder.load()
     smaller = pack(source, tmp_path / "smaller", short_side=1, long_side=9)
-    assert smaller.picture(0)[..., 0].tolist() == [[30, 160]]
+    assert smaller.image(0)[..., 0].tolist() == [[30, 160]]
     larger = pack(source, tmp_path / "larger", short_side=4, long_side=9)
-    assert larger.picture(0).shape == (4, 8, 3)
-    assert larger.picture(0)[[0, 0, 3, 3], [0, 7, 0, 7], 1].tolist() == [0, 120, 40, 220]
+    assert larger.image(0).shape == (4, 8, 3)
+    assert larger.image(0)[[0, 0, 3, 3], [0, 7, 0, 7], 1].tolist() == [0, 120, 40, 220]
     assert larger.sizes.tolist() == [[2, 4]]
 
 
 def test_pictures_are_the_mapped_file_itself(written):
     source = PackedSource(written)
-    whole = source.picture(0).base
+    whole = source.image(0).base
     while isinstance(whole.base, np.ndarray):
         whole = whole.base
     assert isinstance(whole, np.memmap)
-    assert np.shares_memory(source.picture(3), whole)
+    assert np.shares_memory(source.image(3), whole)
     with pytest.raises(ValueError, match="read-only"):
-        source.picture(0)[0] = 0
+        source.image(0)[0] = 0
 
 
 @pytest.mark.parametrize("kind", ["bilinear", "pillow"])
@@ -161,7 +161,7 @@ def test_larger_pictures_than_held_are_made_and_told_in_one_line(source, written
 def test_pictures_that_lost_nothing_are_enlarged_without_a_word(folder, tmp_path, caplog):
     folder.add_image(60, 70)
     ours = pack(folder.load(), tmp_path / "packed")
-    assert ours.picture(0).shape == (96, 112, 3)
+    assert ours.image(0).shape == (96, 112, 3)
     caplog.set_level("WARNING", logger="absl")
     sides = {"short_side": 192, "long_side": 320, "resize": "bilinear"}
     plan = EvalPlan(ours.sizes, batch_size=1, buckets=((192, 320),), **sides)
@@ -176,7 +176,7 @@ def test_the_split_and_subsets_are_those_of_the_source(source, written):
         assert one.image_ids == other.image_ids
         assert one.ground_truth() == other.ground_truth()
     held = subset(PackedSource(written), [4])
-    np.testing.assert_array_equal(held.picture(0), PackedSource(written).picture(4))
+    np.testing.assert_array_equal(held.image(0), PackedSource(written).image(4))
 
 
 def test_progress_counts_every_picture(source, tmp_path):

@@ -194,7 +194,7 @@ def test_pictures_are_the_plain_ones_resized_flipped_turned_cropped_and_padded(
         planned = plan.batch(step)
         for row, index in enumerate(planned.index.tolist()):
             resized = planned.resized[row].tolist()
-            image = transforms.resize(planted.picture(index), *resized, kind=kind)
+            image = transforms.resize(planted.image(index), *resized, kind=kind)
             image = transforms.flip(image) if planned.flip[row] else image
             y, x = planned.offset[row]
             height, width = planned.size[row]
@@ -387,9 +387,9 @@ class Watched:
     def __len__(self):
         return len(self._source)
 
-    def picture(self, index):
+    def image(self, index):
         self.asked.append(index)
-        return self._source.picture(index)
+        return self._source.image(index)
 
 
 def test_threads_run_no_further_ahead_than_asked_and_end_with_the_loader(planted):
@@ -417,7 +417,7 @@ def test_a_picture_held_too_small_is_told_once(planted, loader, caplog):
         def read(self, index):
             return None
 
-        def picture(self, index):
+        def image(self, index):
             return np.zeros((30, 30, 3), np.uint8)
 
     plan = train_plan(planted)

@@ -67,7 +67,7 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(synthetic, "draw_picture", interrupted)
+    monkeypatch.setattr(synthetic, "draw_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         synthetic.write_shapes(tmp_path / "shapes", seed=0, images=2, image_size=64)
     assert not list(tmp_path.iterdir())
@@ -104,7 +104,7 @@ def test_it_is_varied(drawn, caplog):
 def test_boxes_are_tight():
     """Each figure's own coverage, in the picture, reaches all four sides of its box."""
     for number in range(40):
-        for figure in synthetic.draw_picture(1, number, 160)[1]:
+        for figure in synthetic.draw_image(1, number, 160)[1]:
             whole = np.zeros((160, 160))
             whole[figure.window] = figure.coverage
             rows, columns = (np.flatnonzero(whole.max(axis=axis)) for axis in (1, 0))
@@ -115,7 +115,7 @@ def test_boxes_are_tight():
 
 def test_no_figure_is_hidden_too_far():
     for number in range(40):
-        figures = synthetic.draw_picture(2, number, 160)[1]
+        figures = synthetic.draw_image(2, number, 160)[1]
         owner = np.full((160, 160), -1)
         for index, figure in enumerate(figures):
             owner[figure.window][figure.coverage > 0.5] = index

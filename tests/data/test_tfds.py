@@ -126,7 +126,7 @@ def assert_same(source, expected):
     for index in range(len(expected)):
         assert source.file_name(index) == expected.file_name(index)
         assert source.read(index) == expected.read(index)
-        np.testing.assert_array_equal(source.picture(index), expected.picture(index))
+        np.testing.assert_array_equal(source.image(index), expected.image(index))
         own, others = source.annotations(index), expected.annotations(index)
         for a, b in zip(own, others, strict=True):
             np.testing.assert_array_equal(a, b, strict=True)
@@ -340,7 +340,7 @@ def test_the_index_is_made_once_and_kept_beside_the_shards(copy, contents, monke
 
 
 def test_progress_is_told(copy, monkeypatch, capsys):
-    monkeypatch.setattr(tfds_shards, "TELL_EVERY", 0.0)
+    monkeypatch.setattr(tfds_shards, "PROGRESS_INTERVAL", 0.0)
     open_train(copy)
     line = capsys.readouterr().out.splitlines()[2]
     assert re.fullmatch(r"coco/2017 train: indexed 3/7 pictures  \d+ pictures/s  0 s left", line)
@@ -735,7 +735,7 @@ from retinanet_jax.data.sources.tfds import TfdsSource
 assert "tensorflow_datasets" not in sys.modules
 for data_dir in sys.argv[1:]:
     source = TfdsSource("coco/2017", data_dir=data_dir, split="train")
-    print(len(source), source.picture(0).shape[:2] == tuple(source.sizes[0]))
+    print(len(source), source.image(0).shape[:2] == tuple(source.sizes[0]))
 assert "tensorflow" not in sys.modules
 """
 

@@ -269,13 +269,13 @@ def test_flip_and_pad_and_their_boxes():
 def test_a_turn_by_hand():
     """Counter-clockwise the right column becomes the top row."""
     image = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)[:, :, None].repeat(3, axis=2)
-    turned = transforms.transform_picture(image, whole((2, 3), turns=1), kind="bilinear")
+    turned = transforms.transform_image(image, whole((2, 3), turns=1), kind="bilinear")
     assert turned[:, :, 0].tolist() == [[3, 6], [2, 5], [1, 4]]
     # The 6 alone: the second row and third column before, the first row and second column after.
     box = np.array([[1, 2, 2, 3]], np.float32)
-    assert transforms.turn_boxes(box, 1, 2, 3).tolist() == [[0, 1, 1, 2]]
+    assert transforms.rot90_boxes(box, 1, 2, 3).tolist() == [[0, 1, 1, 2]]
     both = whole((2, 3), flip=True, turns=1)
-    mirrored = transforms.transform_picture(image, both, kind="bilinear")
+    mirrored = transforms.transform_image(image, both, kind="bilinear")
     assert mirrored[:, :, 0].tolist() == [[1, 4], [2, 5], [3, 6]]
 
 
@@ -298,7 +298,7 @@ def test_a_planted_rectangle_stays_framed_by_its_box(case):
     Between the centres of a dark and a bright pixel brightness rises linearly, so it is half where
     they touch, which is the box's edge; and the first bright centre is within half a pixel of it.
     """
-    image = transforms.transform_picture(case.image, case.geometry, kind="bilinear")
+    image = transforms.transform_image(case.image, case.geometry, kind="bilinear")
     boxes = np.array([case.box], np.float32)
     (box,), (visible,) = transforms.transform_boxes(boxes, case.image.shape[:2], case.geometry)
     assert image.shape[:2] == case.geometry.size
@@ -318,7 +318,7 @@ def test_a_planted_rectangle_stays_framed_by_its_box(case):
 def test_the_visible_share_is_that_of_the_pixels(case):
     boxes = np.array([case.box], np.float32)
     (box,), (visible,) = transforms.transform_boxes(boxes, case.image.shape[:2], case.geometry)
-    image = transforms.transform_picture(case.image, case.geometry, kind="bilinear")
+    image = transforms.transform_image(case.image, case.geometry, kind="bilinear")
     kept = image == 220
     np.testing.assert_allclose(visible, kept.sum() / (case.image == 220).sum(), rtol=1e-6)
     assert visible == 0 or frame(kept[:, :, 0]) == box.tolist()
@@ -333,7 +333,7 @@ def test_resizing_then_flipping_then_turning_then_cropping(case, kind):
     expected = transforms.resize(image, *geometry.resized, kind=kind)
     expected = expected[:, ::-1] if geometry.flip else expected
     expected = np.rot90(expected, geometry.turns)[y : y + height, x : x + width]
-    transformed = transforms.transform_picture(image, geometry, kind=kind)
+    transformed = transforms.transform_image(image, geometry, kind=kind)
     assert transformed.dtype == transforms.PIXEL_TYPES[kind]
     assert np.array_equal(transformed, expected)
 
@@ -347,7 +347,7 @@ def test_a_whole_crop_four_turns_and_two_flips_change_nothing(change, times):
     unchanged = []
     for _ in range(times):
         size = image.shape[:2]
-        image = transforms.transform_picture(image, whole(size, **change), kind="bilinear")
+        image = transforms.transform_image(image, whole(size, **change), kind="bilinear")
         boxes, visible = transforms.transform_boxes(boxes, size, whole(size, **change))
         assert visible.tolist() == [1, 1]
         same = np.array_equal(image, original), np.array_equal(boxes, original_boxes)
@@ -357,14 +357,14 @@ def test_a_whole_crop_four_turns_and_two_flips_change_nothing(change, times):
 
 @pytest.fixture(scope="module")
 def tf_transforms():
-    """`tf_transform_picture` of each kind as the pipeline calls it: traced once, unknown sizes."""
+    """`tf_transform_image` of each kind as the pipeline calls it: traced once, unknown sizes."""
     import tensorflow as tf
 
     pair, number = tf.TensorSpec((2,), tf.int32), tf.TensorSpec((), tf.int32)
     picture, switch = tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((), tf.bool)
     return {
         kind: tf.function(
-            functools.partial(transforms.tf_transform_picture, kind=kind),
+            functools.partial(transforms.tf_transform_image, kind=kind),
             autograph=False,
             input_signature=(picture, pair, switch, number, pair, pair),
         )
@@ -377,7 +377,7 @@ def tf_transforms():
 def test_tensorflow_transforms_bit_for_bit_alike(tf_transforms, case, kind):
     image, geometry = case
     by_tf = tf_transforms[kind](image, *geometry).numpy()
-    ours = transforms.transform_picture(image, geometry, kind=kind)
+    ours = transforms.transform_image(image, geometry, kind=kind)
     assert by_tf.dtype == ours.dtype
     assert np.array_equal(by_tf, ours)
 

@@ -177,7 +177,7 @@ def test_a_size_that_is_not_said_is_the_pictures_own_upright(tmp_path, encode, s
     (tmp_path / "c.png").write_bytes(encode(pixels, kind))
     source = VocSource(tmp_path, images=None, split="", categories=())
     assert source.sizes.tolist() == [[60, 40], [40, 60], [70, 80]]
-    assert source.picture(0).shape == (60, 40, 3)
+    assert source.image(0).shape == (60, 40, 3)
 
 
 def test_a_picture_is_what_filename_says_or_named_as_its_xml(tmp_path, picture):

@@ -90,10 +90,10 @@ def test_of_coco_sizes_a_twentieth_is_padding_with_eight_shapes():
     assert time.perf_counter() - began < 20
     # Eight are compiled, with the one that the plan adds for leftovers.
     assert len(make_buckets(chosen)) == 8
-    shares = [bucket_table(sizes, b).padded_share for b in (chosen, two_shapes(sizes))]
+    shares = [bucket_table(sizes, b).padding_overhead for b in (chosen, two_shapes(sizes))]
     assert shares[0] <= 0.05
     assert shares[1] > 0.15
-    assert bucket_table(sizes, one_shape(sizes)).padded_share > 0.4
+    assert bucket_table(sizes, one_shape(sizes)).padding_overhead > 0.4
     assert one_shape(sizes) == ((1344, 1344),)
 
 
@@ -113,10 +113,10 @@ def test_a_table_by_hand():
         ((128, 64), 1),
         ((128, 128), 0),
     ]
-    assert table.rows[0].padded_share == pytest.approx(1 - (6400 + 8192 + 1024) / (3 * 8192))
-    assert table.rows[1].padded_share == pytest.approx(1 - 100 / 128)
-    assert table.rows[2].padded_share == 0
-    assert table.padded_share == pytest.approx(1 - (6400 + 8192 + 1024 + 6400) / (4 * 8192))
+    assert table.rows[0].padding_overhead == pytest.approx(1 - (6400 + 8192 + 1024) / (3 * 8192))
+    assert table.rows[1].padding_overhead == pytest.approx(1 - 100 / 128)
+    assert table.rows[2].padding_overhead == 0
+    assert table.padding_overhead == pytest.approx(1 - (6400 + 8192 + 1024 + 6400) / (4 * 8192))
     assert one_shape(sizes) == ((128, 128),)
     assert two_shapes(sizes) == ((64, 128), (128, 64))
     assert two_shapes(sizes[:2]) == ((64, 128),)

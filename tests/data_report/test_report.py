@@ -34,7 +34,7 @@ class Folder:
         (path / "images").mkdir(parents=True)
         self.images, self.annotations = [], []
 
-    def picture(self, height=96, width=128) -> int:
+    def image(self, height=96, width=128) -> int:
         """Draws one that no other is like; returns its id."""
         number = len(self.images) + 1
         seed = [number, len(str(self.path))]
@@ -99,7 +99,7 @@ def faulty(tmp_path_factory) -> Inspected:
     tmp_path = tmp_path_factory.mktemp("faulty")
     train, evaluation = Folder(tmp_path / "train"), Folder(tmp_path / "eval")
     for _ in range(8):
-        train.box(train.picture(), [10, 20, 45, 40])
+        train.box(train.image(), [10, 20, 45, 40])
     train.box(1, [5, 5, 0, 40])  # annotation 109
     train.box(2, [130, 5, 10, 10])  # 110, beside its picture
     train.box(3, [10.1, 20, 45, 40])  # 111, as 103
@@ -110,12 +110,12 @@ def faulty(tmp_path_factory) -> Inspected:
         train.box(image_id, [80, 10, 4, 4], "ant")
         train.box(image_id, [5, 84, 110, 12], "snake")
     for _ in range(12):
-        train.picture(128, 96)  # empty
+        train.image(128, 96)  # empty
     twin = (train.path / "images" / "12.png").read_bytes()
     (train.path / "images" / "13.png").write_bytes(twin)
 
     for _ in range(12):
-        evaluation.box(evaluation.picture(), [10, 20, 45, 40], "newt")
+        evaluation.box(evaluation.image(), [10, 20, 45, 40], "newt")
     leaked = (train.path / "images" / "7.png").read_bytes()
     (evaluation.path / "images" / "5.png").write_bytes(leaked)
     broken = evaluation.path / "images" / "9.png"
@@ -181,7 +181,7 @@ def test_the_report_says_what_to_do(faulty, monkeypatch, request):
     assert list(values.config.anchors.ratios) == better[-1]["ratios"]
     # One shape was configured and one is proposed, that of landscape and portrait together.
     assert values.config.data.buckets == ((96, 96),)
-    shares = {name: table["padded_share"] for name, table in report["buckets"].items()}
+    shares = {name: table["padding_overhead"] for name, table in report["buckets"].items()}
     assert shares["the config's"] > shares["one shape"] > shares["3 chosen"]
     assert report["chosen_buckets"] == [[96, 96]]
     assert faulty.printed.index("fault  ") < faulty.printed.index("look   ")
@@ -196,7 +196,7 @@ def test_nothing_is_found_where_nothing_is_planted(tmp_path):
     parts = Folder(tmp_path / "train"), Folder(tmp_path / "evaluation")
     for part in parts:
         for number in range(12):
-            image_id = part.picture()
+            image_id = part.image()
             for k, name in enumerate(CATEGORIES):
                 part.box(image_id, [6 * k, 2 * number, 45, 40 + 4 * k], name)
     inspected = run(small_config(*(p.write() for p in parts)), tmp_path / "out")
@@ -207,7 +207,7 @@ def test_nothing_is_found_where_nothing_is_planted(tmp_path):
 def test_buckets_that_hold_too_little_are_a_fault_and_the_rest_is_told(tmp_path):
     folder = Folder(tmp_path / "train")
     for _ in range(4):
-        folder.box(folder.picture(), [10, 20, 45, 40])
+        folder.box(folder.image(), [10, 20, 45, 40])
     none = {"source": "coco", "annotations": "", "images": ""}
     config = small_config(folder.write(), none, buckets=((64, 64),))
     inspected = run(config, tmp_path / "out")
@@ -222,7 +222,7 @@ def test_buckets_that_hold_too_little_are_a_fault_and_the_rest_is_told(tmp_path)
 
 def test_buckets_that_evaluation_needs_are_asked_for(tmp_path):
     source = Folder(tmp_path / "eval")
-    source.picture(128, 96)
+    source.image(128, 96)
     fields = source.write()
     config = small_config(fields, fields, buckets=((64, 96),))
     data = input_pipeline.open_evaluation(config, tmp_path)
@@ -236,7 +236,7 @@ def test_buckets_that_evaluation_needs_are_asked_for(tmp_path):
 
 def test_data_without_boxes_is_told_as_such(tmp_path):
     folder = Folder(tmp_path / "train")
-    folder.picture()
+    folder.image()
     none = {"source": "coco", "annotations": "", "images": ""}
     inspected = run(small_config(folder.write(), none), tmp_path / "out")
     assert inspected.findings["train: content"].verdict == "fault"
@@ -248,7 +248,7 @@ def test_a_sample_is_drawn_by_seed_and_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     folder = Folder(tmp_path / "train")
     for _ in range(9):
-        folder.box(folder.picture(), [10, 20, 45, 40])
+        folder.box(folder.image(), [10, 20, 45, 40])
     fields = folder.write()
     inspected = run(small_config(fields, fields), tmp_path / "out", max_images=5)
     report = json.loads((inspected.output / "report.json").read_text())
@@ -277,7 +277,7 @@ def test_views_are_the_boxes_of_the_batches(tmp_path):
     folder = Folder(tmp_path / "train")
     rng = np.random.default_rng(0)
     for number in range(10):
-        image_id = folder.picture()
+        image_id = folder.image()
         for _ in range(number):
             low, size = rng.uniform(0, 60, 2), rng.uniform(10, 35, 2)
             crowd = int(rng.random() < 0.2)
@@ -321,7 +321,7 @@ def test_views_are_the_boxes_of_the_batches(tmp_path):
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 def test_what_the_network_reads_is_shown_as_it_was(tmp_path, order):
     folder = Folder(tmp_path / "train")
-    folder.picture()
+    folder.image()
     fields = folder.write()
     config = small_config(fields, fields)
     config.input.update(order=order, mean=(103.9, 116.8, 123.7), std=(58.0, 57.0, 56.0))
@@ -338,7 +338,7 @@ def test_what_the_network_reads_is_shown_as_it_was(tmp_path, order):
 
 def test_anchors_lie_on_the_sheet_where_they_lie_on_the_picture(tmp_path):
     folder = Folder(tmp_path / "train")
-    folder.box(folder.picture(), [30, 30, 48, 48])
+    folder.box(folder.image(), [30, 30, 48, 48])
     fields = folder.write()
     config = small_config(fields, fields, flip=False)
     source = input_pipeline.open_training(config, tmp_path)

@@ -15,7 +15,7 @@ from PIL import Image
 from retinanet_jax import checkpoint, compilation, core
 from retinanet_jax import detector as detector_module
 from retinanet_jax.cli import common, predict
-from retinanet_jax.data.image_files import find_pictures
+from retinanet_jax.data.image_files import find_images
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.evaluation import predictions
 
@@ -61,7 +61,7 @@ def detector(monkeypatch, toy_config) -> detector_module.Detector:
     monkeypatch.setattr(detector_module, "detect", detect)
     categories = (Category(3, "dog"), Category(7, "cat"))
     return detector_module.Detector(
-        checkpoint.Trained({}, toy_config, categories, 0, pathlib.Path("run"))
+        checkpoint.Checkpoint({}, toy_config, categories, 0, pathlib.Path("run"))
     )
 
 
@@ -72,7 +72,7 @@ def found(detector, tmp_path):
     def found(*paths, **options):
         output = tmp_path / "out"
         unreadable = predictions.predict_files(
-            detector, find_pictures(map(str, paths)), output, **options
+            detector, find_images(map(str, paths)), output, **options
         )
         return unreadable, output, json.loads((output / "detections.json").read_text())
 
@@ -80,11 +80,11 @@ def found(detector, tmp_path):
 
 
 def test_pictures_are_found_to_the_bottom(pictures):
-    listed = find_pictures([str(pictures)])
+    listed = find_images([str(pictures)])
     assert [str(p.relative_to(pictures)) for p in listed] == ["a.png", "b.JPG", "deep/a.jpg"]
     # A file that is named is taken, whatever it is called.
     notes = pictures / "notes.txt"
-    assert find_pictures([str(notes), str(pictures / "a.png")]) == [
+    assert find_images([str(notes), str(pictures / "a.png")]) == [
         notes,
         pictures / "a.png",
     ]
@@ -92,7 +92,7 @@ def test_pictures_are_found_to_the_bottom(pictures):
 
 def test_patterns_are_taken_as_a_shell_takes_them(pictures):
     def found(*given):
-        return [str(p.relative_to(pictures)) for p in find_pictures(given)]
+        return [str(p.relative_to(pictures)) for p in find_images(given)]
 
     assert found(f"{pictures}/*.png") == ["a.png"]
     assert found(f"{pictures}/*") == ["a.png", "b.JPG", "deep/a.jpg", "notes.txt"]

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from retinanet_jax import checkpoint, core, modeling
-from retinanet_jax.checkpoint import Trained
+from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.data.sources.base import Category
-from retinanet_jax.data.sources.synthetic import draw_picture
+from retinanet_jax.data.sources.synthetic import draw_image
 from retinanet_jax.data.transforms import pad, resize
 from retinanet_jax.export import artifact as command
 from retinanet_jax.export import model_card, savedmodel, verification
@@ -33,7 +33,7 @@ CATEGORIES = (Category(3, "egg"), Category(7, "hen"))
 @pytest.fixture
 def servable(toy_config, tmp_path) -> Servable:
     """Without weights: for what runs no network."""
-    trained = Trained({}, toy_config, CATEGORIES, 12, tmp_path / "run" / "checkpoints" / "12")
+    trained = Checkpoint({}, toy_config, CATEGORIES, 12, tmp_path / "run" / "checkpoints" / "12")
     return Servable(trained, (64, 96), None)
 
 
@@ -353,13 +353,13 @@ def test_nms_is_the_same(iou_threshold, class_agnostic):
 def trained_toy(tmp_path_factory):
     """Builds the toy detector of `toy_config` with random weights that find something."""
 
-    def build(config) -> Trained:
+    def build(config) -> Checkpoint:
         config.detections.score_threshold = 0.3
         config.model.prior_probability = 0.3
         variables = jax.device_get(modeling.initialize(config, 2, seed=0))
         predict = variables["params"]["classification_head"]["predict"]
         predict["kernel"] = predict["kernel"] * 30
-        return Trained(variables, config, CATEGORIES, 12, pathlib.Path("run/checkpoints/12"))
+        return Checkpoint(variables, config, CATEGORIES, 12, pathlib.Path("run/checkpoints/12"))
 
     return build
 
@@ -406,7 +406,7 @@ def test_the_documented_lines_find_what_the_checkpoint_finds(
     servable = Servable(trained_toy(toy_config), (64, 64), 1 if kind == "onnx" else None)
     artifact, picture = tmp_path / "artifact", tmp_path / "picture.jpg"
     command.run(kind, servable, artifact, None)
-    Image.fromarray(np.asarray(draw_picture(5, 1, 128)[0])[:90]).save(picture)
+    Image.fromarray(np.asarray(draw_image(5, 1, 128)[0])[:90]).save(picture)
 
     arrays = ", ".join(f"{name}={name}" for name in (*INPUTS, *OUTPUTS))
     run_alone(

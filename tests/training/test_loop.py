@@ -18,7 +18,7 @@ from retinanet_jax.configs import finetune
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 from retinanet_jax.evaluation import evaluator
 from retinanet_jax.training import initialization, loop
-from retinanet_jax.training.metrics import Report
+from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.training.optimizer import make_optimizer, make_schedule, scaled_learning_rate
 
 # ---- when and how fast
@@ -174,7 +174,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(config, tmp_path, n
     finite = {"loss": 2.0, "loss/classification": 1.0, "loss/box": 1.0, "gradient_norm": 3.0}
     metrics = finite | {name: value}
     with (
-        Report(tmp_path, start_step=0, total_steps=100, writes=True) as report,
+        MetricWriter(tmp_path, start_step=0, total_steps=100, writes=True) as report,
         pytest.raises(
             FloatingPointError, match=f"the {name} became {value} within steps 41..60 .*lower"
         ) as e,
@@ -391,5 +391,5 @@ def test_own_pictures_a_held_out_share_and_a_run_that_is_interrupted(
 @pytest.mark.parametrize(("steps", "warned"), [(199, True), (200, False)])
 def test_a_warmup_that_takes_most_of_the_run_is_told(config, capsys, steps, warned):
     config.optimizer.warmup_steps, config.total_steps = 100, steps
-    loop.tell_long_warmup(config)
+    loop.warn_of_long_warmup(config)
     assert ("rises for 100 of 199 steps; lower" in capsys.readouterr().out) == warned

@@ -10,7 +10,7 @@ import pytest
 from retinanet_jax.training import metrics
 from retinanet_jax.utils import files, progress
 from retinanet_jax.utils.files import write_json
-from retinanet_jax.utils.progress import duration, teller
+from retinanet_jax.utils.progress import duration, make_progress
 
 METRICS = {
     "loss": 3.0,
@@ -23,7 +23,7 @@ METRICS = {
 
 
 def open_report(workdir, start_step=0, writes=True):
-    return metrics.Report(workdir, start_step=start_step, total_steps=20, writes=writes)
+    return metrics.MetricWriter(workdir, start_step=start_step, total_steps=20, writes=writes)
 
 
 def lines(workdir):
@@ -33,7 +33,7 @@ def lines(workdir):
 def test_each_logged_step_is_one_object(tmp_path, capsys):
     with open_report(tmp_path) as told:
         told.train_step(10, METRICS, batch_size=4)
-        told.picture(10, "picture", np.zeros((8, 8, 3), np.uint8))
+        told.image(10, "picture", np.zeros((8, 8, 3), np.uint8))
     (line,) = lines(tmp_path)
     assert line == {
         "step": 10,
@@ -120,7 +120,7 @@ def test_other_hosts_are_silent(tmp_path, capsys):
     with open_report(tmp_path, writes=False) as told:
         told.train_step(1, METRICS, batch_size=4)
         told.scalars(1, {"a": 1.0})
-        told.picture(1, "picture", np.zeros((8, 8, 3), np.uint8))
+        told.image(1, "picture", np.zeros((8, 8, 3), np.uint8))
     assert not list(tmp_path.iterdir())
     assert not capsys.readouterr().out
 
@@ -153,7 +153,7 @@ def test_durations_as_people_say_them(seconds, said):
 def test_progress_is_told_now_and_then(monkeypatch, capsys):
     clock = iter([100.0, 101.0, 106.0, 107.0, 108.0])
     monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
-    tell = teller("train", 4)
+    tell = make_progress("train", 4)
     for done in (1, 2, 3, 4):
         tell(done)
     assert capsys.readouterr().out.splitlines() == [

@@ -8,7 +8,7 @@ import pytest
 from flax import traverse_util
 
 from retinanet_jax import checkpoint
-from retinanet_jax.checkpoint import Trained
+from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.modeling import initialize
 from retinanet_jax.training import initialization, loop, transfer
@@ -40,7 +40,7 @@ def seeded(shapes, seed):
 def trained(toy_config, shapes_of, tmp_path):
     """A detector of OLD."""
     config = toy_config.copy_and_resolve_references()
-    return Trained(seeded(shapes_of(OLD), 1), config, OLD, 5, tmp_path / "5")
+    return Checkpoint(seeded(shapes_of(OLD), 1), config, OLD, 5, tmp_path / "5")
 
 
 def flat(variables):
@@ -92,7 +92,7 @@ def test_frozen_and_trained_norms_take_each_others_arrays(
 ):
     toy_config.model.norm = theirs
     config = toy_config.copy_and_resolve_references()
-    trained = Trained(seeded(shapes_of(OLD), 1), config, OLD, 5, tmp_path)
+    trained = Checkpoint(seeded(shapes_of(OLD), 1), config, OLD, 5, tmp_path)
     toy_config.model.update(norm=ours, frozen_stages=1, prior_probability=0.1)
     fitted = transfer.fit(trained, shapes_of(OLD), OLD)
     transfer.check(fitted, trained, toy_config)

@@ -127,7 +127,7 @@ def test_a_published_file_is_fetched_once(
 
 def test_progress_and_the_time_left_are_told(monkeypatch, published, tmp_path, capsys):
     published("good")
-    monkeypatch.setattr(download, "TELL_EVERY", -1.0)
+    monkeypatch.setattr(download, "PROGRESS_INTERVAL", -1.0)
     download.fetch(NAME, tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(rf"{NAME}: 1/1 MB  \d+ min \d\d s left", lines[1])
@@ -213,7 +213,7 @@ def test_an_interrupted_fetch_leaves_nothing(monkeypatch, published, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(download, "_progress", interrupted)
-    monkeypatch.setattr(download, "TELL_EVERY", -1.0)
+    monkeypatch.setattr(download, "PROGRESS_INTERVAL", -1.0)
     with pytest.raises(KeyboardInterrupt):
         download.fetch(NAME, tmp_path)
     assert everything(tmp_path) == []

@@ -5,7 +5,7 @@ import pytest
 from flax import traverse_util
 
 from retinanet_jax import checkpoint, weights
-from retinanet_jax.checkpoint import Trained
+from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 from retinanet_jax.weights import convert, detectors, presets
@@ -21,7 +21,7 @@ def trained(tmp_path):
 
     def trained(target, categories=COCO_CATEGORIES):
         config = presets.preset_config(target)
-        return Trained({}, config, categories, 3, tmp_path / "run")
+        return Checkpoint({}, config, categories, 3, tmp_path / "run")
 
     return trained
 

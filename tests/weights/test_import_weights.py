@@ -129,7 +129,7 @@ def test_the_recipe_that_fine_tunes_an_import_takes_all_of_it(source, tmp_path):
         jax.eval_shape(lambda config=config: initialize(config, classes, seed=0))
         for config in (theirs, ours)
     )
-    trained = checkpoint.Trained(have, theirs, COCO_CATEGORIES, 0, tmp_path)
+    trained = checkpoint.Checkpoint(have, theirs, COCO_CATEGORIES, 0, tmp_path)
     fitted = transfer.fit(trained, want, COCO_CATEGORIES)
     transfer.check(fitted, trained, ours)
     assert not fitted.reinitialized
@@ -151,7 +151,7 @@ def test_the_command_that_evaluates_describes_the_imported_network(tmp_path):
     ):
         config = presets.preset_config(source)
         config.model.backbone = backbone
-        written = checkpoint.Trained({}, config, COCO_CATEGORIES, 0, tmp_path)
+        written = checkpoint.Checkpoint({}, config, COCO_CATEGORIES, 0, tmp_path)
         predict, evaluate, train = convert.next_commands(source, written)
         assert predict.startswith(f"python -m retinanet_jax.predict --checkpoint={tmp_path} ")
         # Of the preset, the flags make the imported config.

@@ -137,7 +137,7 @@ def parity(request, test_data, parity_arrays):
     batch = batch_of(name, golden)
     evaluation = make_evaluation(build_model(config, num_outputs), config)
     pyramid, outputs, detections = jax.tree.map(np.asarray, evaluation(variables, batch))
-    # Trained batch norms over few pixels make noise of 1% of float32: the library's own gradients
+    # Checkpoint batch norms over few pixels make noise of 1% of float32: the library's own gradients
     # in float32 are as far from its own in float64.
     with jax.enable_x64(name == "torchvision_v2"):
         training_config, inputs = config.copy_and_resolve_references(), (variables, batch)

@@ -60,7 +60,7 @@ class Source(abc.ABC):
         Raises FileNotFoundError naming file and image id where it is missing.
         """
 
-    def picture(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+    def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
         """RGB pixels, upright; a source of pixels may hold them in another size than `sizes`."""
         data = self.read(index)
         assert data is not None, f"{type(self).__name__} reads no files and gives no pixels"
@@ -125,8 +125,8 @@ class _Subset(Source):
     def read(self, index: int) -> bytes | None:
         return self._source.read(self._indices[index])
 
-    def picture(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
-        return self._source.picture(self._indices[index])
+    def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        return self._source.image(self._indices[index])
 
     def ground_truth(self) -> dict[str, Any]:
         kept = set(self.image_ids)

@@ -8,9 +8,9 @@ from typing import Any
 
 from retinanet_jax.data.sources.instances import (
     InstancesSource,
-    check_pictures,
+    check_images,
+    oriented_sizes,
     parse_corners,
-    shown_sizes,
 )
 
 ROW = "path,x1,y1,x2,y2,class"
@@ -69,8 +69,8 @@ def _read(path: pathlib.Path, classes: pathlib.Path, folder: pathlib.Path) -> di
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
             }
         )
-    check_pictures(str(path), folder, list(pictures))
-    sizes = shown_sizes([folder / file_name for file_name in pictures])
+    check_images(str(path), folder, list(pictures))
+    sizes = oriented_sizes([folder / file_name for file_name in pictures])
     images = [
         {"id": image_id, "file_name": file_name, "height": height, "width": width}
         for (file_name, image_id), (height, width) in zip(pictures.items(), sizes, strict=True)

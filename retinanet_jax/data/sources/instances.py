@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from PIL import Image, UnidentifiedImageError
 
 from retinanet_jax.data.sources.base import Annotations, Category, Source
-from retinanet_jax.data.transforms import ORIENTATIONS, shown_orientation
+from retinanet_jax.data.transforms import ORIENTATIONS, valid_orientation
 
 OUTSIDE = 1.0  # pixels a box may stand out by: what rounding does, and not worth a warning
 # What warnings say of boxes.
@@ -54,7 +54,7 @@ class InstancesSource(Source):
         self._read_images(sections["images"])
         self._read_categories(sections["categories"])
         self._read_boxes(sections["annotations"])
-        check_pictures(self.name, self._folder, self._file_names)
+        check_images(self.name, self._folder, self._file_names)
 
     def annotations(self, index: int) -> Annotations:
         """The objects that can be trained on."""
@@ -128,7 +128,7 @@ class InstancesSource(Source):
                 )
             row = row_of[image_id]
             box = self._box(annotation)
-            inside, has_area, stands_out = clip_to_picture(box, self.sizes[row])
+            inside, has_area, stands_out = clip_to_image(box, self.sizes[row])
             if not has_area:
                 empty.append(annotation)
                 continue
@@ -192,7 +192,7 @@ class InstancesSource(Source):
         return f"{self._place(entry['id'])}{file}"
 
 
-def check_pictures(name: str, folder: pathlib.Path, file_names: Sequence[str]) -> None:
+def check_images(name: str, folder: pathlib.Path, file_names: Sequence[str]) -> None:
     """Raises FileNotFoundError where pictures that the file `name` lists are not in `folder`.
 
     By one listing a folder, not one look a file, which is slow on network disks.
@@ -219,7 +219,7 @@ def check_pictures(name: str, folder: pathlib.Path, file_names: Sequence[str]) -
         )
 
 
-def shown_sizes(paths: Sequence[pathlib.Path]) -> list[tuple[int, int]]:
+def oriented_sizes(paths: Sequence[pathlib.Path]) -> list[tuple[int, int]]:
     """Height and width of pictures as they are shown, from their headers.
 
     5,000 pictures on a local disk take a few seconds; threads are for disks that answer late.
@@ -261,7 +261,7 @@ def _shown_size(path: pathlib.Path) -> tuple[int, int]:
             # Pillow would decode a whole PNG in search of tags that few have.
             if picture.format == "PNG" and not _has_tags(path.read_bytes()):
                 return height, width
-            orientation = shown_orientation(picture, str(path), None)
+            orientation = valid_orientation(picture, str(path), None)
     except Exception as error:  # broken content makes Pillow's decoders raise almost anything
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "no known picture format" if unknown else error
@@ -276,7 +276,7 @@ def _has_tags(png: bytes) -> bool:
     return any(mark in png for mark in PNG_TAGS)
 
 
-def clip_to_picture(
+def clip_to_image(
     boxes: Float[np.ndarray, "*n 4"], sizes: Int[np.ndarray, "*n 2"]
 ) -> tuple[Float32[np.ndarray, "*n 4"], Bool[np.ndarray, "*n"], Bool[np.ndarray, "*n"]]:
     """yxyx boxes inside their pictures of `sizes`; which have an area there, and which stood out.

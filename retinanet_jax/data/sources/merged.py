@@ -53,9 +53,9 @@ class _Merged(Source):
         source, row = self._at(index)
         return source.read(row)
 
-    def picture(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+    def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
         source, row = self._at(index)
-        return source.picture(row)
+        return source.image(row)
 
     def ground_truth(self) -> dict[str, Any]:
         images: list[dict[str, Any]] = []

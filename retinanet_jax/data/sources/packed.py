@@ -75,7 +75,7 @@ class PackedSource(Source):
     def read(self, index: int) -> None:
         """None: there are no files."""
 
-    def picture(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+    def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
         """The pixels in the file itself, not a copy: read-only."""
         height, width = self._held[index].tolist()
         start, stop = self._starts[index : index + 2]
@@ -177,7 +177,7 @@ def _resized(
     """The pictures in order, made by threads, some ahead."""
 
     def resized(index: int) -> UInt8[np.ndarray, "H W 3"]:
-        picture, (height, width) = source.picture(index), held[index].tolist()
+        picture, (height, width) = source.image(index), held[index].tolist()
         if picture.shape[:2] != (height, width):
             picture = transforms.resize(picture, height, width, kind=resize)
         return np.ascontiguousarray(picture)

@@ -82,7 +82,7 @@ def write_shapes(
     return directory
 
 
-def draw_picture(seed: int, number: int, image_size: int) -> tuple[Image.Image, list[Figure]]:
+def draw_image(seed: int, number: int, image_size: int) -> tuple[Image.Image, list[Figure]]:
     """Picture `number` of `seed` and the figures in it, from back to front."""
     rng = np.random.Generator(np.random.Philox(key=[seed, number]))
     canvas = _background(rng, image_size)
@@ -124,7 +124,7 @@ def _write(directory: pathlib.Path, recipe: dict[str, int]) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(recipe["images"]):
-        picture, figures = draw_picture(recipe["seed"], number, size)
+        picture, figures = draw_image(recipe["seed"], number, size)
         name = f"{number:06d}.jpg"
         picture.save(directory / PICTURES / name, quality=90)
         images.append({"id": number + 1, "file_name": name, "height": size, "width": size})

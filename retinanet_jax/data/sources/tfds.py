@@ -24,7 +24,7 @@ from retinanet_jax.data.sources.coco import COCO_CATEGORIES, load_instances
 from retinanet_jax.data.sources.instances import (
     HAVE_NO_AREA,
     STAND_OUT,
-    clip_to_picture,
+    clip_to_image,
     completed,
 )
 from retinanet_jax.data.sources.tfds_shards import Index, cached_index, open_shards, to_pixels
@@ -200,7 +200,7 @@ class TfdsSource(Source):
         self._areas = self._extents.prod(axis=1) if area is None else index.areas[rows]
         self._cuts_areas = area is not None and np.issubdtype(area.np_dtype, np.integer)
 
-        inside, kept, stand_out = clip_to_picture(self._boxes, self.sizes[self._place])
+        inside, kept, stand_out = clip_to_image(self._boxes, self.sizes[self._place])
         self._warn(~kept, HAVE_NO_AREA)
         self._warn(kept & stand_out, STAND_OUT)
         self._trained = inside[kept], self._classes[kept], self._crowd[kept]

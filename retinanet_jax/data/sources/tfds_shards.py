@@ -18,10 +18,10 @@ from absl import logging
 from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
 from PIL import Image
 
-from retinanet_jax.data.transforms import ORIENTATIONS, shown_orientation
+from retinanet_jax.data.transforms import ORIENTATIONS, valid_orientation
 
 VERSION = 1  # of the index: raise it with any change of what it holds
-TELL_EVERY = 5.0  # seconds between two lines of progress
+PROGRESS_INTERVAL = 5.0  # seconds between two lines of progress
 
 
 class Index(NamedTuple):
@@ -174,7 +174,7 @@ def build_index(name: str, shards: Shards, total: int) -> Index:
         (start, length, *of_picture), of_objects = _parse(content, f"{name} {shard}:{record}")
         pictures.append(((shard, record, start, length), *of_picture, len(of_objects[0])))
         objects.append(of_objects)
-        if time.monotonic() - told > TELL_EVERY:
+        if time.monotonic() - told > PROGRESS_INTERVAL:
             told = time.monotonic()
             speed = len(pictures) / (told - began)
             print(
@@ -256,7 +256,7 @@ def _annotated_size(data: bytes, name: str, boxes: Float32[np.ndarray, "n 4"]) -
     """
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            orientation = shown_orientation(picture, name, None)
+            orientation = valid_orientation(picture, name, None)
             width, height = picture.size
     except Exception as error:  # broken content makes Pillow's decoders raise almost anything
         raise ValueError(

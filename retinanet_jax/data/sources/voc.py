@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from retinanet_jax.data.sources.instances import InstancesSource, parse_corners, shown_sizes
+from retinanet_jax.data.sources.instances import InstancesSource, oriented_sizes, parse_corners
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -245,5 +245,5 @@ def _sizes(
 ) -> list[tuple[int, int]]:
     """Height and width of every picture: what its XML says, else what its header says."""
     unsaid = [name for name, picture in zip(names, parsed, strict=True) if not all(picture.size)]
-    read = dict(zip(unsaid, shown_sizes([files.images / name for name in unsaid]), strict=True))
+    read = dict(zip(unsaid, oriented_sizes([files.images / name for name in unsaid]), strict=True))
     return [read.get(name, picture.size) for name, picture in zip(names, parsed, strict=True)]
