@@ -25,7 +25,7 @@ from retinanet_jax.data.sources.merged import merged
 from retinanet_jax.data.sources.packed import PackedSource, write_packed
 from retinanet_jax.data.sources.tfds import TfdsSource
 from retinanet_jax.data.sources.voc import VocSource
-from retinanet_jax.utils.progress import duration, make_progress
+from retinanet_jax.utils.progress import format_duration, make_progress
 
 MAX_IMAGES_TO_CHECK = (
     1_000  # pictures: decoding so many takes seconds, a run that ends late costs hours
@@ -265,7 +265,7 @@ def pack_datasets(config: ConfigDict, parts: Sequence[str], output: pathlib.Path
         )
         print(
             f"{folder}: {len(packed)} pictures of {source.name} at short side {sides[part]}, in "
-            f"{duration(time.monotonic() - began)}",
+            f"{format_duration(time.monotonic() - began)}",
             flush=True,
         )
         new += new_flags(config, part, folder)

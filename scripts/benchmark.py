@@ -47,7 +47,7 @@ from retinanet_jax.training import objective
 from retinanet_jax.training.optimizer import make_optimizer
 from retinanet_jax.training.step import TrainState, make_train_step
 from retinanet_jax.utils.files import write_json
-from retinanet_jax.utils.progress import duration
+from retinanet_jax.utils.progress import format_duration
 
 SEED = 0
 BOXES, REAL_BOXES = 100, 8  # rows of ground truth; how many are real where a picture is as most are
@@ -918,7 +918,7 @@ def run(options: argparse.Namespace) -> None:
         began = time.monotonic()
         for done, (name, make, setting) in enumerate(planned):
             left = (time.monotonic() - began) / max(done, 1) * (len(planned) - done)
-            told = f"[{done + 1}/{len(planned)}] {name} {setting}, {duration(left)} left"
+            told = f"[{done + 1}/{len(planned)}] {name} {setting}, {format_duration(left)} left"
             print(told, file=sys.stderr, flush=True)
             row = measure(name, make, setting, options, ceilings)
             print(table_line(row, columns), flush=True)

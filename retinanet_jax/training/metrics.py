@@ -12,7 +12,7 @@ import numpy as np
 import tensorboardX
 
 from retinanet_jax.utils.files import write_atomically
-from retinanet_jax.utils.progress import duration
+from retinanet_jax.utils.progress import format_duration
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ class MetricWriter:
             f"classification {metrics['loss/classification']:.4f} + box {metrics['loss/box']:.4f}  "
             f"lr {metrics['learning_rate']:.2g}  {metrics['images_per_second']:.1f} images/s  "
             f"{metrics['data_wait']:.0%} waiting for data  "
-            f"{duration(seconds * (self._total - step))} left",
+            f"{format_duration(seconds * (self._total - step))} left",
             flush=True,
         )
 

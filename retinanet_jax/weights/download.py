@@ -17,7 +17,7 @@ import urllib.parse
 import urllib.request
 from typing import NamedTuple
 
-from retinanet_jax.utils.progress import PROGRESS_INTERVAL, duration
+from retinanet_jax.utils.progress import PROGRESS_INTERVAL, format_duration
 
 SCHEMES = ("http://", "https://")
 BESIDE = pathlib.Path("weights")  # where the recipes look for files
@@ -189,7 +189,7 @@ def _download(url: str, file: pathlib.Path, path: pathlib.Path) -> None:
 def _progress(name: str, done: int, total: int, seconds: float) -> str:
     if not total:
         return f"{name}: {done / 1e6:.0f} MB"
-    left = duration(seconds * (total - done) / done)
+    left = format_duration(seconds * (total - done) / done)
     return f"{name}: {done / 1e6:.0f}/{total / 1e6:.0f} MB  {left} left"
 
 

@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 
 from retinanet_jax.training import metrics
-from retinanet_jax.utils import files, progress
-from retinanet_jax.utils.files import write_json
-from retinanet_jax.utils.progress import duration, make_progress
 
 METRICS = {
     "loss": 3.0,
@@ -123,40 +120,3 @@ def test_other_hosts_are_silent(tmp_path, capsys):
         told.image(1, "picture", np.zeros((8, 8, 3), np.uint8))
     assert not list(tmp_path.iterdir())
     assert not capsys.readouterr().out
-
-
-def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
-    def full_disk(*_):
-        raise OSError(28, "No space left on device")
-
-    path = tmp_path / "a.json"
-    write_json(path, {"AP": 0.5, "APs": None})
-    for bad in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="Out of range float"):
-            write_json(path, {"AP": bad})
-    with monkeypatch.context() as patched:
-        patched.setattr(files.os, "replace", full_disk)
-        with pytest.raises(OSError, match="No space left"):
-            write_json(path, {})
-    assert json.loads(path.read_text()) == {"AP": 0.5, "APs": None}
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(0.4, "0 min 00 s"), (61, "1 min 01 s"), (3599.9, "59 min 59 s"), (7260, "2 h 01 min")],
-)
-def test_durations_as_people_say_them(seconds, said):
-    assert duration(seconds) == said
-
-
-def test_progress_is_told_now_and_then(monkeypatch, capsys):
-    clock = iter([100.0, 101.0, 106.0, 107.0, 108.0])
-    monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
-    tell = make_progress("train", 4)
-    for done in (1, 2, 3, 4):
-        tell(done)
-    assert capsys.readouterr().out.splitlines() == [
-        "train: 2/4 pictures  0.3 images/s  0 min 06 s left",
-        "train: 4/4 pictures  0.5 images/s  0 min 00 s left",
-    ]
