@@ -28,7 +28,7 @@ from retinanet_jax.data.image_files import find_images
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.detector import Detector
 from retinanet_jax.export import verification
-from retinanet_jax.export.verification import BOX_TOLERANCE, SCORE_TOLERANCE, Detected
+from retinanet_jax.export.verification import BOX_TOLERANCE, SCORE_TOLERANCE, DetectionArrays
 
 NUM_OUTPUTS = 91  # COCO's ids from 0 to 90
 UNMATCHED_SHARE = 0.002
@@ -89,7 +89,7 @@ def their_detector(version: str, sides: tuple[int, int], seed: int):
     return model.eval()
 
 
-def their_detections(model, path: pathlib.Path) -> Detected:
+def their_detections(model, path: pathlib.Path) -> DetectionArrays:
     """Of a picture file, read as torchvision's users read it."""
     import torch
     from torchvision.transforms import functional
@@ -99,7 +99,7 @@ def their_detections(model, path: pathlib.Path) -> Detected:
     with torch.inference_mode():
         (found,) = model([picture])
     boxes, scores, classes = (found[name].numpy() for name in ("boxes", "scores", "labels"))
-    return Detected(core.xyxy_to_yxyx(boxes), scores, classes)
+    return DetectionArrays(core.xyxy_to_yxyx(boxes), scores, classes)
 
 
 def our_detector(version: str, sides: tuple[int, int], model) -> Detector:
@@ -123,19 +123,19 @@ def our_detector(version: str, sides: tuple[int, int], model) -> Detector:
     return Detector(trained)
 
 
-def our_detections(detector: Detector, path: pathlib.Path) -> Detected:
+def our_detections(detector: Detector, path: pathlib.Path) -> DetectionArrays:
     """Of a picture file, as the predict command reads it."""
     boxes, scores, classes, _ = detector(path).detections
-    return Detected(boxes, scores, classes)
+    return DetectionArrays(boxes, scores, classes)
 
 
-def compare(theirs: Detected, ours: Detected) -> Difference:
+def compare(theirs: DetectionArrays, ours: DetectionArrays) -> Difference:
     """Each of theirs, best score first, with the nearest one left of ours of its class."""
     order = np.argsort(-theirs.scores, kind="stable")
-    best_first = Detected(*(x[order] for x in theirs))
+    best_first = DetectionArrays(*(x[order] for x in theirs))
     # Every one counts that has no counterpart, however low its score.
-    one = verification.difference(best_first, ours, sure=-np.inf)
-    return Difference(one.detections, one.box, one.score, one.unmatched)
+    one = verification.compare_detections(best_first, ours, certain_score=-np.inf)
+    return Difference(one.num_detections, one.box, one.score, one.num_unmatched)
 
 
 def main() -> None:

@@ -130,6 +130,9 @@ PHRASES = {
     r"analys(?:e|ed|ing)": "analyze",
 }
 PHRASE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(PHRASES)})(?![\w/])", re.IGNORECASE)
+# Quoted keys of a file format that other programs read, card.json's, where code writes or reads them.
+KEYS = re.compile(r'"(?:kind|pictures)"')
+FILES_WITH_KEYS = (ROOT / "retinanet_jax/export/model_card.py", ROOT / "docs/export.md")
 THIS_FILE = pathlib.Path(__file__).resolve()
 GLOSSARY = ROOT / "docs" / "contributing.md"
 
@@ -210,6 +213,7 @@ def prose(path: pathlib.Path) -> Iterator[tuple[str, int, str]]:
 def avoided_phrases(path: pathlib.Path) -> Iterator[Place]:
     """The words of a file's prose that the list excludes."""
     for source, line, text in prose(path):
+        text = KEYS.sub('""', text) if path in FILES_WITH_KEYS else text
         for match in PHRASE.finditer(text):
             yield Place(path, line + text[: match.start()].count("\n"), source, match[0])
 

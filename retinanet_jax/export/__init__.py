@@ -1,5 +1,6 @@
-"""A trained detector as one artifact that runs without this package.
+"""Export of a trained detector to an artifact that runs without this package.
 
-`servable` is the function that is exported, `stablehlo`, `savedmodel` and `onnx` write and run it,
-`verification` compares what they find with what the checkpoint finds, `card` tells about it.
+`artifact` makes and verifies the artifact of a checkpoint. `servable` is the function that is
+exported; `stablehlo`, `savedmodel` and `onnx` write it in their formats and run it; `verification`
+compares the detections of the artifact with those of the checkpoint; `model_card` describes it.
 """

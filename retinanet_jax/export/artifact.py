@@ -1,11 +1,4 @@
-"""A trained detector as an artifact that runs without this package.
-
-python -m retinanet_jax.export --checkpoint=DIR --format=stablehlo|savedmodel|onnx --output=DIR
-
-OUTPUT holds the artifact and a card that says what it is. Before it appears, the artifact is run on
-pictures, and is not kept where it finds anything else than the checkpoint. docs/export.md shows how
-each format is loaded.
-"""
+"""Export of a trained detector to a verified artifact with its model card."""
 
 import importlib.util
 import pathlib
@@ -16,85 +9,90 @@ import numpy as np
 
 from retinanet_jax.config import choose
 from retinanet_jax.data.image_files import find_images
-from retinanet_jax.data.sizes import SIZE_MULTIPLE
 from retinanet_jax.data.sources.synthetic import draw_image
 from retinanet_jax.data.transforms import decode_image
-from retinanet_jax.detector import Detector
 from retinanet_jax.export import model_card, savedmodel, stablehlo, verification
 from retinanet_jax.export.onnx import model as onnx_model
-from retinanet_jax.export.servable import Servable, default_image_size
+from retinanet_jax.export.servable import Servable
+from retinanet_jax.export.verification import DetectionDifference
 from retinanet_jax.utils.files import write_folder
 
+# Each module has `PACKAGES`, which it imports, `write(servable, folder)` and `load(folder)`.
 FORMATS: dict[str, ModuleType] = {
     "stablehlo": stablehlo,
     "savedmodel": savedmodel,
     "onnx": onnx_model,
 }
-DRAWN = 4  # pictures to verify on where none are given
+NUM_SYNTHETIC = 4  # images to verify on if the user gives none
 
 
 def export_detector(
-    kind: str, servable: Servable, output: pathlib.Path, images: pathlib.Path | None
-) -> None:
-    """Writes the verified artifact and its card to `output`, which must not be there.
+    servable: Servable,
+    format_name: str,
+    output: pathlib.Path,
+    images: pathlib.Path | None = None,
+) -> DetectionDifference:
+    """Write an artifact and its model card to a new folder.
 
-    Raises ValueError where a package is missing or the artifact differs from the checkpoint.
+    Before the folder appears, the artifact is loaded and its detections on a few images are
+    compared with the checkpoint's. If they differ, nothing is left.
+
+    Args:
+        servable: The detector to export, as `load_servable` returns it.
+        format_name: One of FORMATS.
+        output: The folder to make.
+        images: A folder of images to verify on; None for a few synthetic ones.
+
+    Returns:
+        The differences that the verification measured. If no detections were expected on the
+        images (`num_detections` is 0), nothing has been verified.
+
+    Raises:
+        FileExistsError: If `output` exists.
+        FileNotFoundError: If `images` contains no image.
+        ValueError: If the format is unknown, a package is not installed, the format does not
+            support the config, or the artifact's detections differ from the checkpoint's.
     """
-    artifact = choose("format", kind, FORMATS)
-    check_packages(kind, artifact.PACKAGES)
+    artifact_format = choose("format", format_name, FORMATS)
+    check_packages(format_name, artifact_format.PACKAGES)
     if output.exists():
-        raise FileExistsError(f"--output={output} is there already; give another folder.")
-    pictures = [servable.prepared(picture) for picture in example_pictures(servable, images)]
+        raise FileExistsError(f"The output folder {output} exists already; choose another.")
+    inputs = [servable.prepare(image) for image in verification_images(servable, images)]
+    differences = []
 
     def write(folder: pathlib.Path) -> None:
-        print(f"writing {kind}, then running it on {len(pictures)} pictures", flush=True)
-        artifact.write(servable, folder)
-        found = verification.verified(servable, artifact.load(folder), pictures)
-        if found.detections:
-            print(f"verified: {verification.tell(found)}", flush=True)
-        else:
-            print(
-                f"not verified: nothing was found on {found.pictures} pictures; give "
-                "--images=FOLDER of what it was trained to find, or a lower --score_threshold"
-            )
-        model_card.write(folder, kind, servable, artifact.PACKAGES, found)
+        artifact_format.write(servable, folder)
+        difference = verification.verify(servable, artifact_format.load(folder), inputs)
+        model_card.write(folder, format_name, servable, artifact_format.PACKAGES, difference)
+        differences.append(difference)
 
     write_folder(output, write, lambda: False)
+    return differences[0]
 
 
-def check_packages(kind: str, packages: Sequence[str]) -> None:
-    """Raises ValueError where a package is not installed."""
+def check_packages(format_name: str, packages: Sequence[str]) -> None:
+    """Check that the packages of a format are installed.
+
+    Raises:
+        ValueError: If one is missing; the message has the command that installs it.
+    """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"--format={kind} needs {' and '.join(missing)}, not installed here; "
-            f"pip install {' '.join(missing)}, or 'retinanet_jax[{kind}]'."
+            f"The format {format_name} requires the package {' and '.join(missing)}, which is not "
+            f"installed; run `pip install {' '.join(missing)}` or "
+            f"`pip install 'retinanet_jax[{format_name}]'`."
         )
 
 
-def example_pictures(servable: Servable, folder: pathlib.Path | None) -> list[np.ndarray]:
-    """The pictures of a folder, or drawn ones; FileNotFoundError where it has none."""
+def verification_images(servable: Servable, folder: pathlib.Path | None) -> list[np.ndarray]:
+    """Return the images of a folder, or synthetic ones if it is None.
+
+    Raises:
+        FileNotFoundError: If the folder contains no image.
+        ValueError: If an image cannot be read.
+    """
     if folder is None:
         side = servable.config.data.eval_short_side
-        return [np.asarray(draw_image(0, number, side)[0]) for number in range(DRAWN)]
+        return [np.asarray(draw_image(0, index, side)[0]) for index in range(NUM_SYNTHETIC)]
     return [decode_image(file.read_bytes(), str(file)) for file in find_images([str(folder)])]
-
-
-def servable_of(
-    path: str,
-    *,
-    image_size: Sequence[int] | None,
-    batch_size: int | None,
-    score_threshold: float | None,
-    max_detections: int | None,
-) -> Servable:
-    """The checkpoint at `path`, for pictures of `image_size`, with other limits where given."""
-    trained = Detector.load(
-        path, score_threshold=score_threshold, max_detections=max_detections
-    ).trained
-    size = tuple(image_size or default_image_size(trained.config))
-    if len(size) != 2 or min(size) < SIZE_MULTIPLE or any(side % SIZE_MULTIPLE for side in size):
-        raise ValueError(f"--image_size={size} must be height,width, multiples of {SIZE_MULTIPLE}.")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"--batch_size={batch_size} must be at least 1.")
-    return Servable(trained, size, batch_size)

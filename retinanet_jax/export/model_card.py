@@ -1,17 +1,18 @@
-"""What an artifact is, beside it: card.json for programs, README.md for people."""
+"""The model card next to an artifact: card.json for programs, README.md for people."""
 
 import datetime
 import hashlib
 import importlib.metadata
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import retinanet_jax
 from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.config import plain
-from retinanet_jax.export.servable import OUTPUTS, PLATFORMS, Servable
-from retinanet_jax.export.verification import Difference
+from retinanet_jax.export.servable import INPUTS, OUTPUTS, PLATFORMS, Servable
+from retinanet_jax.export.verification import DetectionDifference
 from retinanet_jax.utils.files import write_atomically, write_json
 
 FILE, README = "card.json", "README.md"
@@ -19,116 +20,137 @@ FILE, README = "card.json", "README.md"
 
 def write(
     folder: pathlib.Path,
-    kind: str,
+    format_name: str,
     servable: Servable,
-    packages: tuple[str, ...],
-    found: Difference,
+    packages: Sequence[str],
+    difference: DetectionDifference,
 ) -> None:
-    """Writes both, of the artifact that is in `folder`."""
-    content = card(folder, kind, servable, packages, found)
-    write_json(folder / FILE, content)
-    write_atomically(folder / README, told(content))
+    """Write FILE and README into the folder of an artifact.
+
+    Args:
+        folder: The folder, which contains the finished artifact.
+        format_name: The format of the artifact.
+        servable: The detector that was exported.
+        packages: The packages other than jax and flax with which it was exported.
+        difference: What the verification measured.
+    """
+    card = make_card(folder, format_name, servable, packages, difference)
+    write_json(folder / FILE, card)
+    write_atomically(folder / README, to_markdown(card))
 
 
-def card(
+def make_card(
     folder: pathlib.Path,
-    kind: str,
+    format_name: str,
     servable: Servable,
-    packages: tuple[str, ...],
-    found: Difference,
+    packages: Sequence[str],
+    difference: DetectionDifference,
 ) -> dict[str, Any]:
-    """All that is known; JSON."""
-    trained, config = servable.trained, servable.config
-    data, limits = config.data, config.detections
-    images, sizes = servable.specs(1)
-    batch = servable.batch_size
+    """Return the content of card.json; the arguments are those of `write`."""
+    checkpoint, config = servable.checkpoint, servable.config
     return {
-        "format": kind,
-        "platforms": ["cpu", "cuda"] if kind == "onnx" else list(PLATFORMS),
+        "format": format_name,
+        "platforms": ["cpu", "cuda"] if format_name == "onnx" else list(PLATFORMS),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "checkpoint": {
-            "folder": str(trained.folder),
-            "step": trained.step,
-            "metrics": metrics(trained),
+            "folder": str(checkpoint.folder),
+            "step": checkpoint.step,
+            "metrics": evaluation_metrics(checkpoint),
             "config": plain(config),
         },
         "inputs": {
-            "images": {"shape": [batch, *images.shape[1:]], "dtype": str(images.dtype)},
-            "sizes": {"shape": [batch, *sizes.shape[1:]], "dtype": str(sizes.dtype)},
+            name: {"shape": [servable.batch_size, *spec.shape[1:]], "dtype": str(spec.dtype)}
+            for name, spec in zip(INPUTS, servable.specs(1), strict=True)
         },
         "outputs": list(OUTPUTS),
         "image_size": list(servable.image_size),
         "resize": {
-            "short_side": data.eval_short_side,
-            "long_side": data.long_side,
-            "kind": data.resize,
+            "short_side": config.data.eval_short_side,
+            "long_side": config.data.long_side,
+            "kind": config.data.resize,
         },
-        "score_threshold": limits.score_threshold,
-        "iou_threshold": limits.iou_threshold,
-        "max_detections": limits.max_detections,
-        "categories": [{"id": one.id, "name": one.name} for one in trained.categories],
-        "verified": found._asdict(),
-        "versions": versions(packages),
-        "sha256": {
-            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
+        "score_threshold": config.detections.score_threshold,
+        "iou_threshold": config.detections.iou_threshold,
+        "max_detections": config.detections.max_detections,
+        "categories": [
+            {"id": category.id, "name": category.name} for category in checkpoint.categories
+        ],
+        "verified": {
+            "pictures": difference.num_images,
+            "detections": difference.num_detections,
+            "box": difference.box,
+            "score": difference.score,
+            "unmatched": difference.num_unmatched,
         },
+        "versions": package_versions(packages),
+        "sha256": checksums(folder),
     }
 
 
-def metrics(trained: Checkpoint) -> dict[str, Any] | None:
-    """What evaluation wrote of this step into the working directory, or None."""
-    file = trained.folder.parent.parent / "eval" / f"{trained.step}.json"
+def evaluation_metrics(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Return the metrics that evaluation wrote for this step, or None if it wrote none."""
+    file = checkpoint.folder.parent.parent / "eval" / f"{checkpoint.step}.json"
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Of what the artifact was made with."""
-    known = {"retinanet_jax": retinanet_jax.__version__}
+def package_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of this package and of those with which the artifact was exported."""
+    versions = {"retinanet_jax": retinanet_jax.__version__}
     for name in ("jax", "flax", "numpy", *packages):
         try:
-            known[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # tensorflow-cpu is tensorflow too
-            known[name] = importlib.metadata.version(f"{name}-cpu")
-    return known
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # tensorflow-cpu provides tensorflow
+            versions[name] = importlib.metadata.version(f"{name}-cpu")
+    return versions
 
 
-def told(card: dict[str, Any]) -> str:
-    """The card as a page."""
-    source, resize, verified = card["checkpoint"], card["resize"], card["verified"]
-    measured = source["metrics"]
-    ap = f"AP {measured['AP']:.3f}, AP50 {measured['AP50']:.3f}" if measured else "AP not measured"
-    names = ", ".join(f"{one['id']} {one['name']}" for one in card["categories"])
-    made_with = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
+def checksums(folder: pathlib.Path) -> dict[str, str]:
+    """Return the SHA-256 of each file in a folder, by its path relative to the folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def to_markdown(card: dict[str, Any]) -> str:
+    """Return the text of README.md for the content of card.json."""
+    checkpoint, resize, method = card["checkpoint"], card["resize"], card["resize"]["kind"]
+    metrics = checkpoint["metrics"]
+    ap = f"AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}" if metrics else "AP not measured"
+    versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
+    categories = ", ".join(f"{c['id']} {c['name']}" for c in card["categories"])
+    inputs = [
+        f"| {name} | {spec['dtype']} | {format_shape(spec['shape'])} |"
+        for name, spec in card["inputs"].items()
+    ]
     lines = [
         f"# RetinaNet, {card['format']}",
         "",
-        f"From {source['folder']}, step {source['step']}: {ap}.",
-        f"Exported {card['date']} with {made_with}.",
+        f"Exported from {checkpoint['folder']}, step {checkpoint['step']}: {ap}.",
+        f"Exported on {card['date']} with {versions}.",
         "",
         "| input | type | shape |",
         "| --- | --- | --- |",
-        *(
-            f"| {name} | {one['dtype']} | {dimensions(one)} |"
-            for name, one in card["inputs"].items()
-        ),
+        *inputs,
         "",
-        "`images`: RGB, 0 to 255, the picture in the top left corner, anything beside it.",
-        "`sizes`: its height and width in there.",
-        f"Resize so that the short side is {resize['short_side']}, or the long one "
-        f"{resize['long_side']} where that is smaller; smaller still where it must fit "
-        f"({resize['kind']}).",
+        "`images`: RGB, 0 to 255, each image in the top left corner; other pixels are ignored.",
+        "`sizes`: the height and width of each image in there.",
+        f"Resize each image (method: {method}) so that its short side is "
+        f"{resize['short_side']} pixels, or so that its",
+        f"long side is {resize['long_side']} if that makes it smaller; and smaller still if it "
+        "does not fit the input.",
         "",
-        "`boxes` (x0 y0 x1 y1 in pixels of `images`), `scores`, `categories`: best first, zero",
-        f"after `count` rows. Scores are above {card['score_threshold']}, at most "
-        f"{card['max_detections']} a picture, NMS at IoU {card['iou_threshold']}.",
+        "`boxes` (x0 y0 x1 y1 in pixels of `images`), `scores` and `categories` are sorted, best",
+        "score first, and zero after the first `count` elements. Scores are above "
+        f"{card['score_threshold']}; there are at most",
+        f"{card['max_detections']} detections per image, after NMS at IoU {card['iou_threshold']}.",
         "",
-        f"Categories: {names}.",
+        f"Categories: {categories}.",
         "",
-        f"Verified on {verified['pictures']} pictures with {verified['detections']} detections: "
-        f"boxes within {verified['box']:.2g} pixels of the checkpoint's,",
-        f"scores within {verified['score']:.2g}, categories equal.",
+        verification_text(card["verified"]),
+        "",
+        "SHA-256 of the files:",
         "",
         *(f"    {digest}  {name}" for name, digest in card["sha256"].items()),
         "",
@@ -136,6 +158,18 @@ def told(card: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def dimensions(spec: dict[str, Any]) -> str:
-    """Of an input."""
-    return " x ".join("any" if size is None else str(size) for size in spec["shape"])
+def verification_text(verified: dict[str, Any]) -> str:
+    """Return what the verification measured as text."""
+    num_images, num_detections = verified["pictures"], verified["detections"]
+    if not num_detections:
+        return f"Not verified: the checkpoint has no detections on the {num_images} images."
+    return (
+        f"Verified on {num_images} images with {num_detections} detections: boxes within "
+        f"{verified['box']:.2g} pixels of the checkpoint's,\n"
+        f"scores within {verified['score']:.2g}, categories equal."
+    )
+
+
+def format_shape(shape: Sequence[int | None]) -> str:
+    """Return a shape as text; None is any size."""
+    return " x ".join("any" if size is None else str(size) for size in shape)

@@ -1,6 +1,6 @@
-"""The function that is exported: resized pictures and their sizes in, detections out."""
+"""The function that is exported: resized images and their sizes in, detections out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.sizes import SIZE_MULTIPLE, resized_size
 from retinanet_jax.data.transforms import PIXEL_TYPES, Pixels, pad, resize
+from retinanet_jax.detector import Detector
 from retinanet_jax.modeling import build_model, detect
 
 INPUTS = ("images", "sizes")
@@ -21,48 +22,60 @@ OUTPUTS = ("boxes", "scores", "categories", "count")
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-class Found(NamedTuple):
-    """What an artifact gives: rows past an image's count are zero."""
+class ArtifactOutputs(NamedTuple):
+    """The detections of a batch as an artifact returns them; zero beyond an image's count."""
 
-    boxes: Float32[np.ndarray, "B D 4"]  # x0 y0 x1 y1 in pixels of the pictures given
-    scores: Float32[np.ndarray, "B D"]  # falling
-    categories: Int32[np.ndarray, "B D"]  # the data set's own ids
-    count: Int32[np.ndarray, " B"]  # detections
+    boxes: Float32[Any, "B D 4"]  # x0 y0 x1 y1 in pixels of the input images
+    scores: Float32[Any, "B D"]  # in falling order
+    categories: Int32[Any, "B D"]  # category ids of the dataset
+    count: Int32[Any, " B"]  # number of detections
 
 
-# How an artifact is run: images "B H W 3" and sizes "B 2", as `Servable.specs` has them.
-Run = Callable[[np.ndarray, np.ndarray], Found]
+# Runs an artifact: images (B, H, W, 3) and sizes (B, 2), typed as in `Servable.specs`.
+ArtifactFunction = Callable[[np.ndarray, np.ndarray], ArtifactOutputs]
 
 
 class Servable(NamedTuple):
-    """A checkpoint, for pictures of one size."""
+    """A checkpoint as a function of images of one size.
 
-    trained: Checkpoint
-    image_size: tuple[int, int]  # (H, W), multiples of 32
-    batch_size: int | None  # None: any
+    Attributes:
+        checkpoint: The trained detector; its config has the detection limits of the artifact.
+        image_size: Height and width of the input in pixels, multiples of SIZE_MULTIPLE.
+        batch_size: Number of images per call; None for any number, which ONNX does not support.
+    """
+
+    checkpoint: Checkpoint
+    image_size: tuple[int, int]
+    batch_size: int | None
 
     @property
     def config(self) -> ConfigDict:
-        """With the limits that the artifact has."""
-        return self.trained.config
+        """The checkpoint's config."""
+        return self.checkpoint.config
 
-    def __call__(self, images: jax.Array, sizes: jax.Array) -> Found:
-        """What jax traces."""
-        return self._found(images, sizes, jax.vmap)
+    def __call__(self, images: jax.Array, sizes: jax.Array) -> ArtifactOutputs:
+        """Return the detections of a batch; this is what jax traces.
 
-    def unrolled(self, images: jax.Array, sizes: jax.Array) -> Found:
-        """The same, one picture after the other once they have passed the network."""
-        return self._found(images, sizes, _one_by_one)
+        Args:
+            images: Images (B, H, W, 3), each in the top left corner of `image_size`.
+            sizes: Height and width (B, 2) of each image in there.
+        """
+        return self._detect(images, sizes, jax.vmap)
 
-    def _found(self, images: jax.Array, sizes: jax.Array, map_images: Callable) -> Found:
+    def unrolled(self, images: jax.Array, sizes: jax.Array) -> ArtifactOutputs:
+        """Return the same detections, computed for one image after the other past the network."""
+        return self._detect(images, sizes, _unrolled_vmap)
+
+    def _detect(self, images: jax.Array, sizes: jax.Array, map_images: Callable) -> ArtifactOutputs:
         sizes = sizes.astype(jnp.float32)
-        batch = image_batch(images, sizes, jnp.ones_like(sizes))
-        model = build_model(self.config, len(self.trained.categories), portable=True)
+        batch = Batch.of_images(images, sizes, jnp.ones_like(sizes))
+        categories = self.checkpoint.categories
+        model = build_model(self.config, len(categories), portable=True)
         boxes, scores, classes, mask = detect(
-            self.trained.variables, batch, model, self.config, map_images=map_images
+            self.checkpoint.variables, batch, model, self.config, map_images=map_images
         )
-        ids = jnp.array([category.id for category in self.trained.categories], jnp.int32)
-        return Found(
+        ids = jnp.array([category.id for category in categories], jnp.int32)
+        return ArtifactOutputs(
             boxes=jnp.where(mask[..., None], core.yxyx_to_xyxy(boxes), 0),
             scores=jnp.where(mask, scores, 0),
             categories=jnp.where(mask, ids[classes], 0),
@@ -70,7 +83,7 @@ class Servable(NamedTuple):
         )
 
     def specs(self, batch_size: Any) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-        """Of `INPUTS`; `batch_size` may be symbolic."""
+        """Return shape and dtype of each of INPUTS; `batch_size` may be symbolic."""
         pixels = PIXEL_TYPES[self.config.data.resize]
         return (
             jax.ShapeDtypeStruct((batch_size, *self.image_size, 3), pixels),
@@ -78,7 +91,10 @@ class Servable(NamedTuple):
         )
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """To which (height, width) a picture is resized: as in evaluation, if that fits."""
+        """Return the (height, width) to which an image is resized.
+
+        It is the size that evaluation uses, or the largest that fits `image_size` if that is less.
+        """
         data, short = self.config.data, min(height, width)
         fitting = short * min(self.image_size[0] / height, self.image_size[1] / width)
         return resized_size(
@@ -89,31 +105,60 @@ class Servable(NamedTuple):
             resize=data.resize,
         )
 
-    def prepared(self, picture: Pixels) -> tuple[np.ndarray, np.ndarray]:
-        """A row of `INPUTS`: the picture resized and padded, its valid height and width."""
-        size = self.resized_size(*picture.shape[:2])
-        resized = resize(picture, *size, kind=self.config.data.resize)
+    def prepare(self, image: Pixels) -> tuple[np.ndarray, np.ndarray]:
+        """Return an element of each of INPUTS: the image resized and padded, and its size there."""
+        size = self.resized_size(*image.shape[:2])
+        resized = resize(image, *size, kind=self.config.data.resize)
         return pad(resized, *self.image_size), np.array(size, np.int32)
 
 
+def load_servable(
+    path: str,
+    *,
+    image_size: Sequence[int] | None,
+    batch_size: int | None,
+    score_threshold: float | None,
+    max_detections: int | None,
+) -> Servable:
+    """Return the checkpoint at `path` as a function of images of one size.
+
+    Args:
+        path: A working directory, or the folder of one step's checkpoint.
+        image_size: Height and width of the input in pixels; None for `default_image_size`.
+        batch_size: Number of images per call; None for any number.
+        score_threshold: Detections score more than this; None for the config's threshold.
+        max_detections: Largest number of detections per image; None for the config's limit.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If a size or a limit is out of range.
+    """
+    checkpoint = Detector.load(
+        path, score_threshold=score_threshold, max_detections=max_detections
+    ).checkpoint
+    size = tuple(image_size or default_image_size(checkpoint.config))
+    if len(size) != 2 or min(size) < SIZE_MULTIPLE or any(side % SIZE_MULTIPLE for side in size):
+        raise ValueError(
+            f"image_size={size} must be (height, width), each a multiple of {SIZE_MULTIPLE}; try "
+            f"{default_image_size(checkpoint.config)}."
+        )
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1; try 1.")
+    return Servable(checkpoint, size, batch_size)
+
+
 def default_image_size(config: ConfigDict) -> tuple[int, int]:
-    """The square that holds every picture as evaluation resizes it, whatever its form."""
+    """Return the square that holds every image as evaluation resizes it, of any aspect ratio."""
     side = -(-int(config.data.long_side) // SIZE_MULTIPLE) * SIZE_MULTIPLE
     return side, side
 
 
-def image_batch(images: Any, sizes: Any, scales: Any) -> Batch:
-    """What `detect` reads of a batch."""
-    nothing = Batch(**dict.fromkeys(Batch._fields))
-    return nothing._replace(images=images, sizes=sizes, scales=scales)
+def _unrolled_vmap(function: Callable) -> Callable:
+    """Return what `jax.vmap` returns, but without a batch axis inside `function`."""
 
-
-def _one_by_one(function: Callable) -> Callable:
-    """`jax.vmap` without a batch axis inside."""
-
-    def mapped(*columns: Any) -> Any:
-        count = len(jax.tree.leaves(columns)[0])
-        rows = [function(*jax.tree.map(lambda x: x[i], columns)) for i in range(count)]  # noqa: B023
-        return jax.tree.map(lambda *parts: jnp.stack(parts), *rows)
+    def mapped(*arrays: Any) -> Any:
+        count = len(jax.tree.leaves(arrays)[0])
+        results = [function(*jax.tree.map(lambda x: x[i], arrays)) for i in range(count)]  # noqa: B023
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *results)
 
     return mapped

@@ -1,4 +1,4 @@
-"""StableHLO by `jax.export`: one file for CPU, CUDA and TPU that jax alone runs."""
+"""StableHLO by `jax.export`: one file for CPU, CUDA and TPU that requires only jax."""
 
 import pathlib
 
@@ -6,17 +6,17 @@ import jax
 import numpy as np
 from jax import export
 
-from retinanet_jax.export.servable import PLATFORMS, Found, Run, Servable
+from retinanet_jax.export.servable import PLATFORMS, ArtifactFunction, ArtifactOutputs, Servable
 
 FILE = "detector.jaxexport"
-PACKAGES = ("flatbuffers",)  # what `serialize` imports, though jax does not require it
+PACKAGES = ("flatbuffers",)  # `serialize` imports it, though jax does not require it
 
 
-def exported(servable: Servable) -> export.Exported:
-    """The detector, its weights among its constants."""
+def export_servable(servable: Servable) -> export.Exported:
+    """Return the detector as jax exports it, with its weights among its constants."""
     batch_size = servable.batch_size or export.symbolic_shape("b")[0]
 
-    # A tuple: jax would ask whoever loads it for the type of a named one.
+    # Returns a tuple: to load a named one, jax would require its type to be registered.
     def function(images: jax.Array, sizes: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(servable(images, sizes))
 
@@ -24,15 +24,15 @@ def exported(servable: Servable) -> export.Exported:
 
 
 def write(servable: Servable, folder: pathlib.Path) -> None:
-    """Writes FILE into `folder`."""
-    (folder / FILE).write_bytes(exported(servable).serialize())
+    """Write the detector to FILE in `folder`, which exists."""
+    (folder / FILE).write_bytes(export_servable(servable).serialize())
 
 
-def load(folder: pathlib.Path) -> Run:
-    """What FILE does."""
+def load(folder: pathlib.Path) -> ArtifactFunction:
+    """Return the function that runs FILE in `folder` on jax's default device."""
     detect = jax.jit(export.deserialize((folder / FILE).read_bytes()).call)
 
-    def run(images: np.ndarray, sizes: np.ndarray) -> Found:
-        return Found(*map(np.asarray, detect(images, sizes)))
+    def run(images: np.ndarray, sizes: np.ndarray) -> ArtifactOutputs:
+        return ArtifactOutputs(*map(np.asarray, detect(images, sizes)))
 
     return run

@@ -1,8 +1,8 @@
-"""Whether an artifact finds what its checkpoint finds: both are run, on the same pictures."""
+"""Verification of an artifact: its detections against its checkpoint's, on the same images."""
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,139 +10,186 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from retinanet_jax import core
-from retinanet_jax.export.servable import Found, Run, Servable, image_batch
+from retinanet_jax.data.batch import Batch
+from retinanet_jax.export.servable import ArtifactFunction, ArtifactOutputs, Servable
 from retinanet_jax.modeling import build_model, detect
 
+# The largest differences that rounding explains: pixels, and score.
 BOX_TOLERANCE, SCORE_TOLERANCE = 0.05, 1e-4
-# What may be the same detection at all: pixels, and score.
+# The largest differences of two detections that can be counterparts at all: pixels, and score.
 NEAR_BOX, NEAR_SCORE = 1.0, 1e-2
-BATCH = 2  # pictures at a time, where any number may be
+BATCH_SIZE = 2  # images per call, where the artifact accepts any number
 
 
-class Detected(NamedTuple):
-    """What was found on one picture, best score first."""
+class DetectionArrays(NamedTuple):
+    """The detections of one image, best score first."""
 
     boxes: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, " n"]
     categories: Int[np.ndarray, " n"]
 
 
-class Difference(NamedTuple):
-    """Between what an artifact finds and what it should find."""
+class DetectionDifference(NamedTuple):
+    """How much the detections of an artifact differ from the expected ones.
 
-    pictures: int
-    detections: int  # that should be found
-    box: float  # pixels: largest difference of a coordinate, of those that have a counterpart
-    score: float
-    unmatched: int  # without a counterpart of their category, on either side
-
-
-def verified(
-    servable: Servable, run: Run, pictures: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> Difference:
-    """The largest difference on `pictures`, rows of the artifact's inputs.
-
-    Raises ValueError where it is more than rounding explains.
+    Attributes:
+        num_images: Number of compared images.
+        num_detections: Number of expected detections.
+        box: Largest difference of a coordinate in pixels, over detections with a counterpart.
+        score: Largest difference of a score, over detections with a counterpart.
+        num_unmatched: Number of detections, expected or actual, that have no counterpart of their
+            category.
     """
-    whole = Difference(0, 0, 0.0, 0.0, 0)
-    expected = reference(servable)
-    for images, sizes, count in batched(pictures, servable.batch_size or BATCH):
-        both = zip(expected(images, sizes), separate(run(images, sizes)), strict=True)
-        for want, have in itertools.islice(both, count):
-            one = difference(want, have, sure_score(want, servable))
-            whole = Difference(
-                pictures=whole.pictures + 1,
-                detections=whole.detections + one.detections,
-                box=max(whole.box, one.box),
-                score=max(whole.score, one.score),
-                unmatched=whole.unmatched + one.unmatched,
+
+    num_images: int
+    num_detections: int
+    box: float
+    score: float
+    num_unmatched: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_detections} detections on {self.num_images} images: boxes within "
+            f"{self.box:.2g} pixels of the checkpoint's, scores within {self.score:.2g}, "
+            "categories equal"
+        )
+
+
+def verify(
+    servable: Servable, artifact: ArtifactFunction, images: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> DetectionDifference:
+    """Return the largest differences between the artifact's and the checkpoint's detections.
+
+    Args:
+        servable: The function that was exported.
+        artifact: Runs the artifact.
+        images: Inputs, as `Servable.prepare` returns them for each image.
+
+    Raises:
+        ValueError: If the detections differ by more than rounding explains.
+    """
+    total = DetectionDifference(0, 0, 0.0, 0.0, 0)
+    reference = make_reference(servable)
+    for batch, sizes, count in padded_batches(images, servable.batch_size or BATCH_SIZE):
+        pairs = zip(reference(batch, sizes), split_outputs(artifact(batch, sizes)), strict=True)
+        for expected, actual in itertools.islice(pairs, count):
+            difference = compare_detections(expected, actual, certain_score(expected, servable))
+            total = DetectionDifference(
+                num_images=total.num_images + 1,
+                num_detections=total.num_detections + difference.num_detections,
+                box=max(total.box, difference.box),
+                score=max(total.score, difference.score),
+                num_unmatched=total.num_unmatched + difference.num_unmatched,
             )
-    if whole.box > BOX_TOLERANCE or whole.score > SCORE_TOLERANCE or whole.unmatched:
+    if total.box > BOX_TOLERANCE or total.score > SCORE_TOLERANCE or total.num_unmatched:
         raise ValueError(
-            f"the artifact is not the detector: boxes differ by {whole.box:.2g} pixels, scores by "
-            f"{whole.score:.2g}, and {whole.unmatched} of {whole.detections} detections on "
-            f"{whole.pictures} pictures have no counterpart; it was removed."
+            f"The artifact's detections are not the checkpoint's: boxes differ by {total.box:.2g} "
+            f"pixels (at most {BOX_TOLERANCE} is allowed), scores by {total.score:.2g} (at most "
+            f"{SCORE_TOLERANCE}), and of {total.num_detections} detections on {total.num_images} "
+            f"images {total.num_unmatched} have no counterpart. The artifact was removed."
         )
-    return whole
+    return total
 
 
-def reference(servable: Servable):
-    """The checkpoint's own detections, as evaluation has them: (images, sizes) -> `Detected`s."""
-    trained = servable.trained
-    model = build_model(trained.config, len(trained.categories))
-    find = jax.jit(functools.partial(detect, model=model, config=trained.config))
-    ids = np.array([category.id for category in trained.categories])
+def make_reference(
+    servable: Servable,
+) -> Callable[[np.ndarray, np.ndarray], list[DetectionArrays]]:
+    """Return a function (images, sizes) -> the checkpoint's own detections, as in evaluation."""
+    checkpoint = servable.checkpoint
+    model = build_model(checkpoint.config, len(checkpoint.categories))
+    compiled = jax.jit(functools.partial(detect, model=model, config=checkpoint.config))
+    ids = np.array([category.id for category in checkpoint.categories])
 
-    def expected(images: np.ndarray, sizes: np.ndarray) -> list[Detected]:
+    def reference(images: np.ndarray, sizes: np.ndarray) -> list[DetectionArrays]:
         sizes = sizes.astype(np.float32)
-        found = jax.device_get(
-            find(trained.variables, image_batch(images, sizes, np.ones_like(sizes)))
-        )
+        batch = Batch.of_images(images, sizes, np.ones_like(sizes))
+        detections = jax.device_get(compiled(checkpoint.variables, batch))
         return [
-            Detected(core.yxyx_to_xyxy(boxes[mask]), scores[mask], ids[classes[mask]])
-            for boxes, scores, classes, mask in zip(*found, strict=True)
+            DetectionArrays(core.yxyx_to_xyxy(boxes[mask]), scores[mask], ids[classes[mask]])
+            for boxes, scores, classes, mask in zip(*detections, strict=True)
         ]
 
-    return expected
+    return reference
 
 
-def batched(
-    pictures: Sequence[tuple[np.ndarray, np.ndarray]], size: int
+def padded_batches(
+    inputs: Sequence[tuple[np.ndarray, np.ndarray]], batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """`size` at a time and how many are real: the last batch is completed with its last picture."""
-    for start in range(0, len(pictures), size):
-        rows = list(pictures[start : start + size])
-        count = len(rows)
-        images, sizes = zip(*rows, *rows[-1:] * (size - count), strict=True)
+    """Yield (images, sizes, number of real images) of `batch_size` images each.
+
+    The last batch is filled up with copies of its last image.
+    """
+    for start in range(0, len(inputs), batch_size):
+        examples = list(inputs[start : start + batch_size])
+        count = len(examples)
+        images, sizes = zip(*examples, *examples[-1:] * (batch_size - count), strict=True)
         yield np.stack(images), np.stack(sizes), count
 
 
-def separate(found: Found) -> list[Detected]:
-    """The real rows of each picture; ValueError where something follows them."""
-    pictures = []
-    for boxes, scores, categories, count in zip(*found, strict=True):
-        if np.any(boxes[count:]) or np.any(scores[count:]) or np.any(categories[count:]):
-            raise ValueError("the artifact gives more than its count; it was removed.")
-        pictures.append(Detected(boxes[:count], scores[:count], categories[:count]))
-    return pictures
+def split_outputs(outputs: ArtifactOutputs) -> list[DetectionArrays]:
+    """Return the detections of each image, without the padding.
 
-
-def sure_score(want: Detected, servable: Servable) -> float:
-    """Above it, rounding does not decide whether a detection is among those that are given."""
-    limits = servable.config.detections
-    full = len(want.scores) == limits.max_detections
-    last = want.scores[-1] if full else limits.score_threshold
-    return float(last) + SCORE_TOLERANCE
-
-
-def difference(want: Detected, have: Detected, sure: float) -> Difference:
-    """Of one picture: each of `want`, best first, with the nearest left of `have` of its category.
-
-    Without a counterpart count those alone that score above `sure`.
+    Raises:
+        ValueError: If the padding is not zero.
     """
-    distance = np.abs(want.boxes[:, None] - have.boxes).max(axis=-1, initial=0)
-    score = np.abs(want.scores[:, None] - have.scores)
-    same = want.categories[:, None] == have.categories
-    distance = np.where(same & (score <= NEAR_SCORE), distance, np.inf)
-    boxes, scores, left = [0.0], [0.0], np.ones(len(have.scores), bool)
-    unmatched = 0
-    for row in range(len(want.scores)):
-        column = int(distance[row].argmin()) if len(left) else -1
-        if column < 0 or distance[row, column] > NEAR_BOX:
-            unmatched += want.scores[row] > sure
+    detections = []
+    for boxes, scores, categories, count in zip(*outputs, strict=True):
+        if np.any(boxes[count:]) or np.any(scores[count:]) or np.any(categories[count:]):
+            raise ValueError(
+                f"The artifact returns values after its {count} detections, where zeros are "
+                "required. The artifact was removed."
+            )
+        detections.append(DetectionArrays(boxes[:count], scores[:count], categories[:count]))
+    return detections
+
+
+def certain_score(expected: DetectionArrays, servable: Servable) -> float:
+    """Return the score above which a detection is returned whatever the rounding.
+
+    Below it, rounding can decide: the score is near the threshold, or near the last score of an
+    image that has as many detections as it may have.
+    """
+    limits = servable.config.detections
+    is_full = len(expected.scores) == limits.max_detections
+    lowest = expected.scores[-1] if is_full else limits.score_threshold
+    return float(lowest) + SCORE_TOLERANCE
+
+
+def compare_detections(
+    expected: DetectionArrays, actual: DetectionArrays, certain_score: float
+) -> DetectionDifference:
+    """Return the difference between the detections of one image.
+
+    Each expected detection, best first, is compared with the nearest actual one of its category
+    that is not yet the counterpart of another.
+
+    Args:
+        expected: The detections of the reference.
+        actual: The detections to check.
+        certain_score: Detections without a counterpart count only if they score more than this.
+    """
+    distance = np.abs(expected.boxes[:, None] - actual.boxes).max(axis=-1, initial=0)
+    score_distance = np.abs(expected.scores[:, None] - actual.scores)
+    is_candidate = expected.categories[:, None] == actual.categories
+    is_candidate &= score_distance <= NEAR_SCORE
+    distance = np.where(is_candidate, distance, np.inf)
+    box_differences, score_differences = [0.0], [0.0]
+    is_free = np.ones(len(actual.scores), bool)
+    num_unmatched = 0
+    for i in range(len(expected.scores)):
+        j = int(distance[i].argmin()) if len(is_free) else -1
+        if j < 0 or distance[i, j] > NEAR_BOX:
+            num_unmatched += expected.scores[i] > certain_score
             continue
-        boxes.append(float(distance[row, column]))
-        scores.append(float(score[row, column]))
-        distance[:, column] = np.inf
-        left[column] = False
-    unmatched += np.sum(left & (have.scores > sure))
-    return Difference(1, len(want.scores), max(boxes), max(scores), int(unmatched))
-
-
-def tell(difference: Difference) -> str:
-    """For a person."""
-    return (
-        f"{difference.detections} detections on {difference.pictures} pictures: boxes within "
-        f"{difference.box:.2g} pixels of the checkpoint's, scores within {difference.score:.2g}, "
-        "categories equal"
+        box_differences.append(float(distance[i, j]))
+        score_differences.append(float(score_distance[i, j]))
+        distance[:, j] = np.inf
+        is_free[j] = False
+    num_unmatched += np.sum(is_free & (actual.scores > certain_score))
+    return DetectionDifference(
+        num_images=1,
+        num_detections=len(expected.scores),
+        box=max(box_differences),
+        score=max(score_differences),
+        num_unmatched=int(num_unmatched),
     )

@@ -1,68 +1,38 @@
-"""A traced function without loops as an ONNX graph.
+"""The graph of an ONNX model, built from the equations of a function that jax traced.
 
-What depends on no input is computed while the graph is made, so that of the weights' arithmetic
-only the results are in it. Broadcasts are left to ONNX's elementwise operators, which do them
-without a copy, wherever only those read the result.
+The function has no loops. Values that depend on no input are computed while the graph is built, so
+arithmetic on the weights leaves only its results in the model. A broadcast adds no node as long as
+only elementwise operators read its result: those of ONNX broadcast by themselves, without a copy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jax.extend import core as jax_core
 
 OPSET = 18
-# Larger results are not stored but computed: pictures of constants, and the like.
-LARGEST_STORED = 2**20  # numbers
-Value = np.ndarray | str  # known, or the name of what a node gives
+# Larger results are computed by the model instead of being stored in it, such as constant images.
+LARGEST_STORED = 2**20  # elements
+
+Value = np.ndarray | str  # known while the graph is built, or the name of a node's output
+# Translates an equation: (graph, equation, *operands) -> its result or list of results.
 Rule = Callable[..., Value | list[Value]]
-# Primitives that are one operator of the same operands.
-ELEMENTWISE = {
-    "abs": "Abs",
-    "add": "Add",
-    "add_any": "Add",
-    "and": "And",
-    "ceil": "Ceil",
-    "div": "Div",
-    "eq": "Equal",
-    "exp": "Exp",
-    "floor": "Floor",
-    "ge": "GreaterOrEqual",
-    "gt": "Greater",
-    "le": "LessOrEqual",
-    "log": "Log",
-    "logistic": "Sigmoid",
-    "lt": "Less",
-    "max": "Max",
-    "min": "Min",
-    "mul": "Mul",
-    "neg": "Neg",
-    "not": "Not",
-    "or": "Or",
-    "sign": "Sign",
-    "sqrt": "Sqrt",
-    "sub": "Sub",
-    "tanh": "Tanh",
-}
-RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Says which primitives a function writes: (graph, equation, *operands) -> its results."""
-
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return register
 
 
 class Graph:
-    """The nodes and constants of a model that is being made."""
+    """The nodes and constants of an ONNX model under construction."""
 
-    def __init__(self, functions: dict[str, Rule]) -> None:
-        """`functions`: what writes whole jitted functions, by their names."""
-        self._functions = functions
+    def __init__(self, rules: Mapping[str, Rule], function_rules: Mapping[str, Rule]) -> None:
+        """Start an empty graph.
+
+        Args:
+            rules: The translation of each jax primitive, by the primitive's name.
+            function_rules: The translations of whole jitted functions, by the function's name.
+                The equations inside such a function are not visited.
+        """
+        self._rules = rules
+        self._function_rules = function_rules
         self._nodes: list[Any] = []
         self._constants: dict[Any, Any] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}  # may have 1 where the traced array has more
@@ -70,18 +40,28 @@ class Graph:
     def model(
         self, jaxpr: jax_core.ClosedJaxpr, inputs: Sequence[str], outputs: Sequence[str]
     ) -> Any:
-        """The ModelProto of a traced function. Call it once."""
+        """Return the `onnx.ModelProto` of a traced function. Call this once per graph.
+
+        Args:
+            jaxpr: The function as `jax.make_jaxpr` returns it.
+            inputs: A name for each of its inputs.
+            outputs: A name for each of its outputs.
+
+        Raises:
+            ValueError: If the function contains a primitive without a rule, or one with parameters
+                that its rule does not support.
+        """
         import onnx
         from onnx import helper
 
         for name, aval in zip(inputs, jaxpr.in_avals, strict=True):
             self._shapes[name] = aval.shape
-        results = self._run(jaxpr.jaxpr, jaxpr.consts, list(inputs))
+        results = self._evaluate(jaxpr.jaxpr, jaxpr.consts, list(inputs))
         for name, value, aval in zip(outputs, results, jaxpr.out_avals, strict=True):
-            node = helper.make_node("Identity", [self.full(value, aval)], [name])
+            node = helper.make_node("Identity", [self.broadcast(value, aval)], [name])
             self._nodes.append(node)
 
-        def described(names: Sequence[str], avals: Sequence[Any]) -> list[Any]:
+        def value_infos(names: Sequence[str], avals: Sequence[Any]) -> list[Any]:
             return [
                 helper.make_tensor_value_info(name, element_type(aval.dtype), aval.shape)
                 for name, aval in zip(names, avals, strict=True)
@@ -90,79 +70,89 @@ class Graph:
         graph = helper.make_graph(
             self._nodes,
             "detector",
-            described(inputs, jaxpr.in_avals),
-            described(outputs, jaxpr.out_avals),
+            value_infos(inputs, jaxpr.in_avals),
+            value_infos(outputs, jaxpr.out_avals),
             list(self._constants.values()),
         )
-        # The oldest format that has this opset: onnxruntime refuses what is newer than itself.
+        # The oldest format that has this opset: onnxruntime rejects formats newer than itself.
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8
         )
         onnx.checker.check_model(model)
         return model
 
-    def node(self, operator: str, *operands: Value, shape: Sequence[int], **attributes: Any) -> str:
-        """Adds an operator of one result, which has this shape; returns its name."""
-        return self.nodes(operator, *operands, shapes=[shape], **attributes)[0]
+    def add_node(
+        self, operator: str, *operands: Value, shape: Sequence[int], **attributes: Any
+    ) -> str:
+        """Add an operator with one output of the given shape, and return the output's name."""
+        return self.add_nodes(operator, *operands, shapes=[shape], **attributes)[0]
 
-    def nodes(
+    def add_nodes(
         self,
         operator: str,
         *operands: Value,
         shapes: Sequence[Sequence[int]],
         **attributes: Any,
-    ) -> list[Value]:
-        """Adds an operator of several results."""
+    ) -> list[str]:
+        """Add an operator with one output per given shape, and return the outputs' names."""
         from onnx import helper
 
-        number = len(self._nodes)
-        names = [f"{operator}_{number}_{k}" for k in range(len(shapes))]
+        node_index = len(self._nodes)
+        names = [f"{operator}_{node_index}_{k}" for k in range(len(shapes))]
         self._shapes.update(zip(names, map(tuple, shapes), strict=True))
         self._nodes.append(
-            helper.make_node(operator, list(map(self._name, operands)), names, **attributes)
+            helper.make_node(operator, list(map(self._input_name, operands)), names, **attributes)
         )
-        return list(names)
+        return names
+
+    def elementwise(self, operator: str, *operands: Value, **attributes: Any) -> str:
+        """Add an operator that broadcasts its operands, and return its output's name."""
+        shape = np.broadcast_shapes(*map(self.shape, operands))
+        return self.add_node(operator, *operands, shape=shape, **attributes)
 
     def shape(self, value: Value) -> tuple[int, ...]:
-        """As ONNX has it: 1 where a broadcast was left out."""
+        """Return the shape in the model: 1 along axes that were not broadcast."""
         return self._shapes[value] if isinstance(value, str) else value.shape
 
-    def full(self, value: Value, aval: Any) -> Value:
-        """The value in the shape that jax has it in."""
+    def broadcast(self, value: Value, aval: Any) -> Value:
+        """Return the value in the full shape of `aval`, its abstract value in jax."""
         if self.shape(value) == tuple(aval.shape):
             return value
         if isinstance(value, str):
-            return self.node("Expand", value, np.array(aval.shape, np.int64), shape=aval.shape)
+            return self.add_node("Expand", value, int64(*aval.shape), shape=aval.shape)
         return np.broadcast_to(value, aval.shape)
 
-    def reshaped(self, value: Value, shape: Sequence[int]) -> Value:
-        """The value in another shape of as many elements."""
+    def reshape(self, value: Value, shape: Sequence[int]) -> Value:
+        """Return the value in another shape with the same number of elements."""
         if isinstance(value, str):
-            return self.node("Reshape", value, np.array(shape, np.int64), shape=shape)
+            return self.add_node("Reshape", value, int64(*shape), shape=shape)
         return value.reshape(shape)
 
-    def transposed(self, value: Value, order: Sequence[int]) -> Value:
-        """The value with its axes in another order."""
+    def transpose(self, value: Value, order: Sequence[int]) -> Value:
+        """Return the value with its axes in another order."""
         if isinstance(value, str):
             shape = [self.shape(value)[axis] for axis in order]
-            return self.node("Transpose", value, perm=list(order), shape=shape)
+            return self.add_node("Transpose", value, perm=list(order), shape=shape)
         return value.transpose(order)
 
-    def _name(self, value: Value) -> str:
-        """Of a value that a node reads; a known one becomes a constant of the model."""
+    def _input_name(self, value: Value) -> str:
+        """Return the name under which a node reads the value; arrays become constants."""
         from onnx import numpy_helper
 
         if isinstance(value, str):
             return value
-        key = (value.dtype, value.shape, value.tobytes())  # equal ones are stored once
+        key = (value.dtype, value.shape, value.tobytes())  # equal constants are stored once
         if key not in self._constants:
             name = f"constant_{len(self._constants)}"
             self._constants[key] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return self._constants[key].name
 
-    def _run(self, jaxpr: Any, constants: Sequence[Any], operands: Sequence[Value]) -> list[Value]:
-        known = [*map(np.asarray, constants), *operands]
-        values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], known, strict=True))
+    def _evaluate(
+        self, jaxpr: Any, constants: Sequence[Any], operands: Sequence[Value]
+    ) -> list[Value]:
+        """Return the outputs of a jaxpr, adding the nodes that compute them."""
+        inputs = [*map(np.asarray, constants), *operands]
+        values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], inputs, strict=True))
 
         def read(atom: Any) -> Value:
             if isinstance(atom, jax_core.Literal):
@@ -170,52 +160,52 @@ class Graph:
             return values[atom]
 
         for equation in jaxpr.eqns:
-            results = self._equation(equation, [read(atom) for atom in equation.invars])
+            results = self._evaluate_equation(equation, [read(atom) for atom in equation.invars])
             values.update(zip(equation.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _equation(self, equation: Any, operands: list[Value]) -> list[Value]:
-        name, parameters = equation.primitive.name, equation.params
-        inner = parameters.get("jaxpr", parameters.get("call_jaxpr"))
-        if inner is not None and parameters.get("name") in self._functions:
-            return as_list(self._functions[parameters["name"]](self, equation, *operands))
+    def _evaluate_equation(self, equation: Any, operands: list[Value]) -> list[Value]:
+        """Return the results of an equation: of its rule, its inner jaxpr, or jax itself."""
+        name, params = equation.primitive.name, equation.params
+        inner = params.get("jaxpr", params.get("call_jaxpr"))
+        if inner is not None and params.get("name") in self._function_rules:
+            return as_list(self._function_rules[params["name"]](self, equation, *operands))
         if inner is not None:
-            return self._run(inner.jaxpr, inner.consts, operands)
+            return self._evaluate(inner.jaxpr, inner.consts, operands)
         if all(isinstance(value, np.ndarray) for value in operands) and all(
             var.aval.size <= LARGEST_STORED for var in equation.outvars
         ):
-            full = [
-                np.broadcast_to(value, atom.aval.shape)
-                for value, atom in zip(operands, equation.invars, strict=True)
-            ]
-            results = equation.primitive.bind(*full, **parameters)
-            return [np.asarray(one) for one in as_list(results)]
-        if name in ELEMENTWISE:
-            return [self.elementwise(ELEMENTWISE[name], *operands)]
-        if name not in RULES:
+            return _evaluate_in_jax(equation, operands)
+        if name not in self._rules:
             raise ValueError(
-                f"jax's {name} is not known to the ONNX export; export to stablehlo or savedmodel."
+                f"The ONNX export has no rule for jax's primitive {name!r}; export to stablehlo or "
+                "savedmodel."
             )
-        return as_list(RULES[name](self, equation, *operands))
+        return as_list(self._rules[name](self, equation, *operands))
 
-    def elementwise(self, operator: str, *operands: Value, **attributes: Any) -> str:
-        """Adds an operator that broadcasts by itself."""
-        shape = np.broadcast_shapes(*map(self.shape, operands))
-        return self.node(operator, *operands, shape=shape, **attributes)
+
+def _evaluate_in_jax(equation: Any, operands: Sequence[Any]) -> list[Value]:
+    """Return the results of an equation for known operands, which may lack broadcasts."""
+    arrays = [
+        np.broadcast_to(value, atom.aval.shape)
+        for value, atom in zip(operands, equation.invars, strict=True)
+    ]
+    results = equation.primitive.bind(*arrays, **equation.params)
+    return [np.asarray(result) for result in as_list(results)]
 
 
 def as_list(results: Any) -> list[Any]:
-    """One result or several."""
+    """Return several results as a list, and a single result as a list of one."""
     return list(results) if isinstance(results, list | tuple) else [results]
 
 
 def element_type(dtype: Any) -> int:
-    """ONNX's number of a numpy type."""
+    """Return the number by which ONNX denotes a numpy type."""
     from onnx import helper
 
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
-def axes_of(*axes: int) -> np.ndarray:
-    """As ONNX reads axes, sizes and the like."""
-    return np.array(axes, np.int64)
+def int64(*values: int) -> np.ndarray:
+    """Return integers in the type in which ONNX operators read axes and sizes."""
+    return np.array(values, np.int64)

@@ -1,52 +1,60 @@
-"""A traced function without loops as an ONNX graph.
+"""The translation of non-maximum suppression to ONNX's own operator.
 
-What depends on no input is computed while the graph is made, so that of the weights' arithmetic
-only the results are in it. Broadcasts are left to ONNX's elementwise operators, which do them
-without a copy, wherever only those read the result.
+The operator is much faster in onnxruntime than the equations of `core.non_maximum_suppression`
+would be as nodes.
 """
 
 from typing import Any
 
 import numpy as np
 
-from retinanet_jax.export.onnx.graph import Graph, Rule, Value, axes_of
+from retinanet_jax.export.onnx.graph import Graph, Rule, Value, int64
 
 
-def non_maximum_suppression(
-    *, num_classes: int, iou_threshold: float, class_agnostic: bool
-) -> Rule:
-    """`core.non_maximum_suppression` by ONNX's operator, which is much faster than its parts.
+def make_nms_rule(*, num_classes: int, iou_threshold: float, class_agnostic: bool) -> Rule:
+    """Return the rule that replaces `core.non_maximum_suppression` by NonMaxSuppression.
 
-    Without its `limit`: `core.detect` takes the first rows of what stays in any case.
+    Its `limit` is left out: `core.detect` takes only the first remaining boxes in any case.
+
+    Args:
+        num_classes: Number of classes K; the classes of boxes are 0..K-1.
+        iou_threshold: Boxes that overlap a better one by more than this are suppressed.
+        class_agnostic: Whether boxes of different classes suppress each other.
     """
 
     def suppress(graph: Graph, equation: Any, boxes: Value, classes: Value, mask: Value) -> Value:
-        (size,) = equation.outvars[0].aval.shape
-        # Best first is the order that the boxes have: scores could be equal, these are not.
-        order = np.arange(size, 0, -1, dtype=np.float32)[None]
-        allowed = graph.reshaped(graph.full(mask, equation.invars[2].aval), (1, size))
-        rows = 1
+        (num_boxes,) = equation.outvars[0].aval.shape
+        # The boxes come in falling order of score. The operator sorts them again, by these
+        # numbers, since scores may be equal and these are not.
+        order = np.arange(num_boxes, 0, -1, dtype=np.float32)[None]
+        allowed = graph.reshape(graph.broadcast(mask, equation.invars[2].aval), (1, num_boxes))
+        num_rows = 1
         if not class_agnostic:
-            rows = num_classes
-            own = graph.elementwise(
+            num_rows = num_classes
+            of_class = graph.elementwise(
                 "Equal",
-                graph.reshaped(graph.full(classes, equation.invars[1].aval), (1, size)),
+                graph.reshape(graph.broadcast(classes, equation.invars[1].aval), (1, num_boxes)),
                 np.arange(num_classes, dtype=np.int32)[:, None],
             )
-            allowed = graph.elementwise("And", allowed, own)
+            allowed = graph.elementwise("And", allowed, of_class)
         scores = graph.elementwise("Where", allowed, order, np.zeros((), np.float32))
-        kept = graph.node(
+        selected = graph.add_node(
             "NonMaxSuppression",
-            graph.reshaped(boxes, (1, size, 4)),
-            graph.reshaped(scores, (1, rows, size)),
-            np.array(size, np.int64),
+            graph.reshape(boxes, (1, num_boxes, 4)),
+            graph.reshape(scores, (1, num_rows, num_boxes)),
+            np.array(num_boxes, np.int64),
             np.array(iou_threshold, np.float32),
             np.array(0, np.float32),
-            shape=(0, 3),  # as many as there are; each is (picture, class, box)
+            shape=(0, 3),  # the length is dynamic; each row is (image, class, box)
         )
-        places = graph.node("Slice", kept, axes_of(2), axes_of(3), axes_of(1), shape=(0, 1))
-        ones = graph.node("Equal", places, places, shape=(0, 1))
-        ones = graph.node("Squeeze", ones, axes_of(1), shape=(0,))
-        return graph.node("ScatterND", np.zeros(size, bool), places, ones, shape=(size,))
+        return _mask_of_boxes(graph, selected, num_boxes)
 
     return suppress
+
+
+def _mask_of_boxes(graph: Graph, selected: Value, num_boxes: int) -> Value:
+    """Return a boolean per box that is True where a row of `selected` names the box."""
+    indices = graph.add_node("Slice", selected, int64(2), int64(3), int64(1), shape=(0, 1))
+    true = graph.add_node("Equal", indices, indices, shape=(0, 1))
+    true = graph.add_node("Squeeze", true, int64(1), shape=(0,))
+    return graph.add_node("ScatterND", np.zeros(num_boxes, bool), indices, true, shape=(num_boxes,))

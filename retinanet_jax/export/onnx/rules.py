@@ -1,15 +1,77 @@
-"""A traced function without loops as an ONNX graph.
+"""The translation of each jax primitive to ONNX operators: one function per primitive.
 
-What depends on no input is computed while the graph is made, so that of the weights' arithmetic
-only the results are in it. Broadcasts are left to ONNX's elementwise operators, which do them
-without a copy, wherever only those read the result.
+A rule receives the graph, jax's equation, and the equation's operands, and returns the result or
+the list of results. Operands may lack broadcasts (`Graph.shape`): a rule with an operator that
+does not broadcast by itself calls `Graph.broadcast` first.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from retinanet_jax.export.onnx.graph import Graph, Value, axes_of, element_type, rule
+from retinanet_jax.export.onnx.graph import Graph, Rule, Value, element_type, int64
+
+RULES: dict[str, Rule] = {}
+# Primitives that are a single ONNX operator with the same operands.
+ELEMENTWISE = {
+    "abs": "Abs",
+    "add": "Add",
+    "add_any": "Add",
+    "and": "And",
+    "ceil": "Ceil",
+    "div": "Div",
+    "eq": "Equal",
+    "exp": "Exp",
+    "floor": "Floor",
+    "ge": "GreaterOrEqual",
+    "gt": "Greater",
+    "le": "LessOrEqual",
+    "log": "Log",
+    "logistic": "Sigmoid",
+    "lt": "Less",
+    "max": "Max",
+    "min": "Min",
+    "mul": "Mul",
+    "neg": "Neg",
+    "not": "Not",
+    "or": "Or",
+    "sign": "Sign",
+    "sqrt": "Sqrt",
+    "sub": "Sub",
+    "tanh": "Tanh",
+}
+
+
+def rule(*primitives: str) -> Callable[[Rule], Rule]:
+    """Return a decorator that registers a function as the rule of these primitives."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(primitives, function))
+        return function
+
+    return register
+
+
+def full_operands(graph: Graph, equation: Any, *operands: Value) -> list[Value]:
+    """Return the operands with the broadcasts that were left out."""
+    return [
+        graph.broadcast(value, atom.aval)
+        for value, atom in zip(operands, equation.invars, strict=True)
+    ]
+
+
+def result_shape(equation: Any) -> tuple[int, ...]:
+    """Return the shape of the equation's first result."""
+    return equation.outvars[0].aval.shape
+
+
+# ---- Elementwise
+
+
+@rule(*ELEMENTWISE)
+def _elementwise(graph: Graph, equation: Any, *operands: Value) -> Value:
+    return graph.elementwise(ELEMENTWISE[equation.primitive.name], *operands)
 
 
 @rule("rsqrt")
@@ -29,7 +91,7 @@ def _not_equal(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
 
 @rule("rem")
 def _remainder(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
-    return graph.elementwise("Mod", x, y, fmod=1)  # with the sign of x, as jax
+    return graph.elementwise("Mod", x, y, fmod=1)  # with the sign of x, as in jax
 
 
 @rule("clamp")
@@ -38,14 +100,15 @@ def _clamp(graph: Graph, equation: Any, low: Value, x: Value, high: Value) -> Va
 
 
 @rule("select_n")
-def _select(graph: Graph, equation: Any, which: Value, if_not: Value, if_so: Value) -> Value:
+def _select(
+    graph: Graph, equation: Any, condition: Value, if_false: Value, if_true: Value
+) -> Value:
     if equation.outvars[0].aval.dtype != bool:
-        return graph.elementwise("Where", which, if_so, if_not)
-    # onnxruntime has no Where of truth values.
-    so = graph.elementwise("And", which, if_so)
-    return graph.elementwise(
-        "Or", so, graph.elementwise("And", graph.elementwise("Not", which), if_not)
-    )
+        return graph.elementwise("Where", condition, if_true, if_false)
+    # onnxruntime has no Where of booleans.
+    true_part = graph.elementwise("And", condition, if_true)
+    false_part = graph.elementwise("And", graph.elementwise("Not", condition), if_false)
+    return graph.elementwise("Or", true_part, false_part)
 
 
 @rule("convert_element_type")
@@ -54,185 +117,207 @@ def _convert(graph: Graph, equation: Any, x: Value) -> Value:
 
 
 @rule("stop_gradient", "copy", "copy_p", "optimization_barrier")
-def _same(graph: Graph, equation: Any, *values: Value) -> list[Value]:
-    return list(values)
+def _identity(graph: Graph, equation: Any, *operands: Value) -> list[Value]:
+    return list(operands)
+
+
+# ---- Shapes
 
 
 @rule("reshape", "squeeze", "expand_dims")
 def _reshape(graph: Graph, equation: Any, x: Value) -> Value:
-    return graph.reshaped(graph.full(x, equation.invars[0].aval), equation.outvars[0].aval.shape)
+    (x,) = full_operands(graph, equation, x)
+    return graph.reshape(x, result_shape(equation))
 
 
 @rule("broadcast_in_dim")
 def _broadcast(graph: Graph, equation: Any, x: Value) -> Value:
+    """Insert axes of size 1 only; the readers of the result broadcast it themselves."""
     shape = [1] * len(equation.params["shape"])
     for axis, size in zip(equation.params["broadcast_dimensions"], graph.shape(x), strict=True):
         shape[axis] = size
-    return graph.reshaped(x, shape)  # left at that
+    return graph.reshape(x, shape)
 
 
 @rule("transpose")
 def _transpose(graph: Graph, equation: Any, x: Value) -> Value:
-    return graph.transposed(x, equation.params["permutation"])
+    return graph.transpose(x, equation.params["permutation"])
 
 
 @rule("concatenate")
 def _concatenate(graph: Graph, equation: Any, *parts: Value) -> Value:
-    full = [graph.full(x, atom.aval) for x, atom in zip(parts, equation.invars, strict=True)]
-    return graph.node(
-        "Concat", *full, axis=equation.params["dimension"], shape=equation.outvars[0].aval.shape
-    )
+    parts = full_operands(graph, equation, *parts)
+    axis = equation.params["dimension"]
+    return graph.add_node("Concat", *parts, axis=axis, shape=result_shape(equation))
 
 
 @rule("stack")
 def _stack(graph: Graph, equation: Any, *parts: Value) -> Value:
-    axis, result = equation.params["axis"], equation.outvars[0].aval
-    shape = [1 if k == axis else size for k, size in enumerate(result.shape)]
-    full = [
-        graph.reshaped(graph.full(x, atom.aval), shape)
-        for x, atom in zip(parts, equation.invars, strict=True)
-    ]
-    return graph.node("Concat", *full, axis=axis, shape=result.shape)
+    axis, shape = equation.params["axis"], result_shape(equation)
+    part_shape = [1 if k == axis else size for k, size in enumerate(shape)]
+    parts = [graph.reshape(x, part_shape) for x in full_operands(graph, equation, *parts)]
+    return graph.add_node("Concat", *parts, axis=axis, shape=shape)
 
 
 @rule("unstack")
 def _unstack(graph: Graph, equation: Any, x: Value) -> list[Value]:
-    x = graph.full(x, equation.invars[0].aval)
+    (x,) = full_operands(graph, equation, x)
+    axis = equation.params["axis"]
     return [
-        graph.node(
-            "Gather",
-            x,
-            np.array(k, np.int64),
-            axis=equation.params["axis"],
-            shape=var.aval.shape,
-        )
+        graph.add_node("Gather", x, np.array(k, np.int64), axis=axis, shape=var.aval.shape)
         for k, var in enumerate(equation.outvars)
     ]
 
 
 @rule("tile")
 def _tile(graph: Graph, equation: Any, x: Value) -> Value:
-    x = graph.full(x, equation.invars[0].aval)
-    return graph.node(
-        "Tile", x, axes_of(*equation.params["reps"]), shape=equation.outvars[0].aval.shape
-    )
+    (x,) = full_operands(graph, equation, x)
+    repeats = int64(*equation.params["reps"])
+    return graph.add_node("Tile", x, repeats, shape=result_shape(equation))
 
 
 @rule("slice")
 def _slice(graph: Graph, equation: Any, x: Value) -> Value:
+    (x,) = full_operands(graph, equation, x)
     starts, limits = equation.params["start_indices"], equation.params["limit_indices"]
     strides = equation.params["strides"] or [1] * len(starts)
-    x = graph.full(x, equation.invars[0].aval)
-    numbers = (axes_of(*row) for row in (starts, limits, range(len(starts)), strides))
-    return graph.node("Slice", x, *numbers, shape=equation.outvars[0].aval.shape)
+    bounds = (int64(*values) for values in (starts, limits, range(len(starts)), strides))
+    return graph.add_node("Slice", x, *bounds, shape=result_shape(equation))
 
 
 @rule("pad")
-def _pad(graph: Graph, equation: Any, x: Value, value: Value) -> Value:
-    low, high, inside = zip(*equation.params["padding_config"], strict=True)
-    if any(inside):
-        raise ValueError("Padding between elements is not in ONNX; export to stablehlo.")
-    x = graph.full(x, equation.invars[0].aval)
-    shape = equation.outvars[0].aval.shape
-    return graph.node("Pad", x, axes_of(*low, *high), value, shape=shape)
+def _pad(graph: Graph, equation: Any, x: Value, padding_value: Value) -> Value:
+    low, high, interior = zip(*equation.params["padding_config"], strict=True)
+    if any(interior):
+        raise ValueError(
+            "The ONNX export cannot pad between elements; export to stablehlo or savedmodel."
+        )
+    x = graph.broadcast(x, equation.invars[0].aval)
+    return graph.add_node("Pad", x, int64(*low, *high), padding_value, shape=result_shape(equation))
 
 
 @rule("rev")
 def _reverse(graph: Graph, equation: Any, x: Value) -> Value:
-    x = graph.full(x, equation.invars[0].aval)
+    (x,) = full_operands(graph, equation, x)
+    shape = result_shape(equation)
     for axis in equation.params["dimensions"]:
-        size = equation.invars[0].aval.shape[axis]
-        x = graph.node(
-            "Gather", x, axes_of(*reversed(range(size))), axis=axis, shape=graph.shape(x)
+        x = graph.add_node(
+            "Gather", x, int64(*reversed(range(shape[axis]))), axis=axis, shape=shape
         )
     return x
 
 
+# ---- Selection and order
+
+
 @rule("gather")
-def _gather(graph: Graph, equation: Any, x: Value, rows: Value) -> Value:
-    """Of whole rows alone, at places that are inside."""
-    source, places = (atom.aval.shape for atom in equation.invars)
-    dimensions, result = equation.params["dimension_numbers"], equation.outvars[0].aval.shape
-    offsets = tuple(range(len(places) - 1, len(result)))
+def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> Value:
+    """Gather whole slices along the first axis, by indices that are in bounds."""
+    source_shape, indices_shape = (atom.aval.shape for atom in equation.invars)
+    dimensions, shape = equation.params["dimension_numbers"], result_shape(equation)
+    offsets = tuple(range(len(indices_shape) - 1, len(shape)))
     if (
         tuple(dimensions.start_index_map) != (0,)
         or tuple(dimensions.collapsed_slice_dims) != (0,)
         or tuple(dimensions.offset_dims) != offsets
-        or tuple(equation.params["slice_sizes"]) != (1, *source[1:])
+        or tuple(equation.params["slice_sizes"]) != (1, *source_shape[1:])
     ):
-        raise ValueError(f"jax's gather of {dimensions} is not known to the ONNX export.")
-    x, rows = (graph.full(v, atom.aval) for v, atom in zip((x, rows), equation.invars, strict=True))
-    return graph.node("Gather", x, graph.reshaped(rows, places[:-1]), axis=0, shape=result)
+        raise ValueError(
+            f"The ONNX export has no rule for jax's gather with {dimensions}; export to stablehlo "
+            "or savedmodel."
+        )
+    x, indices = full_operands(graph, equation, x, indices)
+    return graph.add_node(
+        "Gather", x, graph.reshape(indices, indices_shape[:-1]), axis=0, shape=shape
+    )
 
 
 @rule("sort")
-def _sort(graph: Graph, equation: Any, *columns: Value) -> list[Value]:
-    """By the first column; of equals TopK takes the first, and so is stable."""
-    axis, shape = equation.params["dimension"], equation.outvars[0].aval.shape
+def _sort(graph: Graph, equation: Any, *operands: Value) -> list[Value]:
+    """Sort all operands by the first; TopK takes the first of equal values, so this is stable."""
     if equation.params["num_keys"] != 1:
-        raise ValueError("A sort by several keys is not known to the ONNX export.")
-    columns = [graph.full(x, atom.aval) for x, atom in zip(columns, equation.invars, strict=True)]
-    first, order = graph.nodes(
-        "TopK", columns[0], axes_of(shape[axis]), axis=axis, largest=0, shapes=[shape, shape]
+        raise ValueError(
+            "The ONNX export cannot sort by several keys; export to stablehlo or savedmodel."
+        )
+    axis, shape = equation.params["dimension"], result_shape(equation)
+    keys, *values = full_operands(graph, equation, *operands)
+    keys, order = graph.add_nodes(
+        "TopK", keys, int64(shape[axis]), axis=axis, largest=0, shapes=[shape, shape]
     )
-    others = (graph.node("GatherElements", x, order, axis=axis, shape=shape) for x in columns[1:])
-    return [first, *others]
+    return [
+        keys,
+        *(graph.add_node("GatherElements", x, order, axis=axis, shape=shape) for x in values),
+    ]
 
 
 @rule("top_k")
 def _top_k(graph: Graph, equation: Any, x: Value) -> list[Value]:
-    shape = equation.outvars[0].aval.shape
-    x = graph.full(x, equation.invars[0].aval)
-    best, places = graph.nodes("TopK", x, axes_of(shape[-1]), axis=-1, shapes=[shape, shape])
-    return [best, graph.elementwise("Cast", places, to=element_type(np.int32))]
+    (x,) = full_operands(graph, equation, x)
+    shape = result_shape(equation)
+    values, indices = graph.add_nodes("TopK", x, int64(shape[-1]), axis=-1, shapes=[shape, shape])
+    return [values, graph.elementwise("Cast", indices, to=element_type(np.int32))]
+
+
+# ---- Reductions and windows
 
 
 @rule("reduce_sum", "reduce_max", "reduce_min")
 def _reduce(graph: Graph, equation: Any, x: Value) -> Value:
-    operator = {"sum": "ReduceSum", "max": "ReduceMax", "min": "ReduceMin"}
-    return graph.node(
-        operator[equation.primitive.name.removeprefix("reduce_")],
-        graph.full(x, equation.invars[0].aval),
-        axes_of(*equation.params["axes"]),
+    (x,) = full_operands(graph, equation, x)
+    operators = {
+        "reduce_sum": "ReduceSum",
+        "reduce_max": "ReduceMax",
+        "reduce_min": "ReduceMin",
+    }
+    return graph.add_node(
+        operators[equation.primitive.name],
+        x,
+        int64(*equation.params["axes"]),
         keepdims=0,
-        shape=equation.outvars[0].aval.shape,
+        shape=result_shape(equation),
     )
 
 
 @rule("conv_general_dilated")
 def _convolution(graph: Graph, equation: Any, x: Value, kernel: Value) -> Value:
-    """Pictures are NHWC in jax and NCHW in ONNX."""
+    """Convolve; images are NHWC in jax and NCHW in ONNX."""
     params = equation.params
     dimensions = params["dimension_numbers"]
     orders = (dimensions.lhs_spec, dimensions.rhs_spec, dimensions.out_spec)
     if orders != ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)) or set(params["lhs_dilation"]) != {1}:
-        raise ValueError(f"jax's convolution of {dimensions} is not known to the ONNX export.")
+        raise ValueError(
+            f"The ONNX export has no rule for jax's convolution with {dimensions}; export to "
+            "stablehlo or savedmodel."
+        )
+    x = graph.broadcast(x, equation.invars[0].aval)
     (top, bottom), (left, right) = params["padding"]
-    batch, height, width, channels = equation.outvars[0].aval.shape
-    result = graph.node(
+    batch, height, width, channels = result_shape(equation)
+    result = graph.add_node(
         "Conv",
-        graph.transposed(graph.full(x, equation.invars[0].aval), (0, 3, 1, 2)),
-        graph.transposed(kernel, (3, 2, 0, 1)),
+        graph.transpose(x, (0, 3, 1, 2)),
+        graph.transpose(kernel, (3, 2, 0, 1)),
         strides=list(params["window_strides"]),
         pads=[top, left, bottom, right],
         dilations=list(params["rhs_dilation"]),
         group=params["feature_group_count"],
         shape=(batch, channels, height, width),
     )
-    return graph.transposed(result, (0, 2, 3, 1))
+    return graph.transpose(result, (0, 2, 3, 1))
 
 
 @rule("reduce_window_max")
 def _max_pool(graph: Graph, equation: Any, x: Value) -> Value:
+    """Take the maximum of each window of an NHWC image."""
     params = equation.params
+    (x,) = full_operands(graph, equation, x)
     (_, (top, bottom), (left, right), _) = params["padding"]
-    batch, height, width, channels = equation.outvars[0].aval.shape
-    result = graph.node(
+    batch, height, width, channels = result_shape(equation)
+    result = graph.add_node(
         "MaxPool",
-        graph.transposed(graph.full(x, equation.invars[0].aval), (0, 3, 1, 2)),
+        graph.transpose(x, (0, 3, 1, 2)),
         kernel_shape=list(params["window_dimensions"][1:3]),
         strides=list(params["window_strides"][1:3]),
         pads=[top, left, bottom, right],
         shape=(batch, channels, height, width),
     )
-    return graph.transposed(result, (0, 2, 3, 1))
+    return graph.transpose(result, (0, 2, 3, 1))
