@@ -1,8 +1,11 @@
-"""CheckpointManager: WORKDIR/checkpoints/STEP, written by Orbax, complete or absent.
+"""Checkpoints in WORKDIR/checkpoints/STEP, written by Orbax; each is complete or absent.
 
-Each holds four items: `variables` (params and batch statistics: all that prediction needs),
-`training` (what resuming needs beside them), `config` and `categories`. Of weights that were
-imported and not trained here, `training` holds the step alone, which is 0.
+A checkpoint has four items: `variables` (parameters and batch statistics, all that prediction
+needs), `training` (what resuming needs besides), `config` and `categories`. For imported weights,
+which were not trained here, `training` is only the step, which is 0.
+
+A checkpoint outlives versions of this package: `config` has the version of its fields, and
+`config.config_from_json` reads those of earlier versions.
 """
 
 import contextlib
@@ -18,15 +21,26 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from retinanet_jax.config import DEFINING, check_fields, differences, plain
+from retinanet_jax.config import (
+    NETWORK_SECTIONS,
+    config_from_json,
+    config_to_json,
+    differences,
+)
 from retinanet_jax.data.sources.base import Category
 
 FOLDER = "checkpoints"
-NOT_MEASURED = -1.0  # AP of a checkpoint that was not evaluated: below all others
+NOT_MEASURED = -1.0  # AP of a checkpoint that was not evaluated: lower than any other
 
 
 class CheckpointManager:
-    """The checkpoints of a working directory, saved in the background while training goes on."""
+    """The checkpoints of a working directory, saved in the background during training.
+
+    Args:
+        workdir: The working directory; its folder `checkpoints` is created if necessary.
+        config: The run's config, stored with each checkpoint.
+        categories: The dataset's categories, stored with each checkpoint.
+    """
 
     def __init__(
         self,
@@ -37,7 +51,7 @@ class CheckpointManager:
         self._config = config
         self._categories = tuple(categories)
         if jax.process_index() == 0:
-            remove_half_written(workdir / FOLDER)
+            remove_partial_checkpoints(workdir / FOLDER)
         self._manager = ocp.CheckpointManager(
             (workdir / FOLDER).absolute(),
             item_handlers=item_handlers(),
@@ -50,7 +64,7 @@ class CheckpointManager:
                         ),
                     ]
                 ),
-                best_fn=by_ap,  # the policy above decides; without this no metric is written
+                best_fn=by_ap,  # the policy above decides, but without this no metric is written
             ),
         )
 
@@ -62,27 +76,42 @@ class CheckpointManager:
         self._manager.close()
 
     def save(self, step: int, variables: Any, training: Any, ap: float | None) -> None:
-        """Starts to save; `ap` (if evaluated at this step) decides which checkpoint is the best."""
+        """Start to save a checkpoint; it is complete when the manager is closed.
+
+        Args:
+            step: The number of steps done.
+            variables: The network's parameters and batch statistics.
+            training: What resuming needs besides the variables.
+            ap: COCO AP if it was evaluated at this step; the highest one decides which checkpoint
+                is the best.
+        """
+        categories: Any = [category._asdict() for category in self._categories]
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 variables=ocp.args.StandardSave(variables),
                 training=ocp.args.StandardSave(training),
-                config=ocp.args.JsonSave(plain(self._config)),
-                categories=ocp.args.JsonSave([one._asdict() for one in self._categories]),
+                config=ocp.args.JsonSave(config_to_json(self._config)),
+                categories=ocp.args.JsonSave(categories),
             ),
             metrics={"AP": NOT_MEASURED if ap is None else ap},
         )
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint's step, or None."""
+        """Return the step of the newest complete checkpoint, or None if there is none."""
         return self._manager.latest_step()
 
     def restore(self, step: int, variables: Any, training: Any) -> tuple[Any, Any]:
-        """(variables, training) of `step`, in the shapes, types and places of those given.
+        """Return (variables, training) of a checkpoint, and print the config fields that differ.
 
-        Raises ValueError where the checkpoint is of another model or of other categories, or holds
-        imported weights; what else differs between its config and this run's is printed.
+        Args:
+            step: The checkpoint's step.
+            variables: Shapes, dtypes and shardings to restore the variables with.
+            training: The same for the rest of the state.
+
+        Raises:
+            ValueError: If the checkpoint has another network, other categories, another optimizer
+                or imported weights.
         """
         folder = pathlib.Path(self._manager.directory) / str(step)
         metadata = self._manager.item_metadata(step)
@@ -94,11 +123,11 @@ class CheckpointManager:
             ),
         )
         check_categories(folder, to_categories(saved["categories"]), self._categories)
-        saved_config = ConfigDict(saved["config"])
+        saved_config = read_config(folder, saved["config"])
         check_model(folder, saved_config, self._config)
         print_differences(folder, saved_config, self._config)
-        check_shapes(folder, metadata["variables"], variables, what="weights of another model")
-        check_shapes(folder, metadata["training"], training, what="state of another optimizer")
+        check_shapes(folder, metadata["variables"], variables, description="weights of another network")
+        check_shapes(folder, metadata["training"], training, description="state of another optimizer")
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -109,17 +138,17 @@ class CheckpointManager:
         return restored["variables"], restored["training"]
 
 
-def remove_half_written(folder: pathlib.Path) -> None:
-    """Removes what a killed run left of a checkpoint.
+def remove_partial_checkpoints(folder: pathlib.Path) -> None:
+    """Remove the incomplete checkpoints that a killed run left in `folder`.
 
-    Orbax would do it in a thread that outlives its manager, and that the next manager meets.
+    Orbax itself would do so in a thread that outlives its manager and interferes with the next one.
     """
     for partial in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
         shutil.rmtree(partial)
 
 
 def item_handlers() -> dict[str, ocp.CheckpointHandler]:
-    """How each item is stored; unless told, Orbax cannot look into what another process wrote."""
+    """Return each item's handler; without them Orbax cannot read what another process wrote."""
     return {
         "variables": ocp.StandardCheckpointHandler(),
         "training": ocp.StandardCheckpointHandler(),
@@ -129,7 +158,7 @@ def item_handlers() -> dict[str, ocp.CheckpointHandler]:
 
 
 class Checkpoint(NamedTuple):
-    """All that prediction and evaluation need to know of a training run."""
+    """A checkpoint in memory: all that prediction, evaluation and exports need."""
 
     variables: dict[str, Any]  # numpy arrays
     config: ConfigDict
@@ -139,14 +168,18 @@ class Checkpoint(NamedTuple):
 
 
 def load(path: str | pathlib.Path) -> Checkpoint:
-    """Reads a checkpoint: a working directory's best by AP (else its newest), or a step's folder.
+    """Read a checkpoint to the host, whatever devices it was saved on.
 
-    The arrays come to the host, whatever devices they were saved on, and wherever the folder was
-    copied to. Raises FileNotFoundError where there is none, and ValueError where another version
-    of this package wrote it, whose configs had other fields.
+    Args:
+        path: A working directory, of which the checkpoint with the highest AP is read (the newest
+            if none was evaluated), or the folder of one step.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If another version of this package wrote it, with fields that are unknown here.
     """
     folder = find(pathlib.Path(path).expanduser().absolute())
-    # Unlike the standard handler, this one reads a part of an item.
+    # Unlike the standard handler, this one can read a part of an item.
     handlers = {**item_handlers(), "training": ocp.PyTreeCheckpointHandler()}
     shapes = handlers["variables"].metadata(folder / "variables").tree
     step = {"step": np.zeros((), np.int32)}
@@ -155,7 +188,7 @@ def load(path: str | pathlib.Path) -> Checkpoint:
         saved = checkpointer.restore(
             folder,
             args=ocp.args.Composite(
-                # Without a target Orbax wants the very devices that the arrays were saved on.
+                # Without a target Orbax requires the devices that the arrays were saved on.
                 variables=ocp.args.StandardRestore(
                     jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
                 ),
@@ -168,22 +201,29 @@ def load(path: str | pathlib.Path) -> Checkpoint:
                 categories=ocp.args.JsonRestore(),
             ),
         )
-    config = ConfigDict(saved["config"])
-    try:
-        check_fields(config)
-    except ValueError as error:
-        raise ValueError(f"{folder}: written by another version of this program: {error}") from None
     return Checkpoint(
         variables={"batch_stats": {}, **saved["variables"]},
-        config=config,
+        config=read_config(folder, saved["config"]),
         categories=to_categories(saved["categories"]),
         step=int(saved["training"]["step"]),
         folder=folder,
     )
 
 
+def read_config(folder: pathlib.Path, stored: Mapping[str, Any]) -> ConfigDict:
+    """Return the config that a checkpoint's JSON stores; raise ValueError with its folder."""
+    try:
+        return config_from_json(stored)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
 def find(path: pathlib.Path) -> pathlib.Path:
-    """The folder of one step's checkpoint in or at `path`."""
+    """Return the folder of one step's checkpoint: `path` itself, or the best one in it.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+    """
     if (path / "variables").is_dir():
         return path
     folder = path if path.name == FOLDER else path / FOLDER
@@ -197,88 +237,108 @@ def find(path: pathlib.Path) -> pathlib.Path:
 
 
 def saved_ap(folder: pathlib.Path) -> float:
-    """AP that was measured when this checkpoint was saved, or NOT_MEASURED."""
+    """Return the AP that was measured when a checkpoint was saved, or NOT_MEASURED."""
     file = folder / "metrics" / "metrics"
     return by_ap(json.loads(file.read_text())) if file.exists() else NOT_MEASURED
 
 
 def by_ap(metrics: Mapping[str, float]) -> float:
-    """What the best checkpoint is best by."""
+    """Return the metric that decides which checkpoint is the best."""
     return metrics["AP"]
 
 
 def to_categories(saved: Sequence[Mapping[str, Any]]) -> tuple[Category, ...]:
-    """Categories from their JSON."""
+    """Return the categories that a checkpoint stores as JSON."""
     return tuple(Category(**category) for category in saved)
 
 
 def write_imported(
     workdir: pathlib.Path, variables: Any, config: ConfigDict, categories: Sequence[Category]
 ) -> None:
-    """Writes weights that were not trained here as the only checkpoint of a working directory.
+    """Write weights that were not trained here as the only checkpoint of a working directory.
 
-    They predict, are evaluated and start other runs; there is nothing that could be resumed.
+    It can be used for prediction, evaluation and as the start of other runs, but not resumed.
+
+    Args:
+        workdir: The working directory.
+        variables: The network's parameters and batch statistics.
+        config: The config that the weights were trained with.
+        categories: The classes, in the order of the network's outputs.
     """
     with CheckpointManager(workdir, config, categories) as checkpoints:
         checkpoints.save(0, variables, {"step": np.zeros((), np.int32)}, ap=None)
 
 
-def check_resumable(where: pathlib.Path, training: Any) -> None:
-    """Raises ValueError where `training` (metadata) is that of imported weights."""
+def check_resumable(folder: pathlib.Path, training: Any) -> None:
+    """Raise ValueError if `training` (Orbax metadata) is that of imported weights."""
     if set(getattr(training, "tree", training)) == {"step"}:
         raise ValueError(
-            f"{where}: imported weights, which no training can be resumed from; start one from "
-            f"them with --config.init.source=checkpoint --config.init.path={where.parent.parent} "
+            f"{folder}: imported weights, which training cannot resume from; to start from them "
+            f"give --config.init.source=checkpoint --config.init.path={folder.parent.parent} "
             "and another --workdir."
         )
 
 
-def check_shapes(where: pathlib.Path | str, saved: Any, wanted: Any, *, what: str) -> None:
-    """Raises ValueError saying `what` is there, and the first differing arrays of two trees."""
+def check_shapes(path: pathlib.Path | str, saved: Any, expected: Any, *, description: str) -> None:
+    """Check that two trees have arrays of the same names and shapes.
+
+    Args:
+        path: The file or folder that `saved` comes from.
+        saved: A tree of arrays, or its Orbax metadata.
+        expected: A tree of arrays or shapes.
+        description: What `path` contains if the trees differ ("weights of another network").
+
+    Raises:
+        ValueError: If they differ; the message lists the first differing arrays.
+    """
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape)
-            for path, x in leaves
+            jax.tree_util.keystr(keys, simple=True, separator="/"): tuple(leaf.shape)
+            for keys, leaf in leaves
         }
 
-    have, want = shapes(getattr(saved, "tree", saved)), shapes(wanted)
-    differing = [k for k in sorted({*have, *want}) if have.get(k) != want.get(k)]
+    there, here = shapes(getattr(saved, "tree", saved)), shapes(expected)
+    differing = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
     if differing:
-        listed = ", ".join(f"{k} {have.get(k)} (config: {want.get(k)})" for k in differing[:3])
+        listed = ", ".join(
+            f"{name} {there.get(name)} (config: {here.get(name)})" for name in differing[:3]
+        )
         raise ValueError(
-            f"{where}: {what}; {len(differing)} arrays differ: {listed}. "
+            f"{path}: {description}; {len(differing)} arrays differ: {listed}. "
             "Use the config it was trained with, or another --workdir."
         )
 
 
-def check_model(where: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> None:
-    """Raises ValueError where `config` describes another network than the `saved` one."""
-    for name, have, want in differences(plain(saved), plain(config)):
-        if name.partition(".")[0] in DEFINING:
+def check_model(folder: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> None:
+    """Raise ValueError if `config` describes another network than the `saved` one of `folder`."""
+    for name, before, now in differences(saved, config):
+        if name.partition(".")[0] in NETWORK_SECTIONS:
             raise ValueError(
-                f"{where}: trained with config.{name}={have}, this run has {want}; "
+                f"{folder}: trained with config.{name}={before}, this run has {now}; "
                 "use the config it was trained with, or another --workdir."
             )
 
 
-def print_differences(where: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> None:
-    """Prints in one line what a resumed run does otherwise than before."""
-    differing = differences(plain(saved), plain(config))
-    told = [f"config.{name}={want} (was {have})" for name, have, want in differing]
-    if told:
-        print(f"{where}: goes on with {', '.join(told)}", flush=True)
+def print_differences(folder: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> None:
+    """Print in one line which config fields a resumed run changes."""
+    changed = [
+        f"config.{name}={now} (was {before})" for name, before, now in differences(saved, config)
+    ]
+    if changed:
+        print(f"{folder}: resuming with {', '.join(changed)}", flush=True)
 
 
 def check_categories(
-    where: pathlib.Path, saved: Sequence[Category], data: Sequence[Category]
+    folder: pathlib.Path, saved: Sequence[Category], categories: Sequence[Category]
 ) -> None:
-    """Raises ValueError where the data's categories are not those the checkpoint was trained on."""
-    if tuple(saved) != tuple(data):
-        differing = [c for c in saved if c not in data] + [c for c in data if c not in saved]
+    """Raise ValueError if the dataset's categories are not those the checkpoint was trained on."""
+    if tuple(saved) != tuple(categories):
+        differing = [c for c in saved if c not in categories]
+        differing += [c for c in categories if c not in saved]
         raise ValueError(
-            f"{where}: trained on {len(saved)} categories, the data has {len(data)}; they differ "
-            f"first in {differing[0] if differing else 'their order'}. "
-            "Use the data it was trained on, or another --workdir."
+            f"{folder}: trained on {len(saved)} categories, the dataset has {len(categories)}; "
+            f"they differ first in {differing[0] if differing else 'their order'}. "
+            "Use the dataset it was trained on, or another --workdir."
         )

@@ -1,25 +1,54 @@
-"""All config fields, their checks, and how configs are compared and stored."""
+"""Every config field, and how configs are found, checked, compared and stored."""
 
 import difflib
 import json
 import operator
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+import runpy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+import retinanet_jax
+
+T = TypeVar("T")
+
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 if not CONFIGS.is_dir():  # in a checkout they lie next to the package
     CONFIGS = CONFIGS.parent.parent / "configs"
 
+# The version of the fields below, which every checkpoint stores; 1 is that of retinanet_jax 0.1.0.
+CONFIG_VERSION = 2
+# What each later version changed: names, and new fields with the value that reproduces what the
+# versions before it did.
+RENAMED_FIELDS = {
+    2: {"data.validation_share": "data.validation_fraction", "data.quarter_turns": "data.rot90"},
+}
+ADDED_FIELDS: dict[int, dict[str, Any]] = {2: {}}
+
+# Sections that define what the network's weights mean. Many of their fields can change without
+# changing the shape of any array; the other sections affect only data and training.
+NETWORK_SECTIONS = ("model", "anchors", "input")
+# Fields of these sections that only affect how training starts and proceeds.
+TRAINING_FIELDS = ("model.frozen_stages", "model.prior_probability")
+BATCH_NORMS = {"frozen_batch", "batch"}  # norms with the same four arrays
+
+
+class FieldDifference(NamedTuple):
+    """A field with different values in two configs; None where a config lacks it."""
+
+    name: str  # dotted
+    saved: Any
+    current: Any
+
 
 def default_config() -> ConfigDict:
-    """Return the config of RetinaNet R50-FPN at 800 pixels, unlocked: every field there is, with the paper's values.
+    """Return the base config, unlocked: all fields, for the paper's R50-FPN at 800 pixels.
 
-    Every other config starts from this one and sets what differs.
+    Other configs set the fields that differ (https://arxiv.org/abs/1708.02002, sections 4 and 5).
     """
     config = ConfigDict()
     config.seed = 0
@@ -29,75 +58,67 @@ def default_config() -> ConfigDict:
     config.evaluate_every = 10_000  # a multiple of checkpoint_every
     # pycocotools; hotcoco: the same numbers, fifty times faster (pip install hotcoco)
     config.evaluator = "pycocotools"
-    config.keep_checkpoints = 2  # the last ones; the best by AP is kept beside them
+    config.keep_checkpoints = 2  # the newest ones; the best by AP is kept as well
     config.dtype = "float32"  # of the network's computation; parameters and losses stay float32
-    config.space = 1  # devices that share one image's rows; the others share the batch
+    config.space = 1  # devices that split the height of each image; the others split the batch
 
     config.data = ConfigDict()
-    # Several data sets are merged: source, annotations, images, split and classes may be lists
-    # with commas.
+    # Several datasets are merged: source, annotations, images, split and classes may be lists
+    # separated by commas.
     config.data.train = dict(
-        source="coco",  # coco, voc, csv, tfds, packed, shapes (drawn into `images`)
-        # coco: instances JSON; voc: folder of XML, or of VOCdevkit/VOC2007; csv: file of
-        # path,x1,y1,x2,y2,name; tfds: builder, as coco/2017
+        source="coco",  # coco, voc, csv, tfds, packed, shapes (synthetic, generated into `images`)
+        # coco: instances JSON; voc: folder of XML files, or of VOCdevkit/VOC2007; csv: file of
+        # path,x1,y1,x2,y2,name; tfds: builder, for example coco/2017
         annotations="data/coco/annotations/instances_train2017.json",
-        images="data/coco/train2017",  # folder; tfds: data_dir; packed: what the pack command wrote
+        images="data/coco/train2017",  # folder; tfds: data_dir; packed: output of the pack command
         split="",  # tfds: train, validation or train+validation; voc: file in ImageSets/Main
         classes="",  # csv: file of name,id
-        official="",  # tfds: instances JSON whose areas AP by size is computed with
-        count=0,  # shapes only: how many pictures are drawn
+        official="",  # tfds: instances JSON with the areas that AP by size is computed from
+        count=0,  # shapes only: number of images
         seed=0,  # shapes only
-        image_size=0,  # shapes only: pixels a side
+        image_size=0,  # shapes only: pixels per side
     )
     config.data.eval = dict(
         config.data.train,
         annotations="data/coco/annotations/instances_val2017.json",
         images="data/coco/val2017",
     )
-    # Where data.eval.annotations is empty, this share of the training pictures is held out.
+    # Fraction of the training images that is held out where data.eval.annotations is empty.
     config.data.validation_fraction = 0.0
-    config.data.categories = ()  # voc: names in the order of their ids; (): those found, sorted
+    config.data.categories = ()  # voc: names in the order of their ids; (): those present, sorted
     config.data.batch_size = 16
     config.data.eval_batch_size = 8
-    # (height, width), multiples of 32: each picture goes to the smallest that holds it.
-    config.data.buckets = (
-        (800, 928),
-        (800, 1088),
-        (800, 1216),
-        (800, 1344),
-        (1088, 800),
-        (1216, 800),
-        (1344, 800),
-    )
-    # buckets; own: each picture's size rounded up to multiples of 32, as torchvision and detectron2
-    # pad in evaluation and prediction, at the cost of a compilation for every such shape.
+    # (height, width), multiples of 32: each image is padded to the smallest that holds it.
+    landscape = ((800, 928), (800, 1088), (800, 1216), (800, 1344))
+    config.data.buckets = (*landscape, (1088, 800), (1216, 800), (1344, 800))
+    # buckets; own: each image's size rounded up to multiples of 32, as torchvision and detectron2
+    # pad in evaluation and prediction, with a compilation for each such shape.
     config.data.eval_shapes = "buckets"
-    # bilinear: without antialias, rounded to bytes; bilinear_float: not rounded, as torchvision;
+    # bilinear: without antialiasing, rounded to bytes; bilinear_float: not rounded, as torchvision;
     # pillow: antialiased, as detectron2. The latter two also round sides to pixels as these do.
     config.data.resize = "bilinear"
-    config.data.short_sides = (800,)  # pixels; one is drawn for each picture
-    config.data.short_side_sampling = "choice"  # choice; range: whole numbers from first to last
+    config.data.short_sides = (800,)  # pixels; one is sampled for each image
+    config.data.short_side_sampling = "choice"  # choice; range: integers from first to last
     config.data.eval_short_side = 800
     config.data.long_side = 1333
     config.data.flip = True
-    config.data.rot90 = False  # 0 to 3 of them, for pictures that have no upright
-    config.data.scale_jitter = (1.0, 1.0)  # the sides are multiplied by a draw from this range
-    config.data.crop_size = ()  # (height, width) kept of the scaled picture: large-scale jitter
-    config.data.min_visible = 0.0  # boxes of which a crop leaves a smaller share are left out
-    # Factors are drawn from 1 - strength to 1 + strength; hue is in turns of the colour circle.
+    config.data.rot90 = False  # rotate by 0, 90, 180 or 270 degrees: for images without an up side
+    config.data.scale_jitter = (1.0, 1.0)  # range of a factor on both sides
+    config.data.crop_size = ()  # (height, width) cropped from the scaled image: large-scale jitter
+    config.data.min_visible = 0.0  # boxes with a smaller fraction inside the crop are dropped
+    # Factors are sampled from 1 - strength to 1 + strength; hue is a fraction of the color circle.
     config.data.color_jitter = dict(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
-    config.data.loader = "tf"  # tf: tf.data; numpy: threads, and TensorFlow need not be there
+    config.data.loader = "tf"  # tf: tf.data; numpy: threads, without TensorFlow
     config.data.prefetch = 4  # batches
     config.data.threads = 0  # 0: as many as the loader finds useful
 
-    # What the network reads: channel order, and (pixel - mean) / std of 0..255 pixels in it.
-    # These are the numbers that the ImageNet weights of `init` were trained with.
+    # The network's input: channel order, and mean and std of 0..255 pixels in that order. These are
+    # the numbers that the ImageNet weights of `init` were trained with.
     config.input = dict(order="bgr", mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0))
-
     config.model = dict(
         backbone="resnet50",
         backbone_width=64,
-        stride_in_1x1=True,  # as the ImageNet weights have it
+        stride_in_1x1=True,  # as in the ImageNet weights
         norm="frozen_batch",  # frozen_batch, batch, group
         norm_epsilon=1e-3,
         frozen_stages=2,  # 0 none, 1 the stem, 2 the stem and the first stage, ...
@@ -107,55 +128,54 @@ def default_config() -> ConfigDict:
         head_norm="none",  # none, group
         prior_probability=0.01,
     )
-    # Weights to start from. keras_resnet50, torchvision, msra, detectron2: a backbone's file.
-    # checkpoint: a detector's working directory, written by training or by
-    # retinanet_jax.import_weights. "": none.
+    # Initial weights. keras_resnet50, torchvision, msra, detectron2: a backbone's file; checkpoint:
+    # a detector's working directory, written by training or import-weights; "": random.
     config.init = dict(source="keras_resnet50", path="weights/resnet50.npz")
-
     config.anchors = dict(
         min_level=3,
         max_level=7,
-        base_scale=4.0,  # the anchor's side at scale 1, in strides
+        base_scale=4.0,  # side of an anchor of scale 1, in strides
         scales=(1.0, 2 ** (1 / 3), 2 ** (2 / 3)),
         ratios=(0.5, 1.0, 2.0),  # height / width
-        offset=0.5,  # of a cell's centre, in strides
+        offset=0.5,  # of the anchor's center in its cell, in strides
         rounding="exact",  # exact, torchvision
         stride_rule="nominal",  # nominal: 8..128; grid: image size // grid size
     )
     config.matching = dict(
         foreground_iou=0.5,
         background_iou=0.4,
-        low_quality=True,  # each ground truth keeps its best anchor, however poor
-        crowd_ioa=placeholder(float),  # background this much inside a crowd region is ignored
-        ignore_padding=True,  # anchors centred in the padding
+        low_quality=True,  # the best anchor of each ground truth is foreground at any IoU
+        crowd_ioa=placeholder(float),  # background with this fraction in a crowd region is ignored
+        ignore_padding=True,  # ignore anchors with their center in the padding
     )
     config.loss = dict(
-        # focal, focal_star, balanced_cross_entropy, cross_entropy, ohem
-        classification="focal",
+        classification="focal",  # focal_star, balanced_cross_entropy, cross_entropy, ohem
         alpha=0.25,
         gamma=2.0,
         star_beta=1.0,  # focal_star only
         ohem=dict(
-            num_candidates=2000,  # anchors of highest loss that NMS sees
+            num_candidates=2000,  # anchors with the highest losses, which NMS selects from
             iou_threshold=0.5,
-            num_examples=128,  # anchors of a picture that are trained on
-            negatives_per_positive=0,  # 0: whatever is hardest
+            num_examples=128,  # anchors per image in the loss
+            negatives_per_positive=0,  # 0: no limit
         ),
         box="smooth_l1",  # smooth_l1, giou
         beta=1 / 9,
         box_weight=1.0,
-        normalizer="batch",  # batch, image, ema: whose count of foreground anchors divides the sums
+        # What the sums are divided by: foreground anchors of the batch (batch), of each image
+        # (image), or their moving average (ema).
+        normalizer="batch",
         ema_momentum=0.9,
         ema_start=100.0,
     )
     config.detections = dict(
         score_threshold=0.05,
-        top_k=1000,  # candidates a level
+        top_k=1000,  # candidates per level
         iou_threshold=0.5,
         max_detections=100,
         nms="hard",  # hard, soft_linear, soft_gaussian
         soft_sigma=0.5,  # soft_gaussian only
-        class_agnostic=False,  # boxes of one class suppress those of others too
+        class_agnostic=False,  # boxes also suppress those of other classes
         clip="before_nms",  # before_nms, after_nms
         drop_empty=True,
     )
@@ -169,67 +189,162 @@ def default_config() -> ConfigDict:
         warmup_steps=500,
         warmup_factor=1 / 3,
         schedule="step",  # step, cosine
-        drops=(2 / 3, 8 / 9),  # of total_steps: 60k and 80k of 90k
+        drops=(2 / 3, 8 / 9),  # fractions of total_steps: 60k and 80k of 90k
         drop_factor=0.1,
     )
     return config
 
 
-def check_fields(config: ConfigDict) -> None:
-    """Raises ValueError at the first field that no code reads, that is missing, or of another kind.
+def find_config(spec: str) -> str:
+    """Return the path, with the argument, of the config that "FILE" or "FILE:ARGUMENT" names.
 
-    ml_collections holds other types to what they are, but not what is in a tuple.
+    `configs/NAME.py` and `NAME.py` name the package's own configs where no such file exists.
+
+    Raises:
+        FileNotFoundError: If there is no such config; the message lists the package's own.
     """
-    known = default_config()
-    have, want = set(field_names(config)), set(field_names(known))
-    for name in sorted(have - want):
-        close = difflib.get_close_matches(name, want, 1)
-        hint = f"; did you mean config.{close[0]}?" if close else "."
-        raise ValueError(f"config.{name} is not a field of configs/r50_fpn.py{hint}")
-    for name in sorted(want - have):
-        raise ValueError(f"config.{name} is missing; configs/r50_fpn.py has all fields.")
-    for name in sorted(want):
-        value, example = operator.attrgetter(name)(config), operator.attrgetter(name)(known)
+    file, colon, argument = spec.partition(":")
+    path = pathlib.Path(file).expanduser()
+    if not path.is_file() and path.parent in (pathlib.Path("configs"), pathlib.Path()):
+        path = CONFIGS / path.name
+    if not path.is_file():
+        own = ", ".join(f"configs/{path.name}" for path in config_files())
+        raise FileNotFoundError(f"--config={spec}: there is no such file; there are {own}.")
+    return f"{path}{colon}{argument}"
+
+
+def config_files() -> list[pathlib.Path]:
+    """Return the package's own config files, sorted by name."""
+    return sorted(path for path in CONFIGS.glob("*.py") if path.name != "__init__.py")
+
+
+def load_config(spec: str) -> ConfigDict:
+    """Return the locked config that `spec` names, see `find_config`; raise what these raise."""
+    file, _, argument = find_config(spec).partition(":")
+    return runpy.run_path(file)["get_config"](argument)
+
+
+def check_fields(config: ConfigDict) -> None:
+    """Check that the config has exactly the fields of `default_config`.
+
+    ml_collections itself checks types, except those of a tuple's elements.
+
+    Raises:
+        ValueError: At the first field that is unknown, missing, or a tuple of another type.
+    """
+    known, values = dict(flatten(default_config())), dict(flatten(config))
+    for name in sorted(values.keys() - known.keys()):
+        raise ValueError(unknown_field(name))
+    for name in sorted(known.keys() - values.keys()):
+        raise ValueError(f"config.{name} is missing; start from config.default_config().")
+    for name, example in known.items():
         if not (isinstance(example, tuple) and example):
             continue
-        if any(np.shape(one) != np.shape(example[0]) for one in value):
-            raise ValueError(f"config.{name}={value} must be of the kind of {example}.")
+        if any(np.shape(element) != np.shape(example[0]) for element in values[name]):
+            raise ValueError(
+                f"config.{name}={values[name]} must have elements of the type of {example}."
+            )
 
 
-def field_names(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all fields."""
-    for name in config:
-        value = config[name]
-        if isinstance(value, ConfigDict):
-            yield from field_names(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
+def unknown_field(name: str) -> str:
+    """Return the message for a field that does not exist, with the nearest name and its section.
+
+    Args:
+        name: The field's dotted name, without "config.".
+    """
+    for renamed in RENAMED_FIELDS.values():
+        if name in renamed:
+            return f"config.{name} is called config.{renamed[name]} since retinanet_jax 0.2.0."
+    config = default_config()
+    # By its last part where the whole name is like no other: --config.learning_rate.
+    by_last_part = {known.rpartition(".")[2]: known for known, _ in flatten(config)}
+    nearest = difflib.get_close_matches(name, by_last_part.values(), 1) or [
+        by_last_part[part]
+        for part in difflib.get_close_matches(name.rpartition(".")[2], by_last_part, 1)
+    ]
+    hint = f"; did you mean config.{nearest[0]}?" if nearest else "."
+    section = nearest[0].rpartition(".")[0] if nearest else ""
+    fields = ", ".join(operator.attrgetter(section)(config) if section else config)
+    section = f"config.{section}" if section else "config"
+    return f"config.{name} is not a config field{hint} {section} has {fields}."
 
 
-def choose(field: str, name: str, choices: dict[str, Any]) -> Any:
-    """choices[name], or a ValueError that names the config field and what it may be."""
+def choose(field: str, name: str, choices: Mapping[str, T]) -> T:
+    """Return choices[name]; raise `unknown_choice` where the field `field` has no such choice."""
     if name not in choices:
-        raise ValueError(f"{field}={name!r} must be one of {', '.join(choices)}.")
+        raise unknown_choice(field, name, choices)
     return choices[name]
 
 
-# Sections of the config that say what the weights mean. Many a field of them can change without
-# changing any array's shape; the other sections' only change how training goes on.
-DEFINING = ("model", "anchors", "input")
+def unknown_choice(field: str, name: object, choices: Iterable[str]) -> ValueError:
+    """Return the error for a config field with a value `name` that is none of its choices."""
+    return ValueError(f"{field}={name!r} must be one of {', '.join(choices)}.")
+
+
+def config_to_json(config: ConfigDict) -> dict[str, Any]:
+    """Return the fields as a checkpoint stores them, with the versions of fields and package."""
+    versions = {"config_version": CONFIG_VERSION, "package_version": retinanet_jax.__version__}
+    return {**versions, **plain(config)}
+
+
+def config_from_json(stored: Mapping[str, Any]) -> ConfigDict:
+    """Return the config that a checkpoint of this version or an earlier one stores, unlocked.
+
+    Renamed fields get their new names, and fields that the writer did not have get the value that
+    reproduces its behavior.
+
+    Raises:
+        ValueError: If a field is unknown or missing; the message names the version that wrote it.
+    """
+    fields = dict(stored)
+    version, writer = fields.pop("config_version", 1), fields.pop("package_version", "0.1.0")
+    values = dict(flatten(fields))
+    for later in range(version + 1, CONFIG_VERSION + 1):
+        renamed = RENAMED_FIELDS[later]
+        values = {renamed.get(name, name): value for name, value in values.items()}
+        values |= ADDED_FIELDS[later]
+    config = default_config()
+    known = dict(flatten(config))
+    for name in sorted(values.keys() ^ known.keys()):
+        error = unknown_field(name) if name in values else f"config.{name} is missing."
+        raise ValueError(
+            f"written by retinanet_jax {writer}, read by {retinanet_jax.__version__}: {error} "
+            f"Install retinanet_jax {writer} to read it."
+        )
+    config.update_from_flattened_dict(values)
+    return config
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
-    """What of `config` is stored; in JSON tuples are lists."""
+    """Return the fields as JSON has them: nested dicts, with lists for tuples."""
     return json.loads(config.to_json())
 
 
-def differences(
-    saved: Mapping[str, Any], config: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, saved value, value now) of each field that differs; None where it is absent."""
-    for name in sorted({*saved, *config}):
-        have, want = saved.get(name), config.get(name)
-        if isinstance(have, Mapping) and isinstance(want, Mapping):
-            yield from differences(have, want, f"{prefix}{name}.")
-        elif have != want:
-            yield prefix + name, have, want
+def flatten(fields: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of each field of a config, or of its JSON."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def differences(saved: ConfigDict, current: ConfigDict) -> list[FieldDifference]:
+    """Return the fields with different values, sorted by name; tuples equal lists."""
+    before, now = dict(flatten(plain(saved))), dict(flatten(plain(current)))
+    return [
+        FieldDifference(name, before.get(name), now.get(name))
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+
+
+def network_differences(saved: ConfigDict, current: ConfigDict) -> list[FieldDifference]:
+    """Return the differences by which the same arrays mean something else in another network."""
+    return [
+        difference
+        for difference in differences(saved, current)
+        if difference.name.partition(".")[0] in NETWORK_SECTIONS
+        if difference.name not in TRAINING_FIELDS
+        if not (difference.name == "model.norm" and {*difference[1:]} <= BATCH_NORMS)
+    ]

@@ -1,31 +1,166 @@
-"""What the project's commands have in common: how they read a config, and end on a mistake."""
+"""How a command runs: its flags, its help, and its errors in one line.
+
+Each command has flags of its own, not absl's global ones, so that several can run in one process.
+"""
 
 import contextlib
+import pathlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
-from absl import flags
+from absl import flags, logging
+from ml_collections import config_flags
 
-from retinanet_jax.config import default_config, field_names
+from retinanet_jax.config import default_config, find_config, flatten, unknown_field
 from retinanet_jax.utils.progress import one_line
 
-INTERRUPTED = 130  # the exit status that shells give to what Ctrl-C ended
+INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended, by the convention of shells
+HELP_FLAGS = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
+HELP_WIDTH = 100
+TRACEBACK_HELP = "Show a Python traceback instead of one line when an error ends the command."
+
+
+class Command(NamedTuple):
+    """A command of `retinanet-jax`."""
+
+    usage: str  # the command line, without the program's name
+    description: str  # full sentences, for --help
+    define_flags: Callable[[flags.FlagValues, list[str]], None]  # (the command's flags, argv)
+    run: Callable[[Any, list[str]], int | None]  # (flag values, positional arguments) -> status
+    takes_arguments: bool = False  # positional ones
+    memory_flag: str = "--config.data.batch_size"  # what to lower when the device's memory is full
+    interrupted: str = "stopped"  # printed after Ctrl-C
+
+
+def run_command(command: Command, argv: Sequence[str]) -> int:
+    """Run a command and return its exit status.
+
+    Args:
+        command: The command.
+        argv: The program's name, then flags and positional arguments.
+
+    Raises:
+        SystemExit: With one line on what is wrong and how to fix it, if the user's input is wrong;
+            with `INTERRUPTED` after Ctrl-C.
+    """
+    values = flags.FlagValues()
+    with flag_errors_in_one_line():
+        argv = own_flags([argv[0], *map(resolve_config, with_equals_sign(argv[1:]))])
+        check_config_flags(argv)
+        command.define_flags(values, argv)
+        flags.DEFINE_bool("traceback", False, TRACEBACK_HELP, flag_values=values)
+        if HELP_FLAGS & set(argv):
+            print(help_text(command, values))
+            return 0
+        arguments = values(argv)[1:]
+    if arguments and not command.takes_arguments:
+        sys.exit(f"error: {arguments[0]!r} is not a flag; flags are --NAME=VALUE, without spaces.")
+    logging.set_verbosity(logging.WARNING)  # Orbax logs a page of INFO for each checkpoint
+    with errors_in_one_line(command, values.traceback):
+        return command.run(values, arguments) or 0
+
+
+def define_config(
+    values: flags.FlagValues, argv: list[str], default: str | None, description: str
+) -> None:
+    """Define --config=FILE[:ARGUMENT] and, by `argv`, the --config.FIELD=VALUE that override it.
+
+    Args:
+        values: Where the flag is defined.
+        argv: The command line, with the overrides.
+        default: The file that is used without the flag; None for none.
+        description: The flag's help.
+    """
+    config_flags.DEFINE_config_file(
+        "config", default, description, flag_values=values, lock_config=True, sys_argv=argv
+    )
+
+
+def require(values: flags.FlagValues, **examples: str) -> None:
+    """Raise ValueError if flags are missing; `examples` are their names and placeholders."""
+    if any(not values[name].value for name in examples):
+        flags_needed = " ".join(f"--{name}={example}" for name, example in examples.items())
+        raise ValueError(f"give {flags_needed}; --help explains them.")
+
+
+def output_path(value: str) -> pathlib.Path:
+    """Return the absolute path of a folder or file that the user names."""
+    return pathlib.Path(value).expanduser().absolute()
+
+
+def with_equals_sign(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `--config FILE` written as `--config=FILE`."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in ("--config", "-config"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def resolve_config(argument: str) -> str:
+    """Return a --config=FILE argument with the path of the file; other arguments unchanged."""
+    name, equals, spec = argument.partition("=")
+    if name in ("--config", "-config") and equals:
+        return f"--config={find_config(spec)}"
+    return argument
+
+
+def own_flags(argv: list[str]) -> list[str]:
+    """Return the arguments without --jax_..., which are jax's own settings and are applied here."""
+    if not any(argument.startswith("--jax") for argument in argv):
+        return argv
+    jax.config.parse_flags_with_absl()
+    return [argument for argument in argv if not argument.startswith("--jax")]
+
+
+def check_config_flags(argv: Sequence[str]) -> None:
+    """Raise ValueError at the first --config.FIELD that is no config field."""
+    known = {name for name, _ in flatten(default_config())}
+    for argument in argv:
+        flag = re.match(r"--?config\.([^=]*)", argument)
+        if flag and flag[1] not in known:
+            raise ValueError(unknown_field(flag[1]))
+
+
+def help_text(command: Command, values: flags.FlagValues) -> str:
+    """Return the command's usage, description and flags."""
+    lines = [f"usage: {command.usage}", "", textwrap.fill(command.description, HELP_WIDTH), ""]
+    for defined in values.flags_by_module_dict().values():
+        for flag in defined:
+            lines.append(f"  --{flag.name}")
+            lines.append(
+                textwrap.fill(
+                    str(flag.help), HELP_WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
+                )
+            )
+    return "\n".join(lines)
 
 
 @contextlib.contextmanager
-def errors_in_one_line(
-    traceback: bool = False,
-    *,
-    smaller: str = "--config.data.batch_size",
-    stopped: str = "stopped",
-) -> Iterator[None]:
-    """A user's mistake ends the program in one line; with `traceback`, as Python does.
+def flag_errors_in_one_line() -> Iterator[None]:
+    """End the program in one line at an unknown flag or config field, or a wrong config file."""
+    try:
+        yield
+    except (AttributeError, KeyError) as error:  # in the config file
+        cause = error.args[0]  # a text, or the KeyError that ml_collections made this error of
+        text = str(cause.args[0] if isinstance(cause, KeyError) else cause)
+        brief = re.sub(r'Other fields present: "{.*}"', "", text, flags=re.DOTALL)
+        sys.exit(f"error: --config: {type(error).__name__}: {one_line(brief)}")
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        # ml_collections appends the whole traceback, as text, to the errors of a config file.
+        text, _, traceback = one_line(error).partition("Traceback (most recent call last):")
+        sys.exit(f"error: {text}{traceback.rpartition('ValueError: ')[2]}")
 
-    `smaller` is the flag to lower where the accelerator's memory is too small, `stopped` what is
-    said after Ctrl-C.
-    """
+
+@contextlib.contextmanager
+def errors_in_one_line(command: Command, traceback: bool) -> Iterator[None]:
+    """End the program in one line at a user's mistake, or with Python's traceback."""
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as error:
@@ -35,61 +170,12 @@ def errors_in_one_line(
     except KeyboardInterrupt:
         if traceback:
             raise
-        print(stopped, file=sys.stderr)
+        print(command.interrupted, file=sys.stderr)
         sys.exit(INTERRUPTED)
     except jax.errors.JaxRuntimeError as error:
         if traceback or "RESOURCE_EXHAUSTED" not in str(error):
             raise
         sys.exit(
-            f"error: the accelerator's memory is too small for this run; lower {smaller} or the "
-            "picture sizes, or train with --config.dtype=bfloat16."
+            "error: the accelerator's memory is too small for this run; lower "
+            f"{command.memory_flag} or the image sizes, or train with --config.dtype=bfloat16."
         )
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """`parse_flags_and_words` of a program that takes flags alone."""
-    left = parse_flags_and_words(argv)
-    if left[1:]:
-        sys.exit(f"error: {left[1]!r} is no flag; flags are --NAME=VALUE, without blanks.")
-    return left
-
-
-def parse_flags_and_words(argv: list[str]) -> list[str]:
-    """absl's parser, with a mistake told in one line."""
-    with mistaken_flag_told(argv):
-        return flags.FLAGS(argv)
-
-
-@contextlib.contextmanager
-def mistaken_flag_told(argv: Sequence[str]) -> Iterator[None]:
-    """A misspelt flag or config field, or a missing config file, ends the program in one line."""
-    try:
-        yield
-    except (AttributeError, KeyError) as error:
-        sys.exit(f"error: {unknown_field(error, argv)}")
-    except (flags.Error, OSError, TypeError, ValueError) as error:
-        # Of what a config file raises, ml_collections passes on the whole traceback, as text.
-        told, _, traceback = one_line(error).partition("Traceback (most recent call last):")
-        sys.exit(f"error: {told}{traceback.rpartition('ValueError: ')[2]}")
-
-
-def unknown_field(error: AttributeError | KeyError, argv: Sequence[str]) -> str:
-    """Which flag gives a field that the config lacks; ml_collections names its last part alone.
-
-    Without such a flag it is the config file's mistake.
-    """
-    cause = error.args[0]  # a text, or the KeyError of which ml_collections made this error
-    told = str(cause.args[0] if isinstance(cause, KeyError) else cause)
-    part, _, hint = told.partition("\n")
-    for flag in (argument.partition("=")[0] for argument in argv):
-        if flag.startswith("--config.") and part.strip("'") in flag.split("."):
-            return f"{flag}: there is no such field. {hint or fields_called(part)}".rstrip()
-    without_all_fields = re.sub(r'Other fields present: "{.*}"', "", told, flags=re.DOTALL)
-    return f"--config: {type(error).__name__}: {one_line(without_all_fields)}"
-
-
-def fields_called(part: str) -> str:
-    """Names the fields whose last part it is."""
-    known = field_names(default_config())
-    same = [f"--config.{name}" for name in known if name.split(".")[-1] == part.strip("'")]
-    return f"Did you mean {' or '.join(same)}?" if same else ""

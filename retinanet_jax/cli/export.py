@@ -1,44 +1,92 @@
-"""A trained detector as an artifact that runs without this package.
-
-python -m retinanet_jax.export --checkpoint=DIR --format=stablehlo|savedmodel|onnx --output=DIR
-
-OUTPUT holds the artifact and a card that says what it is. Before it appears, the artifact is run on
-pictures, and is not kept where it finds anything else than the checkpoint. docs/export.md shows how
-each format is loaded.
-"""
+"""The command `retinanet-jax export`."""
 
 import pathlib
-import sys
+from typing import Any
 
 import jax
-from absl import flags, logging
+from absl import flags
 
-from retinanet_jax import compilation
-from retinanet_jax.cli import common
-from retinanet_jax.export.artifact import run, servable_of
+from retinanet_jax.cli.common import Command, output_path, require
+from retinanet_jax.compilation import use_compilation_cache
+from retinanet_jax.export.artifact import FORMATS, export_detector, servable_of
 
 
-def main(argv: list[str]) -> None:
-    """Exports, and says what was written."""
-    logging.set_verbosity(logging.WARNING)  # Orbax tells a page of INFO a checkpoint
-    values = flags.FLAGS
-    if not values.checkpoint or not values.format or not values.output:
-        sys.exit("error: give --checkpoint=DIR, --format=NAME and --output=DIR.")
-    jax.config.update("jax_platforms", "cpu")  # a GPU may multiply in fewer bits
-    compilation.use_compilation_cache()
-    output = pathlib.Path(values.output).expanduser().absolute()
-    with common.errors_in_one_line():
-        servable = servable_of(
-            values.checkpoint,
-            image_size=[int(side) for side in values.image_size] or None,
-            # ONNX has shapes in its nodes.
-            batch_size=values.batch_size or (1 if values.format == "onnx" else None),
-            score_threshold=values.score_threshold,
-            max_detections=values.max_detections,
-        )
-        images = pathlib.Path(values.images).expanduser() if values.images else None
-        run(values.format, servable, output, images)
+def define_flags(values: flags.FlagValues, _: list[str]) -> None:
+    """Define the flags of `export`."""
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "A working directory that training wrote, or one checkpoint in it.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "format", None, list(FORMATS), "The format of the artifact.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "output", None, "The folder to write; it must not exist.", flag_values=values
+    )
+    flags.DEFINE_list(
+        "image_size",
+        [],
+        "The height,width of the input in pixels, multiples of 32. The default is the square that "
+        "holds every image of the config's sizes.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "batch_size",
+        None,
+        "The number of images per call. The default is any number, and 1 in ONNX.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "score_threshold",
+        None,
+        "Only detections with a higher score are returned. The default is the checkpoint's own.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "max_detections",
+        None,
+        "The largest number of detections per image. The default is the checkpoint's own.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "images",
+        None,
+        "A folder of images to verify the artifact on. The default is synthetic images.",
+        flag_values=values,
+    )
+
+
+def run(values: Any, _: list[str]) -> None:
+    """Write the verified artifact and print what its input is."""
+    require(values, checkpoint="DIR", format="NAME", output="DIR")
+    jax.config.update("jax_platforms", "cpu")  # a GPU may multiply with fewer bits
+    use_compilation_cache()
+    output = output_path(values.output)
+    servable = servable_of(
+        values.checkpoint,
+        image_size=[int(side) for side in values.image_size] or None,
+        # An ONNX graph contains its shapes.
+        batch_size=values.batch_size or (1 if values.format == "onnx" else None),
+        score_threshold=values.score_threshold,
+        max_detections=values.max_detections,
+    )
+    images = pathlib.Path(values.images).expanduser() if values.images else None
+    export_detector(values.format, servable, output, images)
     height, width = servable.image_size
     batch = servable.batch_size or "any number of"
-    pictures = "picture" if batch == 1 else "pictures"
-    print(f"{output}: {values.format} for {batch} {pictures} of {height} x {width}")
+    plural = "image" if batch == 1 else "images"
+    print(f"{output}: {values.format} for {batch} {plural} of {height} x {width}")
+
+
+COMMAND = Command(
+    usage=("retinanet-jax export --checkpoint=DIR --format=stablehlo|savedmodel|onnx --output=DIR"),
+    description=(
+        "Writes the detector as an artifact that runs without this package, with a model card. The "
+        "artifact is first run on images and is only kept if its detections are those of the "
+        "checkpoint. docs/export.md shows how to load each format."
+    ),
+    define_flags=define_flags,
+    run=run,
+)

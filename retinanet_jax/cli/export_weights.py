@@ -1,28 +1,51 @@
-"""A trained detector as a state dict that another library loads.
+"""The command `retinanet-jax export-weights`."""
 
-python -m retinanet_jax.export_weights --target=torchvision_v1|torchvision_v2|detectron2
-    --checkpoint=DIR --output=FILE.pth|.npz|.safetensors
+from typing import Any
 
-A state dict holds no more than arrays: the target builds its own network and anchors, so what it
-would build otherwise is refused.
-"""
+from absl import flags
 
-import pathlib
-import sys
-
-from absl import flags, logging
-
-from retinanet_jax.cli import common
-from retinanet_jax.weights.convert import run
+from retinanet_jax.cli.common import Command, output_path, require
+from retinanet_jax.weights.convert import export_weights
+from retinanet_jax.weights.presets import PRESETS
 
 
-def main(_: list[str]) -> None:
-    """Exports, and says how the target loads it."""
-    logging.set_verbosity(logging.WARNING)  # Orbax tells a page of INFO a checkpoint
-    values = flags.FLAGS
-    if not values.target or not values.checkpoint or not values.output:
-        sys.exit("error: give --target=NAME, --checkpoint=DIR and --output=FILE.")
-    output = pathlib.Path(values.output).expanduser().absolute()
-    with common.errors_in_one_line():
-        told = run(values.target, values.checkpoint, output)
-    print(f"{output}: for {values.target}, built as", *told, sep="\n  ")
+def define_flags(values: flags.FlagValues, _: list[str]) -> None:
+    """Define the flags of `export-weights`."""
+    flags.DEFINE_enum(
+        "target", None, list(PRESETS), "The library that will load the file.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "A working directory that training wrote, or one checkpoint in it.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "output",
+        None,
+        "The file to write; its suffix (.pth, .npz or .safetensors) is its format.",
+        flag_values=values,
+    )
+
+
+def run(values: Any, _: list[str]) -> None:
+    """Write the file and print how the target builds the network that loads it."""
+    require(values, target="NAME", checkpoint="DIR", output="FILE")
+    output = output_path(values.output)
+    settings = export_weights(values.target, values.checkpoint, output)
+    print(f"{output}: for {values.target}, with these settings:", *settings, sep="\n  ")
+
+
+COMMAND = Command(
+    usage=(
+        "retinanet-jax export-weights --target=torchvision_v1|torchvision_v2|detectron2 "
+        "--checkpoint=DIR --output=FILE.pth|.npz|.safetensors"
+    ),
+    description=(
+        "Writes a checkpoint's weights as a state dict that another library loads. A state dict "
+        "has only arrays, and the target builds its own network and anchors, so a checkpoint with "
+        "settings that the target lacks is refused."
+    ),
+    define_flags=define_flags,
+    run=run,
+)

@@ -1,44 +1,86 @@
-"""A detector that another library trained on COCO, as a checkpoint of this one.
+"""The command `retinanet-jax import-weights`."""
 
-python -m retinanet_jax.import_weights --source=torchvision_v1|torchvision_v2|detectron2
-    --input=FILE_OR_URL_OR_KNOWN_NAME --output=DIR [--outputs=coco|all] [--categories=NAME,NAME]
-    [--norm_epsilon=NUMBER] [--config=FILE[:ARG] --config.FIELD=VALUE ...]
+from typing import Any
 
-Prediction, evaluation and fine-tuning take DIR as they take a working directory that training
-wrote. Published files are known by name (download.KNOWN) and fetched where they are not there.
-The config is the source's preset, with the backbone that the file holds; --config replaces it,
-for weights that were trained with other settings.
-"""
+from absl import flags
 
-import pathlib
-import sys
-
-from absl import flags, logging
-
-from retinanet_jax.cli import common
-from retinanet_jax.weights.convert import next_commands, run
+from retinanet_jax.cli.common import Command, define_config, output_path, require
+from retinanet_jax.weights.convert import import_weights, next_commands
+from retinanet_jax.weights.presets import PRESETS
 
 
-def main(_: list[str]) -> None:
-    """Imports, and says how to go on."""
-    logging.set_verbosity(logging.WARNING)  # Orbax tells a page of INFO a checkpoint
-    values = flags.FLAGS
-    if not values.source or not values.input or not values.output:
-        sys.exit("error: give --source=NAME, --input=FILE_OR_URL_OR_KNOWN_NAME and --output=DIR.")
-    with common.errors_in_one_line():
-        written = run(
-            values.source,
-            values.input,
-            pathlib.Path(values.output).expanduser().absolute(),
-            outputs=values.outputs,
-            names=values.categories,
-            norm_epsilon=values.norm_epsilon,
-            config=values.config,
-        )
-    model = written.config.model
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    """Define the flags of `import-weights`."""
+    flags.DEFINE_enum(
+        "source", None, list(PRESETS), "The library that trained the weights.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "input",
+        None,
+        "A file, a URL, or the name of a published file, which is downloaded where it is missing.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "output", None, "The folder to write; it must not exist.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "outputs",
+        "coco",
+        ["coco", "all"],
+        "Which of torchvision's 91 outputs to keep: the 80 that COCO uses, or all.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "categories",
+        [],
+        "The names of the outputs, separated by commas, where they are not COCO's.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "norm_epsilon",
+        None,
+        "The epsilon of the backbone's norms. The default is that of the source.",
+        flag_values=values,
+    )
+    define_config(
+        values,
+        argv,
+        None,
+        "The config that the weights were trained with, FILE or FILE:ARGUMENT. The default is the "
+        "source's preset with the backbone that the file contains.",
+    )
+
+
+def run(values: Any, _: list[str]) -> None:
+    """Write the checkpoint and print the commands that use it."""
+    require(values, source="NAME", input="FILE_OR_URL_OR_NAME", output="DIR")
+    checkpoint = import_weights(
+        values.source,
+        values.input,
+        output_path(values.output),
+        outputs=values.outputs,
+        names=values.categories,
+        norm_epsilon=values.norm_epsilon,
+        config=values.config,
+    )
+    model = checkpoint.config.model
     print(
-        f"{written.folder}: {model.backbone}, {len(written.categories)} classes, norm_epsilon "
-        f"{model.norm_epsilon:g}; to go on:",
-        *next_commands(values.source, written),
+        f"{checkpoint.folder}: {model.backbone}, {len(checkpoint.categories)} classes, "
+        f"norm_epsilon {model.norm_epsilon:g}; to use it:",
+        *next_commands(values.source, checkpoint),
         sep="\n  ",
     )
+
+
+COMMAND = Command(
+    usage=(
+        "retinanet-jax import-weights --source=torchvision_v1|torchvision_v2|detectron2 "
+        "--input=FILE_OR_URL_OR_NAME --output=DIR"
+    ),
+    description=(
+        "Makes a checkpoint of a detector that torchvision or detectron2 trained, for prediction, "
+        "evaluation, export and fine-tuning."
+    ),
+    define_flags=define_flags,
+    run=run,
+)

@@ -1,29 +1,48 @@
-"""The doctor: what is wrong with a data set or with how a config reads it, before it is trained on.
+"""The command `retinanet-jax inspect`."""
 
-python -m retinanet_jax.inspect --config=FILE[:ARG] --output=DIR [--max_images=N]
-    [--config.FIELD=VALUE ...]
-
-Prints its findings, worst first, with what to do about each, then the figures behind them. Writes
-OUTPUT/report.txt and report.json (the same, and every figure), batches.png (augmented pictures as
-the network sees them, with their anchors) and anchors.png (histograms; needs matplotlib).
-Every picture is read once; anchors are matched on at most N pictures, drawn by config.seed.
-"""
-
-import pathlib
-import sys
+from typing import Any
 
 from absl import flags, logging
 
-from retinanet_jax.cli import common
-from retinanet_jax.data_report.report import run
+from retinanet_jax.cli.common import Command, define_config, output_path, require
+from retinanet_jax.data_report.report import MAX_IMAGES, make_report
 
 
-def main(_: list[str]) -> None:
-    """A report that was written is success, whatever it found."""
-    logging.set_verbosity(logging.ERROR)  # what sources warn of is among the findings
-    values = flags.FLAGS
-    if not values.config or not values.output:
-        sys.exit("error: give --config=FILE and --output=DIR.")
-    output = pathlib.Path(values.output).expanduser().absolute()
-    with common.errors_in_one_line():
-        run(values.config, output, values.max_images)
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    """Define the flags of `inspect`."""
+    define_config(
+        values,
+        argv,
+        None,
+        "The config, FILE or FILE:ARGUMENT, of the run that the dataset is meant for. "
+        "--config.FIELD=VALUE overrides a field.",
+    )
+    flags.DEFINE_string(
+        "output", None, "The folder that the report is written to.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "max_images",
+        MAX_IMAGES,
+        f"The largest number of images to decode and to match with anchors; 0 is all. The default "
+        f"is {MAX_IMAGES}.",
+        flag_values=values,
+    )
+
+
+def run(values: Any, _: list[str]) -> None:
+    """Write the report; a report is success, whatever its findings are."""
+    require(values, config="FILE", output="DIR")
+    logging.set_verbosity(logging.ERROR)  # the warnings of datasets are among the findings
+    make_report(values.config, output_path(values.output), values.max_images)
+
+
+COMMAND = Command(
+    usage="retinanet-jax inspect --config=FILE[:ARGUMENT] --output=DIR [--config.FIELD=VALUE ...]",
+    description=(
+        "Reports what is wrong with the config's datasets, most severe first, which anchors and "
+        "buckets fit them, and shows what the network will see. Writes report.txt, report.json and "
+        "sheets of images to the output folder."
+    ),
+    define_flags=define_flags,
+    run=run,
+)

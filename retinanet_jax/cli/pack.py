@@ -1,30 +1,51 @@
-"""A config's data, decoded and resized once: training from it needs no decoder and no TensorFlow.
+"""The command `retinanet-jax pack`."""
 
-python -m retinanet_jax.pack --config=FILE[:ARG] --output=DIR [--part=train|eval|both]
-    [--config.FIELD=VALUE ...]
+from typing import Any
 
-Writes OUTPUT/train and OUTPUT/eval at the largest short side that the config trains with, and the
-one it evaluates at, and prints the flags that make a run read them.
-"""
+from absl import flags
 
-import pathlib
-import sys
-
-from absl import flags, logging
-
-from retinanet_jax.cli import common
-from retinanet_jax.input_pipeline import PARTS
-from retinanet_jax.pack_logic import run
+from retinanet_jax.cli.common import Command, define_config, output_path, require
+from retinanet_jax.input_pipeline import PARTS, pack_datasets
 
 
-def main(_: list[str]) -> None:
-    """Packs, and says how to go on."""
-    logging.set_verbosity(logging.WARNING)
-    values = flags.FLAGS
-    if not values.config or not values.output:
-        sys.exit("error: give --config=FILE and --output=DIR.")
-    output = pathlib.Path(values.output).expanduser().absolute()
-    with common.errors_in_one_line():
-        parts = PARTS if values.part == "both" else (values.part,)
-        new = run(values.config, parts, output)
-    print("to train from it, add to the run's flags:", *new, sep="\n  ")
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    """Define the flags of `pack`."""
+    define_config(
+        values,
+        argv,
+        None,
+        "The config, FILE or FILE:ARGUMENT, with the datasets and the sizes to resize them to. "
+        "--config.FIELD=VALUE overrides a field.",
+    )
+    flags.DEFINE_string(
+        "output",
+        None,
+        "The folder in which the folders train and eval are written.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "part", "both", [*PARTS, "both"], "Which of the config's datasets.", flag_values=values
+    )
+
+
+def run(values: Any, _: list[str]) -> None:
+    """Pack the datasets and print the flags that make a run read them."""
+    require(values, config="FILE", output="DIR")
+    parts = PARTS if values.part == "both" else (values.part,)
+    new_flags = pack_datasets(values.config, parts, output_path(values.output))
+    print("to train from it, add to the run's flags:", *new_flags, sep="\n  ")
+
+
+COMMAND = Command(
+    usage=(
+        "retinanet-jax pack --config=FILE[:ARGUMENT] --output=DIR [--part=train|eval|both] "
+        "[--config.FIELD=VALUE ...]"
+    ),
+    description=(
+        "Decodes and resizes the config's datasets once, at the largest short side that the config "
+        "trains with and the one it evaluates at. Training from the result needs neither a decoder "
+        "nor TensorFlow."
+    ),
+    define_flags=define_flags,
+    run=run,
+)
