@@ -1,4 +1,4 @@
-"""The mathematics of RetinaNet: pure functions of one image. Batch them with `jax.vmap`."""
+"""The mathematics of RetinaNet as pure functions of one image; batch them with `jax.vmap`."""
 
 from retinanet_jax.core.anchors import cell_anchors, pyramid_anchors
 from retinanet_jax.core.boxes import (
@@ -54,7 +54,6 @@ __all__ = [
     "clip",
     "count_foreground",
     "cross_entropy",
-    "max_crowd_ioa",
     "decode",
     "detect",
     "ema_normalizer",
@@ -68,6 +67,7 @@ __all__ = [
     "intersection",
     "jitter_color",
     "match",
+    "max_crowd_ioa",
     "non_maximum_suppression",
     "paired_iou",
     "pairwise_iou",

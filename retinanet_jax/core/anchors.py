@@ -1,4 +1,4 @@
-"""The pyramid's anchors for an image size: static numpy, a function of the config alone."""
+"""The anchors of an image size: static numpy arrays that depend on the config only."""
 
 from collections.abc import Sequence
 
@@ -18,24 +18,32 @@ def pyramid_anchors(
     rounding: str,
     stride_rule: str,
 ) -> tuple[Float32[np.ndarray, "_ 4"], ...]:
-    """One array of anchors "h*w*a 4" a level, in the order row, column, scale, ratio.
+    """Return the anchors of an image size, one array per level (RetinaNet, section 4, "Anchors").
 
-    Level l has ceil(H / 2^l) x ceil(W / 2^l) cells, and len(scales) * len(ratios) anchors in each.
+    Level l has ceil(H / 2^l) x ceil(W / 2^l) cells with len(scales) * len(ratios) anchors each, in
+    the order row, column, scale, ratio. Paper: https://arxiv.org/abs/1708.02002
 
     Args:
-      image_size: (H, W) of the network's input, pixels.
-      min_level: the finest level; the paper's pyramid is 3 to 7.
-      max_level: the coarsest level.
-      base_scale: at scale 1 and ratio 1, level l's anchor is a square of base_scale * 2^l pixels.
-      scales: factors of that size; the paper's are 2^0, 2^(1/3) and 2^(2/3).
-      ratios: height / width, at equal area.
-      offset: where in its cell an anchor's centre lies, in strides: 0 the corner, 0.5 the middle.
-      rounding: "exact", or "torchvision": sizes cut to whole pixels, then half sides rounded (half
-        to even).
-      stride_rule: "nominal" sets cells 2^l pixels apart, "grid" H // h and W // w, as torchvision.
+        image_size: (H, W) of the network's input in pixels.
+        min_level: The finest level; the paper's pyramid has levels 3 to 7.
+        max_level: The coarsest level.
+        base_scale: At scale 1 and ratio 1, an anchor of level l is a square with sides of
+            base_scale * 2^l pixels.
+        scales: Factors of the anchors' sides; the paper's are 2^0, 2^(1/3) and 2^(2/3).
+        ratios: Height / width of the anchors of a scale, which have equal areas.
+        offset: Position of an anchor's center in its cell, in strides: 0 is the cell's top left
+            corner, 0.5 its middle.
+        rounding: "exact", or "torchvision", which truncates the sizes to whole pixels and then
+            rounds half of each side (ties to even).
+        stride_rule: "nominal" places the cells 2^l pixels apart, "grid" H // h and W // w pixels
+            as torchvision does.
+
+    Returns:
+        One array of shape (h * w * a, 4) per level, finest level first.
 
     Raises:
-      ValueError: a size, level, scale, ratio, rounding or stride rule that cannot be.
+        ValueError: If the image is empty, the levels do not ascend, a scale or ratio is not
+            positive, or `rounding` or `stride_rule` is unknown.
     """
     if min(image_size) < 1:
         raise ValueError(f"image_size={image_size} must be (height, width), both at least 1.")
@@ -49,16 +57,26 @@ def pyramid_anchors(
         grid = -(-image // 2**level)  # (h, w), rounded up
         stride = np.full(2, 2**level) if stride_rule == "nominal" else image // grid
         cells = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), axis=-1)  # h w 2
-        centres = ((cells + offset) * stride).astype(np.float32)
+        centers = ((cells + offset) * stride).astype(np.float32)
         one_cell = cell_anchors(base_scale * 2**level, scales, ratios, rounding)  # a 4
-        levels.append((np.tile(centres, 2)[:, :, None] + one_cell).reshape(-1, 4))
+        levels.append((np.tile(centers, 2)[:, :, None] + one_cell).reshape(-1, 4))
     return tuple(levels)
 
 
 def cell_anchors(
     size: float, scales: Sequence[float], ratios: Sequence[float], rounding: str
 ) -> Float32[np.ndarray, "a 4"]:
-    """The anchors of one cell around (0, 0), in the order scale, ratio. See `pyramid_anchors`."""
+    """Return the anchors of a cell with its center at (0, 0), in the order scale, ratio.
+
+    Args:
+        size: Side of the anchor of scale 1 and ratio 1, in pixels.
+        scales: As in `pyramid_anchors`.
+        ratios: As in `pyramid_anchors`.
+        rounding: As in `pyramid_anchors`.
+
+    Raises:
+        ValueError: If a scale or ratio is not positive, or `rounding` is unknown.
+    """
     for name, values in (("scales", scales), ("ratios", ratios)):
         if len(values) == 0 or min(values) <= 0:
             raise ValueError(f"{name}={values} must be one or more positive numbers.")

@@ -1,6 +1,6 @@
-"""Boxes: area, overlap, clipping, the regression code, and other people's formats.
+"""Boxes: areas, overlaps, clipping, the regression targets, and conversions of the format.
 
-Everything is elementwise over leading axes, which broadcast. See `types` for what a box is.
+Every function works elementwise over leading axes, which broadcast. `core.types` defines a box.
 """
 
 import math
@@ -11,18 +11,19 @@ from jaxtyping import Float
 
 from retinanet_jax.core.types import Array
 
-# A predicted side is at most 1000 / 16 times its anchor's: exp() of an untrained output is finite.
+# The sides of a decoded box are at most 1000 / 16 times its anchor's, as in detectron2 and
+# torchvision: exp() of an untrained network's output stays finite.
 MAX_LOG_SIZE = math.log(1000 / 16)
 
 
 def area(boxes: Float[Array, "*batch 4"]) -> Float[Array, "*batch"]:
-    """Area in square pixels; 0 for empty and inverted boxes."""
+    """Return the areas in square pixels; 0 for empty and inverted boxes."""
     ymin, xmin, ymax, xmax = jnp.unstack(boxes, axis=-1)
     return jnp.maximum(ymax - ymin, 0) * jnp.maximum(xmax - xmin, 0)
 
 
 def intersection(a: Float[Array, "*#batch 4"], b: Float[Array, "*#batch 4"]) -> Float[Array, "..."]:
-    """Area in square pixels that each `a` shares with its `b`."""
+    """Return the area of overlap of each `a` with its `b`, in square pixels."""
     a_ymin, a_xmin, a_ymax, a_xmax = jnp.unstack(a, axis=-1)
     b_ymin, b_xmin, b_ymax, b_xmax = jnp.unstack(b, axis=-1)
     height = jnp.minimum(a_ymax, b_ymax) - jnp.maximum(a_ymin, b_ymin)
@@ -31,34 +32,34 @@ def intersection(a: Float[Array, "*#batch 4"], b: Float[Array, "*#batch 4"]) -> 
 
 
 def paired_iou(a: Float[Array, "*#batch 4"], b: Float[Array, "*#batch 4"]) -> Float[Array, "..."]:
-    """Intersection over union of each `a` with its `b`; 0 where both are empty."""
-    shared = intersection(a, b)
-    return _ratio(shared, area(a) + area(b) - shared)
+    """Return the intersection over union of each `a` with its `b`; 0 where both are empty."""
+    overlap = intersection(a, b)
+    return _safe_ratio(overlap, area(a) + area(b) - overlap)
 
 
 def pairwise_iou(a: Float[Array, "A 4"], b: Float[Array, "M 4"]) -> Float[Array, "A M"]:
-    """Intersection over union of every `a` with every `b`; 0 where both are empty."""
+    """Return the intersection over union of every `a` with every `b`; 0 where both are empty."""
     return paired_iou(a[:, None], b[None, :])
 
 
 def giou(a: Float[Array, "*#batch 4"], b: Float[Array, "*#batch 4"]) -> Float[Array, "..."]:
-    """Generalised IoU of each `a` with its `b`, in [-1, 1] (Rezatofighi et al. 2019, algorithm 1).
+    """Return the generalized IoU of each `a` with its `b`, in [-1, 1].
 
-    IoU minus the share of the enclosing box that neither covers. Value and gradient are finite for
-    empty boxes too.
+    GIoU = IoU - (hull - union) / hull, where the hull is the smallest box that contains both
+    (https://arxiv.org/abs/1902.09630, algorithm 1). Value and gradient are finite for empty boxes.
     """
     top_left = jnp.minimum(a[..., :2], b[..., :2])
     bottom_right = jnp.maximum(a[..., 2:], b[..., 2:])
     hull = area(jnp.concatenate([top_left, bottom_right], axis=-1))
-    shared = intersection(a, b)
-    union = area(a) + area(b) - shared
-    return _ratio(shared, union) - _ratio(hull - union, hull)
+    overlap = intersection(a, b)
+    union = area(a) + area(b) - overlap
+    return _safe_ratio(overlap, union) - _safe_ratio(hull - union, hull)
 
 
 def clip(
     boxes: Float[Array, "*batch 4"], height: ArrayLike, width: ArrayLike
 ) -> Float[Array, "*batch 4"]:
-    """Cuts boxes to a picture of `height` x `width` pixels; outside ones become empty."""
+    """Clip boxes to an image of `height` x `width` pixels; those outside it become empty."""
     limit = jnp.array([height, width, height, width], boxes.dtype)
     return jnp.clip(boxes, 0, limit)
 
@@ -66,67 +67,77 @@ def clip(
 def encode(
     boxes: Float[Array, "*batch 4"], anchors: Float[Array, "*batch 4"]
 ) -> Float[Array, "*batch 4"]:
-    """Deltas (dy, dx, dh, dw) that lead from anchors to boxes (Girshick 2014, appendix C).
+    """Return the deltas (dy, dx, dh, dw) that transform anchors into boxes.
 
-    The centre's shift in units of the anchor's sides, and the log of the sides' ratio. Both must
-    have positive sides.
+    (dy, dx) is the distance of the centers in units of the anchor's sides, (dh, dw) the log of the
+    sides' ratio (R-CNN, https://arxiv.org/abs/1311.2524, appendix C).
+
+    Args:
+        boxes: Boxes with positive sides.
+        anchors: Anchors with positive sides, one per box.
     """
-    box_centre, box_size = _centre_and_size(boxes)
-    anchor_centre, anchor_size = _centre_and_size(anchors)
-    shift = (box_centre - anchor_centre) / anchor_size
+    box_center, box_size = _center_and_size(boxes)
+    anchor_center, anchor_size = _center_and_size(anchors)
+    shift = (box_center - anchor_center) / anchor_size
     return jnp.concatenate([shift, jnp.log(box_size / anchor_size)], axis=-1)
 
 
 def decode(
     deltas: Float[Array, "*batch 4"], anchors: Float[Array, "*batch 4"]
 ) -> Float[Array, "*batch 4"]:
-    """Boxes that deltas (dy, dx, dh, dw) make of anchors: the inverse of `encode`.
+    """Return the boxes that deltas make of anchors: the inverse of `encode`.
 
-    dh and dw are cut at MAX_LOG_SIZE. Half-precision deltas are computed in the anchors' precision.
+    Args:
+        deltas: (dy, dx, dh, dw); dh and dw are capped at MAX_LOG_SIZE. Half-precision deltas are
+            converted to the anchors' precision.
+        anchors: One anchor per delta.
     """
     deltas = deltas.astype(jnp.result_type(deltas, anchors))
-    anchor_centre, anchor_size = _centre_and_size(anchors)
-    centre = anchor_centre + deltas[..., :2] * anchor_size
+    anchor_center, anchor_size = _center_and_size(anchors)
+    center = anchor_center + deltas[..., :2] * anchor_size
     half_size = anchor_size * jnp.exp(jnp.minimum(deltas[..., 2:], MAX_LOG_SIZE)) / 2
-    return jnp.concatenate([centre - half_size, centre + half_size], axis=-1)
+    return jnp.concatenate([center - half_size, center + half_size], axis=-1)
 
 
-# The conversions below leave numpy's arrays numpy's: off the device, and nothing is compiled.
+# The conversions below return numpy arrays for numpy arrays, without compiling anything or sending
+# it to a device.
 
 
 def yxyx_to_xyxy(boxes: Float[Array, "*batch 4"]) -> Float[Array, "*batch 4"]:
-    """To (xmin, ymin, xmax, ymax): torchvision, Pascal VOC."""
+    """Convert boxes to (xmin, ymin, xmax, ymax), the format of torchvision and Pascal VOC."""
     ymin, xmin, ymax, xmax = _columns(boxes)
     return boxes.__array_namespace__().stack([xmin, ymin, xmax, ymax], axis=-1)
 
 
 def xyxy_to_yxyx(boxes: Float[Array, "*batch 4"]) -> Float[Array, "*batch 4"]:
-    """From (xmin, ymin, xmax, ymax): torchvision, Pascal VOC."""
+    """Convert boxes from (xmin, ymin, xmax, ymax), the format of torchvision and Pascal VOC."""
     xmin, ymin, xmax, ymax = _columns(boxes)
     return boxes.__array_namespace__().stack([ymin, xmin, ymax, xmax], axis=-1)
 
 
 def yxyx_to_xywh(boxes: Float[Array, "*batch 4"]) -> Float[Array, "*batch 4"]:
-    """To (xmin, ymin, width, height): COCO."""
+    """Convert boxes to (xmin, ymin, width, height), the format of COCO."""
     ymin, xmin, ymax, xmax = _columns(boxes)
     return boxes.__array_namespace__().stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)
 
 
 def xywh_to_yxyx(boxes: Float[Array, "*batch 4"]) -> Float[Array, "*batch 4"]:
-    """From (xmin, ymin, width, height): COCO."""
+    """Convert boxes from (xmin, ymin, width, height), the format of COCO."""
     xmin, ymin, width, height = _columns(boxes)
     return boxes.__array_namespace__().stack([ymin, xmin, ymin + height, xmin + width], axis=-1)
 
 
 def _columns(boxes: Float[Array, "*batch 4"]) -> tuple[Array, ...]:
+    """Return the four coordinates, each of shape "*batch"."""
     return tuple(boxes[..., column] for column in range(4))
 
 
-def _centre_and_size(boxes: Float[Array, "*batch 4"]) -> tuple[Array, Array]:
-    """(y, x) of the centres and (height, width), each "*batch 2"."""
+def _center_and_size(boxes: Float[Array, "*batch 4"]) -> tuple[Array, Array]:
+    """Return the centers (y, x) and the sizes (height, width), each of shape "*batch 2"."""
     return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
 
 
-def _ratio(part: Array, whole: Array) -> Array:
-    """part / whole, and 0 where whole is 0: the inner `where` keeps the gradient finite there."""
+def _safe_ratio(part: Array, whole: Array) -> Array:
+    """Return part / whole, and 0 where `whole` is 0."""
+    # The inner `where` keeps the gradient finite there.
     return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1), 0)

@@ -1,4 +1,4 @@
-"""Which anchors are worth learning from: online hard example mining (OHEM)."""
+"""Online hard example mining (OHEM): the selection of the anchors that a loss is computed for."""
 
 import jax
 import jax.numpy as jnp
@@ -18,27 +18,35 @@ def hard_examples(
     num_examples: int,
     negatives_per_positive: int,
 ) -> Bool[Array, " A"]:
-    """The anchors of an image that make its minibatch (Shrivastava et al. 2016; paper, Table 1d).
+    """Return the anchors that form an image's minibatch of hard examples.
 
-    The anchors of highest loss, after NMS with the loss as score: of neighbours, which tell the
-    same, the hardest stays. No gradient passes, and IGNORE anchors take no part.
+    These are the anchors of highest loss after NMS with the loss as the score, which selects the
+    hardest of overlapping anchors, which would teach nearly the same (OHEM,
+    https://arxiv.org/abs/1604.03540; RetinaNet, https://arxiv.org/abs/1708.02002, Table 1d). No
+    gradient flows through the selection, and IGNORE anchors are never selected.
 
     Args:
-      losses: of each anchor, over all levels.
-      boxes: what NMS compares, in pixels. The paper does not say which; the anchors stand for the
-        fixed regions that OHEM was made for, and do not depend on what the box head has learnt.
-      labels: class in [0, K), BACKGROUND or IGNORE.
-      num_candidates: the hardest that NMS looks at; of 100,000 anchors it can't be all.
-      iou_threshold: an anchor that overlaps a harder one by more than this is dropped, whatever
-        their classes.
-      num_examples: how many are kept at most, in this one image.
-      negatives_per_positive: 0 is the plain rule above. Else, as SSD has it, at most this many
-        negatives a positive are kept (an image without positives counts as one), and the positives
-        are at most the share of `num_examples` that leaves room for them. Candidates are in that
-        ratio too: however hard the negatives, they do not crowd the positives out.
+        losses: Loss of each anchor, over all pyramid levels.
+        boxes: The boxes that NMS compares, in pixels. The RetinaNet paper leaves them open; this
+            project passes the anchors, which stand for OHEM's fixed regions and do not depend on
+            what the box head has learned.
+        labels: Class in [0, K), BACKGROUND or IGNORE.
+        num_candidates: The number of hardest anchors that NMS processes; all of an image's 100,000
+            anchors would be too many.
+        iou_threshold: An anchor is suppressed by an IoU above it with a harder one, whatever their
+            classes.
+        num_examples: The number of anchors to select at most, per image.
+        negatives_per_positive: 0 is the plain rule above. Otherwise, at most this many negatives
+            are selected per positive, as in SSD (https://arxiv.org/abs/1512.02325, section 2.2).
+            An image without positives counts as if it had one. The number of positives is limited
+            so that all their negatives fit into `num_examples`. The candidates are divided in the
+            same ratio: however hard the negatives are, they cannot crowd out the positives.
+
+    Returns:
+        A mask of the selected anchors.
 
     Raises:
-      ValueError: numbers that leave no room for each other.
+        ValueError: Unless num_candidates >= num_examples > negatives_per_positive >= 0.
     """
     if not num_candidates >= num_examples > negatives_per_positive >= 0:
         raise ValueError(
@@ -47,43 +55,44 @@ def hard_examples(
             "num_examples > negatives_per_positive >= 0; try 2000, 128 and 3."
         )
     losses, labels = jax.lax.stop_gradient(losses), jnp.asarray(labels)
-    one_in = 1 + negatives_per_positive
+    group_size = 1 + negatives_per_positive  # a positive and its negatives
     groups = [(labels != IGNORE, num_candidates)]
     if negatives_per_positive > 0:
-        share = num_candidates // one_in
-        groups = [(labels >= 0, share), (labels == BACKGROUND, num_candidates - share)]
+        num_positives = num_candidates // group_size
+        num_negatives = num_candidates - num_positives
+        groups = [(labels >= 0, num_positives), (labels == BACKGROUND, num_negatives)]
     parts = [_hardest(losses, eligible, size) for eligible, size in groups]
-    rows, real = map(jnp.concatenate, zip(*parts, strict=True))
-    hardest_first = jnp.argsort(jnp.where(real, losses[rows], -jnp.inf), descending=True)
-    rows, real = rows[hardest_first], real[hardest_first]
+    indices, is_real = map(jnp.concatenate, zip(*parts, strict=True))
+    hardest_first = jnp.argsort(jnp.where(is_real, losses[indices], -jnp.inf), descending=True)
+    indices, is_real = indices[hardest_first], is_real[hardest_first]
 
-    labels = labels[rows]
+    labels = labels[indices]
     keep = non_maximum_suppression(
-        jnp.asarray(boxes)[rows],
+        jnp.asarray(boxes)[indices],
         labels,
-        real,
+        is_real,
         iou_threshold=iou_threshold,
         class_agnostic=True,
-        limit=len(rows),  # of which kind they are matters below
+        limit=len(indices),  # positives and negatives are counted below
     )
     if negatives_per_positive > 0:
-        positives = _first(keep & (labels >= 0), num_examples // one_in)
-        room = negatives_per_positive * jnp.maximum(jnp.sum(positives), 1)
-        keep = positives | _first(keep & (labels == BACKGROUND), room)
+        positives = _first_true(keep & (labels >= 0), num_examples // group_size)
+        max_negatives = negatives_per_positive * jnp.maximum(jnp.sum(positives), 1)
+        keep = positives | _first_true(keep & (labels == BACKGROUND), max_negatives)
     else:
-        keep = _first(keep, num_examples)
-    kept_rows = jnp.where(keep, rows, len(losses))
-    return jnp.zeros(len(losses), bool).at[kept_rows].set(True, mode="drop")
+        keep = _first_true(keep, num_examples)
+    selected = jnp.where(keep, indices, len(losses))
+    return jnp.zeros(len(losses), bool).at[selected].set(True, mode="drop")
 
 
 def _hardest(
     losses: Float[Array, " A"], eligible: Bool[Array, " A"], size: int
 ) -> tuple[Int[Array, " N"], Bool[Array, " N"]]:
-    """Rows of the `size` highest losses among the eligible, and which of them are eligible."""
-    _, rows = jax.lax.top_k(jnp.where(eligible, losses, -jnp.inf), min(size, len(losses)))
-    return rows, eligible[rows]
+    """Return the indices of the `size` highest losses, and which of them are eligible."""
+    _, indices = jax.lax.top_k(jnp.where(eligible, losses, -jnp.inf), min(size, len(losses)))
+    return indices, eligible[indices]
 
 
-def _first(mask: Bool[Array, " N"], size: int | Int[Array, ""]) -> Bool[Array, " N"]:
-    """The first `size` True of a mask."""
+def _first_true(mask: Bool[Array, " N"], size: int | Int[Array, ""]) -> Bool[Array, " N"]:
+    """Return the mask with only its first `size` True entries."""
     return mask & (jnp.cumsum(mask) <= size)

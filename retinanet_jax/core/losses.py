@@ -1,8 +1,8 @@
-"""The elementwise losses, and one image's sums of them.
+"""The elementwise losses, and their sums over the anchors of one image.
 
-A sum is over one image's anchors (all of them, or one level's: sums add up). Dividing is the
-caller's: by the foreground anchors of the batch, of the image, or by their moving average; with
-OHEM (see `mining`) by the anchors kept.
+A sum is over all anchors of an image or those of one pyramid level, in which case the levels' sums
+add up. The caller divides: by the number of foreground anchors of the batch or of the image, by
+their moving average, or with OHEM (see `core.hard_examples`) by the number of selected anchors.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,35 @@ from retinanet_jax.core.types import IGNORE, Array, Targets
 def cross_entropy(
     logits: Float[Array, "*shape"], positive: Bool[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """CE(p_t) = -log(p_t), elementwise, of p = sigmoid(logits) (paper, equation 1)."""
-    return -jax.nn.log_sigmoid(_logit_of_truth(logits, positive))
+    """Return CE(p_t) = -log(p_t), elementwise.
+
+    p_t is sigmoid(logits) for positives and 1 - sigmoid(logits) for negatives
+    (https://arxiv.org/abs/1708.02002, equation 1).
+
+    Args:
+        logits: Logits of the positive class.
+        positive: Whether each element is a positive example.
+
+    Returns:
+        The losses, in at least float32.
+    """
+    return -jax.nn.log_sigmoid(_true_class_logits(logits, positive))
 
 
 def balanced_cross_entropy(
     logits: Float[Array, "*shape"], positive: Bool[Array, "*shape"], *, alpha: float
 ) -> Float[Array, "*shape"]:
-    """CE(p_t) = -alpha_t log(p_t), elementwise (paper, equation 3).
+    """Return CE(p_t) = -alpha_t log(p_t), elementwise.
 
-    alpha_t is alpha for positives and 1 - alpha for negatives.
+    See https://arxiv.org/abs/1708.02002, equation 3.
+
+    Args:
+        logits: Logits of the positive class.
+        positive: Whether each element is a positive example.
+        alpha: alpha_t of positives; that of negatives is 1 - alpha.
+
+    Returns:
+        The losses, in at least float32.
     """
     return jnp.where(positive, alpha, 1 - alpha) * cross_entropy(logits, positive)
 
@@ -35,8 +54,30 @@ def balanced_cross_entropy(
 def focal_loss(
     logits: Float[Array, "*shape"], positive: Bool[Array, "*shape"], *, alpha: float, gamma: float
 ) -> Float[Array, "*shape"]:
-    """FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t), elementwise (paper, equation 5)."""
-    log_miss = jax.nn.log_sigmoid(-_logit_of_truth(logits, positive))  # log(1 - p_t)
+    """Return the focal loss FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t), elementwise.
+
+    The factor (1 - p_t)^gamma lowers the loss of examples that are classified well, so that the
+    many easy negatives do not dominate training (https://arxiv.org/abs/1708.02002, equation 5).
+
+    Args:
+        logits: Logits of the positive class.
+        positive: Whether each element is a positive example.
+        alpha: alpha_t of positives; that of negatives is 1 - alpha. The paper's is 0.25.
+        gamma: The focusing parameter, at least 0; the paper's is 2. 0 gives
+            `balanced_cross_entropy`.
+
+    Returns:
+        The losses, in at least float32.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from retinanet_jax import core
+        >>> logits = jnp.array([4.0, 0.0, -4.0])  # probabilities of .98, .50 and .02
+        >>> losses = core.focal_loss(logits, jnp.full(3, True), alpha=0.25, gamma=2.0)
+        >>> [f"{loss:.4f}" for loss in losses]  # a well classified example contributes little
+        ['0.0000', '0.0433', '0.9687']
+    """
+    log_miss = jax.nn.log_sigmoid(-_true_class_logits(logits, positive))  # log(1 - p_t)
     modulation = jnp.exp(gamma * log_miss)
     return modulation * balanced_cross_entropy(logits, positive, alpha=alpha)
 
@@ -49,26 +90,37 @@ def focal_star(
     gamma: float,
     beta: float,
 ) -> Float[Array, "*shape"]:
-    """FL* = -alpha_t log(sigmoid(gamma x_t + beta)) / gamma, elementwise (paper, appendix A).
+    """Return FL* = -alpha_t log(sigmoid(gamma x_t + beta)) / gamma, elementwise.
 
-    x_t is the logit of p_t; gamma is the loss curve's steepness, beta its shift. Equation 8 has no
-    alpha_t; the paper's experiments with it weigh by alpha = 0.25, as here.
+    x_t is the logit of p_t (https://arxiv.org/abs/1708.02002, appendix A). The paper's equation 8
+    has no alpha_t, but its experiments weigh by alpha = 0.25, as here.
+
+    Args:
+        logits: Logits of the positive class.
+        positive: Whether each element is a positive example.
+        alpha: alpha_t of positives; that of negatives is 1 - alpha.
+        gamma: Steepness of the loss curve, above 0.
+        beta: Shift of the loss curve.
+
+    Returns:
+        The losses, in at least float32.
 
     Raises:
-      ValueError: a `gamma` that is not above 0.
+        ValueError: If `gamma` is not above 0.
     """
     if gamma <= 0:
         raise ValueError(
-            f"gamma={gamma} of FL* must be above 0, it divides; try 2.0 with beta 1.0."
+            f"gamma={gamma} of FL* must be above 0 because it divides; try 2.0 with beta 1.0."
         )
-    steep = gamma * _logit_of_truth(logits, positive) + beta
-    return -jnp.where(positive, alpha, 1 - alpha) * jax.nn.log_sigmoid(steep) / gamma
+    steep_logits = gamma * _true_class_logits(logits, positive) + beta
+    return -jnp.where(positive, alpha, 1 - alpha) * jax.nn.log_sigmoid(steep_logits) / gamma
 
 
 def smooth_l1(error: Float[Array, "*shape"], *, beta: float) -> Float[Array, "*shape"]:
-    """error^2 / (2 beta) within beta of zero, |error| - beta / 2 beyond, elementwise.
+    """Return error^2 / (2 beta) where |error| < beta and |error| - beta / 2 elsewhere.
 
-    (Girshick 2015, equation 3, which is beta = 1.) Beta 0 is L1.
+    This is Fast R-CNN's loss (https://arxiv.org/abs/1504.08083, equation 3), which has beta = 1,
+    elementwise; beta = 0 gives L1.
     """
     distance = jnp.maximum(error, -error)  # |error|; its gradient at 0 is 0, jnp.abs's is 1
     if beta == 0:
@@ -79,7 +131,10 @@ def smooth_l1(error: Float[Array, "*shape"], *, beta: float) -> Float[Array, "*s
 def giou_loss(
     boxes: Float[Array, "*batch 4"], gt_boxes: Float[Array, "*batch 4"]
 ) -> Float[Array, "*batch"]:
-    """1 - GIoU, in [0, 2], elementwise over boxes (Rezatofighi et al. 2019)."""
+    """Return 1 - GIoU of each box with its ground truth, in [0, 2].
+
+    See https://arxiv.org/abs/1902.09630, section 4.
+    """
     return 1 - giou(boxes, gt_boxes)
 
 
@@ -88,17 +143,17 @@ def classification_per_anchor(
     labels: Int[Array, " A"],
     elementwise: Callable[[Array, Array], Array],
 ) -> Float[Array, " A"]:
-    """Each anchor's losses summed over the classes; 0 where it is IGNORE.
+    """Return each anchor's losses summed over the classes; 0 for IGNORE anchors.
 
     Args:
-      logits: one a class.
-      labels: class in [0, K), BACKGROUND or IGNORE.
-      elementwise: (logits, positive) -> losses, all "A K"; for instance
-        `functools.partial(focal_loss, alpha=0.25, gamma=2.0)`.
+        logits: One logit per anchor and class.
+        labels: Class in [0, K), BACKGROUND or IGNORE.
+        elementwise: Function of (logits, positive), both of shape "A K", that returns losses of
+            that shape; for instance `functools.partial(focal_loss, alpha=0.25, gamma=2.0)`.
     """
 
-    # Logits are by far the largest arrays of training. Recomputed for the gradient, the loss keeps
-    # nothing else of their size.
+    # Logits are by far the largest arrays of training. Recomputing the loss for the gradient avoids
+    # storing more arrays of their size.
     @jax.checkpoint
     def over_classes(logits):
         classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
@@ -113,9 +168,12 @@ def classification_sum(
     labels: Int[Array, " A"],
     elementwise: Callable[[Array, Array], Array],
 ) -> Float[Array, ""]:
-    """Sum over classes and over the anchors that are not IGNORE.
+    """Return the losses summed over the classes and over the anchors that are not IGNORE.
 
-    Arguments are those of `classification_per_anchor`.
+    Args:
+        logits: As in `classification_per_anchor`.
+        labels: As in `classification_per_anchor`.
+        elementwise: As in `classification_per_anchor`.
     """
     return jnp.sum(classification_per_anchor(logits, labels, elementwise))
 
@@ -123,7 +181,14 @@ def classification_sum(
 def smooth_l1_sum(
     deltas: Float[Array, "A 4"], anchors: Float[Array, "A 4"], targets: Targets, *, beta: float
 ) -> Float[Array, ""]:
-    """Smooth L1 of the deltas, summed over the four coordinates and the foreground anchors."""
+    """Return the smooth L1 loss summed over the coordinates and the foreground anchors.
+
+    Args:
+        deltas: The predicted (dy, dx, dh, dw) of each anchor.
+        anchors: In pixels of the network's input.
+        targets: Labels and ground-truth boxes of the anchors.
+        beta: As in `smooth_l1`, in the units of the deltas.
+    """
     losses = smooth_l1(deltas - encode(targets.boxes, anchors), beta=beta)
     return jnp.sum(jnp.where((targets.labels >= 0)[:, None], losses, 0))
 
@@ -131,29 +196,40 @@ def smooth_l1_sum(
 def giou_sum(
     deltas: Float[Array, "A 4"], anchors: Float[Array, "A 4"], targets: Targets
 ) -> Float[Array, ""]:
-    """GIoU loss of the decoded boxes, summed over the foreground anchors."""
+    """Return the GIoU loss of the decoded boxes summed over the foreground anchors.
+
+    Args:
+        deltas: The predicted (dy, dx, dh, dw) of each anchor.
+        anchors: In pixels of the network's input.
+        targets: Labels and ground-truth boxes of the anchors.
+    """
     losses = giou_loss(decode(deltas, anchors), targets.boxes)
     return jnp.sum(jnp.where(targets.labels >= 0, losses, 0))
 
 
 def count_foreground(labels: Int[Array, " A"]) -> Int[Array, ""]:
-    """How many anchors have a ground truth."""
+    """Return the number of anchors that have a ground truth."""
     return jnp.sum(labels >= 0)
 
 
 def ema_normalizer(
     previous: Float[Array, ""], num_foreground: Num[Array, ""], *, momentum: float
 ) -> Float[Array, ""]:
-    """The moving average of a batch's foreground count, as detectron2 keeps it.
+    """Return the updated moving average of the number of foreground anchors, as in detectron2.
 
-    It is updated before it divides: `previous` is the last step's value, the result this step's.
+    The loss of a step is divided by the value returned in that step: updated first, used after.
+
+    Args:
+        previous: The value of the previous step.
+        num_foreground: Foreground anchors of this step's batch; 0 counts as 1.
+        momentum: Weight of the previous value.
     """
     return momentum * previous + (1 - momentum) * jnp.maximum(num_foreground, 1)
 
 
-def _logit_of_truth(
+def _true_class_logits(
     logits: Float[Array, "*shape"], positive: Bool[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """The logit of p_t, the probability given to what is true; in float32 at least."""
+    """Return the logits of p_t, the probability of the true class, in at least float32."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return jnp.where(positive, logits, -logits)

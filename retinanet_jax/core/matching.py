@@ -1,7 +1,7 @@
-"""Which ground truth each anchor takes, and the targets that follow.
+"""Matching of anchors with ground truths, and the training targets that follow from it.
 
-An A x M matrix of overlaps would be 80 MB an image, so the ground truths pass by one at a time
-and each anchor remembers the best it has seen.
+An A x M matrix of IoUs would take 80 MB per image, so a scan visits one ground truth at a time and
+updates the best match of every anchor.
 """
 
 import jax
@@ -22,25 +22,29 @@ def match(
     low_quality: bool,
     eligible: Bool[Array, " A"] | None = None,
 ) -> Int[Array, " A"]:
-    """The row of the ground truth that each anchor takes, or BACKGROUND, or IGNORE.
+    """Return the index of the ground truth matched with each anchor, or BACKGROUND or IGNORE.
 
-    By the IoU with the anchor's best ground truth (the first of equals): foreground from
-    `foreground_iou`, background below `background_iou`, ignored between (paper, section 4.1).
+    An anchor is matched with the ground truth of highest IoU, the first of equals. It is foreground
+    if that IoU is at least `foreground_iou`, background if it is below `background_iou`, and
+    ignored otherwise (https://arxiv.org/abs/1708.02002, section 4, "Anchors").
 
     Args:
-      anchors: pixels of the network's input.
-      gt_boxes: likewise; any value where `gt_mask` is False.
-      gt_mask: True where a ground truth is real.
-      foreground_iou: the paper's is 0.5.
-      background_iou: the paper's is 0.4.
-      low_quality: also make foreground the anchors that no other beats at some ground truth, all
-        of them where several tie. Such an anchor takes its own best ground truth, like any other.
-        A ground truth that no anchor touches makes none.
-      eligible: the rest of the anchors become IGNORE and compete for nothing. None: all are.
+        anchors: In pixels of the network's input.
+        gt_boxes: In pixels of the network's input; any value where `gt_mask` is False.
+        gt_mask: True where a ground truth is real.
+        foreground_iou: Lowest IoU of foreground anchors; the paper's is 0.5.
+        background_iou: IoU below which anchors are background; the paper's is 0.4.
+        low_quality: Whether the anchors of highest IoU with a ground truth are foreground whatever
+            that IoU, all of them where several tie. Such an anchor, too, is matched with its own
+            best ground truth. A ground truth that overlaps no anchor forces no match.
+        eligible: Anchors where this is False are ignored and never the best anchors of a ground
+            truth. None means that all anchors are eligible.
+
+    Returns:
+        An index into `gt_boxes`, BACKGROUND or IGNORE per anchor.
 
     Raises:
-      ValueError: thresholds that are not 0 <= background_iou <= foreground_iou <= 1, or a
-        `foreground_iou` of 0.
+        ValueError: Unless 0 <= background_iou <= foreground_iou <= 1 and foreground_iou > 0.
     """
     if not 0 <= background_iou <= foreground_iou <= 1 or foreground_iou == 0:
         raise ValueError(
@@ -51,34 +55,36 @@ def match(
     if eligible is None:
         eligible = jnp.ones(num_anchors, bool)
 
-    columns = jnp.transpose(anchors)  # a coordinate's numbers side by side, as vector units want
+    columns = jnp.transpose(anchors)  # contiguous values per coordinate, which vectorizes
 
-    def visit(state, gt):
-        best_iou, best_row, forced = state
-        row, box, real = gt
+    def update(state, gt):
+        best_iou, best_index, forced = state
+        index, box, is_real = gt
         # The barrier makes this one array: recomputed in two fusions, its last bits could differ
         # and no anchor would equal the maximum.
-        iou = jnp.where(real & eligible, paired_iou(columns.T, box), 0)  # A
+        iou = jnp.where(is_real & eligible, paired_iou(columns.T, box), 0)  # A
         iou = jax.lax.optimization_barrier(iou)
         highest = jnp.max(iou)
         forced |= (iou == highest) & (highest > 0)
         better = iou > best_iou
-        return (jnp.where(better, iou, best_iou), jnp.where(better, row, best_row), forced), None
+        best_iou = jnp.where(better, iou, best_iou)
+        best_index = jnp.where(better, index, best_index)
+        return (best_iou, best_index, forced), None
 
     start = (
         jnp.zeros(num_anchors, jnp.result_type(anchors, gt_boxes)),
         jnp.zeros(num_anchors, jnp.int32),
         jnp.zeros(num_anchors, bool),
     )
-    rows = jnp.arange(num_gt, dtype=jnp.int32)
-    (best_iou, best_row, forced), _ = jax.lax.scan(visit, start, (rows, gt_boxes, gt_mask))
+    indices = jnp.arange(num_gt, dtype=jnp.int32)
+    (best_iou, best_index, forced), _ = jax.lax.scan(update, start, (indices, gt_boxes, gt_mask))
 
     foreground = best_iou >= foreground_iou
     if low_quality:
         foreground |= forced
     return jnp.select(
         [~eligible, foreground, best_iou < background_iou],
-        [IGNORE, best_row, BACKGROUND],
+        [IGNORE, best_index, BACKGROUND],
         IGNORE,
     )
 
@@ -98,26 +104,58 @@ def assign_targets(
     crowd_ioa: float | None,
     ignore_padding: bool,
 ) -> Targets:
-    """What each anchor is to learn; arguments not listed are those of `match`.
+    """Return the training targets of an image's anchors.
+
+    Anchors are matched with ground truths by IoU (https://arxiv.org/abs/1708.02002, section 4,
+    "Anchors"), then anchors in the padding and background anchors in crowd regions are excluded.
 
     Args:
-      anchors: pixels of the network's input.
-      gt_boxes: likewise; at least one row, which need not be real.
-      gt_classes: class of each ground truth, in [0, K).
-      gt_mask: True where a ground truth is real.
-      crowd_boxes: regions full of objects that nobody outlined one by one.
-      crowd_mask: True where a region is real.
-      valid_size: (height, width) of the picture inside the padded input.
-      crowd_ioa: background anchors with more than this share of their area in one crowd region
-        become IGNORE. None: regions are not looked at, as in the peers.
-      ignore_padding: anchors centred outside the picture are IGNORE and compete for nothing.
-        False: they are like any other, as in the peers.
+        anchors: In pixels of the network's input.
+        gt_boxes: In pixels of the network's input; at least one, which need not be real.
+        gt_classes: Class of each ground truth, in [0, K).
+        gt_mask: True where a ground truth is real.
+        crowd_boxes: Regions of many objects that are not annotated one by one (COCO's iscrowd).
+        crowd_mask: True where a region is real.
+        valid_size: (height, width) of the image inside the padded input.
+        foreground_iou: As in `match`.
+        background_iou: As in `match`.
+        low_quality: As in `match`.
+        crowd_ioa: Background anchors with more than this fraction of their area in one crowd region
+            become IGNORE. None leaves them background, as torchvision and detectron2 do.
+        ignore_padding: Whether anchors with their center outside the image are IGNORE and never a
+            ground truth's best anchor. False treats them like any other, as torchvision and
+            detectron2 do.
+
+    Returns:
+        A label and a box per anchor.
 
     Raises:
-      ValueError: no row of ground truth at all, or thresholds that `match` refuses.
+        ValueError: If there is no ground truth at all, or `match` rejects the thresholds.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from retinanet_jax import core
+        >>> targets = core.assign_targets(
+        ...     anchors=jnp.array([[0, 0, 10, 10], [0, 0, 10, 4], [20, 20, 30, 30]], float),
+        ...     gt_boxes=jnp.array([[0, 0, 10, 9]], float),
+        ...     gt_classes=jnp.array([7]),
+        ...     gt_mask=jnp.array([True]),
+        ...     crowd_boxes=jnp.zeros((1, 4)),
+        ...     crowd_mask=jnp.array([False]),
+        ...     valid_size=jnp.array([32.0, 32.0]),
+        ...     foreground_iou=0.5,
+        ...     background_iou=0.4,
+        ...     low_quality=True,
+        ...     crowd_ioa=None,
+        ...     ignore_padding=False,
+        ... )
+        >>> targets.labels.tolist()  # IoUs of .90, .44 and 0: class 7, IGNORE and BACKGROUND
+        [7, -2, -1]
     """
     if len(gt_boxes) == 0:
-        raise ValueError("gt_boxes has 0 rows and needs 1; pad it, with gt_mask False.")
+        raise ValueError(
+            "gt_boxes has 0 rows and requires at least 1; pad it with a box and gt_mask False."
+        )
     eligible = None
     if ignore_padding:
         eligible = jnp.all((anchors[:, :2] + anchors[:, 2:]) / 2 < valid_size, axis=1)
@@ -135,22 +173,31 @@ def assign_targets(
         matches = jnp.where((matches == BACKGROUND) & in_crowd, IGNORE, matches)
 
     foreground = matches >= 0
-    row = jnp.maximum(matches, 0)
+    index = jnp.maximum(matches, 0)
     return Targets(
-        labels=jnp.where(foreground, jnp.asarray(gt_classes)[row], matches),
-        boxes=jnp.where(foreground[:, None], jnp.asarray(gt_boxes)[row], anchors),
+        labels=jnp.where(foreground, jnp.asarray(gt_classes)[index], matches),
+        boxes=jnp.where(foreground[:, None], jnp.asarray(gt_boxes)[index], anchors),
     )
 
 
 def max_crowd_ioa(
     anchors: Float[Array, "A 4"], crowd_boxes: Float[Array, "C 4"], crowd_mask: Bool[Array, " C"]
 ) -> Float[Array, " A"]:
-    """The largest share of each anchor's area that lies in one crowd region."""
+    """Return each anchor's highest intersection over area (IoA) with a crowd region.
 
-    def visit(most, crowd):
-        box, real = crowd
-        return jnp.maximum(most, jnp.where(real, intersection(anchors, box), 0)), None
+    The area is the anchor's, so the result is a fraction of the anchor, as in COCO's evaluation of
+    detections in crowd regions.
+
+    Args:
+        anchors: In pixels of the network's input.
+        crowd_boxes: In pixels of the network's input.
+        crowd_mask: True where a region is real.
+    """
+
+    def update(highest, crowd):
+        box, is_real = crowd
+        return jnp.maximum(highest, jnp.where(is_real, intersection(anchors, box), 0)), None
 
     start = jnp.zeros(len(anchors), jnp.result_type(anchors, crowd_boxes))
-    most, _ = jax.lax.scan(visit, start, (crowd_boxes, crowd_mask))
-    return most / area(anchors)
+    highest, _ = jax.lax.scan(update, start, (crowd_boxes, crowd_mask))
+    return highest / area(anchors)

@@ -1,4 +1,4 @@
-"""Non-maximum suppression, hard and soft, of one image's boxes."""
+"""Non-maximum suppression (NMS), hard and soft, of the boxes of one image."""
 
 import functools
 
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from retinanet_jax.core import boxes as box_ops
 from retinanet_jax.core.types import Array
 
-NMS_BLOCK = 256  # boxes that NMS settles together
+NMS_BLOCK = 256  # boxes that an iteration of NMS processes together
 
 
 @functools.partial(jax.jit, static_argnames=("iou_threshold", "class_agnostic", "limit"))
@@ -22,57 +22,70 @@ def non_maximum_suppression(
     class_agnostic: bool,
     limit: int,
 ) -> Bool[Array, " N"]:
-    """Which boxes stay when each drops the later ones of its class that overlap it too much.
+    """Return which boxes greedy NMS selects (https://arxiv.org/abs/1708.02002, section 4.1).
 
-    Boxes come best score first; `class_agnostic` takes them all for one class. A box stays if no
-    box that stays before it has an IoU above the threshold with it; only the first `limit` that
-    stay are wanted. The result is the sequential algorithm's, at every threshold.
+    A box is suppressed if an earlier box of its class that is not suppressed itself overlaps it by
+    more than the threshold. The result is that of the sequential algorithm, at every threshold.
 
-    A block of boxes is settled at a time: against those that stay so far, and within itself. That
-    ends with the last real box or the last that is wanted, which for a detector comes soon.
+    Blocks of NMS_BLOCK boxes are processed in turn: each is compared with the boxes selected so
+    far, then with itself. The loop ends at the last real box or once `limit` boxes are selected,
+    which for a detector comes soon.
+
+    Args:
+        boxes: Boxes by descending score.
+        classes: Class of each box.
+        mask: False where an entry is padding.
+        iou_threshold: A box is suppressed by an IoU above it, not by one equal to it.
+        class_agnostic: Whether boxes suppress boxes of other classes, too.
+        limit: The number of boxes to select at most; all later boxes are False in the result.
+
+    Returns:
+        A mask of the selected boxes.
     """
     size, limit = len(boxes), min(limit, len(boxes))
     end = jnp.max(jnp.where(mask, jnp.arange(size) + 1, 0))
 
-    def rows_of(rows):
-        """Their boxes, classes and mask; a row beyond the last is an empty box."""
+    def take(indices):
+        """Return boxes, classes and mask; an index beyond the last gives an empty box."""
         columns = (jnp.asarray(boxes), jnp.asarray(classes), jnp.asarray(mask))
-        return tuple(x.at[rows].get(mode="fill", fill_value=0) for x in columns)
+        return tuple(x.at[indices].get(mode="fill", fill_value=0) for x in columns)
 
-    def overlap(boxes, classes, others, other_classes):
-        rivals = class_agnostic | (classes[:, None] == other_classes[None, :])
-        return rivals & (box_ops.pairwise_iou(boxes, others) > iou_threshold)
+    def overlaps(boxes, classes, others, other_classes):
+        comparable = class_agnostic | (classes[:, None] == other_classes[None, :])
+        return comparable & (box_ops.pairwise_iou(boxes, others) > iou_threshold)
 
-    def settle_block(state):
-        start, kept, count = state  # kept: the rows that stay, `size` where there is none yet
-        rows = start + jnp.arange(NMS_BLOCK)
-        block, block_classes, real = rows_of(rows)
-        better, better_classes, _ = rows_of(kept)
-        beaten = jnp.any(overlap(block, block_classes, better, better_classes), axis=1)
-        earlier = jnp.tri(NMS_BLOCK, k=-1, dtype=bool)
-        beaten_by = earlier & overlap(block, block_classes, block, block_classes)
-        stays = _undisputed(beaten_by, real & ~beaten)
-        place = jnp.where(stays, count + jnp.cumsum(stays) - 1, limit)
-        return start + NMS_BLOCK, kept.at[place].set(rows, mode="drop"), count + jnp.sum(stays)
+    def process_block(state):
+        start, selected, count = state  # `count` indices are selected; `size` fills the other slots
+        indices = start + jnp.arange(NMS_BLOCK)
+        block, block_classes, is_real = take(indices)
+        better, better_classes, _ = take(selected)
+        suppressed = jnp.any(overlaps(block, block_classes, better, better_classes), axis=1)
+        is_earlier = jnp.tri(NMS_BLOCK, k=-1, dtype=bool)
+        overlapping = is_earlier & overlaps(block, block_classes, block, block_classes)
+        keep = _not_suppressed(overlapping, is_real & ~suppressed)
+        slots = jnp.where(keep, count + jnp.cumsum(keep) - 1, limit)
+        end_of_block = start + NMS_BLOCK
+        return end_of_block, selected.at[slots].set(indices, mode="drop"), count + jnp.sum(keep)
 
-    _, kept, _ = jax.lax.while_loop(
+    _, selected, _ = jax.lax.while_loop(
         lambda state: (state[0] < end) & (state[2] < limit),
-        settle_block,
+        process_block,
         (jnp.array(0), jnp.full(limit, size), jnp.array(0)),
     )
-    return jnp.zeros(size, bool).at[kept].set(True, mode="drop")
+    return jnp.zeros(size, bool).at[selected].set(True, mode="drop")
 
 
-def _undisputed(beaten_by: Bool[Array, "N N"], mask: Bool[Array, " N"]) -> Bool[Array, " N"]:
-    """The boxes that no box which stays beats; a box is beaten by earlier ones alone.
+def _not_suppressed(overlapping: Bool[Array, "N N"], mask: Bool[Array, " N"]) -> Bool[Array, " N"]:
+    """Return the boxes of `mask` that no remaining box suppresses.
 
-    The definition is applied to all at once until nothing changes: the first i boxes are right
-    after i rounds at most, and in practice a few rounds do.
+    `overlapping[i, j]` is True where the earlier box j overlaps box i. The definition is applied to
+    all boxes at once until nothing changes: the first i boxes are final after at most i iterations,
+    and in practice a few iterations suffice.
     """
 
     def refine(state):
         keep, _ = state
-        refined = mask & ~jnp.any(beaten_by & keep[None, :], axis=1)
+        refined = mask & ~jnp.any(overlapping & keep[None, :], axis=1)
         return refined, jnp.any(refined != keep)
 
     keep, _ = jax.lax.while_loop(lambda state: state[1], refine, (mask, jnp.array(True)))
@@ -92,30 +105,31 @@ def soft_non_maximum_suppression(
     class_agnostic: bool,
     max_detections: int,
 ) -> Float[Array, " N"]:
-    """The scores with which boxes are picked when each pick lowers its rivals' (Bodla et al. 2017).
+    """Return the scores after soft NMS (https://arxiv.org/abs/1704.04503, section 4).
 
-    The best box left is picked; every other of its class is multiplied by 1 - IoU where the IoU is
-    above the threshold ("linear"), or by exp(-IoU^2 / sigma) ("gaussian"); and so on. Scores only
-    fall, so the order of picking is that of the result. One pick looks at N boxes, and no N x N
-    matrix is made.
+    The best remaining box is selected and the scores of the other boxes of its class are multiplied
+    by 1 - IoU where the IoU exceeds the threshold ("linear") or by exp(-IoU^2 / sigma)
+    ("gaussian"); then the next is selected. Scores only decrease, so the order of
+    selection is that of the new scores. Each selection compares one box with N others: there is no
+    N x N matrix.
 
     Args:
-      boxes: in any order.
-      scores: above 0 where `mask` is True.
-      classes: of the boxes.
-      mask: False where a row is no box.
-      method: "linear" or "gaussian".
-      iou_threshold: of "linear"; as in hard NMS, an IoU of just this costs nothing.
-      sigma: of "gaussian".
-      score_threshold: a box at it or below it is out.
-      class_agnostic: every box is every other's rival.
-      max_detections: how many are picked at most.
+        boxes: Boxes in any order.
+        scores: Score of each box, above 0 where `mask` is True.
+        classes: Class of each box.
+        mask: False where an entry is padding.
+        method: "linear" or "gaussian".
+        iou_threshold: For "linear": an IoU equal to it does not lower a score, as in hard NMS.
+        sigma: For "gaussian": the larger, the less an overlap lowers a score.
+        score_threshold: Boxes with a score at or below it are discarded.
+        class_agnostic: Whether boxes lower the scores of other classes, too.
+        max_detections: The number of boxes to select at most.
 
     Returns:
-      The score each box was picked with, 0 where it was not.
+        The score with which each box was selected, 0 for boxes that were not.
 
     Raises:
-      ValueError: an unknown `method`, or a `sigma` that is not above 0.
+        ValueError: If `method` is unknown or `sigma` is not above 0.
     """
     if method not in ("linear", "gaussian"):
         raise ValueError(f"method={method!r} must be one of linear, gaussian.")
@@ -127,15 +141,18 @@ def soft_non_maximum_suppression(
             return jnp.where(iou > iou_threshold, 1 - iou, 1)
         return jnp.exp(-(iou**2) / sigma)
 
-    def pick(_, state):
-        left, picked = state  # scores of the boxes not picked yet, and of those that are
-        best = jnp.argmax(left)
-        picked = picked.at[best].max(left[best])  # 0 changes nothing: none was left
-        rivals = class_agnostic | (classes == classes[best])
-        left = jnp.where(rivals, left * decay(box_ops.paired_iou(boxes, boxes[best])), left)
-        left = jnp.where(left > score_threshold, left, 0).at[best].set(0)
-        return left, picked
+    def select(_, state):
+        remaining, selected = state  # scores of the boxes not selected yet, and of the selected
+        best = jnp.argmax(remaining)
+        selected = selected.at[best].max(
+            remaining[best]
+        )  # a score of 0 (none remains) is no change
+        comparable = class_agnostic | (classes == classes[best])
+        decayed = remaining * decay(box_ops.paired_iou(boxes, boxes[best]))
+        remaining = jnp.where(comparable, decayed, remaining)
+        remaining = jnp.where(remaining > score_threshold, remaining, 0).at[best].set(0)
+        return remaining, selected
 
-    left = jnp.where(mask & (scores > score_threshold), scores, 0)
-    picks = min(max_detections, len(boxes))
-    return jax.lax.fori_loop(0, picks, pick, (left, jnp.zeros_like(left)))[1]
+    remaining = jnp.where(mask & (scores > score_threshold), scores, 0)
+    iterations = min(max_detections, len(boxes))
+    return jax.lax.fori_loop(0, iterations, select, (remaining, jnp.zeros_like(remaining)))[1]

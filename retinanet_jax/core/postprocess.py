@@ -1,4 +1,4 @@
-"""From a network's outputs to detections: the best candidates, NMS, a fixed number of rows."""
+"""Detections from a network's outputs: the best candidates, NMS, a fixed number of detections."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ class Candidates(NamedTuple):
     boxes: Float[Array, "N 4"]  # in pixels of the network's input
     scores: Float[Array, " N"]
     classes: Int[Array, " N"]
-    mask: Bool[Array, " N"]  # score above the threshold, and whatever was found wanting since
+    mask: Bool[Array, " N"]  # False below the score threshold, and where a later step discarded
 
 
 def detect(
@@ -37,28 +37,63 @@ def detect(
     soft_sigma: float,
     class_agnostic: bool,
 ) -> Detections:
-    """The detections of one image, from one array a level of each output (paper, section 4.1).
+    """Return the detections of one image, best score first.
+
+    The best candidates of each pyramid level are decoded, merged and reduced by NMS
+    (https://arxiv.org/abs/1708.02002, section 4.1, "Inference").
 
     Args:
-      logits: "h*w*a K" a level.
-      deltas: "h*w*a 4" a level.
-      anchors: "h*w*a 4" a level, pixels of the network's input.
-      valid_size: (height, width) of the picture inside the padded input; boxes are cut to it.
-      original_scale: (y, x) pixels of the original picture per pixel of the network's input.
-      score_threshold: a candidate's score is above it, and with soft NMS its new score too.
-      top_k: candidates of a level, at most.
-      iou_threshold: a box that overlaps a better one of its class by more than this is dropped, or
-        by "soft_linear" scored lower.
-      max_detections: D, the rows that come out.
-      clip: "before_nms" as torchvision, or "after_nms" as detectron2.
-      drop_empty: leave out boxes without area after clipping; as in detectron2, once the best
-        `max_detections` are chosen.
-      nms: "hard", "soft_linear" or "soft_gaussian".
-      soft_sigma: of "soft_gaussian": the larger, the less an overlap costs.
-      class_agnostic: boxes compete whatever their classes.
+        logits: One array of shape (h * w * a, K) per pyramid level.
+        deltas: One array of shape (h * w * a, 4) per level.
+        anchors: One array of shape (h * w * a, 4) per level, in pixels of the network's input.
+        valid_size: (height, width) of the image inside the padded input; boxes are clipped to it.
+        original_scale: (y, x) pixels of the original image per pixel of the network's input.
+        score_threshold: Scores of candidates must be above it, with soft NMS the lowered scores,
+            too.
+        top_k: Number of candidates per level, at most.
+        iou_threshold: A box is suppressed by an IoU above it with a better box of its class; with
+            "soft_linear" its score is lowered instead.
+        max_detections: D, the fixed number of detections that are returned.
+        clip: "before_nms" as torchvision does, or "after_nms" as detectron2 does.
+        drop_empty: Whether to discard boxes that are empty after clipping. As in detectron2, they
+            are discarded after the best `max_detections` are selected.
+        nms: "hard", "soft_linear" or "soft_gaussian".
+        soft_sigma: For "soft_gaussian": the larger, the less an overlap lowers a score.
+        class_agnostic: Whether boxes suppress boxes of other classes, too.
+
+    Returns:
+        `max_detections` boxes in pixels of the original image, with scores, classes and a mask;
+        zeros and False where there are fewer detections.
 
     Raises:
-      ValueError: an unknown `clip` or `nms`, or a different number of levels.
+        ValueError: If `clip` or `nms` is unknown or the numbers of levels differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from retinanet_jax import core
+        >>> anchors = jnp.array([[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]], float)
+        >>> detections = core.detect(
+        ...     logits=(jnp.array([[2.0, -9.0], [1.0, -9.0], [-9.0, 0.0]]),),  # a level, 2 classes
+        ...     deltas=(jnp.zeros((3, 4)),),
+        ...     anchors=(anchors,),
+        ...     valid_size=jnp.array([25.0, 32.0]),
+        ...     original_scale=jnp.array([2.0, 2.0]),
+        ...     score_threshold=0.05,
+        ...     top_k=1000,
+        ...     iou_threshold=0.5,
+        ...     max_detections=3,
+        ...     clip="before_nms",
+        ...     drop_empty=False,
+        ...     nms="hard",
+        ...     soft_sigma=0.5,
+        ...     class_agnostic=False,
+        ... )
+        >>> print(detections.scores.round(2), detections.classes, detections.mask)
+        [0.88 0.5  0.  ] [0 1 0] [ True  True False]
+        >>> print(detections.boxes)
+        [[ 0.  0. 20. 20.]
+         [40. 40. 50. 60.]
+         [ 0.  0.  0.  0.]]
     """
     if clip not in ("before_nms", "after_nms"):
         raise ValueError(f"clip={clip!r} must be 'before_nms' or 'after_nms'.")
@@ -69,26 +104,26 @@ def detect(
         select_candidates(*level, score_threshold=score_threshold, top_k=top_k)
         for level in zip(logits, deltas, anchors, strict=True)
     ]
-    found = _best_first(jax.tree.map(lambda *parts: jnp.concatenate(parts), *levels))
+    candidates = _sort_by_score(jax.tree.map(lambda *parts: jnp.concatenate(parts), *levels))
     if clip == "before_nms":
-        found = found._replace(boxes=box_ops.clip(found.boxes, height, width))
+        candidates = candidates._replace(boxes=box_ops.clip(candidates.boxes, height, width))
 
     if nms == "hard":
         keep = non_maximum_suppression(
-            found.boxes,
-            found.classes,
-            found.mask,
+            candidates.boxes,
+            candidates.classes,
+            candidates.mask,
             iou_threshold=iou_threshold,
             class_agnostic=class_agnostic,
             limit=max_detections,
         )
-        found = found._replace(mask=keep)
+        candidates = candidates._replace(mask=keep)
     else:
         scores = soft_non_maximum_suppression(
-            found.boxes,
-            found.scores,
-            found.classes,
-            found.mask,
+            candidates.boxes,
+            candidates.scores,
+            candidates.classes,
+            candidates.mask,
             method=nms.removeprefix("soft_"),
             iou_threshold=iou_threshold,
             sigma=soft_sigma,
@@ -96,14 +131,17 @@ def detect(
             class_agnostic=class_agnostic,
             max_detections=max_detections,
         )
-        found = _best_first(found._replace(scores=scores, mask=scores > 0))
-    found = _first(found, max_detections)
-    found = found._replace(boxes=box_ops.clip(found.boxes, height, width))
+        candidates = _sort_by_score(candidates._replace(scores=scores, mask=scores > 0))
+    selected = _take_first(candidates, max_detections)
+    selected = selected._replace(boxes=box_ops.clip(selected.boxes, height, width))
     if drop_empty:
-        found = found._replace(mask=found.mask & (box_ops.area(found.boxes) > 0))
-        found = _first(found, max_detections)
+        selected = selected._replace(mask=selected.mask & (box_ops.area(selected.boxes) > 0))
+        selected = _take_first(selected, max_detections)
     return Detections(
-        found.boxes * jnp.tile(original_scale, 2), found.scores, found.classes, found.mask
+        selected.boxes * jnp.tile(original_scale, 2),
+        selected.scores,
+        selected.classes,
+        selected.mask,
     )
 
 
@@ -115,15 +153,22 @@ def select_candidates(
     score_threshold: float,
     top_k: int,
 ) -> Candidates:
-    """The `top_k` highest (anchor, class) pairs of a level, fewer where it has fewer.
+    """Return the `top_k` (anchor, class) pairs of a level with the highest logits.
 
-    Exactly those of `jax.lax.top_k` over all A * K, ties included, without sorting A * K numbers:
-    an anchor with a pair among them is itself among the `top_k` best anchors by highest logit,
-    since each anchor before it has a pair before that one.
+    The result equals that of `jax.lax.top_k` over all A * K logits, ties included, without sorting
+    A * K values: an anchor that has a pair among the `top_k` is itself among the `top_k` anchors of
+    highest maximum logit, since each anchor before it has a pair before that pair.
+
+    Args:
+        logits: One logit per anchor and class of the level.
+        deltas: (dy, dx, dh, dw) of each anchor.
+        anchors: In pixels of the network's input.
+        score_threshold: The mask is True for scores above it.
+        top_k: Number of pairs, at most; a level may have fewer.
     """
     num_classes = logits.shape[1]
     _, best_anchors = jax.lax.top_k(jnp.max(logits, axis=1), min(top_k, len(logits)))
-    best_anchors = jnp.sort(best_anchors)  # equal logits then keep their order in A * K
+    best_anchors = jnp.sort(best_anchors)  # equal logits then remain in their order in A * K
     pairs = jnp.asarray(logits)[best_anchors].reshape(-1)
     best_logits, pair = jax.lax.top_k(pairs, min(top_k, len(pairs)))
     anchor = best_anchors[pair // num_classes]
@@ -138,22 +183,22 @@ def select_candidates(
     )
 
 
-def _best_first(candidates: Candidates) -> Candidates:
-    """The rows by falling score; equals keep their order."""
+def _sort_by_score(candidates: Candidates) -> Candidates:
+    """Sort candidates by descending score; equal scores remain in order."""
     order = jnp.argsort(candidates.scores, descending=True)
-    return jax.tree.map(lambda rows: rows[order], candidates)
+    return jax.tree.map(lambda x: x[order], candidates)
 
 
-def _first(candidates: Candidates, size: int) -> Candidates:
-    """The first `size` rows with a True mask; where there are fewer, zero and False rows follow."""
+def _take_first(candidates: Candidates, size: int) -> Candidates:
+    """Return the first `size` candidates of the mask, followed by zeros where there are fewer."""
     missing = max(0, size - len(candidates.mask))
     padded = jax.tree.map(
         lambda x: jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), candidates
     )
-    picked, rows = jax.lax.top_k(padded.mask.astype(jnp.int32), size)  # of equals the first
+    is_real, indices = jax.lax.top_k(padded.mask.astype(jnp.int32), size)  # the first of equals
 
-    def chosen(x):
-        kept = picked.reshape(-1, *[1] * (x.ndim - 1)) > 0
-        return jnp.where(kept, x[rows], jnp.zeros((), x.dtype))
+    def take(x):
+        keep = is_real.reshape(-1, *[1] * (x.ndim - 1)) > 0
+        return jnp.where(keep, x[indices], jnp.zeros((), x.dtype))
 
-    return jax.tree.map(chosen, padded)
+    return jax.tree.map(take, padded)
