@@ -8,12 +8,14 @@ from types import ModuleType
 import numpy as np
 
 from retinanet_jax.config import choose
+from retinanet_jax.data.decoding import decode_image
 from retinanet_jax.data.image_files import find_images
-from retinanet_jax.data.sources.synthetic import draw_image
-from retinanet_jax.data.transforms import decode_image
+from retinanet_jax.data.sizes import SIZE_MULTIPLE
+from retinanet_jax.data.sources.synthetic import generate_image
+from retinanet_jax.detector import Detector
 from retinanet_jax.export import model_card, savedmodel, stablehlo, verification
 from retinanet_jax.export.onnx import model as onnx_model
-from retinanet_jax.export.servable import Servable
+from retinanet_jax.export.servable import Servable, default_image_size
 from retinanet_jax.export.verification import DetectionDifference
 from retinanet_jax.utils.files import write_folder
 
@@ -26,9 +28,44 @@ FORMATS: dict[str, ModuleType] = {
 NUM_SYNTHETIC = 4  # images to verify on if the user gives none
 
 
+def load_servable(
+    path: str,
+    *,
+    image_size: Sequence[int] | None,
+    batch_size: int | None,
+    score_threshold: float | None,
+    max_detections: int | None,
+) -> Servable:
+    """Return the checkpoint at `path` as a function of images of one size.
+
+    Args:
+        path: A working directory, or the folder of one step's checkpoint.
+        image_size: Height and width of the input in pixels; None for `default_image_size`.
+        batch_size: Number of images per call; None for any number.
+        score_threshold: Detections score more than this; None for the config's threshold.
+        max_detections: Largest number of detections per image; None for the config's limit.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If a size or a limit is out of range.
+    """
+    checkpoint = Detector.load(
+        path, score_threshold=score_threshold, max_detections=max_detections
+    ).checkpoint
+    size = tuple(image_size or default_image_size(checkpoint.config))
+    if len(size) != 2 or min(size) < SIZE_MULTIPLE or any(side % SIZE_MULTIPLE for side in size):
+        raise ValueError(
+            f"image_size={size} must be (height, width), each a multiple of {SIZE_MULTIPLE}; try "
+            f"{default_image_size(checkpoint.config)}."
+        )
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1; try 1.")
+    return Servable(checkpoint, size, batch_size)
+
+
 def export_detector(
-    servable: Servable,
     format_name: str,
+    servable: Servable,
     output: pathlib.Path,
     images: pathlib.Path | None = None,
 ) -> DetectionDifference:
@@ -38,8 +75,8 @@ def export_detector(
     compared with the checkpoint's. If they differ, nothing is left.
 
     Args:
-        servable: The detector to export, as `load_servable` returns it.
         format_name: One of FORMATS.
+        servable: The detector to export, as `load_servable` returns it.
         output: The folder to make.
         images: A folder of images to verify on; None for a few synthetic ones.
 
@@ -79,8 +116,8 @@ def check_packages(format_name: str, packages: Sequence[str]) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"The format {format_name} requires the package {' and '.join(missing)}, which is not "
-            f"installed; run `pip install {' '.join(missing)}` or "
+            f"The format {format_name} requires packages that are not installed: "
+            f"{', '.join(missing)}; run `pip install {' '.join(missing)}` or "
             f"`pip install 'retinanet_jax[{format_name}]'`."
         )
 
@@ -94,5 +131,5 @@ def verification_images(servable: Servable, folder: pathlib.Path | None) -> list
     """
     if folder is None:
         side = servable.config.data.eval_short_side
-        return [np.asarray(draw_image(0, index, side)[0]) for index in range(NUM_SYNTHETIC)]
+        return [np.asarray(generate_image(0, index, side)[0]) for index in range(NUM_SYNTHETIC)]
     return [decode_image(file.read_bytes(), str(file)) for file in find_images([str(folder)])]

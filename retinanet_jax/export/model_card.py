@@ -12,7 +12,7 @@ import retinanet_jax
 from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.config import plain
 from retinanet_jax.export.servable import INPUTS, OUTPUTS, PLATFORMS, Servable
-from retinanet_jax.export.verification import DetectionDifference
+from retinanet_jax.export.verification import DetectionDifference, summary
 from retinanet_jax.utils.files import write_atomically, write_json
 
 FILE, README = "card.json", "README.md"
@@ -36,7 +36,7 @@ def write(
     """
     card = make_card(folder, format_name, servable, packages, difference)
     write_json(folder / FILE, card)
-    write_atomically(folder / README, to_markdown(card))
+    write_atomically(folder / README, to_markdown(card, difference))
 
 
 def make_card(
@@ -113,8 +113,9 @@ def checksums(folder: pathlib.Path) -> dict[str, str]:
     }
 
 
-def to_markdown(card: dict[str, Any]) -> str:
+def to_markdown(card: dict[str, Any], difference: DetectionDifference) -> str:
     """Return the text of README.md for the content of card.json."""
+    verified = summary(difference)
     checkpoint, resize, method = card["checkpoint"], card["resize"], card["resize"]["kind"]
     metrics = checkpoint["metrics"]
     ap = f"AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}" if metrics else "AP not measured"
@@ -148,7 +149,7 @@ def to_markdown(card: dict[str, Any]) -> str:
         "",
         f"Categories: {categories}.",
         "",
-        verification_text(card["verified"]),
+        f"{verified[0].upper()}{verified[1:]}.",
         "",
         "SHA-256 of the files:",
         "",
@@ -156,18 +157,6 @@ def to_markdown(card: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def verification_text(verified: dict[str, Any]) -> str:
-    """Return what the verification measured as text."""
-    num_images, num_detections = verified["pictures"], verified["detections"]
-    if not num_detections:
-        return f"Not verified: the checkpoint has no detections on the {num_images} images."
-    return (
-        f"Verified on {num_images} images with {num_detections} detections: boxes within "
-        f"{verified['box']:.2g} pixels of the checkpoint's,\n"
-        f"scores within {verified['score']:.2g}, categories equal."
-    )
 
 
 def format_shape(shape: Sequence[int | None]) -> str:

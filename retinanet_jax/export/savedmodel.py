@@ -9,7 +9,7 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo as dialect
 from jaxlib.mlir.passmanager import PassManager
 
-from retinanet_jax.data.transforms import tf_decode_jpeg, tf_pad, tf_resize
+from retinanet_jax.data import tf_transforms
 from retinanet_jax.export import stablehlo
 from retinanet_jax.export.servable import (
     INPUTS,
@@ -145,7 +145,7 @@ def _make_prepare(
     half = 0.0 if data.resize == "bilinear_float" else 0.5
 
     def prepare(jpeg: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        image = tf_decode_jpeg(jpeg)
+        image = tf_transforms.decode_jpeg(jpeg)
         original = tf.cast(tf.shape(image)[:2], tf.float64)
         # As in Servable.resized_size.
         factor = tf.minimum(
@@ -156,7 +156,9 @@ def _make_prepare(
             tf.reduce_min(tf.constant([height, width], tf.float64) / original),
         )
         size = tf.cast(tf.maximum(tf.floor(original * factor + half), 1), tf.int32)
-        resized = tf_pad(tf_resize(image, size, kind=data.resize), (height, width))
+        resized = tf_transforms.pad(
+            tf_transforms.resize(image, size, method=data.resize), (height, width)
+        )
         scale = tf.cast(original, tf.float32) / tf.cast(size, tf.float32)
         return tf.ensure_shape(resized, (height, width, 3)), size, scale
 

@@ -1,6 +1,6 @@
 """The function that is exported: resized images and their sizes in, detections out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,6 @@ from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.sizes import SIZE_MULTIPLE, resized_size
 from retinanet_jax.data.transforms import PIXEL_TYPES, Pixels, pad, resize
-from retinanet_jax.detector import Detector
 from retinanet_jax.modeling import build_model, detect
 
 INPUTS = ("images", "sizes")
@@ -108,43 +107,8 @@ class Servable(NamedTuple):
     def prepare(self, image: Pixels) -> tuple[np.ndarray, np.ndarray]:
         """Return an element of each of INPUTS: the image resized and padded, and its size there."""
         size = self.resized_size(*image.shape[:2])
-        resized = resize(image, *size, kind=self.config.data.resize)
+        resized = resize(image, *size, method=self.config.data.resize)
         return pad(resized, *self.image_size), np.array(size, np.int32)
-
-
-def load_servable(
-    path: str,
-    *,
-    image_size: Sequence[int] | None,
-    batch_size: int | None,
-    score_threshold: float | None,
-    max_detections: int | None,
-) -> Servable:
-    """Return the checkpoint at `path` as a function of images of one size.
-
-    Args:
-        path: A working directory, or the folder of one step's checkpoint.
-        image_size: Height and width of the input in pixels; None for `default_image_size`.
-        batch_size: Number of images per call; None for any number.
-        score_threshold: Detections score more than this; None for the config's threshold.
-        max_detections: Largest number of detections per image; None for the config's limit.
-
-    Raises:
-        FileNotFoundError: If there is no checkpoint.
-        ValueError: If a size or a limit is out of range.
-    """
-    checkpoint = Detector.load(
-        path, score_threshold=score_threshold, max_detections=max_detections
-    ).checkpoint
-    size = tuple(image_size or default_image_size(checkpoint.config))
-    if len(size) != 2 or min(size) < SIZE_MULTIPLE or any(side % SIZE_MULTIPLE for side in size):
-        raise ValueError(
-            f"image_size={size} must be (height, width), each a multiple of {SIZE_MULTIPLE}; try "
-            f"{default_image_size(checkpoint.config)}."
-        )
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1; try 1.")
-    return Servable(checkpoint, size, batch_size)
 
 
 def default_image_size(config: ConfigDict) -> tuple[int, int]:

@@ -47,12 +47,19 @@ class DetectionDifference(NamedTuple):
     score: float
     num_unmatched: int
 
-    def __str__(self) -> str:
+
+def summary(difference: DetectionDifference) -> str:
+    """Return what the verification measured, as a line for the user."""
+    num_images, num_detections, box, score, _ = difference
+    if not num_detections:
         return (
-            f"{self.num_detections} detections on {self.num_images} images: boxes within "
-            f"{self.box:.2g} pixels of the checkpoint's, scores within {self.score:.2g}, "
-            "categories equal"
+            f"not verified: the checkpoint has no detections on the {num_images} images; verify on "
+            "images of the objects it was trained to detect, or lower the score threshold"
         )
+    return (
+        f"verified: {num_detections} detections on {num_images} images, boxes within {box:.2g} "
+        f"pixels of the checkpoint's, scores within {score:.2g}, categories equal"
+    )
 
 
 def verify(
@@ -85,8 +92,9 @@ def verify(
         raise ValueError(
             f"The artifact's detections are not the checkpoint's: boxes differ by {total.box:.2g} "
             f"pixels (at most {BOX_TOLERANCE} is allowed), scores by {total.score:.2g} (at most "
-            f"{SCORE_TOLERANCE}), and of {total.num_detections} detections on {total.num_images} "
-            f"images {total.num_unmatched} have no counterpart. The artifact was removed."
+            f"{SCORE_TOLERANCE}), and {total.num_unmatched} detections have no counterpart, where "
+            f"{total.num_detections} are expected on {total.num_images} images. The artifact was "
+            "removed."
         )
     return total
 
