@@ -1,4 +1,7 @@
-"""From the config's data section to the sources and plans of a run."""
+"""From the config's section `data` to datasets, plans and batches.
+
+Importing this module and opening a dataset load neither flax nor the network.
+"""
 
 import os
 import pathlib
@@ -12,8 +15,8 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from retinanet_jax import input_pipeline
-from retinanet_jax.config import check_fields, choose
+from retinanet_jax.config import check_fields, unknown_choice
+from retinanet_jax.data.augmentation import Augmentation
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.pipeline import batches
 from retinanet_jax.data.plan import EvalPlan, Plan, TrainPlan
@@ -21,162 +24,42 @@ from retinanet_jax.data.sources import synthetic
 from retinanet_jax.data.sources.base import Source, split_by_hash
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.data.sources.csv import CsvSource
-from retinanet_jax.data.sources.merged import merged
+from retinanet_jax.data.sources.merged import merge
 from retinanet_jax.data.sources.packed import PackedSource, write_packed
 from retinanet_jax.data.sources.tfds import TfdsSource
 from retinanet_jax.data.sources.voc import VocSource
 from retinanet_jax.utils.progress import format_duration, make_progress
 
-MAX_IMAGES_TO_CHECK = (
-    1_000  # pictures: decoding so many takes seconds, a run that ends late costs hours
-)
-LISTED = ("source", "annotations", "images", "split", "classes", "official")
-EXAMPLES = {
+PARTS = ("train", "eval")  # the sections of config.data that name datasets
+SOURCES = ("coco", "voc", "csv", "tfds", "packed", "shapes")
+# The fields of a section that may be lists with commas, one entry for each dataset.
+LIST_FIELDS = ("source", "annotations", "images", "split", "classes", "official")
+# What an error message suggests for a missing field.
+FIELD_EXAMPLES = {
     "annotations": "FILE_OR_FOLDER",
     "images": "FOLDER",
     "split": "train",
     "classes": "FILE.csv",
 }
-
-
-def open_source(config: ConfigDict, part: str, workdir: pathlib.Path) -> Source:
-    """The data that config.data.train or config.data.eval names; `part` is "train" or "eval".
-
-    Fields that hold lists with commas name several sources, which are merged; a list of one is
-    each one's.
-    """
-    section = config.data[part]
-    lists = {name: section[name].split(",") for name in LISTED}
-    count = max(map(len, lists.values()))
-    for name, values in lists.items():
-        if len(values) not in (1, count):
-            raise ValueError(
-                f"data.{part}.{name} lists {len(values)} sources where another field lists "
-                f"{count}; give one for all, or {count}."
-            )
-    each = [
-        {name: values[number % len(values)].strip() for name, values in lists.items()}
-        for number in range(count)
-    ]
-    return merged([open_one(ConfigDict({**section, **one}), config, part, workdir) for one in each])
-
-
-def open_one(section: ConfigDict, config: ConfigDict, part: str, workdir: pathlib.Path) -> Source:
-    """One source; `section` is config.data[part] with each field naming one."""
-
-    def given(*names: str) -> None:
-        missing = [name for name in names if not section[name]]
-        if missing:
-            wanted = " ".join(f"--config.data.{part}.{name}={EXAMPLES[name]}" for name in missing)
-            raise ValueError(f"no data: source={section.source!r} needs {wanted}.")
-
-    def drawn() -> Source:
-        if section.annotations:
-            raise ValueError(
-                f"data.{part}.annotations={section.annotations} would not be read: "
-                f"data.{part}.source is 'shapes', which draws its own; set it to 'coco'."
-            )
-        folder = pathlib.Path(section.images or workdir / "data" / f"shapes-{section.seed}")
-        print(f"shapes: {section.count} pictures in {folder}, drawn now if they are not there")
-        written = synthetic.write_shapes(
-            folder, seed=section.seed, images=section.count, image_size=section.image_size
-        )
-        return CocoSource(written / synthetic.ANNOTATIONS, written / synthetic.PICTURES)
-
-    def coco() -> Source:
-        given("annotations", "images")
-        return CocoSource(section.annotations, section.images)
-
-    def voc() -> Source:
-        given("annotations")
-        return VocSource(
-            section.annotations,
-            images=section.images or None,
-            split=section.split,
-            categories=tuple(config.data.categories),
-        )
-
-    def csv() -> Source:
-        given("annotations", "classes")
-        return CsvSource(section.annotations, section.classes, section.images)
-
-    def tfds() -> Source:
-        given("annotations", "split")
-        return TfdsSource(
-            section.annotations,
-            data_dir=section.images or None,
-            split=section.split,
-            official=section.official,
-        )
-
-    def packed() -> Source:
-        given("images")
-        source = PackedSource(section.images)
-        if source.resize != config.data.resize:
-            raise ValueError(
-                f"data.{part}.images={section.images} holds pictures resized by {source.resize!r}, "
-                f"and data.resize is {config.data.resize!r}; set it to {source.resize!r}, or read "
-                "the files that were packed."
-            )
-        return source
-
-    kinds = {"coco": coco, "voc": voc, "csv": csv, "tfds": tfds, "packed": packed, "shapes": drawn}
-    return choose(f"data.{part}.source", section.source, kinds)()
-
-
-def holds_out(config: ConfigDict) -> bool:
-    """Whether a share of the training data is kept for evaluation, for want of other data."""
-    own = config.data.eval.annotations or config.data.eval.images
-    return bool(config.data.validation_fraction) and not own
-
-
-def open_split(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Source]:
-    """The training data without the share that is held out, and that share."""
-    return split_by_hash(open_source(config, "train", workdir), config.data.validation_fraction)
-
-
-def open_training(config: ConfigDict, workdir: pathlib.Path) -> Source:
-    """What is trained on."""
-    if holds_out(config):
-        return open_split(config, workdir)[0]
-    return open_source(config, "train", workdir)
-
-
-def check_training_data(source: Source) -> None:
-    """Raises ValueError where no picture has a box, and as `check_images` does."""
-    if not any(len(source.annotations(index).boxes) for index in range(len(source))):
-        raise ValueError(
-            f"{source.name}: none of its {len(source)} pictures has a box; there is nothing to "
-            "learn. Give the file that has the annotations."
-        )
-    check_images(source)
-
-
-def check_images(source: Source) -> None:
-    """Raises ValueError or OSError at a picture that a run would end at, in a small data set.
-
-    To read all of a large one takes minutes; `retinanet_jax.inspect` does it.
-    """
-    if len(source) <= MAX_IMAGES_TO_CHECK:
-        with futures.ThreadPoolExecutor(os.cpu_count()) as readers:
-            # Threads hand on what is wrong, and not the pixels.
-            list(readers.map(lambda index: source.image(index).shape, range(len(source))))
-
-
-def open_evaluation(config: ConfigDict, workdir: pathlib.Path) -> Source:
-    """What is evaluated on."""
-    if holds_out(config):
-        return open_split(config, workdir)[1]
-    return open_source(config, "eval", workdir)
+# Decoding so many images takes seconds; a run that ends late at an invalid image costs hours.
+MAX_IMAGES_TO_CHECK = 1_000
 
 
 def open_sources(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Source]:
-    """(training, evaluation) data; raises ValueError where their categories differ."""
-    if holds_out(config):
+    """Open the training and the evaluation data.
+
+    Args:
+        config: The run's config.
+        workdir: The folder for datasets that are generated.
+
+    Raises:
+        ValueError: If their categories differ, or as `open_source`.
+    """
+    if splits_training_data(config):
         return open_split(config, workdir)
     train, evaluation = open_training(config, workdir), open_evaluation(config, workdir)
     if train.categories != evaluation.categories:
-        names = sorted({one.name for one in (*train.categories, *evaluation.categories)})
+        names = sorted({category.name for category in (*train.categories, *evaluation.categories)})
         remedy = "both files must list the same ids and names."
         if "voc" in config.data.train.source + config.data.eval.source:
             remedy = f'list them: --config.data.categories="{tuple(names)}".'
@@ -187,34 +70,200 @@ def open_sources(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Sou
     return train, evaluation
 
 
+def open_training(config: ConfigDict, workdir: pathlib.Path) -> Source:
+    """Open the training data, without the images that are held out for evaluation."""
+    if splits_training_data(config):
+        return open_split(config, workdir)[0]
+    return open_source(config, "train", workdir)
+
+
+def open_evaluation(config: ConfigDict, workdir: pathlib.Path) -> Source:
+    """Open the evaluation data, which may be the held-out part of the training data."""
+    if splits_training_data(config):
+        return open_split(config, workdir)[1]
+    return open_source(config, "eval", workdir)
+
+
+def splits_training_data(config: ConfigDict) -> bool:
+    """Return whether part of the training data is held out, because there is no evaluation data."""
+    has_eval_data = config.data.eval.annotations or config.data.eval.images
+    return bool(config.data.validation_fraction) and not has_eval_data
+
+
+def open_split(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Source]:
+    """Open the training data, and return the remaining and the held-out images."""
+    return split_by_hash(open_source(config, "train", workdir), config.data.validation_fraction)
+
+
+def open_source(config: ConfigDict, part: str, workdir: pathlib.Path) -> Source:
+    """Open the dataset that config.data.train or config.data.eval names.
+
+    Fields that are lists with commas name several datasets, which are merged. A field with a single
+    entry holds for all of them.
+
+    Args:
+        config: The run's config.
+        part: "train" or "eval".
+        workdir: The folder for datasets that are generated.
+
+    Raises:
+        ValueError: If a field is missing, or lists do not match in length, or a file is invalid.
+        OSError: If a file cannot be read.
+    """
+    section = config.data[part]
+    lists = {name: section[name].split(",") for name in LIST_FIELDS}
+    count = max(map(len, lists.values()))
+    for name, values in lists.items():
+        if len(values) not in (1, count):
+            raise ValueError(
+                f"data.{part}.{name} lists {len(values)} sources where another field lists "
+                f"{count}; give one for all, or {count}."
+            )
+    sections = [
+        {name: values[index % len(values)].strip() for name, values in lists.items()}
+        for index in range(count)
+    ]
+    return merge(
+        [
+            _open_dataset(ConfigDict({**section, **fields}), config, part, workdir)
+            for fields in sections
+        ]
+    )
+
+
+def _open_dataset(
+    section: ConfigDict, config: ConfigDict, part: str, workdir: pathlib.Path
+) -> Source:
+    """Open one dataset; `section` is config.data[part] with one entry in each field."""
+    match section.source:
+        case "coco":
+            _require(section, part, "annotations", "images")
+            return CocoSource(section.annotations, section.images)
+        case "voc":
+            _require(section, part, "annotations")
+            return VocSource(
+                section.annotations,
+                images=section.images or None,
+                split=section.split,
+                categories=tuple(config.data.categories),
+            )
+        case "csv":
+            _require(section, part, "annotations", "classes")
+            return CsvSource(section.annotations, section.classes, section.images)
+        case "tfds":
+            _require(section, part, "annotations", "split")
+            return TfdsSource(
+                section.annotations,
+                data_dir=section.images or None,
+                split=section.split,
+                official=section.official,
+            )
+        case "packed":
+            _require(section, part, "images")
+            return _open_packed(section, part, config.data.resize)
+        case "shapes":
+            return _open_shapes(section, part, workdir)
+        case unknown:
+            raise unknown_choice(f"data.{part}.source", unknown, SOURCES)
+
+
+def _require(section: ConfigDict, part: str, *names: str) -> None:
+    """Raise ValueError with the missing flags if one of the fields is empty."""
+    missing = [name for name in names if not section[name]]
+    if missing:
+        flags = [f"--config.data.{part}.{name}={FIELD_EXAMPLES[name]}" for name in missing]
+        raise ValueError(f"no data: source={section.source!r} requires {' '.join(flags)}.")
+
+
+def _open_packed(section: ConfigDict, part: str, resize: str) -> PackedSource:
+    """Open a packed dataset that was resized by the config's method."""
+    source = PackedSource(section.images)
+    if source.resize != resize:
+        raise ValueError(
+            f"data.{part}.images={section.images} contains images resized by {source.resize!r}, "
+            f"and data.resize is {resize!r}; set it to {source.resize!r}, or read the files that "
+            "were packed."
+        )
+    return source
+
+
+def _open_shapes(section: ConfigDict, part: str, workdir: pathlib.Path) -> CocoSource:
+    """Generate the synthetic dataset if it does not exist yet, and open it."""
+    if section.annotations:
+        raise ValueError(
+            f"data.{part}.annotations={section.annotations} would not be read: "
+            f"data.{part}.source is 'shapes', which generates its own; set it to 'coco'."
+        )
+    folder = pathlib.Path(section.images or workdir / "data" / f"shapes-{section.seed}")
+    print(f"shapes: {section.count} images in {folder}, generated now if they do not exist")
+    written = synthetic.write_shapes(
+        folder, seed=section.seed, num_images=section.count, image_size=section.image_size
+    )
+    return CocoSource(written / synthetic.ANNOTATIONS, written / synthetic.IMAGES)
+
+
+def check_training_data(source: Source) -> None:
+    """Raise ValueError if no image has a box, and as `check_images` does."""
+    if not any(len(source.annotations(index).boxes) for index in range(len(source))):
+        raise ValueError(
+            f"{source.name}: none of its {len(source)} images has a box; there is nothing to "
+            "learn. Give the file that contains the annotations."
+        )
+    check_images(source)
+
+
+def check_images(source: Source) -> None:
+    """Decode all images of a small dataset, so that an invalid one is reported before the run.
+
+    Decoding all images of a large dataset takes minutes; `retinanet-jax inspect` does it.
+
+    Raises:
+        ValueError: If an image is invalid.
+        OSError: If an image cannot be read.
+    """
+    if len(source) <= MAX_IMAGES_TO_CHECK:
+        with futures.ThreadPoolExecutor(os.cpu_count()) as readers:
+            # Only errors and shapes are returned from the threads, not the pixels.
+            list(readers.map(lambda index: source.image(index).shape, range(len(source))))
+
+
 def train_plan(config: ConfigDict, source: Source) -> TrainPlan:
-    """Which pictures each training step sees, and how."""
+    """Return the plan of the training steps by the config's batches, buckets and augmentation."""
     data = config.data
+    augmentation = Augmentation(
+        short_sides=data.short_sides,
+        short_side_sampling=data.short_side_sampling,
+        long_side=data.long_side,
+        scale_jitter=data.scale_jitter,
+        crop_size=data.crop_size or None,
+        flip=data.flip,
+        rot90=data.rot90,
+        color_jitter=dict(data.color_jitter),
+    )
     return TrainPlan(
         source.sizes,
+        augmentation,
         seed=config.seed,
         batch_size=data.batch_size,
         buckets=data.buckets,
         resize=data.resize,
-        short_sides=data.short_sides,
-        long_side=data.long_side,
-        flip=data.flip,
-        short_side_sampling=data.short_side_sampling,
-        scale_jitter=data.scale_jitter,
-        crop_size=data.crop_size or None,
-        rot90=data.rot90,
-        color_jitter=data.color_jitter,
     )
 
 
 def eval_plan(config: ConfigDict, sizes: Int[np.ndarray, "N 2"], *, batch_size: int) -> EvalPlan:
-    """In which size and batch pictures of `sizes` (height, width) are evaluated."""
+    """Return the plan of an evaluation of images with these (height, width)."""
     data = config.data
-    shapes = {"buckets": data.buckets, "own": ()}
+    match data.eval_shapes:
+        case "buckets":
+            buckets = data.buckets
+        case "own":
+            buckets = ()
+        case unknown:
+            raise unknown_choice("data.eval_shapes", unknown, ("buckets", "own"))
     return EvalPlan(
         sizes,
         batch_size=batch_size,
-        buckets=choose("data.eval_shapes", data.eval_shapes, shapes),
+        buckets=buckets,
         resize=data.resize,
         short_side=data.eval_short_side,
         long_side=data.long_side,
@@ -222,7 +271,7 @@ def eval_plan(config: ConfigDict, sizes: Int[np.ndarray, "N 2"], *, batch_size: 
 
 
 def host_batches(config: ConfigDict, source: Source, plan: Plan, steps: range) -> Iterator[Batch]:
-    """This host's rows of the plan's batches, from steps.start to before steps.stop."""
+    """Yield this host's part of the plan's batches, from steps.start to before steps.stop."""
     return batches(
         source,
         plan,
@@ -237,57 +286,63 @@ def host_batches(config: ConfigDict, source: Source, plan: Plan, steps: range) -
     )
 
 
-PARTS = ("train", "eval")
-
-
 def pack_datasets(config: ConfigDict, parts: Sequence[str], output: pathlib.Path) -> list[str]:
-    """Writes the parts ("train", "eval") into folders of `output`; returns a run's new flags."""
+    """Write the config's datasets decoded and resized, and return the flags that read them.
+
+    Args:
+        config: The config of the runs that will read the packed data.
+        parts: "train", "eval" or both.
+        output: The folder in which a folder for each part is written.
+
+    Raises:
+        ValueError: If the training data is to be split and only one part is packed, or as
+            `open_source`.
+    """
     check_fields(config)
     data = config.data
-    if input_pipeline.holds_out(config) and set(parts) != set(PARTS):
+    if splits_training_data(config) and set(parts) != set(PARTS):
         raise ValueError(
-            f"data.validation_fraction={data.validation_fraction} parts the training data, and its two "
-            "parts are of use together alone; give --part=both, or data.eval of its own."
+            f"data.validation_fraction={data.validation_fraction} splits the training data, and "
+            "its two parts are useful only together; give --part=both, or name a dataset in "
+            "data.eval."
         )
-    sides = {"train": max(data.short_sides), "eval": data.eval_short_side}
-    new = ["--config.data.loader=numpy"]
-    for part, source in open_parts(config, parts, output):
+    short_sides = {"train": max(data.short_sides), "eval": data.eval_short_side}
+    flags = ["--config.data.loader=numpy"]
+    for part, source in _open_parts(config, parts, output):
         folder = output / part
-        began = time.monotonic()
+        start = time.monotonic()
         packed = write_packed(
             source,
             folder,
-            short_side=sides[part],
+            short_side=short_sides[part],
             long_side=data.long_side,
             resize=data.resize,
             num_threads=data.threads or None,
             progress=make_progress(part, len(source)),
         )
         print(
-            f"{folder}: {len(packed)} pictures of {source.name} at short side {sides[part]}, in "
-            f"{format_duration(time.monotonic() - began)}",
+            f"{folder}: {len(packed)} images of {source.name} at short side {short_sides[part]}, "
+            f"in {format_duration(time.monotonic() - start)}",
             flush=True,
         )
-        new += new_flags(config, part, folder)
-    return new
+        flags += _packed_flags(config, part, folder)
+    return flags
 
 
-def open_parts(
+def _open_parts(
     config: ConfigDict, parts: Sequence[str], output: pathlib.Path
 ) -> list[tuple[str, Source]]:
-    """Each part's name and data; data that is to be drawn is drawn into `output`."""
+    """Return the name and the dataset of each part; synthetic data is generated in `output`."""
     if set(parts) == set(PARTS):
-        return list(zip(PARTS, input_pipeline.open_sources(config, output), strict=True))
-    opened = {"train": input_pipeline.open_training, "eval": input_pipeline.open_evaluation}
-    return [(part, opened[part](config, output)) for part in parts]
+        return list(zip(PARTS, open_sources(config, output), strict=True))
+    open_part = {"train": open_training, "eval": open_evaluation}
+    return [(part, open_part[part](config, output)) for part in parts]
 
 
-def new_flags(config: ConfigDict, part: str, folder: pathlib.Path) -> list[str]:
-    """What turns the config's source of `part` into the packed one."""
+def _packed_flags(config: ConfigDict, part: str, folder: pathlib.Path) -> list[str]:
+    """Return the flags that replace the config's dataset of `part` by the packed one."""
     fields = {"source": "packed", "images": str(folder)}
-    emptied = {
-        name: "" for name in input_pipeline.LISTED if config.data[part][name] and name not in fields
-    }
+    emptied = {name: "" for name in LIST_FIELDS if config.data[part][name] and name not in fields}
     return [
         shlex.quote(f"--config.data.{part}.{name}={value}")
         for name, value in (fields | emptied).items()

@@ -1,1 +1,1 @@
-"""From pictures and boxes on disk to batches: sources, the plan, transforms, the pipeline."""
+"""The input pipeline without a config: sources, plans, transforms, batches; numpy and tf.data."""

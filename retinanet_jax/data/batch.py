@@ -1,28 +1,65 @@
-"""What the data island hands over: one host's share of one step."""
+"""The batch: what the data pipeline produces and the model reads."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
+
+IDENTITY_COLORS = (1.0, 1.0, 1.0, 0.0)  # the `Batch.colors` that change nothing
 
 
 class Batch(NamedTuple):
-    """Pictures of one bucket and their ground truth, padded to fixed shapes.
+    """Images of one bucket and their ground truth, padded to fixed shapes.
 
-    Pictures are RGB in 0..255, resized into the top left corner of (H, W), zero elsewhere; bytes,
-    or floats where resizing was not to be rounded. Boxes are yxyx in pixels of (H, W). Where a mask
-    is False the row is zero.
+    The fields are numpy arrays in the pipeline and jax arrays on devices; one host has only its
+    part of the batch. Images are RGB in 0..255, resized into the top left corner of the bucket
+    (H, W) and zero outside; uint8, or float32 if the resize method does not round. Boxes are yxyx
+    in pixels of (H, W). Padded boxes are zero, and False in the mask.
     """
 
-    images: UInt8[np.ndarray, "B H W 3"] | Float32[np.ndarray, "B H W 3"]
-    sizes: Float32[np.ndarray, "B 2"]  # height and width of the picture inside (H, W)
-    scales: Float32[np.ndarray, "B 2"]  # original pixels per input pixel, y and x
-    boxes: Float32[np.ndarray, "B M 4"]
-    classes: Int32[np.ndarray, "B M"]
-    mask: Bool[np.ndarray, "B M"]
-    crowd_boxes: Float32[np.ndarray, "B C 4"]
-    crowd_mask: Bool[np.ndarray, "B C"]
-    weights: Float32[np.ndarray, " B"]  # 1 a picture of the data set, 0 a filler
-    index: Int32[np.ndarray, " B"]  # row of the source
-    colors: Float32[np.ndarray, "B 4"]  # brightness, contrast, saturation factors; shift of the hue
-    dropped: Int32[np.ndarray, " B"]  # boxes that the crop cut below the share that must be visible
+    images: UInt8[Any, "B H W 3"] | Float32[Any, "B H W 3"]
+    sizes: Float32[Any, "B 2"]  # height and width of the image inside the bucket
+    scales: Float32[Any, "B 2"]  # original pixels per input pixel, y and x
+    boxes: Float32[Any, "B M 4"]
+    classes: Int32[Any, "B M"]
+    mask: Bool[Any, "B M"]
+    crowd_boxes: Float32[Any, "B C 4"]
+    crowd_mask: Bool[Any, "B C"]
+    weights: Float32[Any, " B"]  # 1 for an image of the dataset, 0 for a filler
+    index: Int32[Any, " B"]  # of the image in its source
+    colors: Float32[Any, "B 4"]  # factors of brightness, contrast and saturation; shift of the hue
+    dropped: Int32[Any, " B"]  # number of boxes of which the crop leaves too little
+
+    @classmethod
+    def of_images(
+        cls,
+        images: UInt8[Any, "B H W 3"] | Float32[Any, "B H W 3"],
+        sizes: Float32[Any, "B 2"],
+        scales: Float32[Any, "B 2"],
+        *,
+        num_boxes: int = 0,
+        num_crowd: int = 0,
+    ) -> "Batch":
+        """Return a batch of images with unchanged colors and no ground truth yet.
+
+        Args:
+            images: numpy or jax arrays; the new fields are of the same library.
+            sizes: Height and width of each image inside (H, W).
+            scales: Original pixels per input pixel, y and x.
+            num_boxes: M, for how many boxes per image there is room.
+            num_crowd: C, for how many crowd regions per image there is room.
+        """
+        xp, count = images.__array_namespace__(), images.shape[0]
+        return cls(
+            images=images,
+            sizes=sizes,
+            scales=scales,
+            boxes=xp.zeros((count, num_boxes, 4), xp.float32),
+            classes=xp.zeros((count, num_boxes), xp.int32),
+            mask=xp.zeros((count, num_boxes), bool),
+            crowd_boxes=xp.zeros((count, num_crowd, 4), xp.float32),
+            crowd_mask=xp.zeros((count, num_crowd), bool),
+            weights=xp.ones(count, xp.float32),
+            index=xp.arange(count, dtype=xp.int32),
+            colors=xp.broadcast_to(xp.asarray(IDENTITY_COLORS, dtype=xp.float32), (count, 4)),
+            dropped=xp.zeros(count, xp.int32),
+        )

@@ -5,30 +5,30 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, Int32
 
-from retinanet_jax.data.sizes import SIZE_MULTIPLE
+from retinanet_jax.data.sizes import SIZE_MULTIPLE, round_up
 
 
 def make_buckets(buckets: Sequence[tuple[int, int]]) -> Int32[np.ndarray, "b 2"]:
-    """The configured (H, W), smallest area first, the last one large enough for what any holds.
+    """Return the configured (height, width), smallest area first.
 
-    That last one, (largest H, largest W), is added where it is not configured: leftovers of a
-    landscape and a portrait bucket need it to share a batch.
-    Raises ValueError where a side is not a positive multiple of 32.
+    The last bucket is (largest height, largest width), so that every image that fits in any bucket
+    fits in it. It is added if it is not configured: leftover images of a landscape and a portrait
+    bucket need it if they are put in one batch.
+
+    Raises:
+        ValueError: If `buckets` is empty or a side is not a positive multiple of 32.
     """
     if np.ndim(buckets) != 2 or np.shape(buckets)[1] != 2:
         raise ValueError(
-            f"buckets={buckets} must name at least one (H, W) to train in; "
+            f"buckets={buckets} must contain at least one (height, width) to train in; "
             "try ((800, 1344), (1344, 800))."
         )
     for height, width in buckets:
         if min(height, width) <= 0 or height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
-            fixed = tuple(
-                max(SIZE_MULTIPLE, -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE)
-                for side in (height, width)
-            )
+            fixed = tuple(max(SIZE_MULTIPLE, round_up(side)) for side in (height, width))
             raise ValueError(
-                f"bucket ({height}, {width}) must have positive multiples of {SIZE_MULTIPLE} as its "
-                f"sides; try {fixed}."
+                f"bucket ({height}, {width}) must have sides that are positive multiples of "
+                f"{SIZE_MULTIPLE}; try {fixed}."
             )
     largest = (max(height for height, _ in buckets), max(width for _, width in buckets))
     distinct = {(int(height), int(width)) for height, width in (*buckets, largest)}
@@ -36,18 +36,54 @@ def make_buckets(buckets: Sequence[tuple[int, int]]) -> Int32[np.ndarray, "b 2"]
     return np.array(ordered, np.int32)
 
 
-def own_buckets(resized: Int[np.ndarray, "N 2"]) -> Int32[np.ndarray, "b 2"]:
-    """The (H, W) that pictures of these sizes have when each is padded to multiples of 32 alone.
+def minimal_buckets(resized: Int[np.ndarray, "N 2"]) -> Int32[np.ndarray, "b 2"]:
+    """Return the distinct sizes of images padded to multiples of 32 and no further.
 
-    Smallest area first, so that the smallest that holds a picture is its own: no other is between.
+    Smallest area first. `smallest_bucket` then assigns each image its own padded size: a smaller
+    bucket that contains the image cannot exist.
     """
-    distinct = np.unique(-(-resized // SIZE_MULTIPLE) * SIZE_MULTIPLE, axis=0).astype(np.int32)
-    return distinct[np.argsort(distinct.prod(axis=1), kind="stable")]
+    distinct = np.unique(round_up(resized), axis=0).astype(np.int32)
+    return distinct[np.argsort(distinct.prod(axis=1), stable=True)]
 
 
 def smallest_bucket(
     resized: Int[np.ndarray, "N 2"], buckets: Int[np.ndarray, "b 2"]
 ) -> Int[np.ndarray, " N"]:
-    """Row of the first bucket that holds each size; -1 where none does."""
-    holds = (resized[:, None] <= buckets).all(axis=-1)  # N b
-    return np.where(holds.any(axis=-1), holds.argmax(axis=-1), -1)
+    """Return the index of the first bucket that contains each (height, width); -1 if none does."""
+    fits = (resized[:, None] <= buckets).all(axis=-1)  # N b
+    return np.where(fits.any(axis=-1), fits.argmax(axis=-1), -1)
+
+
+def check_images_fit(
+    sizes: Int[np.ndarray, "N 2"],
+    resized: Int[np.ndarray, "N 2"],
+    buckets: Int[np.ndarray, "b 2"],
+) -> None:
+    """Raise ValueError if there is no image, or one that fits in no bucket once it is resized.
+
+    Args:
+        sizes: The original heights and widths, for the message.
+        resized: The heights and widths that must fit.
+        buckets: From `make_buckets`.
+    """
+    if not len(sizes):
+        raise ValueError("a plan requires at least one image, got none; check the dataset's paths.")
+    too_large = np.flatnonzero(smallest_bucket(resized, buckets) < 0)
+    if len(too_large):
+        first = too_large[0]
+        needed = tuple(round_up(resized[first]).tolist())
+        raise ValueError(
+            f"image {first} of {tuple(sizes[first].tolist())} (height, width) is resized to "
+            f"{tuple(resized[first].tolist())}, which fits in no bucket of {buckets.tolist()} "
+            f"({len(too_large)} such images); add the bucket {needed}, or reduce the target sides."
+        )
+
+
+def check_crop_fits(crop_size: tuple[int, int], buckets: Int[np.ndarray, "b 2"]) -> None:
+    """Raise ValueError if the last bucket does not contain the (height, width) of the crop."""
+    if (np.asarray(crop_size) > buckets[-1]).any():
+        needed = tuple(round_up(side) for side in crop_size)
+        raise ValueError(
+            f"crop_size={tuple(crop_size)} fits in no bucket of {buckets.tolist()}; "
+            f"add the bucket {needed}, or reduce the crop."
+        )

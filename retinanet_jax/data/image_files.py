@@ -1,4 +1,4 @@
-"""Files of pictures, as a person names them: one by one, by folder or by pattern."""
+"""Image files and images as users give them: paths, folders, patterns, Pillow images, arrays."""
 
 import glob
 import os
@@ -10,68 +10,80 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from retinanet_jax.data.transforms import decode_image, oriented_pixels
+from retinanet_jax.data.decoding import decode_image, oriented_pixels
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# The most common first: a dataset that names an image without its suffix is searched in this order.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
+# Pillow reads a file when its pixels are first used, and two threads may have the same image.
+_pillow_lock = threading.Lock()
 
 
 def find_images(paths: Iterable[str]) -> list[pathlib.Path]:
-    """The picture files at `paths`, each once; folders are searched to the bottom.
+    """Return the image files at `paths`, each once; folders are searched recursively.
 
-    What does not exist is taken for a pattern (`*.jpg`, `**/*.png`), as a shell takes it.
-    Raises FileNotFoundError where there is neither, or no picture at all.
+    A path that does not exist is expanded as a pattern (`*.jpg`, `**/*.png`).
+
+    Raises:
+        FileNotFoundError: If a path neither exists nor matches anything, or there is no image.
     """
-    found: list[pathlib.Path] = []
+    files: list[pathlib.Path] = []
     for given in paths:
         path = pathlib.Path(given).expanduser()
         matches = [path] if path.exists() else sorted(_matching(path))
         if not matches:
-            raise FileNotFoundError(f"{given}: no such picture or folder.")
+            raise FileNotFoundError(f"{given}: no such image or folder.")
         for match in matches:
-            found += _pictures_in(match) if match.is_dir() else [match]
-    if not found:
+            files += _images_in(match) if match.is_dir() else [match]
+    if not files:
         raise FileNotFoundError(
-            f"no picture ({', '.join(SUFFIXES)}) in {', '.join(paths) or 'an empty list'}; "
-            "give pictures, or folders with some."
+            f"no image ({', '.join(IMAGE_SUFFIXES)}) in {', '.join(paths) or 'an empty list'}; "
+            "give image files, or folders that contain some."
         )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(files))
+
+
+def image_name(image: ImageLike) -> str:
+    """Return the name of an image for messages: its path, if it has one."""
+    if isinstance(image, str | os.PathLike):
+        return os.fspath(image)
+    return getattr(image, "filename", "") or "the image"
+
+
+def read_image(image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the RGB pixels of an image.
+
+    Args:
+        image: A file, a Pillow image, or a uint8 array: (height, width, 3) in RGB or
+            (height, width) in gray.
+
+    Raises:
+        ValueError: If the image cannot be read, or the array has another type or shape.
+    """
+    name = image_name(image)
+    try:
+        if isinstance(image, str | os.PathLike):
+            return decode_image(pathlib.Path(image).expanduser().read_bytes(), name)
+        if isinstance(image, Image.Image):
+            with _pillow_lock:
+                image.load()
+            return oriented_pixels(image, name)
+    except OSError as error:
+        raise ValueError(f"{name}: cannot be read ({error.strerror or error}).") from None
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or (array.ndim != 2 and array.shape[2:] != (3,)) or not array.size:
+        raise ValueError(
+            f"{name}: an array of {array.dtype} {array.shape} is not an image; give uint8 "
+            "(height, width, 3) in RGB, or (height, width) in gray."
+        )
+    return np.stack([array] * 3, axis=-1) if array.ndim == 2 else array
 
 
 def _matching(pattern: pathlib.Path) -> Iterator[pathlib.Path]:
     return map(pathlib.Path, glob.iglob(str(pattern), recursive=True))
 
 
-def _pictures_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    inside = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+def _images_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    inside = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     return [path for path in inside if path.is_file()]
-
-
-Picture = str | os.PathLike[str] | Image.Image | np.ndarray
-_loading = threading.Lock()  # Pillow reads a file when it is first used; the same may come twice
-
-
-def _name(image: Picture) -> str:
-    """For messages."""
-    if isinstance(image, str | os.PathLike):
-        return os.fspath(image)
-    return getattr(image, "filename", "") or "the picture"
-
-
-def _pixels(image: Picture, name: str) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB; ValueError where the picture cannot be read."""
-    try:
-        if isinstance(image, str | os.PathLike):
-            return decode_image(pathlib.Path(image).expanduser().read_bytes(), name)
-        if isinstance(image, Image.Image):
-            with _loading:
-                image.load()
-            return oriented_pixels(image, name)
-    except OSError as error:
-        raise ValueError(f"{name}: cannot be read ({error.strerror or error}).") from None
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or (image.ndim != 2 and image.shape[2:] != (3,)) or not image.size:
-        raise ValueError(
-            f"{name}: an array of {image.dtype} {image.shape} is no picture; give uint8 "
-            "(height, width, 3) in RGB, or (height, width) in grey."
-        )
-    return np.stack([image] * 3, axis=-1) if image.ndim == 2 else image

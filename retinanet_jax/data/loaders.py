@@ -1,12 +1,10 @@
-"""A step's pictures, read, decoded and transformed in parallel: by tf.data, or by threads alone.
+"""Read, decode and transform a step's images in parallel: with tf.data, or with threads only.
 
-Both give the same pictures in the same order, within the grey level that JPEG libraries round
-differently. tf.data is the faster one where pictures must be decoded; threads need no TensorFlow.
+Both return the same images in the same order, except that JPEG libraries round differently by at
+most one gray level. tf.data is faster if images must be decoded; threads do not need TensorFlow.
 """
 
-import collections
 import contextlib
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -15,26 +13,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, Int32, UInt8
 
-from retinanet_jax.data import transforms
+from retinanet_jax.data import decoding, tf_transforms, transforms
 from retinanet_jax.data.plan import BatchPlan
 from retinanet_jax.data.sources.base import Source
-from retinanet_jax.data.transforms import Geometry
+from retinanet_jax.utils.threads import map_ahead
 
 
-class Loaded(NamedTuple):
-    """What was planned for one step, and the pictures made by it."""
+class LoadedImages(NamedTuple):
+    """The plan of one step and the images made by it."""
 
-    rows: BatchPlan
+    batch_plan: BatchPlan
     images: UInt8[np.ndarray, "B H W 3"] | Float32[np.ndarray, "B H W 3"]
-
-
-def geometry(rows: BatchPlan, row: int) -> Geometry:
-    """What becomes of the picture in one row."""
-    fields = (rows.resized, rows.flip, rows.turns, rows.offset, rows.size)
-    resized, flip, turns, offset, size = (field[row].tolist() for field in fields)
-    return Geometry(tuple(resized), flip, turns, tuple(offset), tuple(size))
 
 
 def load_by_tf(
@@ -43,49 +34,58 @@ def load_by_tf(
     steps: range,
     prefetch: int,
     num_threads: int | None,
-) -> Iterator[Loaded]:
-    """Each step, in order; what TensorFlow refuses is told as one sentence."""
-    tf = _tensorflow()
+) -> Iterator[LoadedImages]:
+    """Yield the images of each step, in order, loaded by tf.data.
+
+    Args:
+        source: Where the images come from.
+        host_plan: Returns this host's plan of a step.
+        steps: The steps to load.
+        prefetch: The number of batches that are made ahead.
+        num_threads: Of tf.data's own pool; None for a number that tf.data chooses.
+
+    Raises:
+        ValueError: If TensorFlow is not installed, or an image cannot be used, in one sentence.
+        OSError: If an image cannot be read.
+    """
+    tf = _import_tensorflow()
     options = tf.data.Options()
     options.deterministic = True
     if num_threads:
         options.threading.private_threadpool_size = num_threads
-    planned: dict[int, BatchPlan] = {}  # what waits for its pictures
+    waiting: dict[int, BatchPlan] = {}  # plans of batches that are being loaded
 
-    def plan_step(step: np.ndarray) -> np.ndarray:
-        rows = planned[int(step)] = host_plan(int(step))
-        buckets = np.tile(np.array(rows.bucket, np.int32), (len(rows.index), 1))
-        # In the order that `_tf_image` takes them apart.
-        return np.column_stack(
-            [rows.index, buckets, rows.resized, rows.offset, rows.size, rows.turns, rows.flip]
-        ).astype(np.int32)
+    def plan_step(step: np.ndarray) -> Int32[np.ndarray, "B 11"]:
+        batch_plan = waiting[int(step)] = host_plan(int(step))
+        return _plan_columns(batch_plan)
 
     first = host_plan(0)
-    batch_size, kind = len(first.index), first.resize
-    pictures = _Pictures(source)
-    as_it_is = tf.autograph.experimental.do_not_convert  # else TensorFlow rereads this file
+    batch_size, method = len(first.index), first.resize
+    reader = _ImageReader(source)
+    unconverted = tf.autograph.experimental.do_not_convert  # TensorFlow would parse this file
     parallel = num_threads or tf.data.AUTOTUNE
     dataset = (
         tf.data.Dataset.range(steps.start, steps.stop)
-        .map(as_it_is(lambda step: _tf_plan(tf, plan_step, step, batch_size)))
-        # A batch's files at once: Python is slow to enter. Several batches are read side by side.
-        .map(as_it_is(lambda rows: _tf_read(tf, pictures, rows)), num_parallel_calls=parallel)
+        .map(unconverted(lambda step: _tf_plan(tf, plan_step, step, batch_size)))
+        # All files of a batch in one call, because entering Python is slow. Several batches are
+        # read at the same time.
+        .map(unconverted(lambda plan: _tf_read(tf, reader, plan)), num_parallel_calls=parallel)
         .unbatch()
         .map(
-            as_it_is(lambda *row: _tf_image(tf, pictures, kind, *row)),
+            unconverted(lambda *example: _tf_image(tf, reader, method, *example)),
             num_parallel_calls=parallel,
         )
         .batch(batch_size, drop_remainder=True)
         .prefetch(prefetch)
         .with_options(options)
     )
-    loaded = dataset.as_numpy_iterator()
+    iterator = dataset.as_numpy_iterator()
     for step in steps:
         try:
-            images = next(loaded)
+            images = next(iterator)
         except tf.errors.OpError as error:
-            raise _culprit(tf, source, host_plan(step), error) from None
-        yield Loaded(planned.pop(step), images)
+            raise _find_error(tf, source, host_plan(step), error) from None
+        yield LoadedImages(waiting.pop(step), images)
 
 
 def load_by_threads(
@@ -94,157 +94,177 @@ def load_by_threads(
     steps: range,
     prefetch: int,
     num_threads: int | None,
-) -> Iterator[Loaded]:
-    """Each step, in order. Pillow and numpy let the threads run side by side."""
-    pictures = _Pictures(source)
+) -> Iterator[LoadedImages]:
+    """Yield the images of each step, in order, loaded by threads; arguments as of `load_by_tf`.
+
+    Pillow and numpy release Python's lock, so that the threads run in parallel.
+    """
+    reader = _ImageReader(source)
     workers = futures.ThreadPoolExecutor(num_threads or os.cpu_count())
-    # Aside too: where pictures are many, the plan of a new epoch takes a second.
-    planner = futures.ThreadPoolExecutor(1)
 
-    def fill(image: np.ndarray, index: int, geometry: Geometry, kind: str) -> None:
+    def load(image: np.ndarray, batch_plan: BatchPlan, example: int) -> None:
+        geometry = batch_plan.geometry(example)
         height, width = geometry.size
-        held = pictures.pixels(index, geometry.resized)
-        image[:height, :width] = transforms.transform_image(held, geometry, kind=kind)
+        pixels = reader.pixels(int(batch_plan.index[example]), geometry.resized)
+        image[:height, :width] = transforms.transform_image(
+            pixels, geometry, method=batch_plan.resize
+        )
 
-    def begin(step: int) -> tuple[Loaded, list[futures.Future[None]]]:
-        rows = host_plan(step)
-        pixels = transforms.PIXEL_TYPES[rows.resize]
-        images = np.zeros((len(rows.index), *rows.bucket, 3), pixels)
-        filling = [
-            workers.submit(fill, images[row], index, geometry(rows, row), rows.resize)
-            for row, index in enumerate(rows.index.tolist())
+    def start(step: int) -> tuple[LoadedImages, list[futures.Future[None]]]:
+        batch_plan = host_plan(step)
+        pixel_type = transforms.PIXEL_TYPES[batch_plan.resize]
+        images = np.zeros((len(batch_plan.index), *batch_plan.bucket, 3), pixel_type)
+        loading = [
+            workers.submit(load, image, batch_plan, example) for example, image in enumerate(images)
         ]
-        return Loaded(rows, images), filling
+        return LoadedImages(batch_plan, images), loading
 
-    ahead: collections.deque[futures.Future] = collections.deque()
-    begun = iter(steps)
+    # Started in a thread too: the plan of a new epoch takes a second if there are many images.
+    started = map_ahead(start, steps, num_ahead=prefetch, num_threads=1)
     try:
-        for _ in steps:
-            for step in itertools.islice(begun, prefetch + 1 - len(ahead)):
-                ahead.append(planner.submit(begin, step))
-            loaded, filling = ahead.popleft().result()
-            for filled in filling:
-                filled.result()
+        for loaded, loading in started:
+            for future in loading:
+                future.result()
             yield loaded
     finally:
-        for pool in (planner, workers):
-            pool.shutdown(cancel_futures=True)
+        started.close()
+        workers.shutdown(cancel_futures=True)
 
 
-class _Pictures:
-    """A source's pictures; told in one line where it holds them smaller than they are asked for."""
+class _ImageReader:
+    """Reads a source's images, and warns once if it contains them smaller than requested."""
 
     def __init__(self, source: Source):
         self._source = source
-        self._told = False
+        self._has_warned = False
 
     def file(self, index: int) -> tuple[bytes, bool]:
-        """The file (empty where the source holds pixels); whether TensorFlow decodes it alike."""
+        """Return the file (empty if the source has pixels), and if TensorFlow can decode it."""
         data = self._source.read(index)
         if data is None:
             return b"", False
-        return data, transforms.is_plain_jpeg(data, *self._declared(index))
+        return data, decoding.is_plain_jpeg(data, *self._name_and_size(index))
 
-    def decoded(self, index: int, data: bytes) -> UInt8[np.ndarray, "H W 3"]:
-        """What is in a file that TensorFlow would not decode alike."""
-        name, size = self._declared(index)
-        return transforms.decode_image(data, name, size=size)
+    def decode(self, index: int, data: bytes) -> UInt8[np.ndarray, "H W 3"]:
+        """Decode a file that TensorFlow would decode differently."""
+        name, size = self._name_and_size(index)
+        return decoding.decode_image(data, name, size=size)
 
     def pixels(self, index: int, resized: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
-        """Before they are `resized`."""
+        """Return the pixels that are to be resized to `resized`, (height, width)."""
         image = self._source.image(index)
-        original = int(self._source.sizes[index, 0])
-        if image.shape[0] < min(resized[0], original) and not self._told:
-            self._told = True
+        original_height = int(self._source.sizes[index, 0])
+        if image.shape[0] < min(resized[0], original_height) and not self._has_warned:
+            self._has_warned = True
             logging.warning(
-                "%s: holds %s, %d pixels high in the original, at %d, and %d are asked for: such "
-                "pictures are enlarged and lack detail; pack them with larger sides.",
+                "%s: contains %s, originally %d pixels high, at a height of %d, and %d pixels are "
+                "requested: such images are enlarged and lack detail; pack them with larger sides.",
                 self._source.name,
                 self._source.file_name(index),
-                original,
+                original_height,
                 image.shape[0],
                 resized[0],
             )
         return image
 
-    def _declared(self, index: int) -> tuple[str, tuple[int, int]]:
-        """Name, and height and width."""
+    def _name_and_size(self, index: int) -> tuple[str, tuple[int, int]]:
+        """Return the file name and the declared (height, width)."""
         height, width = self._source.sizes[index].tolist()
         return self._source.file_name(index), (height, width)
 
 
-def _tensorflow() -> ModuleType:
-    """TensorFlow, kept off the accelerator, which is the network's."""
-    # Its log would tell of a bad picture in C++ before we tell of it in a sentence.
+def _import_tensorflow() -> ModuleType:
+    """Import TensorFlow and keep it off the accelerator, which the network needs."""
+    # Otherwise its C++ log reports an invalid image before our own message does.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import tensorflow as tf
     except ImportError as error:
         raise ValueError(
-            f"loader='tf' needs TensorFlow, which cannot be imported here ({error}); pip install "
-            "tensorflow-cpu, or do without it: --config.data.loader=numpy."
+            f"loader='tf' requires TensorFlow, which cannot be imported ({error}); pip install "
+            "tensorflow-cpu, or load without it: --config.data.loader=numpy."
         ) from None
-    # Where the program has already used TensorFlow's devices, it has settled this itself.
+    # Raises if the program has already used TensorFlow's devices, and so has chosen them itself.
     with contextlib.suppress(RuntimeError):
         tf.config.set_visible_devices([], "GPU")
     return tf
 
 
+def _plan_columns(batch_plan: BatchPlan) -> Int32[np.ndarray, "B 11"]:
+    """Return the plan of a batch as one array, which `_tf_image` splits in this order."""
+    buckets = np.tile(np.array(batch_plan.bucket, np.int32), (len(batch_plan.index), 1))
+    columns = (
+        batch_plan.index,
+        buckets,
+        batch_plan.resized,
+        batch_plan.offset,
+        batch_plan.size,
+        batch_plan.rot90_k,
+        batch_plan.flip,
+    )
+    return np.column_stack(columns).astype(np.int32)
+
+
 def _tf_plan(
     tf: ModuleType, plan_step: Callable[[np.ndarray], np.ndarray], step: Any, batch_size: int
 ) -> Any:
-    rows = tf.numpy_function(plan_step, [step], tf.int32)
-    return tf.ensure_shape(rows, (batch_size, 11))
+    """Return the plan's columns of one step as a tensor."""
+    columns = tf.numpy_function(plan_step, [step], tf.int32)
+    return tf.ensure_shape(columns, (batch_size, 11))
 
 
-def _tf_read(tf: ModuleType, pictures: _Pictures, rows: Any) -> tuple[Any, Any, Any]:
-    """Beside each row its file, and whether TensorFlow decodes it as we do."""
+def _tf_read(tf: ModuleType, reader: _ImageReader, columns: Any) -> tuple[Any, Any, Any]:
+    """Return the plan's columns, each example's file, and whether TensorFlow decodes it."""
 
-    def read(indices):
-        files, plain = zip(*map(pictures.file, indices.tolist()), strict=True)
-        return np.array(files, object), np.array(plain)
+    def read(
+        indices: Int32[np.ndarray, " B"],
+    ) -> tuple[np.ndarray, Bool[np.ndarray, " B"]]:
+        files, is_plain = zip(*map(reader.file, indices.tolist()), strict=True)
+        return np.array(files, object), np.array(is_plain)
 
-    files, plain = tf.numpy_function(read, [rows[:, 0]], (tf.string, tf.bool))
-    count = rows.shape[:1]
-    return rows, tf.ensure_shape(files, count), tf.ensure_shape(plain, count)
+    files, is_plain = tf.numpy_function(read, [columns[:, 0]], (tf.string, tf.bool))
+    count = columns.shape[:1]
+    return columns, tf.ensure_shape(files, count), tf.ensure_shape(is_plain, count)
 
 
 def _tf_image(
-    tf: ModuleType, pictures: _Pictures, kind: str, row: Any, file: Any, plain: Any
+    tf: ModuleType, reader: _ImageReader, method: str, columns: Any, file: Any, is_plain: Any
 ) -> Any:
-    """One picture as the plan wants it, padded to its bucket."""
-    index, bucket, resized, offset, size, turns, flip = tf.split(row, [1, 2, 2, 2, 2, 1, 1])
+    """Return the image of one example, transformed by its plan and padded to its bucket."""
+    index, bucket, resized, offset, size, rot90_k, flip = tf.split(columns, [1, 2, 2, 2, 2, 1, 1])
 
-    def in_python():
-        def pixels(index, resized, file):
+    def decode_in_python():
+        def pixels(index: np.ndarray, resized: np.ndarray, file: bytes) -> np.ndarray:
             if file:
-                return pictures.decoded(int(index), file)
-            return pictures.pixels(int(index), tuple(resized.tolist()))
+                return reader.decode(int(index), file)
+            return reader.pixels(int(index), tuple(resized.tolist()))
 
         image = tf.numpy_function(pixels, [index[0], resized, file], tf.uint8)
         return tf.ensure_shape(image, (None, None, 3))
 
-    # A plain JPEG is decoded outside of Python's lock.
-    image = tf.cond(plain, lambda: transforms.tf_decode_jpeg(file), in_python)
-    image = transforms.tf_transform_image(
-        image, resized, flip[0] > 0, turns[0], offset, size, kind=kind
+    # A plain JPEG is decoded outside Python's lock.
+    image = tf.cond(is_plain, lambda: tf_transforms.decode_jpeg(file), decode_in_python)
+    image = tf_transforms.transform_image(
+        image, resized, flip[0] > 0, rot90_k[0], offset, size, method=method
     )
-    return transforms.tf_pad(image, bucket)
+    return tf_transforms.pad(image, bucket)
 
 
-def _culprit(tf: ModuleType, source: Source, rows: BatchPlan, error: Exception) -> Exception:
-    """What is wrong with the first unusable picture of a step, found by doing it again."""
-    pictures = _Pictures(source)
-    for index in rows.index.tolist():
+def _find_error(
+    tf: ModuleType, source: Source, batch_plan: BatchPlan, error: Exception
+) -> Exception:
+    """Return what is wrong with the first unusable image of a step, by reading it again."""
+    reader = _ImageReader(source)
+    for index in batch_plan.index.tolist():
         try:
             source.image(index)
-            file, plain = pictures.file(index)
-            if plain:
-                transforms.tf_decode_jpeg(file)
+            file, is_plain = reader.file(index)
+            if is_plain:
+                tf_transforms.decode_jpeg(file)
         except tf.errors.OpError:
             name = source.file_name(index)
-            return ValueError(f"{name}: TensorFlow cannot decode the picture; save it anew.")
-        except (OSError, ValueError) as found:
-            return found
-    names = ", ".join(source.file_name(index) for index in rows.index.tolist())
+            return ValueError(f"{name}: TensorFlow cannot decode the image; save it again.")
+        except (OSError, ValueError) as image_error:
+            return image_error
+    names = ", ".join(source.file_name(index) for index in batch_plan.index.tolist())
     return OSError(f"reading failed once, and now succeeds, for one of {names}: {error}")

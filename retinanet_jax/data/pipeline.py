@@ -1,21 +1,23 @@
-"""Source, plan and transforms joined: this host's batches.
+"""The data pipeline: source, plan and transforms become this host's batches.
 
-Index driven: the plan says what a step holds, so that the iterator has no state to save and a
-resumed run sees bit-equal batches from any step on. Pictures are made ahead and in parallel by a
-loader, boxes here.
+The plan determines the content of each step, so that the iterator has no state to save and a
+resumed run gets bit-equal batches from any step. A loader makes the images ahead and in parallel;
+the boxes are added here.
 """
 
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+from jaxtyping import Float32, Int32
 
 from retinanet_jax.data import transforms
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.data.loaders import Loaded, geometry, load_by_tf, load_by_threads
+from retinanet_jax.data.loaders import LoadedImages, load_by_tf, load_by_threads
 from retinanet_jax.data.plan import BatchPlan, Plan
 from retinanet_jax.data.sources.base import Annotations, Source
 
-BOX_MULTIPLE = 8  # boxes are padded to a multiple of this: data sets alike share a compilation
+# Boxes are padded to a multiple of this number, so that similar datasets need one compilation.
+BOX_MULTIPLE = 8
 LOADERS = {"tf": load_by_tf, "numpy": load_by_threads}
 
 
@@ -32,23 +34,34 @@ def batches(
     loader: str,
     min_visible: float,
 ) -> Iterator[Batch]:
-    """This host's rows of the steps from `start_step` on, in order.
+    """Yield this host's part of each batch, in the order of the steps.
 
-    `num_steps` None: to the plan's end. `prefetch`: batches made ahead. `num_threads` None: as
-    many as the loader finds useful. `loader`: "tf" (tf.data) or "numpy", which never imports
-    TensorFlow. Boxes, crowd regions too, of which less than `min_visible` of the area is left in
-    the picture, or none, are left out.
-    Raises ValueError or FileNotFoundError that names the picture where one cannot be used.
+    Args:
+        source: The images and annotations.
+        plan: Determines the content of each step.
+        start_step: The first step.
+        num_steps: The number of steps; None means until the plan ends.
+        process_index: Of this host.
+        process_count: The number of hosts, among which each batch is divided.
+        prefetch: The number of batches made ahead.
+        num_threads: None for a number that the loader chooses.
+        loader: "tf" (tf.data), or "numpy", which never imports TensorFlow.
+        min_visible: The fraction, 0 to 1, of a box's area that must be inside the image. Boxes and
+            crowd regions with less, or with no area inside, are dropped.
+
+    Raises:
+        ValueError: If an argument is out of range, or an image cannot be used.
+        OSError: If an image cannot be read.
     """
     if loader not in LOADERS:
         raise ValueError(f"loader={loader!r} must be one of {', '.join(map(repr, LOADERS))}.")
     if not 0 <= min_visible <= 1:
-        raise ValueError(f"min_visible={min_visible} must be a share, from 0 to 1; try 0.")
+        raise ValueError(f"min_visible={min_visible} must be a fraction from 0 to 1; try 0.")
 
     def host_plan(step: int) -> BatchPlan:
-        return plan.batch(step).rows(process_index, process_count)
+        return plan.batch(step).for_process(process_index, process_count)
 
-    host_plan(0)  # a batch that does not divide among the hosts is refused here, not by a thread
+    host_plan(0)  # raises here, not in a thread, if the batch does not divide among the hosts
     stop = plan.num_batches if num_steps is None else start_step + num_steps
     steps = range(start_step, np.iinfo(np.int64).max if stop is None else stop)
     num_boxes, num_crowd = padded_counts(source)
@@ -57,82 +70,88 @@ def batches(
 
 
 def batch_shapes(source: Source, plan: Plan, steps: Iterable[int]) -> Iterator[Batch]:
-    """A batch for each shape of picture in these steps, over all hosts, in order of appearance.
+    """Yield one batch over all hosts for each bucket of these steps, with black images.
 
-    For those who want to know the arrays' shapes and types beforehand: the pictures are black.
+    For callers that need the shapes and types of the arrays before the images are read. The
+    buckets come in the order of their first step.
     """
     num_boxes, num_crowd = padded_counts(source)
-    found = set()
+    buckets = set()
     for step in steps:
-        rows = plan.batch(step)
-        if rows.bucket not in found:
-            found.add(rows.bucket)
-            black = np.zeros((), transforms.PIXEL_TYPES[rows.resize])
-            images = np.broadcast_to(black, (len(rows.index), *rows.bucket, 3))
-            yield _add_boxes(source, Loaded(rows, images), num_boxes, num_crowd, min_visible=0)
+        batch_plan = plan.batch(step)
+        if batch_plan.bucket not in buckets:
+            buckets.add(batch_plan.bucket)
+            black = np.zeros((), transforms.PIXEL_TYPES[batch_plan.resize])
+            images = np.broadcast_to(black, (len(batch_plan.index), *batch_plan.bucket, 3))
+            loaded = LoadedImages(batch_plan, images)
+            yield _add_boxes(source, loaded, num_boxes, num_crowd, min_visible=0.0)
 
 
 def padded_counts(source: Source) -> tuple[int, int]:
-    """How many boxes and how many crowd regions every picture of `source` is padded to."""
+    """Return the numbers of boxes and of crowd regions that every image is padded to."""
     crowds = [source.annotations(index).crowd for index in range(len(source))]
     most_boxes = max(int((~crowd).sum()) for crowd in crowds)
     most_crowd = max(int(crowd.sum()) for crowd in crowds)
     return max(1, -(-most_boxes // BOX_MULTIPLE)) * BOX_MULTIPLE, max(1, most_crowd)
 
 
-def shown(
-    source: Source, rows: BatchPlan, row: int, *, min_visible: float
+def visible_annotations(
+    source: Source, batch_plan: BatchPlan, example: int, *, min_visible: float
 ) -> tuple[Annotations, int]:
-    """A row's objects where its picture shows them, in its pixels.
+    """Return one example's annotations in pixels of its transformed image.
 
-    Without those of which no area is left, or a share below `min_visible`; second, how many of
-    these were objects and not crowd regions.
+    Args:
+        source: The annotations of the original images.
+        batch_plan: The plan of the example's batch.
+        example: The index of the example in the batch.
+        min_visible: As in `batches`.
+
+    Returns:
+        The annotations that are visible enough, and the number of dropped boxes, which does not
+        include crowd regions.
     """
-    index = int(rows.index[row])
-    objects = source.annotations(index)
+    index = int(batch_plan.index[example])
+    annotations = source.annotations(index)
     height, width = source.sizes[index].tolist()
-    boxes, visible = transforms.transform_boxes(objects.boxes, (height, width), geometry(rows, row))
-    kept = (visible > 0) & (visible >= min_visible)
-    dropped = int((~kept & ~objects.crowd).sum())
-    return Annotations(boxes[kept], objects.classes[kept], objects.crowd[kept]), dropped
+    boxes, visible = transforms.transform_boxes(
+        annotations.boxes, (height, width), batch_plan.geometry(example)
+    )
+    keep = (visible > 0) & (visible >= min_visible)
+    num_dropped = int((~keep & ~annotations.crowd).sum())
+    return Annotations(boxes[keep], annotations.classes[keep], annotations.crowd[keep]), num_dropped
 
 
 def _add_boxes(
-    source: Source, loaded: Loaded, num_boxes: int, num_crowd: int, min_visible: float
+    source: Source, loaded: LoadedImages, num_boxes: int, num_crowd: int, min_visible: float
 ) -> Batch:
-    rows = loaded.rows
-    batch_size = len(rows.index)
-    boxes = np.zeros((batch_size, num_boxes, 4), np.float32)
-    classes = np.zeros((batch_size, num_boxes), np.int32)
-    mask = np.zeros((batch_size, num_boxes), bool)
-    crowd_boxes = np.zeros((batch_size, num_crowd, 4), np.float32)
-    crowd_mask = np.zeros((batch_size, num_crowd), bool)
-    dropped = np.zeros(batch_size, np.int32)
-    for row in range(batch_size):
-        objects, dropped[row] = shown(source, rows, row, min_visible=min_visible)
-        own, crowd = ~objects.crowd, objects.crowd
-        boxes[row, : own.sum()] = objects.boxes[own]
-        classes[row, : own.sum()] = objects.classes[own]
-        mask[row, : own.sum()] = True
-        crowd_boxes[row, : crowd.sum()] = objects.boxes[crowd]
-        crowd_mask[row, : crowd.sum()] = True
-    return Batch(
-        images=loaded.images,
-        sizes=rows.size.astype(np.float32),
-        scales=_scales(source.sizes[rows.index], rows),
-        boxes=boxes,
-        classes=classes,
-        mask=mask,
-        crowd_boxes=crowd_boxes,
-        crowd_mask=crowd_mask,
-        weights=rows.weights,
-        index=rows.index,
-        colors=rows.colors,
-        dropped=dropped,
+    """Return the batch of loaded images and their ground truth."""
+    batch_plan = loaded.batch_plan
+    batch = Batch.of_images(
+        loaded.images,
+        sizes=batch_plan.size.astype(np.float32),
+        scales=_scales(source.sizes[batch_plan.index], batch_plan),
+        num_boxes=num_boxes,
+        num_crowd=num_crowd,
+    )
+    for example in range(len(batch_plan.index)):
+        annotations, batch.dropped[example] = visible_annotations(
+            source, batch_plan, example, min_visible=min_visible
+        )
+        crowd = annotations.crowd
+        num_objects, num_regions = int((~crowd).sum()), int(crowd.sum())
+        batch.boxes[example, :num_objects] = annotations.boxes[~crowd]
+        batch.classes[example, :num_objects] = annotations.classes[~crowd]
+        batch.mask[example, :num_objects] = True
+        batch.crowd_boxes[example, :num_regions] = annotations.boxes[crowd]
+        batch.crowd_mask[example, :num_regions] = True
+    return batch._replace(
+        weights=batch_plan.weights, index=batch_plan.index, colors=batch_plan.colors
     )
 
 
-def _scales(original: np.ndarray, rows: BatchPlan) -> np.ndarray:
-    """Original pixels per input pixel, (y, x) of the input: a quarter turn exchanges them."""
-    scales = (original / rows.resized).astype(np.float32)
-    return np.where(rows.turns[:, None] % 2 == 1, scales[:, ::-1], scales)
+def _scales(
+    original: Int32[np.ndarray, "B 2"], batch_plan: BatchPlan
+) -> Float32[np.ndarray, "B 2"]:
+    """Return the original pixels per input pixel, (y, x); odd rotations exchange the two."""
+    scales = (original / batch_plan.resized).astype(np.float32)
+    return np.where(batch_plan.rot90_k[:, None] % 2 == 1, scales[:, ::-1], scales)

@@ -1,24 +1,39 @@
-"""Sizes of resized images."""
+"""Sizes of images after resizing."""
 
-from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int, Int32
 
 from retinanet_jax.data.transforms import PIXEL_TYPES
 
-SIZE_MULTIPLE = 32  # of C5: the coarsest feature map that the network takes from the backbone
+SIZE_MULTIPLE = 32  # the stride of C5, the coarsest feature map that the backbone computes
+
+Length = int | float  # of an image's side, in pixels
+T = TypeVar("T", int, np.ndarray)
 
 
 def resized_size(
-    height: int, width: int, *, short_side: float, long_side: float, resize: str
+    height: int, width: int, *, short_side: Length, long_side: Length, resize: str
 ) -> tuple[int, int]:
-    """Height and width in pixels once the short side is `short_side`, the long one at most its own.
+    """Return the (height, width) in pixels of an image once it is resized.
 
-    One factor for both sides, min(short_side / short, long_side / long) (Lin et al. 2017, section
-    5), each product at least 1 and rounded half up; with resize="bilinear_float" it is cut, as in
-    torchvision, and with "pillow" computed in detectron2's order: ties round by their last bit.
-    Raises ValueError where `resize` is none of transforms.PIXEL_TYPES.
+    The short side becomes `short_side`, unless the long side would then exceed `long_side`. Both
+    sides are scaled by min(short_side / short, long_side / long)
+    (https://arxiv.org/abs/1708.02002, section 5) and rounded half up to at least 1 pixel. Two
+    methods differ, as the libraries that they reproduce do: "bilinear_float" rounds down, as
+    torchvision does, and "pillow" computes in detectron2's order of operations, where the last bit
+    of a product decides how a tie is rounded.
+
+    Args:
+        height: Of the original image, in pixels.
+        width: Of the original image, in pixels.
+        short_side: The intended length of the short side.
+        long_side: The maximal length of the long side.
+        resize: The resize method, a key of `transforms.PIXEL_TYPES`.
+
+    Raises:
+        ValueError: If `resize` is unknown.
     """
     sizes = np.array([[height, width]])
     resized = resized_sizes(sizes, short_side=short_side, long_side=long_side, resize=resize)
@@ -26,20 +41,20 @@ def resized_size(
 
 
 def resized_sizes(
-    sizes: Int[np.ndarray, "N 2"], *, short_side: float, long_side: float, resize: str
+    sizes: Int[np.ndarray, "N 2"], *, short_side: Length, long_side: Length, resize: str
 ) -> Int32[np.ndarray, "N 2"]:
-    """`resized_size` of many pictures."""
-    _check_resize(resize)
-    return _whole_pixels(_fitted(sizes, short_side, long_side, resize), resize)
+    """Return `resized_size` of N images of (height, width) `sizes`."""
+    check_resize_method(resize)
+    return round_sizes(fit_sizes(sizes, short_side, long_side, resize), resize)
 
 
-def _fitted(
+def fit_sizes(
     sizes: Int[np.ndarray, "N 2"],
-    short_side: float | Float[np.ndarray, " N"],
-    long_side: float,
+    short_side: Length | Float[np.ndarray, " N"],
+    long_side: Length,
     resize: str,
 ) -> Float[np.ndarray, "N 2"]:
-    """Heights and widths once the sides are as long as they may be, not in whole pixels yet."""
+    """Return the resized heights and widths before they are rounded to whole pixels."""
     short, long = sizes.min(axis=1), sizes.max(axis=1)
     if resize != "pillow":
         return sizes * np.minimum(short_side / short, long_side / long)[:, None]
@@ -49,26 +64,18 @@ def _fitted(
     return np.where(limit < 1, fitted * limit, fitted).T
 
 
-def _whole_pixels(sizes: Float[np.ndarray, "N 2"], resize: str) -> Int32[np.ndarray, "N 2"]:
+def round_sizes(sizes: Float[np.ndarray, "N 2"], resize: str) -> Int32[np.ndarray, "N 2"]:
+    """Round heights and widths to whole pixels, as the resize method does."""
     half = 0.0 if resize == "bilinear_float" else 0.5
     return np.maximum(np.floor(sizes + half), 1).astype(np.int32)
 
 
-def _check_resize(resize: str) -> None:
+def round_up(size: T, multiple: int = SIZE_MULTIPLE) -> T:
+    """Return the smallest multiple of `multiple` that is at least `size`."""
+    return -(-size // multiple) * multiple
+
+
+def check_resize_method(resize: str) -> None:
+    """Raise ValueError if `resize` is not a key of `transforms.PIXEL_TYPES`."""
     if resize not in PIXEL_TYPES:
         raise ValueError(f"resize={resize!r} must be one of {', '.join(map(repr, PIXEL_TYPES))}.")
-
-
-def _check_sides(short_sides: Sequence[float], sampling: str, long_side: float) -> None:
-    if not short_sides or min(*short_sides, long_side) <= 0:
-        raise ValueError(
-            f"short_sides={tuple(short_sides)} and long_side={long_side} must be positive "
-            "numbers of pixels; try short_sides=(800,), long_side=1333."
-        )
-    if sampling not in ("choice", "range"):
-        raise ValueError(f"short_side_sampling={sampling!r} must be 'choice' or 'range'.")
-    if sampling == "range" and (len(short_sides) != 2 or short_sides[0] > short_sides[1]):
-        raise ValueError(
-            f"short_sides={tuple(short_sides)} must be (lo, hi) with lo <= hi where "
-            "short_side_sampling='range'; try (640, 800)."
-        )

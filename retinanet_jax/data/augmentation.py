@@ -1,0 +1,201 @@
+"""The random transforms of training images: their ranges, and sampling them.
+
+All transforms of an image are sampled before any image is read, because the image's bucket depends
+on them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, Int32, UInt64
+
+from retinanet_jax.data.batch import IDENTITY_COLORS
+from retinanet_jax.data.random_streams import Stream, random_bits, uniform, uniform_integers
+from retinanet_jax.data.sizes import Length, fit_sizes, round_sizes
+
+COLORS = ("brightness", "contrast", "saturation", "hue")  # the order of `Batch.colors`
+COLOR_STREAMS = (Stream.BRIGHTNESS, Stream.CONTRAST, Stream.SATURATION, Stream.HUE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """The ranges of the random transforms, each sampled uniformly per image and epoch.
+
+    Attributes:
+        short_sides: Target lengths of the short side in pixels: one of them is chosen
+            ("choice"), or a whole number from the first to the second ("range").
+        short_side_sampling: "choice" or "range".
+        long_side: The maximal length of the long side in pixels.
+        scale_jitter: (lo, hi) of a factor on both target sides, or None. Without a crop the factor
+            is limited so that the image still fits in the largest bucket.
+        crop_size: (height, width), or None: what exceeds this size after the scale jitter is cut
+            off at a random offset (large-scale jitter, https://arxiv.org/abs/2012.07177).
+        flip: Whether half of the images are flipped left to right.
+        rot90: Whether images are rotated by a random multiple of 90 degrees.
+        color_jitter: The strength s of "brightness", "contrast", "saturation" and "hue". The
+            factors of the first three are in [max(0, 1 - s), 1 + s], the shift of the hue is in
+            [-s, s] of the color circle.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    short_sides: Sequence[Length]
+    short_side_sampling: str
+    long_side: Length
+    scale_jitter: tuple[Length, Length] | None
+    crop_size: tuple[int, int] | None
+    flip: bool
+    rot90: bool
+    color_jitter: Mapping[str, Length]
+
+    def __post_init__(self):
+        self._check_sides()
+        if self.scale_jitter and not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
+            raise ValueError(
+                f"scale_jitter={tuple(self.scale_jitter)} must be (lo, hi) with 0 < lo <= hi; "
+                "try (0.8, 1.2), or None for off."
+            )
+        if self.crop_size and (len(self.crop_size) != 2 or min(self.crop_size) < 1):
+            raise ValueError(
+                f"crop_size={tuple(self.crop_size)} must be a positive (height, width); "
+                "try (640, 640), or None for off."
+            )
+        for name in COLORS:
+            if not self.color_jitter[name] >= 0:
+                raise ValueError(
+                    f"color_jitter[{name!r}]={self.color_jitter[name]} must not be negative; "
+                    "try 0 for off."
+                )
+
+    @property
+    def possible_short_sides(self) -> Float[np.ndarray, " s"]:
+        """The lengths that the short side is sampled from."""
+        if self.short_side_sampling == "range":
+            low, high = self.short_sides
+            return np.arange(low, high + 1, dtype=np.float64)
+        return np.asarray(self.short_sides, np.float64)
+
+    def _check_sides(self) -> None:
+        sides, sampling = tuple(self.short_sides), self.short_side_sampling
+        if not sides or min(*sides, self.long_side) <= 0:
+            raise ValueError(
+                f"short_sides={sides} and long_side={self.long_side} must be positive "
+                "numbers of pixels; try short_sides=(800,), long_side=1333."
+            )
+        if sampling not in ("choice", "range"):
+            raise ValueError(f"short_side_sampling={sampling!r} must be 'choice' or 'range'.")
+        if sampling == "range" and (len(sides) != 2 or sides[0] > sides[1]):
+            raise ValueError(
+                f"short_sides={sides} must be (lo, hi) with lo <= hi if "
+                "short_side_sampling='range'; try (640, 800)."
+            )
+
+
+class ImageTransforms(NamedTuple):
+    """The transforms of N images; see `BatchPlan` for the fields."""
+
+    resized: Int32[np.ndarray, "N 2"]
+    flip: Bool[np.ndarray, " N"]
+    rot90_k: Int32[np.ndarray, " N"]
+    offset: Int32[np.ndarray, "N 2"]
+    size: Int32[np.ndarray, "N 2"]
+    colors: Float32[np.ndarray, "N 4"]
+
+
+def resize_only(resized: Int32[np.ndarray, "N 2"]) -> ImageTransforms:
+    """Return the transforms that resize to `resized` and change nothing else."""
+    count = len(resized)
+    return ImageTransforms(
+        resized=resized,
+        flip=np.zeros(count, bool),
+        rot90_k=np.zeros(count, np.int32),
+        offset=np.zeros((count, 2), np.int32),
+        size=resized,
+        colors=np.tile(np.array(IDENTITY_COLORS, np.float32), (count, 1)),
+    )
+
+
+def sample_transforms(
+    augmentation: Augmentation,
+    sizes: Int[np.ndarray, "N 2"],
+    *,
+    seed: int,
+    epoch: int,
+    resize: str,
+    largest_bucket: Int[np.ndarray, " 2"],
+) -> ImageTransforms:
+    """Sample the transforms of all images in one epoch.
+
+    Args:
+        augmentation: The ranges to sample from.
+        sizes: The original heights and widths in pixels.
+        seed: With `epoch`, determines every sample.
+        epoch: Counted from 0.
+        resize: The resize method, a key of `transforms.PIXEL_TYPES`.
+        largest_bucket: (height, width) that limits the scale jitter.
+    """
+    draw = functools.partial(random_bits, seed, epoch, count=len(sizes))
+    rot90_k = np.zeros(len(sizes), np.int32)
+    if augmentation.rot90:
+        rot90_k = uniform_integers(draw(Stream.ROT90), 4)
+
+    resized = _sample_sizes(augmentation, sizes, draw, rot90_k, resize, largest_bucket)
+    rotated = rot90_sizes(resized, rot90_k)
+    crop_size = augmentation.crop_size
+    size = np.minimum(rotated, crop_size) if crop_size else rotated
+    offset_bits = np.stack([draw(Stream.OFFSET_Y), draw(Stream.OFFSET_X)], axis=1)
+    color_bits = [draw(stream) for stream in COLOR_STREAMS]
+    return ImageTransforms(
+        resized=resized,
+        flip=uniform(draw(Stream.FLIP)) < (0.5 if augmentation.flip else 0.0),
+        rot90_k=rot90_k,
+        offset=uniform_integers(offset_bits, rotated - size + 1),
+        size=size.astype(np.int32),
+        colors=_colors(augmentation, uniform(np.stack(color_bits, axis=1))),
+    )
+
+
+def _sample_sizes(
+    augmentation: Augmentation,
+    sizes: Int[np.ndarray, "N 2"],
+    draw: Callable[[Stream], UInt64[np.ndarray, " N"]],
+    rot90_k: Int32[np.ndarray, " N"],
+    resize: str,
+    largest_bucket: Int[np.ndarray, " 2"],
+) -> Int32[np.ndarray, "N 2"]:
+    """Sample the heights and widths that the images are resized to."""
+    chosen = uniform_integers(draw(Stream.SHORT_SIDE), len(augmentation.possible_short_sides))
+    short_sides = augmentation.possible_short_sides[chosen]
+    fitted = fit_sizes(sizes, short_sides, augmentation.long_side, resize)
+    if augmentation.scale_jitter:
+        low, high = augmentation.scale_jitter
+        factor = low + (high - low) * uniform(draw(Stream.SCALE))
+        if not augmentation.crop_size:
+            # Without the jitter, the largest bucket contains every image.
+            limit = largest_bucket / rot90_sizes(fitted, rot90_k)
+            factor = np.minimum(factor, limit.min(axis=1))
+        fitted *= factor[:, None]
+    return round_sizes(fitted, resize)
+
+
+def _colors(
+    augmentation: Augmentation, samples: Float[np.ndarray, "N 4"]
+) -> Float32[np.ndarray, "N 4"]:
+    """Scale uniform samples in [0, 1) to the ranges of the color factors and the hue's shift."""
+    strengths = np.array([augmentation.color_jitter[name] for name in COLORS], np.float64)
+    identity = np.array(IDENTITY_COLORS)
+    low = identity - strengths
+    low[:3] = np.maximum(low[:3], 0)
+    high = identity + strengths
+    return (low + (high - low) * samples).astype(np.float32)
+
+
+def rot90_sizes(
+    sizes: Int[np.ndarray, "N 2"] | Float[np.ndarray, "N 2"], rot90_k: Int32[np.ndarray, " N"]
+) -> Int[np.ndarray, "N 2"] | Float[np.ndarray, "N 2"]:
+    """Return the heights and widths of images rotated by `rot90_k` times 90 degrees."""
+    return np.where(rot90_k[:, None] % 2 == 1, sizes[:, ::-1], sizes)

@@ -1,0 +1,122 @@
+"""Decoding image files to RGB pixels, oriented by their EXIF tag."""
+
+import io
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+# The steps that each EXIF orientation requires: (transpose, then flip top to bottom, then flip left
+# to right).
+ORIENTATIONS = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+
+def decode_image(
+    data: bytes, name: str, *, size: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Decode an image file of any format that Pillow reads to RGB, oriented by its EXIF tag.
+
+    Transparency is dropped; of 16-bit pixels the upper 8 bits are used.
+
+    Args:
+        data: The content of the file.
+        name: The file's name for error messages.
+        size: The (height, width) that the annotations declare. An image that has this size only
+            before the EXIF rotation was annotated unrotated, and stays unrotated.
+
+    Raises:
+        ValueError: If the image is corrupt or truncated, or does not have the declared size.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except Exception as error:  # broken content makes Pillow's decoders raise almost anything
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "unknown image format" if unknown else error
+        raise ValueError(
+            f"{name}: the image is corrupt or truncated ({reason}); replace it, or remove it "
+            "from the dataset."
+        ) from None
+    return oriented_pixels(image, name, size=size)
+
+
+def oriented_pixels(
+    image: Image.Image, name: str, *, size: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the pixels of a Pillow image as `decode_image` does, with the same arguments."""
+    transpose, flip_y, flip_x = ORIENTATIONS[valid_orientation(image, name, size)]
+    pixels = np.asarray(_to_rgb(image, name))
+    if transpose:
+        pixels = pixels.swapaxes(0, 1)
+    return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+
+
+def valid_orientation(image: Image.Image, name: str, size: tuple[int, int] | None) -> int:
+    """Return the EXIF orientation (1 to 8) in which an image has the declared (height, width).
+
+    Reads only the header.
+
+    Raises:
+        ValueError: If the image has the declared size neither rotated nor unrotated.
+    """
+    orientation = _exif_orientation(image)
+    stored = (image.height, image.width)
+    oriented = stored[::-1] if ORIENTATIONS[orientation][0] else stored
+    if size is None or oriented == tuple(size):
+        return orientation
+    if stored == tuple(size):
+        return 1
+    raise ValueError(
+        f"{name}: the image has height and width {oriented}, but the annotations declare "
+        f"{tuple(size)}; correct the annotations, or restore the image that they were made for."
+    )
+
+
+def is_plain_jpeg(data: bytes, name: str, size: tuple[int, int]) -> bool:
+    """Return whether `tf_transforms.decode_jpeg` decodes a file as `decode_image` does.
+
+    It does for JPEG files in gray or RGB that need no rotation. Reads only the header.
+
+    Raises:
+        ValueError: If the image does not have the declared (height, width) `size`.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    try:
+        image = Image.open(io.BytesIO(data))
+    except (OSError, SyntaxError):
+        return False  # `decode_image` reports what is wrong
+    return valid_orientation(image, name, size) == 1 and image.mode in ("L", "RGB")
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError(
+            f"{name}: has floating-point pixels, of unknown brightness; save it with 8 bits."
+        )
+    if image.mode.startswith("I"):
+        # 16-bit gray, which `convert` would saturate. Of 16-bit color Pillow itself keeps the
+        # upper half.
+        gray = np.clip(np.asarray(image), 0, 2**16 - 1).astype(np.uint16) >> 8
+        image = Image.fromarray(gray.astype(np.uint8))
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # direct conversion to RGB warns if a color is transparent
+    return image.convert("RGB")
+
+
+def _exif_orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    # A broken tag block does not make the pixels invalid; without it the image stays as stored.
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError):
+        return 1
+    return orientation if orientation in ORIENTATIONS else 1
