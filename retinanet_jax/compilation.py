@@ -1,4 +1,4 @@
-"""CompiledByShape for several shapes of picture, compiled side by side before their batches come."""
+"""Compilation of a step for several image shapes, in parallel and before their batches arrive."""
 
 import contextlib
 import itertools
@@ -15,17 +15,17 @@ import jax
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.utils.files import make_writable
 
-Compiler = futures.Executor  # threads that compile; XLA leaves Python to the others meanwhile
-MAX_THREADS = 8  # each takes some 500 MB for a ResNet-50
+Compiler = futures.Executor  # threads that compile; XLA releases Python's lock meanwhile
+MAX_THREADS = 8  # each needs some 500 MB for a ResNet-50
 
 
 @contextlib.contextmanager
 def start_compiler() -> Iterator[Compiler]:
-    """Threads that end with the run; what was not begun by then is left."""
+    """Start threads that compile; on exit, cancel the compilations that have not begun."""
     # Half of a program's compilation is parallel by itself: with one thread a core, the first
     # program, for which training waits, would come later.
-    side_by_side = min((os.cpu_count() or 1) // 2, MAX_THREADS)
-    threads = futures.ThreadPoolExecutor(max(1, side_by_side))
+    num_threads = min((os.cpu_count() or 1) // 2, MAX_THREADS)
+    threads = futures.ThreadPoolExecutor(max(1, num_threads))
     try:
         yield threads
     finally:
@@ -33,29 +33,39 @@ def start_compiler() -> Iterator[Compiler]:
 
 
 class CompiledByShape:
-    """A jitted `(state, batch) -> ...`, compiled once for each shape that the pictures have.
+    """A jitted function `(state, batch) -> ...`, compiled once for each shape of the images.
 
-    All that differs among a run's batches is that shape. Shardings, donation and numbers are the
-    jitted function's own. `name`: for the lines that tell how far compiling is.
+    The batches of a run differ only in that shape. Shardings, donation and results are those of
+    the jitted function.
+
+    Args:
+        name: Name of the function in the lines that report the progress of compiling.
+        jitted: The jitted function.
+        compiler: The threads that compile, from `start_compiler`.
     """
 
     def __init__(self, name: str, jitted: Any, compiler: Compiler) -> None:
         self._name, self._jitted, self._compiler = name, jitted, compiler
         self._programs: dict[tuple[int, ...], futures.Future[Any]] = {}
         self._tracing = threading.Lock()
-        self._done = itertools.count(1)
+        self._num_compiled = itertools.count(1)
 
     def prepare(self, state: Any, batches: Iterable[Batch]) -> None:
-        """Begins to compile for batches like these, in their order; arrays' shapes suffice."""
+        """Start to compile for the shapes of these batches, in their order.
+
+        Args:
+            state: A state as the function takes it; arrays or shapes.
+            batches: One batch of each shape; arrays or shapes.
+        """
         new = [batch for batch in batches if batch.images.shape not in self._programs]
         for batch in new:
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
             self._programs[batch.images.shape] = self._compiler.submit(self._compile, *shapes)
         if new:
-            print(f"compiling {self._name}, shapes of pictures: {len(new)}", flush=True)
+            print(f"compiling {self._name} for image shapes: {len(new)}", flush=True)
 
     def __call__(self, state: Any, batch: Batch) -> Any:
-        """What the jitted function gives; waits for the compiler where it must."""
+        """Return the jitted function's result, after waiting for the compiler if necessary."""
         self.prepare(state, [batch])
         if jax.default_backend() != "cpu":
             # An accelerator's compiler times kernels on the device, which no step may disturb.
@@ -63,29 +73,31 @@ class CompiledByShape:
         return self._programs[batch.images.shape].result()(state, batch)
 
     def _compile(self, state: Any, batch: Batch) -> Any:
-        began = time.monotonic()
-        # Tracing is Python: taking turns, the first program reaches the compiler soonest.
+        """Return the program for the shapes of a state and a batch."""
+        start = time.monotonic()
+        # Tracing is Python: one at a time, so that the first program reaches the compiler soonest.
         with self._tracing:
             lowered = self._jitted.lower(state, batch)
         program = lowered.compile()
         height, width = batch.images.shape[1:3]
         print(
-            f"compiled {self._name} {next(self._done)}/{len(self._programs)}: {height} x {width}, "
-            f"{time.monotonic() - began:.1f} s",
+            f"compiled {self._name} {next(self._num_compiled)}/{len(self._programs)}: "
+            f"{height} x {width}, {time.monotonic() - start:.1f} s",
             flush=True,
         )
         return program
 
 
 def use_compilation_cache() -> None:
-    """The next start finds compiled what this one compiles; for programs without a workdir.
+    """Store compiled programs on disk, for commands that have no working directory.
 
-    In $JAX_COMPILATION_CACHE_DIR, else in $XDG_CACHE_HOME/retinanet_jax (~/.cache/retinanet_jax);
-    nowhere, where that cannot be written.
+    The folder is $JAX_COMPILATION_CACHE_DIR, else $XDG_CACHE_HOME/retinanet_jax, else
+    ~/.cache/retinanet_jax. If it is not writable, nothing is stored.
     """
-    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    wanted = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(user, "retinanet_jax")
-    folder = pathlib.Path(os.path.expanduser(wanted))
+    user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    default = os.path.join(user_cache, "retinanet_jax")
+    path = os.environ.get("JAX_COMPILATION_CACHE_DIR") or default
+    folder = pathlib.Path(os.path.expanduser(path))
     try:
         make_writable(folder)
     except OSError:

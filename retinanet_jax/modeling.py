@@ -1,29 +1,37 @@
-"""The detector: the network of `models` and the mathematics of `core`, joined over a batch.
+"""The network of `models` and the mathematics of `core`, put together by the config.
 
-All functions are pure and take the config's sections by the name of the function they feed.
+Data reaches `core` only through these functions: `network_input` turns a batch's pixels into what
+the network reads, `image_anchors` gives the anchors that its outputs belong to, and `detect` runs
+the network and returns detections. All are pure functions.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 
 from retinanet_jax import core
+from retinanet_jax.core.types import Array
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.models import RetinaNet, conv_general_dilated
 
 
 def build_model(config: ConfigDict, num_classes: int, *, portable: bool = False) -> RetinaNet:
-    """The network that `config` describes. It holds no numbers of its own but its weights.
+    """Return the network that `config.model` and `config.anchors` describe, without variables.
 
-    On a CPU it convolves in ways that pay there; `portable`: as programs for other machines do.
+    Args:
+        config: A run's config.
+        num_classes: Number of classes that the network scores.
+        portable: Whether to use XLA's own convolutions on every platform, as a program exported
+            for other machines must. Otherwise a CPU uses the faster ones of `models.convolution`.
     """
-    # Where devices share a picture's rows, the compiler knows how to share a plain convolution.
+    # If devices split an image's rows, only XLA's own convolution exchanges the borders.
     fast = jax.default_backend() == "cpu" and config.space == 1 and not portable
     return RetinaNet(
         num_classes=num_classes,
@@ -36,9 +44,9 @@ def build_model(config: ConfigDict, num_classes: int, *, portable: bool = False)
 
 
 def initialize(config: ConfigDict, num_classes: int, seed: int) -> dict[str, Any]:
-    """Random variables of the network: {"params": ..., "batch_stats": ...}."""
+    """Return random variables of the network: {"params": ..., "batch_stats": ...}."""
     model = build_model(config, num_classes)
-    # No output depends on the picture's size; a small one compiles fastest.
+    # No variable depends on the image's size; a small one compiles fastest.
     image = jnp.zeros((1, 64, 64, 3), jnp.float32)
     # Threefry, the default generator, compiles slowly for the many kernels of a ResNet.
     key = jax.random.key(seed, impl="unsafe_rbg")
@@ -46,73 +54,107 @@ def initialize(config: ConfigDict, num_classes: int, seed: int) -> dict[str, Any
     return {"batch_stats": {}, **variables}
 
 
+def network_input(batch: Batch, config: ConfigDict, *, train: bool) -> Float[Array, "B H W 3"]:
+    """Return the batch's images as the network reads them: normalized, zero in the padding.
+
+    Args:
+        batch: Images, their valid sizes, and the colors sampled for each image.
+        config: A run's config; its `input`, `dtype` and `data.color_jitter` are used.
+        train: Whether to jitter the colors, if the config has a strength other than 0.
+    """
+    images = batch.images
+    if train and any(config.data.color_jitter.values()):
+        # On the device, where it costs next to nothing; the host is busy decoding.
+        valid = valid_mask(batch.sizes, images.shape[1:3])
+        pixels = images.astype(jnp.promote_types(config.dtype, jnp.float32))
+        images = jax.vmap(core.jitter_color)(pixels, valid, batch.colors)
+    return normalize(images, batch.sizes, dtype=jnp.dtype(config.dtype), **config.input)
+
+
 def normalize(
     images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
     sizes: Float[Array, "B 2"],
     *,
     order: str,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    dtype: jnp.dtype,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: DTypeLike,
 ) -> Float[Array, "B H W 3"]:
-    """(pixel - mean) / std in the network's channel order; zero beyond each picture's valid size.
+    """Return (pixel - mean) / std in the network's channel order, and zero in the padding.
 
     Args:
         images: RGB pixels in 0..255.
-        sizes: valid height and width of each picture.
-        order: "rgb" or "bgr", the order in which mean and std are given and the network reads.
-        mean: of the pixels, one a channel.
-        std: of the pixels, one a channel.
-        dtype: of the result; the arithmetic is at least float32.
+        sizes: Valid height and width of each image, in pixels.
+        order: "rgb" or "bgr", the channel order that the network reads.
+        mean: Mean of each channel, in the network's order.
+        std: Standard deviation of each channel, in the network's order.
+        dtype: Type of the result; the arithmetic uses at least float32.
+
+    Raises:
+        ValueError: If `order` is neither "rgb" nor "bgr".
     """
     if order not in ("rgb", "bgr"):
         raise ValueError(f"input.order={order!r} must be 'rgb' or 'bgr'.")
     arithmetic = jnp.promote_types(dtype, jnp.float32)
     pixels = images[..., ::-1] if order == "bgr" else images
     pixels = (pixels.astype(arithmetic) - jnp.array(mean, arithmetic)) / jnp.array(std, arithmetic)
-    inside = valid_pixels(sizes, images.shape[1:3])
-    return jnp.where(inside[..., None], pixels, 0).astype(dtype)
+    _, height, width, _ = images.shape
+    valid = valid_mask(sizes, (height, width))
+    return jnp.where(valid[..., None], pixels, 0).astype(dtype)
 
 
-def valid_pixels(sizes: Float[Array, "B 2"], image_size: tuple[int, int]) -> Bool[Array, "B H W"]:
-    """Which pixels are of the pictures, which have the heights and widths `sizes`."""
+def valid_mask(sizes: Float[Array, "B 2"], image_size: tuple[int, int]) -> Bool[Array, "B H W"]:
+    """Return which pixels of (H, W) = `image_size` belong to the images and not to their padding.
+
+    Args:
+        sizes: Valid height and width of each image, in pixels.
+        image_size: Height and width of the padded images.
+    """
     rows = jnp.arange(image_size[0])[None, :, None] < sizes[:, 0, None, None]  # B H 1
     columns = jnp.arange(image_size[1])[None, None, :] < sizes[:, 1, None, None]  # B 1 W
     return rows & columns
 
 
-def network_input(batch: Batch, config: ConfigDict, *, train: bool) -> Float[Array, "B H W 3"]:
-    """The batch's pictures as the network reads them; in training, with their drawn colours."""
-    images = batch.images
-    if train and any(config.data.color_jitter.values()):
-        # On the device, where it costs next to nothing; the host is busy decoding.
-        inside = valid_pixels(batch.sizes, images.shape[1:3])
-        pixels = images.astype(jnp.promote_types(config.dtype, jnp.float32))
-        images = jax.vmap(core.jitter_color)(pixels, inside, batch.colors)
-    return normalize(images, batch.sizes, dtype=jnp.dtype(config.dtype), **config.input)
+def image_anchors(
+    image_size: tuple[int, int], config: ConfigDict
+) -> tuple[Float[np.ndarray, "_ 4"], ...]:
+    """Return the anchors of a padded image, one static array per pyramid level.
 
+    Args:
+        image_size: Height and width of the network's input, in pixels.
+        config: A run's config; its `anchors` is used.
 
-def image_anchors(image_size: tuple[int, int], config: ConfigDict) -> tuple[np.ndarray, ...]:
-    """One array of anchors a level (static numpy) for pictures of `image_size`."""
+    Returns:
+        For each level, finest first, boxes in yxyx pixels of the network's input, in the order of
+        the network's outputs.
+    """
     return core.pyramid_anchors(image_size, **config.anchors)
 
 
 def detect(
-    variables: dict[str, Any],
+    variables: Mapping[str, Any],
     batch: Batch,
     model: RetinaNet,
     config: ConfigDict,
     *,
-    map_images: Callable = jax.vmap,
-):
-    """Detections of a batch in pixels of the original pictures: `core.Detections` with a B axis.
+    map_images: Callable[[Callable[..., Any]], Callable[..., Any]] = jax.vmap,
+) -> core.Detections:
+    """Return the detections of a batch, with boxes in pixels of the original images.
 
-    `map_images` runs what is done image by image.
+    Args:
+        variables: The network's variables, {"params": ..., "batch_stats": ...}.
+        batch: Images, their valid sizes and their scales; the ground truth is not used.
+        model: The network that `build_model` returns for `config`.
+        config: A run's config; its `anchors`, `detections`, `input` and `dtype` are used.
+        map_images: Maps the postprocessing of one image over the batch's axis, as `jax.vmap` does.
+
+    Returns:
+        `core.Detections` with a leading batch axis in every array.
     """
-    outputs = model.apply(variables, network_input(batch, config, train=False), train=False)
+    outputs: Any = model.apply(variables, network_input(batch, config, train=False), train=False)
     anchors = image_anchors(batch.images.shape[1:3], config)
 
-    def one_image(logits, deltas, size, scale):
+    def detect_in_image(logits, deltas, size, scale):
         return core.detect(
             logits,
             deltas,
@@ -122,4 +164,4 @@ def detect(
             **config.detections,
         )
 
-    return map_images(one_image)(outputs.logits, outputs.deltas, batch.sizes, batch.scales)
+    return map_images(detect_in_image)(outputs.logits, outputs.deltas, batch.sizes, batch.scales)

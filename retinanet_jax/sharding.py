@@ -1,10 +1,11 @@
-"""The device mesh and where each array lies on it. The only place that names devices.
+"""The device mesh, and how each array is split over it. Only this module names devices.
 
-Two axes: `data` shares the batch's rows, `space` shares the rows of one picture, for pictures too
-large for one device. The compiler exchanges the borders that convolutions need.
+The mesh has two axes: `data` splits a batch into images, `space` splits the height of the images,
+for images that are too large for one device. The compiler exchanges the borders that convolutions
+need.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,84 +16,116 @@ from jax.sharding import PartitionSpec as P
 from retinanet_jax.data.batch import Batch
 
 
-def make_mesh(space: int, devices: list[jax.Device] | None = None) -> Mesh:
-    """All devices as (data, space). Raises ValueError where `space` does not divide a host's.
+def make_mesh(space: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """Return a mesh with axes (data, space) of all devices.
 
-    A picture comes from one host, so the devices that share it must be that host's.
+    Args:
+        space: Number of devices that split an image's height.
+        devices: The `jax.Device`s; None for all devices of all hosts.
+
+    Raises:
+        ValueError: If `space` does not divide the number of devices of this host. A host loads
+            whole images, so the devices that split an image must all belong to it.
     """
     devices = jax.devices() if devices is None else devices
-    own = sum(device.process_index == jax.process_index() for device in devices)
-    if space < 1 or own % space:
+    num_local = sum(device.process_index == jax.process_index() for device in devices)
+    if space < 1 or num_local % space:
         raise ValueError(
-            f"space={space} must divide the number of devices of a host ({own}); try space=1."
+            f"space={space} must divide the number of devices of a host ({num_local}); try space=1."
         )
     shape = (len(devices) // space, space)
     # Explicit axes, the default, refuse gathers that spatial sharding needs.
     return jax.make_mesh(shape, ("data", "space"), (AxisType.Auto,) * 2, devices=devices)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
-    return NamedSharding(mesh, P())
-
-
-def batch_shardings(mesh: Mesh) -> Batch:
-    """Where a batch's arrays lie: rows over `data`, the pictures' height also over `space`."""
-    by_row = NamedSharding(mesh, P("data"))
-    shardings = Batch(*[by_row] * len(Batch._fields))
-    return shardings._replace(images=NamedSharding(mesh, P("data", "space")))
-
-
 def check_batch_size(field: str, batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError where the batch can't be shared evenly."""
-    shares = mesh.shape["data"]
-    if batch_size % shares:
+    """Check that the devices can split a batch evenly.
+
+    Args:
+        field: Name of the config field, for the error message.
+        batch_size: Images per step, over all hosts.
+        mesh: The devices.
+
+    Raises:
+        ValueError: If `batch_size` is not a multiple of the devices along `data`.
+    """
+    num_devices = mesh.shape["data"]
+    if batch_size % num_devices:
         raise ValueError(
-            f"{field}={batch_size} must be a multiple of the {shares} devices that share it; "
-            f"try {-(-batch_size // shares) * shares}."
+            f"{field}={batch_size} must be a multiple of the {num_devices} devices that split the "
+            f"batch; try {-(-batch_size // num_devices) * num_devices}."
         )
 
 
 def check_heights(buckets: Iterable[tuple[int, int]], max_level: int, mesh: Mesh) -> None:
-    """Raises ValueError where the devices of `space` can't share pictures of some (H, W).
+    """Check that the devices along `space` can split the images of every bucket.
 
-    The picture itself must be cut evenly. Of the coarsest level each device needs a row: without
-    one the compiler's gradients are wrong (1e-3 off in float64 with jax 0.10 on CPU, though the
-    loss is right). Shares of a level that are merely uneven are fine.
+    The image itself must be split evenly. Of the coarsest level each device needs at least one row:
+    without one the compiler's gradients are wrong (1e-3 off in float64 with jax 0.10 on CPU, though
+    the loss is right). It does no harm that devices have different numbers of a level's rows.
+
+    Args:
+        buckets: Heights and widths of the network's input, in pixels.
+        max_level: The coarsest pyramid level.
+        mesh: The devices.
+
+    Raises:
+        ValueError: If some bucket's height cannot be split so.
     """
     space = mesh.shape["space"]
     for height, _ in buckets:
         if height % space:
             raise ValueError(
-                f"space={space} devices cannot share pictures of height {height} evenly; try "
-                f"space=1, or buckets whose heights are multiples of {space}."
+                f"space={space} devices cannot split images of height {height} evenly; try "
+                f"space=1, or bucket heights that are multiples of {space}."
             )
         rows = -(-height // 2**max_level)
         if (space - 1) * -(-rows // space) >= rows:
             raise ValueError(
-                f"space={space} devices cannot share pictures of height {height}: level "
-                f"{max_level} has {rows} rows and leaves one without; try space=1, or buckets "
-                f"of at least {space * 2**max_level} rows."
+                f"space={space} devices cannot split images of height {height}: level "
+                f"{max_level} has {rows} rows, which leaves a device without any; try space=1, or "
+                f"buckets with a height of at least {space * 2**max_level}."
             )
 
 
-def to_devices(host_batch: Batch, shardings: Batch) -> Batch:
-    """This host's rows -> the global batch on its devices."""
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding that gives every device a copy of the whole array."""
+    return NamedSharding(mesh, P())
 
-    def place(where: NamedSharding, rows: np.ndarray) -> jax.Array:
-        # Told the global shape, jax refuses a mesh whose hosts do not own whole pictures.
-        shape = (len(rows) * jax.process_count(), *rows.shape[1:])
-        return jax.make_array_from_process_local_data(where, rows, shape)
 
-    return jax.tree.map(place, shardings, host_batch)
+def batch_shardings(mesh: Mesh) -> Batch:
+    """Return the sharding of each array of a batch: over `data`, and the images over `space` too.
+
+    Returns:
+        A `Batch` with a sharding in each field.
+    """
+    over_data = NamedSharding(mesh, P("data"))
+    shardings = Batch(*[over_data] * len(Batch._fields))
+    return shardings._replace(images=NamedSharding(mesh, P("data", "space")))
+
+
+def put_batch(host_batch: Batch, shardings: Batch) -> Batch:
+    """Return the global batch on the devices.
+
+    Args:
+        host_batch: This host's part of the batch, as numpy arrays.
+        shardings: The shardings that `batch_shardings` returns.
+    """
+
+    def put(sharding: NamedSharding, local: np.ndarray) -> jax.Array:
+        # With the global shape, jax refuses a mesh in which a host has only parts of images.
+        shape = (len(local) * jax.process_count(), *local.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, local, shape)
+
+    return jax.tree.map(put, shardings, host_batch)
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays (the same on every host) -> a whole copy on every device."""
+    """Return a tree of host arrays, equal on all hosts, as copies on every device."""
     return jax.device_put(tree, replicated(mesh))
 
 
 def replicated_shapes(tree: Any, mesh: Mesh) -> Any:
-    """Shapes and types of `tree`, to be restored as a whole copy on every device."""
-    everywhere = replicated(mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), tree)
+    """Return the shapes and types of the arrays of `tree`, to be restored onto every device."""
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

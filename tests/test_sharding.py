@@ -87,7 +87,7 @@ def make_batch() -> Batch:
 def test_rows_lie_along_data_and_heights_along_space():
     mesh = sharding.make_mesh(2)
     batch = make_batch()
-    placed = sharding.to_devices(batch, sharding.batch_shardings(mesh))
+    placed = sharding.put_batch(batch, sharding.batch_shardings(mesh))
     for name, host, device in zip(Batch._fields, batch, placed, strict=True):
         np.testing.assert_array_equal(device, host)
         assert device.sharding.spec == (P("data", "space") if name == "images" else P("data"))
@@ -140,7 +140,7 @@ def double_step(toy_config):
         return jax.device_get(
             run(
                 sharding.put_replicated(state, mesh),
-                sharding.to_devices(floats_to_64(make_batch()), shardings),
+                sharding.put_batch(floats_to_64(make_batch()), shardings),
             )
         )
 

@@ -1,4 +1,4 @@
-"""Evaluation: detections of a whole data set, and their COCO average precision."""
+"""Evaluation on a dataset: the detections of all its images, and their COCO average precision."""
 
 import pathlib
 from collections.abc import Iterator
@@ -20,21 +20,36 @@ from retinanet_jax.models import RetinaNet
 from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.utils.files import write_json
 from retinanet_jax.utils.progress import make_progress
+from retinanet_jax.utils.threads import one_in_flight
 
 
-class Detected(NamedTuple):
-    """One batch's detections, and which pictures its rows are.
+class BatchDetections(NamedTuple):
+    """The detections of a batch, and which image each of its examples is.
 
-    Those go through the devices too: on a pod the mesh may order the hosts' rows unlike the plan.
+    `index` and `weights` pass through the devices together with the images, because on several
+    hosts the mesh may order the hosts' examples differently from the plan.
     """
 
-    index: Int[Array, " B"]  # row of the source
-    weights: Float[Array, " B"]  # 0: a filler
-    detections: core.Detections  # with a B axis
+    index: Int[Array, " B"]  # of the image in the source
+    weights: Float[Array, " B"]  # 0: the example only fills up the batch
+    detections: core.Detections  # with a leading axis B
 
 
 class Evaluator:
-    """A compiled detector and the data it is judged on; run it at any step's variables."""
+    """A compiled detector and the dataset that it is evaluated on.
+
+    It can be run again after any step of training, with that step's variables.
+
+    Args:
+        config: The config of the run.
+        model: The network of that config.
+        source: The dataset.
+        mesh: The devices, with axes `data` and `space`.
+        compiler: The threads that compile; nothing is compiled before `run`.
+
+    Raises:
+        ValueError: If the batch size or the height of a bucket does not fit the mesh.
+    """
 
     def __init__(
         self,
@@ -49,59 +64,75 @@ class Evaluator:
         self._plan = input_pipeline.eval_plan(
             config, source.sizes, batch_size=config.data.eval_batch_size
         )
-        # The plan's own: with data.eval_shapes="own" they are not those of the config.
+        # The plan's own buckets: with data.eval_shapes="own" they are not those of the config.
         sharding.check_heights(self._plan.buckets.tolist(), config.anchors.max_level, mesh)
 
-        def detect_rows(variables: dict[str, Any], batch: Batch) -> Detected:
-            return Detected(batch.index, batch.weights, detect(variables, batch, model, config))
+        def detect_batch(variables: dict[str, Any], batch: Batch) -> BatchDetections:
+            detections = detect(variables, batch, model, config)
+            return BatchDetections(batch.index, batch.weights, detections)
 
-        # Every host gets every picture's detections: they are few.
-        detect_everywhere = jax.jit(
-            detect_rows,
+        # Every host gets the detections of every image: they are small.
+        detect_replicated = jax.jit(
+            detect_batch,
             in_shardings=(sharding.replicated(mesh), sharding.batch_shardings(mesh)),
             out_shardings=sharding.replicated(mesh),
         )
-        self._detect = CompiledByShape("evaluation", detect_everywhere, compiler)
+        self._detect = CompiledByShape("evaluation", detect_replicated, compiler)
 
     def run(self, variables: dict[str, Any], step: int) -> list[dict[str, Any]]:
-        """Detections of every picture of the source, as COCO results."""
+        """Return the detections of all images of the dataset in COCO's results format.
+
+        Args:
+            variables: The network's variables, replicated over the mesh.
+            step: The training step that they are of, for the progress lines.
+        """
         results: list[dict[str, Any]] = []
-        done, tell = 0, make_progress(f"evaluating step {step}", len(self._source))
-        for detected in self._detections(variables):
-            for row in np.flatnonzero(detected.weights):
-                index = int(detected.index[row])
-                one = jax.tree.map(lambda x, r=row: x[r], detected.detections)
-                image_id = self._source.image_ids[index]
-                results += coco_results(one, int(image_id), self._source.categories)
-                done += 1
-            tell(done)
+        num_done = 0
+        print_progress = make_progress(f"evaluating step {step}", len(self._source))
+        for batch in map(jax.device_get, one_in_flight(self._batch_detections(variables))):
+            for example in np.flatnonzero(batch.weights):
+                index = int(batch.index[example])
+                detections = jax.tree.map(lambda x, i=example: x[i], batch.detections)
+                image_id = int(self._source.image_ids[index])
+                results += coco_results(detections, image_id, self._source.categories)
+                num_done += 1
+            print_progress(num_done)
         return results
 
-    def _detections(self, variables: dict[str, Any]) -> Iterator[Detected]:
-        """What each batch came to, on the host; the next batch runs while one is read."""
+    def _batch_detections(self, variables: dict[str, Any]) -> Iterator[BatchDetections]:
+        """Start the detection of each batch in turn, and yield its results on the devices."""
         shardings = sharding.batch_shardings(self._mesh)
         steps = range(self._plan.num_batches)
         self._detect.prepare(variables, batch_shapes(self._source, self._plan, steps))
         host_batches = input_pipeline.host_batches(self._config, self._source, self._plan, steps)
-        running = None
         for host_batch in host_batches:
-            detected = self._detect(variables, sharding.to_devices(host_batch, shardings))
-            if running is not None:
-                yield jax.device_get(running)
-            running = detected
-        if running is not None:
-            yield jax.device_get(running)
+            yield self._detect(variables, sharding.put_batch(host_batch, shardings))
 
 
-def write(
+def write_evaluation(
     results: list[dict[str, Any]],
     source: Source,
     step: int,
     workdir: pathlib.Path,
     evaluator: str,
-    report: MetricWriter | None,
+    metric_writer: MetricWriter | None,
 ) -> float:
-    """Prints the table, writes WORKDIR/eval/STEP*.json and pictures; returns AP (-1: undefined)."""
+    """Compute AP, print its table and write the results to `workdir`/eval.
+
+    The first host writes STEP_detections.json (the results), STEP.json (the metrics, with AP by
+    category) and STEP.jpg (ground truth and detections of some images).
+
+    Args:
+        results: Detections in COCO's results format.
+        source: The dataset.
+        step: The training step after which the detections were computed.
+        workdir: The working directory of the run.
+        evaluator: The package that computes AP (config.evaluator).
+        metric_writer: Gets the metrics and the images as well, unless None.
+
+    Returns:
+        AP, or -1 where it is undefined because the dataset has no ground truth.
+    """
     print(f"computing AP of {len(results)} detections", flush=True)
     metrics, table = coco_metrics(source.ground_truth(), results, evaluator)
     if jax.process_index() == 0:
@@ -110,17 +141,29 @@ def write(
         folder.mkdir(exist_ok=True)
         write_json(folder / f"{step}_detections.json", results)
         write_json(folder / f"{step}.json", metrics)
-        pictures = visualize.compare(source, results)
-        pictures.save(folder / f"{step}.jpg", quality=90)
-        if report is not None:
-            report.scalars(step, {f"eval/{name}": metrics[name] or 0.0 for name in METRICS})
-            report.image(step, "ground_truth_and_detections", np.asarray(pictures))
+        comparison = visualize.comparison_sheet(source, results)
+        comparison.save(folder / f"{step}.jpg", quality=90)
+        if metric_writer is not None:
+            scalars = {f"eval/{name}": metrics[name] or 0.0 for name in METRICS}
+            metric_writer.write_scalars(step, scalars)
+            metric_writer.write_image(step, "ground_truth_and_detections", np.asarray(comparison))
     return -1.0 if metrics["AP"] is None else metrics["AP"]
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Evaluates the checkpoint in `workdir` (its best by AP, else its newest) on data.eval."""
-    coco_api(config.evaluator)  # it is told now if that is not installed
+    """Evaluate the checkpoint of a working directory on the dataset `config.data.eval`.
+
+    Args:
+        config: The config of the evaluation; its network must be that of the checkpoint.
+        workdir: The working directory; its checkpoint of the highest AP is evaluated, or the newest
+            one if none has been evaluated.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If the network or the categories differ from the checkpoint's, or the evaluator
+            is not installed.
+    """
+    coco_api(config.evaluator)  # if it is not installed, this is known before the images are read
     trained = checkpoint.load(workdir)
     source = input_pipeline.open_evaluation(config, workdir)
     checkpoint.check_categories(trained.folder, trained.categories, source.categories)
@@ -130,4 +173,4 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     variables = sharding.put_replicated(trained.variables, mesh)
     with start_compiler() as compiler:
         results = Evaluator(config, model, source, mesh, compiler).run(variables, trained.step)
-    write(results, source, trained.step, workdir, config.evaluator, report=None)
+    write_evaluation(results, source, trained.step, workdir, config.evaluator, metric_writer=None)

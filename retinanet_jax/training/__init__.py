@@ -1,1 +1,1 @@
-"""Training: objective, optimizer, initialization, step and loop."""
+"""Training: the objective, the optimizer, the initial state, the step and the loop around it."""

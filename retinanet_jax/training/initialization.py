@@ -1,7 +1,12 @@
-"""The state that a run starts from."""
+"""The state that training starts from.
+
+`restore_or_initialize` returns the state of the newest checkpoint or, in a new run, the initial
+one. The variables of that are random except for the weights that `config.init` names, a backbone's
+or a whole detector's.
+"""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,17 +23,70 @@ from retinanet_jax.training.step import TrainState
 from retinanet_jax.weights import download
 
 
-def random_state(
+def restore_or_initialize(
+    config: ConfigDict,
+    categories: Sequence[Category],
+    optimizer: optax.GradientTransformation,
+    checkpoints: CheckpointManager,
+    mesh: jax.sharding.Mesh,
+) -> TrainState:
+    """Return the newest checkpoint's state, or the initial one if there is no checkpoint yet.
+
+    Args:
+        config: A run's config.
+        categories: The dataset's categories, in the order of their classes.
+        optimizer: The optimizer that `make_optimizer` returns for `config`.
+        checkpoints: The checkpoints of the run's working directory.
+        mesh: The devices, on each of which the state is replicated.
+    """
+    step = checkpoints.latest_step()
+    if step is None:
+        return sharding.put_replicated(initial_train_state(config, categories, optimizer), mesh)
+    # Restoring needs only shapes: no random network is compiled, no weights file is read.
+    shapes = jax.eval_shape(lambda: random_train_state(config, len(categories), optimizer))
+    target = sharding.replicated_shapes(shapes, mesh)
+    variables, training = checkpoints.restore(step, target.variables, target.training)
+    return TrainState(**variables, **training)
+
+
+def initial_train_state(
+    config: ConfigDict, categories: Sequence[Category], optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Return the state before the first step, with the weights that `config.init` names.
+
+    Those are a backbone's or, with init.source="checkpoint", a whole detector's; all other
+    variables are random.
+
+    Raises:
+        FileNotFoundError: If there are no weights at init.path.
+        ValueError: If the weights do not fit the network.
+    """
+    if not config.init.source:
+        return random_train_state(config, len(categories), optimizer)
+    # Read the weights first: an error in them should not come after minutes of compiling.
+    if config.init.source == "checkpoint":
+        source = load_init_checkpoint(config, categories, optimizer)
+        variables = initialize(config, len(categories), config.seed)
+        variables = transfer.transfer_variables(source, variables, categories)
+    else:
+        backbone = load_init_backbone(config)
+        variables = random_variables_except_backbone(config, len(categories))
+        variables = replace_backbone(variables, backbone, config.init.path)
+    return train_state_from_variables(variables, config, optimizer)
+
+
+def random_train_state(
     config: ConfigDict, num_classes: int, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step, with a random network."""
-    return state_of(initialize(config, num_classes, config.seed), config, optimizer)
+    """Return the state before the first step, with only random variables."""
+    variables = initialize(config, num_classes, config.seed)
+    return train_state_from_variables(variables, config, optimizer)
 
 
-def state_of(
-    variables: dict[str, Any], config: ConfigDict, optimizer: optax.GradientTransformation
+def train_state_from_variables(
+    variables: Mapping[str, Any], config: ConfigDict, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step, with the network's `variables`."""
+    """Return the state before the first step, with these variables of the network."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
@@ -38,45 +96,26 @@ def state_of(
     )
 
 
-def initial_state(
-    config: ConfigDict, categories: Sequence[Category], optimizer: optax.GradientTransformation
-) -> TrainState:
-    """The state before the first step: random, but for the weights that config.init names.
-
-    Those are a backbone's, or with init.source="checkpoint" a whole detector's.
-    """
-    if not config.init.source:
-        return random_state(config, len(categories), optimizer)
-    # The file comes first: where it is missing, nobody waits for the compiler to hear of it.
-    if config.init.source == "checkpoint":
-        trained = load_detector(config, categories, optimizer)
-        variables = initialize(config, len(categories), config.seed)
-        variables = transfer.transferred(trained, variables, categories)
-    else:
-        imported = load_backbone(config)
-        variables = random_around_backbone(config, len(categories))
-        variables = with_backbone(variables, imported, config.init.path)
-    return state_of(variables, config, optimizer)
-
-
-def load_detector(
+def load_init_checkpoint(
     config: ConfigDict, categories: Sequence[Category], optimizer: optax.GradientTransformation
 ) -> Checkpoint:
-    """The checkpoint that config.init names, after telling what of it is taken.
+    """Load the checkpoint that `config.init` names, and print which of its weights are used.
 
-    Raises ValueError where more than the classification output differs, or the weights mean
-    something else.
+    Raises:
+        FileNotFoundError: If there is no checkpoint at init.path.
+        ValueError: If arrays other than those of the classification output differ in shape, or if
+            the same arrays mean something else in this run's network.
     """
-    trained = checkpoint.load(config.init.path)
-    shapes = jax.eval_shape(lambda: random_state(config, len(categories), optimizer))
-    fitted = transfer.fit(trained, shapes.variables, categories)
-    print(transfer.table(fitted, trained, categories), flush=True)
-    transfer.check(fitted, trained, config)
-    return trained
+    source = checkpoint.load(config.init.path)
+    shapes = jax.eval_shape(lambda: random_train_state(config, len(categories), optimizer))
+    plan = transfer.plan_transfer(source, shapes.variables, categories)
+    print(transfer.format_table(plan, source, categories), flush=True)
+    transfer.check_transfer(plan, source, config)
+    return source
 
 
-def load_backbone(config: ConfigDict) -> dict[str, Any]:
-    """The backbone's variables from the file that config.init names; a published one is fetched."""
+def load_init_backbone(config: ConfigDict) -> dict[str, Any]:
+    """Load the backbone's variables that `config.init` names, downloading a published file."""
     init, model = config.init, config.model
     path = init.path
     if pathlib.Path(path).name in download.KNOWN:
@@ -84,45 +123,42 @@ def load_backbone(config: ConfigDict) -> dict[str, Any]:
     return weights.load_backbone(init.source, path, architecture=model.backbone, norm=model.norm)
 
 
-def random_around_backbone(config: ConfigDict, num_classes: int) -> dict[str, Any]:
-    """Random variables, of the backbone their shapes alone.
+def random_variables_except_backbone(config: ConfigDict, num_classes: int) -> dict[str, Any]:
+    """Return random variables of the network, with only shapes for those of the backbone.
 
-    It has most of the kernels, and drawing each is code to be compiled.
+    The backbone has most of the kernels, and sampling each of them is code to compile.
     """
 
-    def drawn() -> dict[str, Any]:
+    def random_variables() -> dict[str, Any]:
         return initialize(config, num_classes, config.seed)
 
-    def around() -> dict[str, Any]:
+    def without_backbone() -> dict[str, Any]:
         return {
-            name: {part: x for part, x in tree.items() if part != "backbone"}
-            for name, tree in drawn().items()
+            collection: {name: x for name, x in tree.items() if name != "backbone"}
+            for collection, tree in random_variables().items()
         }
 
-    rest = jax.jit(around)()
-    return {name: {**tree, **rest[name]} for name, tree in jax.eval_shape(drawn).items()}
+    others = jax.jit(without_backbone)()
+    shapes = jax.eval_shape(random_variables)
+    return {collection: {**tree, **others[collection]} for collection, tree in shapes.items()}
 
 
-def with_backbone(variables: dict[str, Any], imported: dict[str, Any], path: str) -> dict[str, Any]:
-    """`variables` with the backbone's replaced by those `imported` from `path`."""
-    initial = {name: tree.get("backbone", {}) for name, tree in variables.items()}
-    check_shapes(path, imported, initial, what="weights of another backbone")
-    return {name: {**tree, "backbone": imported[name]} for name, tree in variables.items()}
+def replace_backbone(
+    variables: Mapping[str, Any], backbone: Mapping[str, Any], path: str
+) -> dict[str, Any]:
+    """Return `variables` with those of the backbone replaced.
 
+    Args:
+        variables: The network's variables; shapes are enough for those of the backbone.
+        backbone: The backbone's variables, {"params": ..., "batch_stats": ...}.
+        path: The file that they come from, for the error message.
 
-def first_state(
-    config: ConfigDict,
-    categories: Sequence[Category],
-    optimizer: optax.GradientTransformation,
-    checkpoints: CheckpointManager,
-    mesh: jax.sharding.Mesh,
-) -> TrainState:
-    """The newest checkpoint's state; the initial one where there is no checkpoint yet."""
-    step = checkpoints.latest_step()
-    if step is None:
-        return sharding.put_replicated(initial_state(config, categories, optimizer), mesh)
-    # Shapes are all that restoring needs: no random network is compiled, no weights file read.
-    shapes = jax.eval_shape(lambda: random_state(config, len(categories), optimizer))
-    target = sharding.replicated_shapes(shapes, mesh)
-    variables, training = checkpoints.restore(step, target.variables, target.training)
-    return TrainState(**variables, **training)
+    Raises:
+        ValueError: If the arrays differ in name or shape.
+    """
+    current = {collection: tree.get("backbone", {}) for collection, tree in variables.items()}
+    check_shapes(path, backbone, current, description="weights of another backbone")
+    return {
+        collection: {**tree, "backbone": backbone[collection]}
+        for collection, tree in variables.items()
+    }

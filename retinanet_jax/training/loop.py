@@ -1,4 +1,4 @@
-"""Training: one jitted, sharded step, and the loop around it."""
+"""The training loop: a jitted, sharded step, and what is due between the steps."""
 
 import pathlib
 
@@ -14,23 +14,29 @@ from retinanet_jax.data.pipeline import batch_shapes
 from retinanet_jax.data.plan import TrainPlan
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.evaluation import coco_metrics
+from retinanet_jax.evaluation.evaluator import Evaluator, write_evaluation
 from retinanet_jax.modeling import build_model
-from retinanet_jax.training.initialization import first_state
+from retinanet_jax.training.initialization import restore_or_initialize
 from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.training.optimizer import make_optimizer, scaled_learning_rate
 from retinanet_jax.training.step import TrainState, make_train_step
 
 
-def is_due(step: int, every: int, total: int) -> bool:
-    """Whether something done every `every` steps, and after the last, is due after `step`."""
-    return step % every == 0 or step == total
-
-
 def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None:
-    """Trains to config.total_steps, from the newest checkpoint in `workdir` if there is one."""
-    check_cadence(config)
+    """Train to config.total_steps, from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+        config: The run's config.
+        workdir: The run's working directory, for checkpoints, metrics and evaluations.
+        evaluates: Whether to evaluate on config.data.eval every config.evaluate_every steps.
+
+    Raises:
+        ValueError: If the config, the datasets, the devices or the checkpoint do not fit together.
+        FloatingPointError: If the loss or its gradient is not finite.
+    """
+    check_intervals(config)
     if evaluates:
-        coco_metrics.coco_api(config.evaluator)  # it is told now if that is not installed
+        coco_metrics.coco_api(config.evaluator)  # raises now if it is not installed
     mesh = sharding.make_mesh(config.space)
     sharding.check_batch_size("data.batch_size", config.data.batch_size, mesh)
     sharding.check_heights(config.data.buckets, config.anchors.max_level, mesh)
@@ -47,9 +53,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
         CheckpointManager(workdir, config, train_data.categories) as checkpoints,
         start_compiler() as compiler,
     ):
-        state = first_state(config, train_data.categories, optimizer, checkpoints, mesh)
-        start = int(state.step)
-        describe(config, train_data, eval_data, plan, state, mesh)
+        state = restore_or_initialize(config, train_data.categories, optimizer, checkpoints, mesh)
+        start, total = int(state.step), config.total_steps
+        print_summary(config, train_data, eval_data, plan, state, mesh)
         shardings = sharding.batch_shardings(mesh)
         train_step = jax.jit(
             make_train_step(model, optimizer, config),
@@ -57,57 +63,65 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
             out_shardings=sharding.replicated(mesh),
             donate_argnums=0,
         )
-        step_fn = CompiledByShape("training", train_step, compiler)
-        evaluator = None
-        if eval_data:
-            evaluator = evaluator.Evaluator(config, model, eval_data, mesh, compiler)
-        steps = range(start, config.total_steps)
-        # What an epoch uses; the odd shape that comes later is compiled then.
-        step_fn.prepare(state, batch_shapes(train_data, plan, steps[: plan.steps_per_epoch]))
+        compiled_step = CompiledByShape("training", train_step, compiler)
+        evaluator = Evaluator(config, model, eval_data, mesh, compiler) if eval_data else None
+        steps = range(start, total)
+        # The shapes of the first epoch; a shape that first occurs later is compiled then.
+        compiled_step.prepare(state, batch_shapes(train_data, plan, steps[: plan.steps_per_epoch]))
         host_batches = input_pipeline.host_batches(config, train_data, plan, steps)
-        with MetricWriter(
-            workdir,
-            start_step=start,
-            total_steps=config.total_steps,
-            writes=jax.process_index() == 0,
-        ) as report:
-            compiled = set()
-            for step, host_batch in enumerate(report.arriving(host_batches), start + 1):
-                state, metrics = step_fn(state, sharding.to_devices(host_batch, shardings))
-                report.running(metrics["loss"])
-                if host_batch.images.shape not in compiled:
-                    compiled.add(host_batch.images.shape)
-                    report.restart_clock(step - 1)  # compiling is done, the step itself runs on
-                if is_due(step, config.log_every, config.total_steps):
-                    log_step(step, metrics, config, report)
+        writes = jax.process_index() == 0
+        with MetricWriter(workdir, start_step=start, total_steps=total, writes=writes) as writer:
+            compiled_shapes = set()
+            for step, host_batch in enumerate(writer.measure_idle_time(host_batches), start + 1):
+                state, metrics = compiled_step(state, sharding.put_batch(host_batch, shardings))
+                writer.watch_step(metrics["loss"])
+                if host_batch.images.shape not in compiled_shapes:
+                    compiled_shapes.add(host_batch.images.shape)
+                    writer.restart_clock(step - 1)  # compiling is over, the step itself still runs
+                if is_due(step, config.log_every, total):
+                    log_step(step, metrics, config, writer)
                 ap = None
-                if evaluator and is_due(step, config.evaluate_every, config.total_steps):
+                if evaluator and eval_data and is_due(step, config.evaluate_every, total):
                     results = evaluator.run(state.variables, step)
-                    ap = evaluator.write(
-                        results, eval_data, step, workdir, config.evaluator, report
+                    ap = write_evaluation(
+                        results, eval_data, step, workdir, config.evaluator, writer
                     )
-                    report.restart_clock(step)
-                if ap is not None or is_due(step, config.checkpoint_every, config.total_steps):
+                    writer.restart_clock(step)
+                if ap is not None or is_due(step, config.checkpoint_every, total):
                     finite_metrics(step, metrics, config)  # a diverged state must not be resumed
                     checkpoints.save(step, state.variables, state.training, ap)
 
 
-def check_cadence(config: ConfigDict) -> None:
-    """Raises ValueError where something is to be done every 0 steps."""
+def check_intervals(config: ConfigDict) -> None:
+    """Raise ValueError if the run or one of its intervals has no steps."""
     for name in ("total_steps", "log_every", "checkpoint_every", "evaluate_every"):
         if config[name] < 1:
             raise ValueError(f"config.{name}={config[name]} must be at least 1.")
 
 
+def is_due(step: int, every: int, total: int) -> bool:
+    """Return whether something that is done every `every` steps and at the end is due at `step`."""
+    return step % every == 0 or step == total
+
+
 def log_step(
-    step: int, metrics: dict[str, Array], config: ConfigDict, report: MetricWriter
+    step: int, metrics: dict[str, Array], config: ConfigDict, writer: MetricWriter
 ) -> None:
-    """Fetches and reports one step's metrics; raises as `finite_metrics` does."""
-    report.train_step(step, finite_metrics(step, metrics, config), config.data.batch_size)
+    """Fetch and write the metrics of one step.
+
+    Raises:
+        FloatingPointError: If the loss or its gradient is not finite.
+    """
+    writer.write_step(step, finite_metrics(step, metrics, config), config.data.batch_size)
 
 
 def finite_metrics(step: int, metrics: dict[str, Array], config: ConfigDict) -> dict[str, float]:
-    """The metrics as numbers; FloatingPointError where the loss or its gradient is not finite."""
+    """Return the metrics of one step as numbers.
+
+    Raises:
+        FloatingPointError: If the loss or its gradient is not finite. Only logged steps are
+            checked, so the message names all steps since the last of them.
+    """
     values = {name: float(value) for name, value in metrics.items()}
     for name in ("loss", "gradient_norm"):
         if not np.isfinite(values[name]):
@@ -120,7 +134,7 @@ def finite_metrics(step: int, metrics: dict[str, Array], config: ConfigDict) -> 
     return values
 
 
-def describe(
+def print_summary(
     config: ConfigDict,
     train_data: Source,
     eval_data: Source | None,
@@ -128,34 +142,34 @@ def describe(
     state: TrainState,
     mesh: jax.sharding.Mesh,
 ) -> None:
-    """Prints what a person wants to know before a long run."""
+    """Print what is about to run: devices, parameters, datasets, learning rate and steps."""
     optimizer, data = config.optimizer, config.data
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
     print(
         f"{mesh.shape['data']} x {mesh.shape['space']} devices (data x space), "
-        f"{jax.devices()[0].device_kind}; {parameters:,} parameters\n"
+        f"{jax.devices()[0].device_kind}; {num_parameters:,} parameters\n"
         f"{len(train_data)} training and {len(eval_data or ())} evaluation images of "
         f"{len(train_data.categories)} categories, {plan.steps_per_epoch} steps an epoch\n"
         f"learning rate {scaled_learning_rate(config):g} = {optimizer.learning_rate:g} at batch "
         f"{optimizer.reference_batch_size}, scaled to batch {data.batch_size}\n"
-        f"steps {int(state.step)} to {config.total_steps}, from {beginning(config, state)}",
+        f"steps {int(state.step)} to {config.total_steps}, from {starting_point(config, state)}",
         flush=True,
     )
     warn_of_long_warmup(config)
 
 
+def starting_point(config: ConfigDict, state: TrainState) -> str:
+    """Return where the parameters of this run's first step come from, in words."""
+    if state.step:
+        return f"checkpoint {int(state.step)}"
+    return config.init.path or "random parameters"
+
+
 def warn_of_long_warmup(config: ConfigDict) -> None:
-    """Prints a warning where most of the run has less than its learning rate."""
+    """Print a warning if the learning rate is below its peak during most of the run."""
     if config.optimizer.warmup_steps > config.total_steps / 2:
         print(
             f"warning: the learning rate rises for {config.optimizer.warmup_steps} of "
             f"{config.total_steps} steps; lower --config.optimizer.warmup_steps or train longer.",
             flush=True,
         )
-
-
-def beginning(config: ConfigDict, state: TrainState) -> str:
-    """Where the first parameters of this run come from."""
-    if state.step:
-        return f"checkpoint {int(state.step)}"
-    return config.init.path or "random parameters"

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard files and a progress line."""
+"""The metrics of a run: metrics.jsonl, TensorBoard files, and a line of progress on the console."""
 
 import json
 import pathlib
@@ -10,6 +10,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 import tensorboardX
+from jaxtyping import UInt8
 
 from retinanet_jax.utils.files import write_atomically
 from retinanet_jax.utils.progress import format_duration
@@ -18,26 +19,32 @@ T = TypeVar("T")
 
 
 class MetricWriter:
-    """Writes the metrics of WORKDIR. Only the first host does; elsewhere every call is silent.
+    """Writes the metrics of a run, and measures its speed and how long its devices are idle.
 
-    A resumed run cuts its earlier lines back to `start_step`, so that each step stands once.
+    Only the first host writes; on the others every call is silent. A resumed run first removes
+    the earlier lines after `start_step`, so that metrics.jsonl has each step once.
+
+    Args:
+        workdir: The run's working directory, to which metrics.jsonl and tensorboard/ are written.
+        start_step: Number of steps done before.
+        total_steps: Number of steps after which the run ends.
+        writes: Whether this host writes.
     """
 
     def __init__(
         self, workdir: pathlib.Path, *, start_step: int, total_steps: int, writes: bool
     ) -> None:
         self._writes = writes
-        self._total = total_steps
-        self._start, self._began = start_step, time.monotonic()
-        self._last_step, self._last_time = start_step, self._began
+        self._total_steps = total_steps
+        self._last_step, self._last_time = start_step, time.monotonic()
         self._watcher = futures.ThreadPoolExecutor(1)
-        self._running: futures.Future[float] | None = None  # when the latest step was done
-        self._waited = 0.0  # seconds since _last_time
+        self._step_end: futures.Future[float] | None = None  # when the latest step ends
+        self._idle_seconds = 0.0  # since _last_time
         if writes:
             path = workdir / "metrics.jsonl"
-            keep_until(path, start_step)
-            self._lines = path.open("a", encoding="utf-8")
-            self._board = tensorboardX.SummaryWriter(
+            remove_lines_after(path, start_step)
+            self._file = path.open("a", encoding="utf-8")
+            self._tensorboard = tensorboardX.SummaryWriter(
                 str(workdir / "tensorboard"), purge_step=start_step + 1
             )
 
@@ -47,81 +54,91 @@ class MetricWriter:
     def __exit__(self, *_: object) -> None:
         self._watcher.shutdown()
         if self._writes:
-            self._lines.close()
-            self._board.close()
+            self._file.close()
+            self._tensorboard.close()
 
     def restart_clock(self, step: int) -> None:
-        """Leaves out what came before `step` (compiling, an evaluation) of the speed."""
+        """Exclude the time before `step` (compiling, an evaluation) from the measured speed."""
         self._last_step, self._last_time = step, time.monotonic()
-        self._waited = 0.0
+        self._idle_seconds = 0.0
 
-    def arriving(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches; counts how long the device had nothing to do until each came."""
-        asked = time.monotonic()
+    def measure_idle_time(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield the batches, and measure how long the devices are idle until each arrives."""
+        requested = time.monotonic()
         for batch in batches:
-            # A step that still runs waits for nothing, however long the next batch took.
-            if self._running is not None and self._running.done():
-                self._waited += time.monotonic() - max(asked, self._running.result())
+            # While a step still runs, no device is idle, however long the next batch takes.
+            if self._step_end is not None and self._step_end.done():
+                self._idle_seconds += time.monotonic() - max(requested, self._step_end.result())
             yield batch
-            asked = time.monotonic()
+            requested = time.monotonic()
 
-    def running(self, result: jax.Array) -> None:
-        """Tells that a step was begun which ends with `result`."""
+    def watch_step(self, result: jax.Array) -> None:
+        """Note when the step that was just started ends, which is when `result` is ready."""
 
-        def finish() -> float:
+        def wait_for_end() -> float:
             result.block_until_ready()
             return time.monotonic()
 
-        self._running = self._watcher.submit(finish)
+        self._step_end = self._watcher.submit(wait_for_end)
 
-    def train_step(self, step: int, metrics: Mapping[str, float], batch_size: int) -> None:
-        """Records one logged step and prints the progress line."""
+    def write_step(self, step: int, metrics: Mapping[str, float], batch_size: int) -> None:
+        """Write the metrics of one training step, with its speed, and print a progress line.
+
+        Args:
+            step: Number of steps done.
+            metrics: The metrics that the train step returns, as numbers.
+            batch_size: Images per step, over all hosts.
+        """
         now = time.monotonic()
         elapsed = now - self._last_time
         seconds = elapsed / max(step - self._last_step, 1)
         metrics = {
             **metrics,
             "images_per_second": batch_size / seconds if seconds else 0.0,
-            "data_wait": self._waited / elapsed if elapsed else 0.0,
+            "data_wait": self._idle_seconds / elapsed if elapsed else 0.0,
         }
-        self._last_step, self._last_time, self._waited = step, now, 0.0
+        self._last_step, self._last_time, self._idle_seconds = step, now, 0.0
         if not self._writes:
             return
-        self.scalars(step, metrics)
-        self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._lines.flush()
+        self.write_scalars(step, metrics)
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        total = self._total_steps
         print(
-            f"step {step}/{self._total} ({step / self._total:.0%})  loss {metrics['loss']:.4f} = "
+            f"step {step}/{total} ({step / total:.0%})  loss {metrics['loss']:.4f} = "
             f"classification {metrics['loss/classification']:.4f} + box {metrics['loss/box']:.4f}  "
             f"lr {metrics['learning_rate']:.2g}  {metrics['images_per_second']:.1f} images/s  "
             f"{metrics['data_wait']:.0%} waiting for data  "
-            f"{format_duration(seconds * (self._total - step))} left",
+            f"{format_duration(seconds * (total - step))} left",
             flush=True,
         )
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """To TensorBoard alone."""
+    def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write scalars to TensorBoard only."""
         if self._writes:
             for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+                self._tensorboard.add_scalar(name, value, step)
 
-    def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """An H x W x 3 uint8 picture to TensorBoard."""
+    def write_image(self, step: int, name: str, image: UInt8[np.ndarray, "H W 3"]) -> None:
+        """Write an RGB image to TensorBoard."""
         if self._writes:
-            self._board.add_image(name, image, step, dataformats="HWC")
-            self._board.flush()
+            self._tensorboard.add_image(name, image, step, dataformats="HWC")
+            self._tensorboard.flush()
 
 
-def keep_until(path: pathlib.Path, step: int) -> None:
-    """Drops the lines after `step` and any half-written last line, atomically."""
+def remove_lines_after(path: pathlib.Path, step: int) -> None:
+    """Remove the lines of a metrics.jsonl after `step`, and an incomplete last line, atomically.
+
+    A file that does not exist stays absent.
+    """
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:  # the run was killed while it wrote this line
             break
         if record["step"] <= step:
-            kept.append(line + "\n")
-    write_atomically(path, "".join(kept))
+            lines.append(line + "\n")
+    write_atomically(path, "".join(lines))

@@ -1,49 +1,104 @@
-"""The training objective: targets and losses of a batch."""
+"""The training objective: the targets and the loss of a batch.
+
+The targets and the sums are those of `core`, for one image; here they are mapped over a batch,
+added over pyramid levels, and divided by the normalizer that `config.loss` names.
+"""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from retinanet_jax import core
-from retinanet_jax.config import choose
+from retinanet_jax.config import unknown_choice
+from retinanet_jax.core.types import Array
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.modeling import image_anchors
 from retinanet_jax.models import Outputs
 
+CLASSIFICATION_LOSSES = (
+    "focal",
+    "focal_star",
+    "balanced_cross_entropy",
+    "cross_entropy",
+    "ohem",
+)
+BOX_LOSSES = ("smooth_l1", "giou")
+NORMALIZERS = ("batch", "image", "ema")
+
 
 class LossTerms(NamedTuple):
-    """What one batch costs, and what a person wants to see of it."""
+    """The loss of a batch, its two terms, and the counts that normalize them."""
 
     total: Float[Array, ""]
     classification: Float[Array, ""]
     box: Float[Array, ""]
     num_foreground: Float[Array, ""]  # anchors of the batch
-    normalizer: Float[Array, ""]  # the moving count of foreground anchors; unchanged unless "ema"
+    normalizer: Float[Array, ""]  # moving average of num_foreground; changed only by "ema"
 
 
 def batch_loss(
     outputs: Outputs, batch: Batch, normalizer: Float[Array, ""], config: ConfigDict
 ) -> LossTerms:
-    """Loss of a batch: classification + box_weight * box (paper, section 4.1).
+    """Return the loss of a batch: classification + box_weight * box.
 
-    loss.classification="ohem" changes the classification alone, to a mean over the anchors kept:
-    the box loss is over all foreground anchors whatever the classification.
+    It is that of https://arxiv.org/abs/1708.02002, section 4.1, with the losses that `config.loss`
+    names. loss.classification="ohem" only changes the classification term, to a mean over the hard
+    examples; the box term always covers all foreground anchors.
 
     Args:
-        outputs: of the network, per level.
-        batch: ground truth; filler rows (weight 0) cost nothing.
-        normalizer: the moving count of foreground anchors so far, for loss.normalizer="ema".
-        config: its sections anchors, matching and loss.
+        outputs: Logits of shape (B, A_level, K) and deltas of shape (B, A_level, 4) per level.
+        batch: Images and ground truth. An image of weight 0, a filler, adds nothing.
+        normalizer: Moving average of the number of foreground anchors before this batch, for
+            loss.normalizer="ema".
+        config: A run's config; its `anchors`, `matching` and `loss` are used.
     """
     anchors = image_anchors(batch.images.shape[1:3], config)
-    assign = functools.partial(core.assign_targets, **config.matching)
-    targets = jax.vmap(assign, in_axes=(None, 0, 0, 0, 0, 0, 0))(
-        jnp.asarray(np.concatenate(anchors), batch.boxes.dtype),
+    all_anchors = jnp.asarray(np.concatenate(anchors), batch.boxes.dtype)
+    targets = assign_batch_targets(all_anchors, batch, config.matching)
+    labels, num_selected = targets.labels, None
+    if config.loss.classification == "ohem":
+        labels = hard_example_labels(outputs.logits, labels, anchors, config.loss.ohem)
+        num_selected = jnp.sum(labels != core.IGNORE, axis=1)
+    classification_loss = make_classification_loss(config.loss)
+    box_loss = make_box_loss(config.loss)
+    class_sums = box_sums = jnp.float32(0)
+    ends = np.cumsum([len(level) for level in anchors])
+    for logits, deltas, level, end in zip(*outputs, anchors, ends, strict=True):
+        here = slice(end - len(level), end)
+        class_sums += jax.vmap(classification_loss)(logits, labels[:, here])
+        box_sums += jax.vmap(box_loss, in_axes=(0, None, 0))(
+            deltas,
+            jnp.asarray(level, batch.boxes.dtype),
+            core.Targets(*(x[:, here] for x in targets)),
+        )
+    num_foreground = jax.vmap(core.count_foreground)(targets.labels).astype(class_sums.dtype)
+    return reduce_losses(
+        class_sums, box_sums, num_foreground, num_selected, batch.weights, normalizer, config.loss
+    )
+
+
+def assign_batch_targets(
+    anchors: Float[Array, "A 4"], batch: Batch, matching: Mapping[str, Any]
+) -> core.Targets:
+    """Return the training targets of every anchor in every image of a batch.
+
+    Args:
+        anchors: Anchors of all levels, in yxyx pixels of the network's input.
+        batch: Ground truth, crowd regions and valid sizes.
+        matching: Keyword arguments of `core.assign_targets`, such as `config.matching`.
+
+    Returns:
+        `core.Targets` with a leading batch axis: labels (B, A) and boxes (B, A, 4).
+    """
+    assign = functools.partial(core.assign_targets, **matching)
+    return jax.vmap(assign, in_axes=(None, 0, 0, 0, 0, 0, 0))(
+        anchors,
         batch.boxes,
         batch.classes,
         batch.mask,
@@ -51,105 +106,133 @@ def batch_loss(
         batch.crowd_mask,
         batch.sizes,
     )
-    labels, num_kept = targets.labels, None
-    if config.loss.classification == "ohem":
-        labels = hard_labels(outputs.logits, labels, anchors, config.loss.ohem)
-        num_kept = jnp.sum(labels != core.IGNORE, axis=1)
-    class_sums, box_sums = 0.0, 0.0
-    ends = np.cumsum([len(level) for level in anchors])
-    for logits, deltas, level, end in zip(*outputs, anchors, ends, strict=True):
-        here = slice(end - len(level), end)
-        class_sums += jax.vmap(classification_term(config.loss))(logits, labels[:, here])
-        box_sums += jax.vmap(box_term(config.loss), in_axes=(0, None, 0))(
-            deltas,
-            jnp.asarray(level, batch.boxes.dtype),
-            core.Targets(*(x[:, here] for x in targets)),
-        )
-    foreground = jax.vmap(core.count_foreground)(targets.labels).astype(class_sums.dtype)
-    return reduce_losses(
-        class_sums, box_sums, foreground, num_kept, batch.weights, normalizer, config.loss
-    )
 
 
-def hard_labels(
+def hard_example_labels(
     logits: tuple[Float[Array, "B _ K"], ...],
     labels: Int[Array, "B A"],
-    anchors: tuple[np.ndarray, ...],
-    ohem: ConfigDict,
+    anchors: tuple[Float[np.ndarray, "_ 4"], ...],
+    ohem: Mapping[str, Any],
 ) -> Int[Array, "B A"]:
-    """The labels, with IGNORE for the anchors that are not their image's hard examples.
+    """Return the labels with IGNORE for all anchors but the hard examples of each image.
 
-    An anchor's loss is its cross entropy, summed over the classes.
+    Online hard example mining (https://arxiv.org/abs/1604.03540). An anchor's loss is its cross
+    entropy, summed over the classes.
+
+    Args:
+        logits: Logits of each level.
+        labels: Class, BACKGROUND or IGNORE of each anchor, all levels in order.
+        anchors: Anchors of each level, in yxyx pixels of the network's input.
+        ohem: Keyword arguments of `core.hard_examples`, such as `config.loss.ohem`.
     """
-    loss = functools.partial(core.classification_per_anchor, elementwise=core.cross_entropy)
+    anchor_loss = functools.partial(core.classification_per_anchor, elementwise=core.cross_entropy)
     ends = np.cumsum([len(level) for level in anchors])
     losses = [
-        jax.vmap(loss)(level, part)
-        for level, part in zip(logits, jnp.split(labels, ends[:-1], axis=1), strict=True)
+        jax.vmap(anchor_loss)(level_logits, level_labels)
+        for level_logits, level_labels in zip(
+            logits, jnp.split(labels, ends[:-1], axis=1), strict=True
+        )
     ]
     select = functools.partial(core.hard_examples, **ohem)
-    keep = jax.vmap(select, in_axes=(0, None, 0))(
+    hard = jax.vmap(select, in_axes=(0, None, 0))(
         jnp.concatenate(losses, axis=1), jnp.asarray(np.concatenate(anchors)), labels
     )
-    return jnp.where(keep, labels, core.IGNORE)
+    return jnp.where(hard, labels, core.IGNORE)
 
 
-def classification_term(loss: ConfigDict):
-    """`(logits, labels) -> sum` of one image and level, as config.loss names it."""
-    elementwise = {
-        "focal": functools.partial(core.focal_loss, alpha=loss.alpha, gamma=loss.gamma),
-        "focal_star": functools.partial(
-            core.focal_star, alpha=loss.alpha, gamma=loss.gamma, beta=loss.star_beta
-        ),
-        "balanced_cross_entropy": functools.partial(core.balanced_cross_entropy, alpha=loss.alpha),
-        "cross_entropy": core.cross_entropy,
-        "ohem": core.cross_entropy,
-    }
-    return functools.partial(
-        core.classification_sum,
-        elementwise=choose("loss.classification", loss.classification, elementwise),
-    )
+def make_classification_loss(loss: ConfigDict) -> Callable[[Array, Array], Array]:
+    """Return `(logits, labels) -> sum`, the classification loss of one image and level.
+
+    Args:
+        loss: A run's `config.loss`; `classification` names the loss.
+
+    Raises:
+        ValueError: If the name is none of CLASSIFICATION_LOSSES.
+    """
+    match loss.classification:
+        case "focal":
+            elementwise = functools.partial(core.focal_loss, alpha=loss.alpha, gamma=loss.gamma)
+        case "focal_star":
+            elementwise = functools.partial(
+                core.focal_star, alpha=loss.alpha, gamma=loss.gamma, beta=loss.star_beta
+            )
+        case "balanced_cross_entropy":
+            elementwise = functools.partial(core.balanced_cross_entropy, alpha=loss.alpha)
+        case "cross_entropy" | "ohem":
+            elementwise = core.cross_entropy
+        case name:
+            raise unknown_choice("loss.classification", name, CLASSIFICATION_LOSSES)
+    return functools.partial(core.classification_sum, elementwise=elementwise)
 
 
-def box_term(loss: ConfigDict):
-    """`(deltas, anchors, targets) -> sum` of one image and level, as config.loss names it."""
-    terms = {
-        "smooth_l1": functools.partial(core.smooth_l1_sum, beta=loss.beta),
-        "giou": core.giou_sum,
-    }
-    return choose("loss.box", loss.box, terms)
+def make_box_loss(loss: ConfigDict) -> Callable[[Array, Array, core.Targets], Array]:
+    """Return `(deltas, anchors, targets) -> sum`, the box loss of one image and level.
+
+    Args:
+        loss: A run's `config.loss`; `box` names the loss.
+
+    Raises:
+        ValueError: If the name is none of BOX_LOSSES.
+    """
+    match loss.box:
+        case "smooth_l1":
+            return functools.partial(core.smooth_l1_sum, beta=loss.beta)
+        case "giou":
+            return core.giou_sum
+        case name:
+            raise unknown_choice("loss.box", name, BOX_LOSSES)
 
 
 def reduce_losses(
     class_sums: Float[Array, " B"],
     box_sums: Float[Array, " B"],
-    foreground: Float[Array, " B"],
-    num_kept: Int[Array, " B"] | None,
+    num_foreground: Float[Array, " B"],
+    num_selected: Int[Array, " B"] | None,
     weights: Float[Array, " B"],
     normalizer: Float[Array, ""],
     loss: ConfigDict,
 ) -> LossTerms:
-    """Sums of images -> the batch's loss, divided by foreground anchors of the batch, image or EMA.
+    """Return the loss of a batch from the sums over each image's anchors.
 
-    "batch" is the paper's; "image" is torchvision's (mean over images); "ema" is detectron2's.
-    Where OHEM chose, the classification is divided by the `num_kept` anchors instead, of the image
-    with "image" and of the batch otherwise.
+    loss.normalizer names the count that divides them: "batch", the paper's, is the number of
+    foreground anchors of the batch; "image" is torchvision's, the number of the image, and then the
+    mean over images; "ema" is detectron2's moving average of the batch's number.
+
+    Args:
+        class_sums: Classification loss of each image.
+        box_sums: Box loss of each image.
+        num_foreground: Number of foreground anchors of each image.
+        num_selected: Number of hard examples of each image; with OHEM they divide the
+            classification loss, those of the image for "image" and those of the batch otherwise.
+            None without OHEM.
+        weights: 1 for each image of the dataset, 0 for a filler.
+        normalizer: The moving average before this batch.
+        loss: A run's `config.loss`.
+
+    Raises:
+        ValueError: If loss.normalizer is none of NORMALIZERS.
     """
-    num_foreground = jnp.sum(weights * foreground)
+    batch_foreground = jnp.sum(weights * num_foreground)
     if loss.normalizer == "ema":
-        normalizer = core.ema_normalizer(normalizer, num_foreground, momentum=loss.ema_momentum)
+        normalizer = core.ema_normalizer(normalizer, batch_foreground, momentum=loss.ema_momentum)
 
-    def shares(counts, moving):
-        choices = {
-            "batch": weights / jnp.maximum(jnp.sum(weights * counts), 1),
-            "image": weights / jnp.maximum(counts, 1) / jnp.maximum(jnp.sum(weights), 1),
-            "ema": weights / moving,
-        }
-        return choose("loss.normalizer", loss.normalizer, choices)
+    def image_factors(counts: Array, moving_average: Array) -> Array:
+        """Return the factor of each image's sum: its weight over the normalizer."""
+        match loss.normalizer:
+            case "batch":
+                return weights / jnp.maximum(jnp.sum(weights * counts), 1)
+            case "image":
+                return weights / jnp.maximum(counts, 1) / jnp.maximum(jnp.sum(weights), 1)
+            case "ema":
+                return weights / moving_average
+            case name:
+                raise unknown_choice("loss.normalizer", name, NORMALIZERS)
 
-    box_shares = class_shares = shares(foreground, normalizer)
-    if num_kept is not None:  # nearly the same at every step: it needs no moving average
-        class_shares = shares(num_kept, jnp.maximum(jnp.sum(weights * num_kept), 1))
-    classification, box = jnp.sum(class_shares * class_sums), jnp.sum(box_shares * box_sums)
+    class_factors = box_factors = image_factors(num_foreground, normalizer)
+    if num_selected is not None:
+        # Their number is nearly the same at every step: it needs no moving average.
+        batch_selected = jnp.maximum(jnp.sum(weights * num_selected), 1)
+        class_factors = image_factors(num_selected, batch_selected)
+    classification, box = jnp.sum(class_factors * class_sums), jnp.sum(box_factors * box_sums)
     total = classification + loss.box_weight * box
-    return LossTerms(total, classification, box, num_foreground, normalizer)
+    return LossTerms(total, classification, box, batch_foreground, normalizer)

@@ -5,35 +5,47 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jax import Array
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from retinanet_jax.config import choose
+from retinanet_jax.config import unknown_choice
 from retinanet_jax.models import is_frozen
+
+SCHEDULES = ("step", "cosine")
+OPTIMIZERS = ("sgd", "adamw")
 
 
 def scaled_learning_rate(config: ConfigDict) -> float:
-    """The peak learning rate: linear in the batch (Goyal et al. 2017)."""
+    """Return the peak learning rate, linear in the batch size.
+
+    The linear scaling rule is that of https://arxiv.org/abs/1706.02677, section 2.1.
+    """
     optimizer = config.optimizer
     return optimizer.learning_rate * config.data.batch_size / optimizer.reference_batch_size
 
 
 def make_schedule(config: ConfigDict) -> optax.Schedule:
-    """Steps done -> learning rate: linear warm-up, then drops or a cosine to zero."""
+    """Return `step -> learning rate`: a linear warm-up, then drops, or a cosine that ends at zero.
+
+    Args:
+        config: A run's config; its `optimizer`, `total_steps` and `data.batch_size` are used.
+
+    Raises:
+        ValueError: If optimizer.schedule is none of SCHEDULES.
+    """
     optimizer, total = config.optimizer, config.total_steps
     peak = scaled_learning_rate(config)
-    after_warmup = choose(
-        "optimizer.schedule",
-        optimizer.schedule,
-        {
-            "step": optax.piecewise_constant_schedule(
-                peak, {round(share * total): optimizer.drop_factor for share in optimizer.drops}
-            ),
-            "cosine": optax.cosine_decay_schedule(peak, total),
-        },
-    )
+    match optimizer.schedule:
+        case "step":
+            drops = {round(fraction * total): optimizer.drop_factor for fraction in optimizer.drops}
+            after_warmup = optax.piecewise_constant_schedule(peak, drops)
+        case "cosine":
+            after_warmup = optax.cosine_decay_schedule(peak, total)
+        case name:
+            raise unknown_choice("optimizer.schedule", name, SCHEDULES)
 
-    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
+    def schedule(step: ArrayLike) -> Array:
         progress = jnp.minimum((step + 1) / max(optimizer.warmup_steps, 1), 1.0)
         warmup = optimizer.warmup_factor + (1 - optimizer.warmup_factor) * progress
         return after_warmup(step) * warmup
@@ -42,11 +54,33 @@ def make_schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Clipping, then SGD with momentum or AdamW; frozen stages have no state and never move."""
-    optimizer, schedule = config.optimizer, make_schedule(config)
+    """Return the optimizer: SGD with momentum or AdamW, on clipped gradients.
 
-    def kernels(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    Weight decay is on kernels only. The parameters of frozen stages have no optimizer state and
+    never change; their gradients do not count for the clipping.
+
+    Args:
+        config: A run's config; `model.frozen_stages` is used in addition to what `make_schedule`
+            uses.
+
+    Raises:
+        ValueError: If optimizer.name or optimizer.schedule is unknown.
+    """
+    optimizer, schedule = config.optimizer, make_schedule(config)
+    decay = optimizer.weight_decay
+    match optimizer.name:
+        case "sgd":
+            update = optax.chain(
+                optax.add_decayed_weights(decay, mask=kernel_mask),
+                optax.sgd(schedule, momentum=optimizer.momentum),
+            )
+        case "adamw":
+            update = optax.adamw(schedule, weight_decay=decay, mask=kernel_mask)
+        case name:
+            raise unknown_choice("optimizer.name", name, OPTIMIZERS)
+    clip = (
+        optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity()
+    )
 
     def labels(params: Any) -> Any:
         def label(path, _):
@@ -55,21 +89,11 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
         return jax.tree_util.tree_map_with_path(label, params)
 
-    decay = optimizer.weight_decay
-    update = choose(
-        "optimizer.name",
-        optimizer.name,
-        {
-            "sgd": optax.chain(
-                optax.add_decayed_weights(decay, mask=kernels),
-                optax.sgd(schedule, momentum=optimizer.momentum),
-            ),
-            "adamw": optax.adamw(schedule, weight_decay=decay, mask=kernels),
-        },
-    )
-    clip = (
-        optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity()
-    )
     return optax.multi_transform(
         {"trained": optax.chain(clip, update), "frozen": optax.set_to_zero()}, labels
     )
+
+
+def kernel_mask(params: Any) -> Any:
+    """Return a tree like `params` with True for the convolutions' kernels and False elsewhere."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

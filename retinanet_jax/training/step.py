@@ -1,4 +1,4 @@
-"""The training step."""
+"""The training step: one update of the parameters from one batch."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,29 +17,40 @@ from retinanet_jax.training.optimizer import make_schedule
 
 
 class TrainState(NamedTuple):
-    """All that one step passes to the next."""
+    """Everything that one step passes to the next."""
 
-    step: Int[Array, ""]  # steps done
-    params: dict[str, Any]
-    batch_stats: dict[str, Any]  # statistics of batch norms; all of frozen norms
+    step: Int[Array, ""]  # number of steps done
+    params: optax.Params
+    batch_stats: dict[str, Any]  # statistics of batch norms; all arrays of frozen norms
     opt_state: optax.OptState
-    normalizer: Float[Array, ""]  # moving count of foreground anchors, for loss.normalizer="ema"
+    normalizer: Float[Array, ""]  # moving average of num_foreground, for loss.normalizer="ema"
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the network is applied with."""
+        """The variables that the network is applied with: the checkpoint's item `variables`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def training(self) -> dict[str, Any]:
-        """What resuming needs beside the variables."""
+        """What resuming needs in addition to `variables`: the checkpoint's item `training`."""
         return {"step": self.step, "opt_state": self.opt_state, "normalizer": self.normalizer}
 
 
 def make_train_step(
     model: RetinaNet, optimizer: optax.GradientTransformation, config: ConfigDict
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """A pure `(state, batch) -> (state, metrics)`; the caller jits and shards it."""
+    """Return the pure function `(state, batch) -> (state, metrics)`, to be jitted by the caller.
+
+    Args:
+        model: The network that `modeling.build_model` returns for `config`.
+        optimizer: The optimizer that `make_optimizer` returns for `config`.
+        config: A run's config.
+
+    Returns:
+        A function that returns the next state and, as scalars, the losses, the gradient's norm, the
+        learning rate, the number of foreground anchors, and the number of boxes that cropping
+        dropped.
+    """
     schedule = make_schedule(config)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -65,7 +76,7 @@ def make_train_step(
             "gradient_norm": optax.global_norm(gradients),
         }
         params = optax.apply_updates(state.params, updates)
-        done = TrainState(state.step + 1, params, batch_stats, opt_state, terms.normalizer)
-        return done, metrics
+        new_state = TrainState(state.step + 1, params, batch_stats, opt_state, terms.normalizer)
+        return new_state, metrics
 
     return train_step

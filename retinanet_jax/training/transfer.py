@@ -1,5 +1,12 @@
-"""A trained detector's weights as the start of another run: which of them, and told in a table."""
+"""The transfer of a detector's weights to a run with other classes.
 
+All arrays are taken from the checkpoint. Of the classification output, the only layer that depends
+on the classes, those rows are taken that belong to a class of the same name; the others stay
+random. `plan_transfer` decides, `format_table` shows it to the user, `check_transfer` refuses a
+checkpoint of another network, and `transfer_variables` copies the arrays.
+"""
+
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,35 +15,148 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from retinanet_jax.checkpoint import Checkpoint
-from retinanet_jax.config import DEFINING, differences, plain
+from retinanet_jax.config import network_differences
 from retinanet_jax.data.sources.base import Category
-from retinanet_jax.weights.resnet import LISTED, listed
+from retinanet_jax.weights.resnet import MAX_NAMES, join_names
 
-# What may differ between the two configs' DEFINING sections: how training goes on, how random
-# outputs start, and whether batch norms are frozen (below).
-FREE = ("model.frozen_stages", "model.prior_probability")
-NORMS_OF_FOUR_ARRAYS = {"frozen_batch", "batch"}
-# The only layer that knows the classes; its channels are anchor-major, then class.
+# Its channels are in the order anchor, class.
 CLASSIFICATION_OUTPUT = ("classification_head", "predict")
 
 Path = tuple[str, ...]
 
 
-class Fit(NamedTuple):
-    """Where the arrays of a network come from; names are paths without their collection."""
+class TransferPlan(NamedTuple):
+    """Where the network's arrays come from, as names without their collection."""
 
-    kept: tuple[str, ...]
+    transferred: tuple[str, ...]
     reinitialized: tuple[str, ...]  # of the classification output: rows of other classes are random
-    missing: tuple[str, ...]  # in the checkpoint
-    unexpected: tuple[str, ...]  # in the checkpoint, and of no use to this network
+    missing: tuple[str, ...]  # not in the checkpoint
+    unexpected: tuple[str, ...]  # in the checkpoint, but not in the network
     misshapen: tuple[str, ...]
 
 
-def by_path(variables: Mapping[str, Any]) -> dict[Path, Any]:
-    """The arrays by their path without its collection, which frozen and trained norms differ in.
+def plan_transfer(
+    source: Checkpoint, variables: Mapping[str, Any], categories: Sequence[Category]
+) -> TransferPlan:
+    """Return which arrays of a network can be taken from the checkpoint `source`.
 
-    A batch norm's scale and bias are parameters, a frozen one's statistics like mean and var: the
-    same four arrays, which mean the same.
+    Args:
+        source: The checkpoint of a detector.
+        variables: The network's variables, as arrays or shapes.
+        categories: The categories that the network detects.
+    """
+    saved, current = merge_collections(source.variables), merge_collections(variables)
+    same_classes = [c.name for c in source.categories] == [c.name for c in categories]
+    names: dict[str, list[str]] = {group: [] for group in TransferPlan._fields}
+    for path in sorted({*saved, *current}):
+        if path not in saved:
+            group = "missing"
+        elif path not in current:
+            group = "unexpected"
+        elif path[:2] == CLASSIFICATION_OUTPUT and not same_classes:
+            # If the anchors of a cell differ too, no rows of any class correspond.
+            anchors_per_cell = saved[path].shape[-1] / len(source.categories)
+            fits = saved[path].shape[:-1] == current[path].shape[:-1]
+            fits &= anchors_per_cell == current[path].shape[-1] / len(categories)
+            group = "reinitialized" if fits else "misshapen"
+        else:
+            same_shape = saved[path].shape == current[path].shape
+            group = "transferred" if same_shape else "misshapen"
+        names[group].append("/".join(path))
+    return TransferPlan(**{group: tuple(paths) for group, paths in names.items()})
+
+
+def check_transfer(plan: TransferPlan, source: Checkpoint, config: ConfigDict) -> None:
+    """Check that only the classification output differs between the two networks.
+
+    Args:
+        plan: What `plan_transfer` returns for `source`.
+        source: The checkpoint of a detector.
+        config: The config of the run that takes its weights.
+
+    Raises:
+        ValueError: If other arrays are missing, unexpected or misshapen, or if all fit and the
+            config gives them another meaning; the message lists the arrays and the fields.
+    """
+    problems = [
+        f"{group}: {join_names(names)}"
+        for group in ("missing", "unexpected", "misshapen")
+        if (names := getattr(plan, group))
+    ]
+    fields = [
+        f"config.{name} is {saved} there and {current} here"
+        for name, saved, current in network_differences(source.config, config)
+    ]
+    if problems or fields:
+        raise ValueError(
+            f"{source.folder}: its weights cannot start this run's network; "
+            f"{'; '.join(problems + fields[:MAX_NAMES])}. "
+            "Give this run the checkpoint's config.model, config.anchors and config.input."
+        )
+
+
+def format_table(plan: TransferPlan, source: Checkpoint, categories: Sequence[Category]) -> str:
+    """Return the lines that show the user which weights a run starts from."""
+    modules = Counter(name.partition("/")[0] for name in plan.transferred)
+    contents = plan._asdict() | {
+        "transferred": [f"{module} {count}" for module, count in modules.items()]
+    }
+    lines = [
+        f"weights of {source.folder} (step {source.step}, {len(source.categories)} classes) "
+        f"for {len(categories)} classes"
+    ]
+    for (group, content), names in zip(contents.items(), plan, strict=True):
+        if names or group != "misshapen":
+            title = "re-initialized" if group == "reinitialized" else group
+            lines.append(f"  {title:<14} {len(names):>4} arrays  {', '.join(content)}".rstrip())
+    if plan.reinitialized:
+        rows = shared_classes(source.categories, categories)
+        shared = ", ".join(categories[k].name for k in rows)
+        new = ", ".join(category.name for k, category in enumerate(categories) if k not in rows)
+        lines += [
+            f"  of the re-initialized, the rows of {len(rows)} classes that both have are "
+            f"transferred: {shared or 'none'}",
+            f"  new classes: {new or 'none'}",
+        ]
+    return "\n".join(lines)
+
+
+def transfer_variables(
+    source: Checkpoint, variables: Mapping[str, Any], categories: Sequence[Category]
+) -> dict[str, Any]:
+    """Return the variables with all that can be taken from the checkpoint `source`.
+
+    Args:
+        source: The checkpoint of a detector that `check_transfer` accepts.
+        variables: The network's variables, with random values.
+        categories: The categories that the network detects.
+    """
+    saved = merge_collections(source.variables)
+    reinitialized = plan_transfer(source, variables, categories).reinitialized
+    rows = shared_classes(source.categories, categories)
+
+    def transfer(path: Path, leaf: Any) -> np.ndarray:
+        if "/".join(path) not in reinitialized:
+            return saved[path].astype(leaf.dtype)
+        old = saved[path].reshape(*leaf.shape[:-1], -1, len(source.categories))  # ... a K
+        new = np.array(leaf).reshape(*leaf.shape[:-1], -1, len(categories))
+        new[..., list(rows)] = old[..., list(rows.values())]
+        return new.reshape(leaf.shape)
+
+    return {
+        collection: traverse_util.unflatten_dict(
+            {path: transfer(path, leaf) for path, leaf in traverse_util.flatten_dict(tree).items()}
+        )
+        for collection, tree in variables.items()
+    }
+
+
+def merge_collections(variables: Mapping[str, Any]) -> dict[Path, Any]:
+    """Return the arrays of all collections by their path in the network.
+
+    The collection is where frozen and trained batch norms differ: the scale and the bias of a
+    trained norm are parameters, those of a frozen one statistics like mean and var. They are the
+    same four arrays with the same meaning.
     """
     return {
         path: leaf
@@ -46,106 +166,8 @@ def by_path(variables: Mapping[str, Any]) -> dict[Path, Any]:
 
 
 def shared_classes(old: Sequence[Category], new: Sequence[Category]) -> dict[int, int]:
-    """Number of each new class that the old ones have too, by name -> its number there."""
-    numbers = {category.name: number for number, category in reversed(list(enumerate(old)))}
-    return {k: numbers[one.name] for k, one in enumerate(new) if one.name in numbers}
-
-
-def fit(trained: Checkpoint, variables: Mapping[str, Any], categories: Sequence[Category]) -> Fit:
-    """What of `trained` the network of `variables` (arrays or shapes) and `categories` can take."""
-    have, want = by_path(trained.variables), by_path(variables)
-    same_classes = [c.name for c in trained.categories] == [c.name for c in categories]
-    groups: dict[str, list[str]] = {name: [] for name in Fit._fields}
-    for path in sorted({*have, *want}):
-        if path not in have:
-            kind = "missing"
-        elif path not in want:
-            kind = "unexpected"
-        elif path[:2] == CLASSIFICATION_OUTPUT and not same_classes:
-            # Where the anchors of a cell differ too, no class has rows to keep.
-            per_class = have[path].shape[-1] / len(trained.categories)
-            fits = have[path].shape[:-1] == want[path].shape[:-1]
-            fits &= per_class == want[path].shape[-1] / len(categories)
-            kind = "reinitialized" if fits else "misshapen"
-        else:
-            kind = "kept" if have[path].shape == want[path].shape else "misshapen"
-        groups[kind].append("/".join(path))
-    return Fit(**{kind: tuple(names) for kind, names in groups.items()})
-
-
-def check(fitted: Fit, trained: Checkpoint, config: ConfigDict) -> None:
-    """Raises ValueError, listing the arrays, where others than the classification output differ.
-
-    And where they fit, but the config gives them another meaning.
-    """
-    found = list(differences(plain(trained.config), plain(config)))
-    differing = [
-        f"config.{name} is {have} there and {want} here"
-        for name, have, want in found
-        if name.partition(".")[0] in DEFINING and name not in FREE
-        if not (name == "model.norm" and {have, want} <= NORMS_OF_FOUR_ARRAYS)
-    ]
-    lists = {name: getattr(fitted, name) for name in ("missing", "unexpected", "misshapen")}
-    wrong = [f"{name}: {listed(names)}" for name, names in lists.items() if names]
-    if wrong or differing:
-        raise ValueError(
-            f"{trained.folder}: its weights can't start this run's network; "
-            f"{'; '.join(wrong + differing[:LISTED])}. "
-            "Give this run the checkpoint's config.model, config.anchors and config.input."
-        )
-
-
-def table(fitted: Fit, trained: Checkpoint, categories: Sequence[Category]) -> str:
-    """The lines that tell a person what a run starts from."""
-    parts: dict[str, int] = {}
-    for name in fitted.kept:
-        part = name.partition("/")[0]
-        parts[part] = parts.get(part, 0) + 1
-    names = {
-        "kept": ", ".join(f"{part} {count}" for part, count in parts.items()),
-        "re-initialised": ", ".join(fitted.reinitialized),
-        "missing": ", ".join(fitted.missing),
-        "unexpected": ", ".join(fitted.unexpected),
-        "misshapen": ", ".join(fitted.misshapen),
-    }
-    lines = [
-        f"weights of {trained.folder} (step {trained.step}, {len(trained.categories)} classes) "
-        f"for {len(categories)} classes"
-    ]
-    for kind, group in zip(names, fitted, strict=True):
-        if group or kind != "misshapen":
-            lines.append(f"  {kind:<14} {len(group):>4} arrays  {names[kind]}".rstrip())
-    if fitted.reinitialized:
-        rows = shared_classes(trained.categories, categories)
-        same = ", ".join(categories[k].name for k in rows)
-        new = ", ".join(one.name for k, one in enumerate(categories) if k not in rows)
-        lines += [
-            f"  of the re-initialised, the rows of {len(rows)} classes that both have are kept: "
-            f"{same or 'none'}",
-            f"  new classes: {new or 'none'}",
-        ]
-    return "\n".join(lines)
-
-
-def transferred(
-    trained: Checkpoint, variables: Mapping[str, Any], categories: Sequence[Category]
-) -> dict[str, Any]:
-    """`variables` with all that `trained` has for them; `fit` and `check` say that it fits."""
-    have = by_path(trained.variables)
-    names = fit(trained, variables, categories).reinitialized
-    rows = shared_classes(trained.categories, categories)
-
-    def taken(path: Path, leaf: Any) -> np.ndarray:
-        if "/".join(path) not in names:
-            return have[path].astype(leaf.dtype)
-        old = have[path].reshape(*leaf.shape[:-1], -1, len(trained.categories))  # ... A K
-        new = np.array(leaf).reshape(*leaf.shape[:-1], -1, len(categories))
-        new[..., list(rows)] = old[..., list(rows.values())]
-        return new.reshape(leaf.shape)
-
+    """Return, for each new class with the name of an old one, the index of the old one."""
+    old_index = {category.name: k for k, category in reversed(list(enumerate(old)))}
     return {
-        name: traverse_util.unflatten_dict(
-            {path: taken(path, leaf) for path, leaf in traverse_util.flatten_dict(tree).items()}
-        )
-        for name, tree in variables.items()
+        k: old_index[category.name] for k, category in enumerate(new) if category.name in old_index
     }

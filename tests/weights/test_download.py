@@ -300,4 +300,4 @@ def test_the_weights_that_a_recipe_names_are_fetched(config, places, published):
     published("good")
     config.init.update(source="torchvision", path=f"weights/{NAME}")
     with pytest.raises(ValueError, match=f"weights file {places}/cache/retinanet_jax/{NAME} "):
-        initialization.load_backbone(config)
+        initialization.load_init_backbone(config)

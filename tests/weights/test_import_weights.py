@@ -130,9 +130,9 @@ def test_the_recipe_that_fine_tunes_an_import_takes_all_of_it(source, tmp_path):
         for config in (theirs, ours)
     )
     trained = checkpoint.Checkpoint(have, theirs, COCO_CATEGORIES, 0, tmp_path)
-    fitted = transfer.fit(trained, want, COCO_CATEGORIES)
-    transfer.check(fitted, trained, ours)
-    assert not fitted.reinitialized
+    plan = transfer.plan_transfer(trained, want, COCO_CATEGORIES)
+    transfer.check_transfer(plan, trained, ours)
+    assert not plan.reinitialized
 
 
 @pytest.mark.parametrize("source", ["torchvision_v1", "detectron2"])
