@@ -1,6 +1,6 @@
-"""Which bucket shapes a data set wants, and what they cost in padding.
+"""A search for the buckets that fit a dataset, and the padding overhead of any buckets.
 
-Sizes here are heights and widths of pictures as they lie in their bucket, after resizing.
+Sizes here are heights and widths of images inside their bucket, after resizing.
 """
 
 from collections.abc import Sequence
@@ -9,176 +9,198 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Int32
 
+from retinanet_jax.data.augmentation import Augmentation
 from retinanet_jax.data.buckets import make_buckets, smallest_bucket
 from retinanet_jax.data.plan import TrainPlan
 from retinanet_jax.data.sizes import SIZE_MULTIPLE, resized_sizes
 
-MAX_STEPS = 64  # heights, and widths, that a bucket may have: multiples of 32 up to 2048 pixels
+MAX_SIDES = 64  # different heights, and widths, of a bucket: multiples of 32 up to 2048 pixels
 
-STARTS = 16  # random choices that are improved; fewer where each would take long
-WORK = 2**24  # shapes x sizes of all of them
+NUM_STARTS = 16  # random starting points of the search; fewer if each would take long
+MAX_WORK = 2**24  # shapes x distinct sizes, summed over all starting points
 
 
 class BucketRow(NamedTuple):
     """One bucket of a table."""
 
     bucket: tuple[int, int]
-    pictures: int
-    padding_overhead: float  # of the pixels of its pictures' buckets; 0 where it has none
+    images: int
+    padding_overhead: float  # fraction of the pixels of its images' buckets; 0 without images
 
 
 class BucketTable(NamedTuple):
-    """What each bucket holds, each picture being in the smallest that holds it."""
+    """The images and the padding of each bucket, if each image is in the smallest that holds it."""
 
     rows: tuple[BucketRow, ...]
     padding_overhead: float
 
 
 def choose_buckets(sizes: Int[np.ndarray, "N 2"], *, count: int) -> tuple[tuple[int, int], ...]:
-    """At most `count` shapes that hold all pictures of `sizes` with as little padding as is found.
+    """Search for buckets that hold all images with as little padding as possible.
 
-    Sides are multiples of 32 (of more where pictures exceed 2048 pixels). The largest height with
-    the largest width is always among them, as `make_buckets` adds it. From a greedy choice and
-    from random ones, single shapes are exchanged for better ones until none is left; on small
-    sets that equals the best of all choices, which a test holds.
-    Raises ValueError where there is no picture or `count` is below 1.
+    Sides are multiples of 32 (of a larger number if images exceed 2048 pixels). The largest height
+    with the largest width is always among them, as `make_buckets` adds it. The search starts from a
+    greedy choice and from random ones, and replaces single shapes by better ones until there are
+    none; on small datasets the result equals the best of all choices, which a test verifies.
+
+    Args:
+        sizes: Heights and widths of the images.
+        count: The maximum number of buckets.
+
+    Raises:
+        ValueError: If there is no image or `count` is below 1.
     """
     if count < 1 or not len(sizes):
-        raise ValueError(f"count={count} buckets for {len(sizes)} pictures must both be 1 or more.")
-    unit = SIZE_MULTIPLE * -(-int(np.max(sizes)) // (SIZE_MULTIPLE * MAX_STEPS))
-    cells, pictures = np.unique(-(-np.asarray(sizes) // unit), axis=0, return_counts=True)
+        raise ValueError(f"count={count} buckets for {len(sizes)} images: both must be 1 or more.")
+    unit = SIZE_MULTIPLE * -(-int(np.max(sizes)) // (SIZE_MULTIPLE * MAX_SIDES))
+    cells, images = np.unique(-(-np.asarray(sizes) // unit), axis=0, return_counts=True)
     sides = np.meshgrid(np.unique(cells[:, 0]), np.unique(cells[:, 1]), indexing="ij")
-    shapes = np.stack(sides, axis=-1).reshape(-1, 2)  # the last one holds everything
-    areas = _area_where_held(cells, shapes)
+    shapes = np.stack(sides, axis=-1).reshape(-1, 2)  # the last one holds every image
+    areas = _areas(cells, shapes)
     rng = np.random.default_rng(0)
     starts = [np.array([len(shapes) - 1])]
-    for _ in range(min(STARTS, WORK // areas.size)):
+    for _ in range(min(NUM_STARTS, MAX_WORK // areas.size)):
         others = rng.permutation(len(shapes) - 1)[: count - 1]
         starts.append(np.append(starts[0], others))
-    choices = [_exchanged(areas, pictures, start, count) for start in starts]
-    best = min(choices, key=lambda chosen: _total(areas, pictures, chosen))
+    choices = [_improve(areas, images, start, count) for start in starts]
+    best = min(choices, key=lambda chosen: _total_area(areas, images, chosen))
     buckets = make_buckets((shapes[best] * unit).tolist())
     return tuple((height, width) for height, width in buckets.tolist())
 
 
 def bucket_table(sizes: Int[np.ndarray, "N 2"], buckets: Sequence[tuple[int, int]]) -> BucketTable:
-    """How many pictures go to each bucket, and which share of what is computed is padding.
+    """Return the number of images and the padding overhead of each bucket.
 
-    Leftovers that share a larger bucket's batch in training are not counted.
-    Raises ValueError where a bucket is malformed or none holds a picture.
+    The leftover images of each epoch, which training puts into batches of a larger bucket, are not
+    taken into account.
+
+    Args:
+        sizes: Heights and widths of the images.
+        buckets: (H, W) of each bucket.
+
+    Raises:
+        ValueError: If a bucket is malformed or no bucket holds an image.
     """
     shapes = make_buckets(buckets)
-    bucket = smallest_bucket(sizes, shapes)
-    if (bucket < 0).any():
-        size = tuple(np.asarray(sizes)[np.argmax(bucket < 0)].tolist())
-        raise ValueError(f"no bucket of {shapes.tolist()} holds a picture of {size}; add one.")
-    pictures = np.bincount(bucket, minlength=len(shapes))
-    filled = np.bincount(bucket, weights=_pixels(sizes), minlength=len(shapes))
-    whole = pictures * _pixels(shapes)
+    bucket_index = smallest_bucket(sizes, shapes)
+    if (bucket_index < 0).any():
+        size = tuple(np.asarray(sizes)[np.argmax(bucket_index < 0)].tolist())
+        raise ValueError(f"no bucket of {shapes.tolist()} holds an image of {size}; add one.")
+    images = np.bincount(bucket_index, minlength=len(shapes))
+    image_pixels = np.bincount(bucket_index, weights=_pixels(sizes), minlength=len(shapes))
+    bucket_pixels = images * _pixels(shapes)
     rows = tuple(
         BucketRow((height, width), int(n), 1 - float(used / area) if n else 0.0)
         for (height, width), n, used, area in zip(
-            shapes.tolist(), pictures, filled, whole, strict=True
+            shapes.tolist(), images, image_pixels, bucket_pixels, strict=True
         )
     )
-    return BucketTable(rows, 1 - float(filled.sum() / whole.sum()))
+    return BucketTable(rows, 1 - float(image_pixels.sum() / bucket_pixels.sum()))
 
 
 def one_shape(sizes: Int[np.ndarray, "N 2"]) -> tuple[tuple[int, int], ...]:
-    """The smallest bucket that holds every picture."""
-    return (_hull(np.asarray(sizes)),)
+    """Return the smallest bucket that holds every image."""
+    return (_enclosing_bucket(np.asarray(sizes)),)
 
 
 def two_shapes(sizes: Int[np.ndarray, "N 2"]) -> tuple[tuple[int, int], ...]:
-    """The smallest bucket for what is upright, and the smallest for the rest."""
+    """Return the smallest bucket for portrait images and the smallest for all others."""
     sizes = np.asarray(sizes)
-    upright = sizes[:, 0] > sizes[:, 1]
-    return tuple(_hull(sizes[part]) for part in (~upright, upright) if part.any())
+    portrait = sizes[:, 0] > sizes[:, 1]
+    return tuple(_enclosing_bucket(sizes[mask]) for mask in (~portrait, portrait) if mask.any())
 
 
-def drawn_sizes(plan: TrainPlan, *, draws: int) -> Int32[np.ndarray, "n 2"]:
-    """The sizes that `plan` gives its pictures, in as many epochs as make `draws` or more.
+def sample_sizes(plan: TrainPlan, *, min_count: int) -> Int32[np.ndarray, "n 2"]:
+    """Return the sizes that `plan` gives its images during the first epochs.
 
-    In one epoch where nothing that concerns sizes is drawn.
+    Args:
+        plan: The plan of training.
+        min_count: The minimum number of sizes, if the plan samples sizes at random; otherwise one
+            epoch has them all.
     """
-    epochs = -(-draws // len(plan.sizes)) if _draws_sizes(plan) else 1
+    epochs = -(-min_count // len(plan.sizes)) if _has_random_sizes(plan.augmentation) else 1
     sizes = []
     for step in range(epochs * plan.steps_per_epoch):
-        rows = plan.batch(step)
-        sizes.append(rows.size[rows.weights > 0])
+        batch_plan = plan.batch(step)
+        sizes.append(batch_plan.size[batch_plan.weights > 0])
     return np.concatenate(sizes)
 
 
 def largest_size(plan: TrainPlan) -> tuple[int, int]:
-    """What the largest bucket must hold, whatever `plan` draws."""
-    if plan.crop_size:
-        height, width = plan.crop_size
+    """Return the height and width that the largest bucket needs for any random choice of `plan`."""
+    augmentation = plan.augmentation
+    if augmentation.crop_size:
+        height, width = augmentation.crop_size
         return height, width
-    if plan.scale_jitter and plan.scale_jitter[1] > 1:
+    if augmentation.scale_jitter and augmentation.scale_jitter[1] > 1:
         height, width = plan.buckets[-1].tolist()  # the jitter may fill it
         return height, width
-    short_side = plan.short_sides.max()
     sizes = resized_sizes(
-        plan.sizes, short_side=short_side, long_side=plan.long_side, resize=plan.resize
+        plan.sizes,
+        short_side=augmentation.possible_short_sides.max(),
+        long_side=augmentation.long_side,
+        resize=plan.resize,
     )
     height, width = sizes.max(axis=0).tolist()
-    return (max(height, width),) * 2 if plan.rot90 else (height, width)
+    return (max(height, width),) * 2 if augmentation.rot90 else (height, width)
 
 
-def _draws_sizes(plan: TrainPlan) -> bool:
-    jitter = plan.scale_jitter is not None and plan.scale_jitter[0] < plan.scale_jitter[1]
-    return jitter or plan.rot90 or len(plan.short_sides) > 1
+def _has_random_sizes(augmentation: Augmentation) -> bool:
+    jitter = augmentation.scale_jitter
+    is_jittered = jitter is not None and jitter[0] < jitter[1]
+    return is_jittered or augmentation.rot90 or len(augmentation.possible_short_sides) > 1
 
 
-def _area_where_held(
+def _areas(
     cells: Int[np.ndarray, "c 2"], shapes: Int[np.ndarray, "s 2"]
 ) -> Float[np.ndarray, "s c"]:
-    """Each shape's area where it holds a cell, infinity where not."""
-    holds = (cells <= shapes[:, None]).all(axis=-1)
-    return np.where(holds, _pixels(shapes)[:, None], np.inf)
+    """Return each shape's area for the cells that fit into it, and infinity for the others."""
+    fits = (cells <= shapes[:, None]).all(axis=-1)
+    return np.where(fits, _pixels(shapes)[:, None], np.inf)
 
 
-def _total(
+def _total_area(
     areas: Float[np.ndarray, "s c"],
-    pictures: Int[np.ndarray, " c"],
+    images: Int[np.ndarray, " c"],
     chosen: Int[np.ndarray, " k"],
 ) -> float:
-    """What all pictures take, each in the smallest chosen shape that holds it."""
-    return float(areas[chosen].min(axis=0) @ pictures)
+    """Return the area of all images, each padded to the smallest chosen shape that holds it."""
+    return float(areas[chosen].min(axis=0) @ images)
 
 
-def _exchanged(
+def _improve(
     areas: Float[np.ndarray, "s c"],
-    pictures: Int[np.ndarray, " c"],
+    images: Int[np.ndarray, " c"],
     chosen: Int[np.ndarray, " k"],
     count: int,
 ) -> Int[np.ndarray, " k2"]:
-    """The chosen shapes, made `count` and changed one by one for what saves most.
+    """Return up to `count` shapes: the chosen ones, extended and replaced while that saves area.
 
-    The first of them stays. Fewer come back where more would save nothing.
+    The first shape stays. There are fewer than `count` if another would save nothing.
     """
     while len(chosen) < count:
-        more = _with_best(areas, pictures, chosen)
-        if _total(areas, pictures, more) >= _total(areas, pictures, chosen):
+        extended = _add_best(areas, images, chosen)
+        if _total_area(areas, images, extended) >= _total_area(areas, images, chosen):
             break
-        chosen = more
+        chosen = extended
     unchanged = 0
     while unchanged < len(chosen) - 1:
-        other = _with_best(areas, pictures, np.delete(chosen, 1))  # the longest there goes first
-        if _total(areas, pictures, other) < _total(areas, pictures, chosen):
+        # The shape after the first has been in the list for longest.
+        other = _add_best(areas, images, np.delete(chosen, 1))
+        if _total_area(areas, images, other) < _total_area(areas, images, chosen):
             chosen, unchanged = other, 0
         else:
             chosen, unchanged = np.append(np.delete(chosen, 1), chosen[1]), unchanged + 1
     return chosen
 
 
-def _with_best(
+def _add_best(
     areas: Float[np.ndarray, "s c"],
-    pictures: Int[np.ndarray, " c"],
+    images: Int[np.ndarray, " c"],
     chosen: Int[np.ndarray, " k"],
 ) -> Int[np.ndarray, " k1"]:
-    """The chosen shapes and the one that saves most beside them."""
-    totals = np.minimum(areas, areas[chosen].min(axis=0)) @ pictures
+    """Return the chosen shapes and the shape that saves most area in addition to them."""
+    totals = np.minimum(areas, areas[chosen].min(axis=0)) @ images
     return np.append(chosen, totals.argmin())
 
 
@@ -186,6 +208,6 @@ def _pixels(sizes: Int[np.ndarray, "N 2"]) -> Float[np.ndarray, " N"]:
     return np.prod(sizes, axis=1, dtype=np.float64)
 
 
-def _hull(sizes: Int[np.ndarray, "N 2"]) -> tuple[int, int]:
+def _enclosing_bucket(sizes: Int[np.ndarray, "N 2"]) -> tuple[int, int]:
     height, width = (-(-sizes.max(axis=0) // SIZE_MULTIPLE) * SIZE_MULTIPLE).tolist()
     return height, width

@@ -1,7 +1,7 @@
-"""How well anchors cover the boxes of a data set, and scales and ratios that would do it better.
+"""How well anchors cover the boxes of a dataset, and a search for scales and ratios that do better.
 
-Exact on the real grid, and without an anchors x boxes matrix: of the anchors of one shape and
-level, the one whose centre is nearest a box's in y and in x overlaps it most.
+The IoUs are exact on the real grid of anchors, without an anchors x boxes matrix: among the anchors
+of one shape and level, the one with the center nearest to the box's in y and in x overlaps it most.
 """
 
 import functools
@@ -14,54 +14,62 @@ from jaxtyping import Float, Float32, Int
 
 from retinanet_jax import core
 
-# Of the search, in octaves: its steps, and by how much the scales are moved for its starts.
+# The steps of the search, and the shifts of the scales for its starting points, all in octaves.
 LARGE_STEPS, SMALL_STEPS = (0.5, 0.25, 0.125), (0.06, 0.03, 0.015)
 SHIFTS = (-2, -1, 0, 1)
 
 
-class Placed(NamedTuple):
-    """Boxes beside the grid of anchor centres; all in pixels of the network's input."""
+class PlacedBoxes(NamedTuple):
+    """Boxes and their distances to the grid of anchors, in pixels of the network's input."""
 
     sides: Float32[np.ndarray, "2 n"]  # heights and widths
-    distances: Float32[np.ndarray, "L 2 n"]  # of the centre to the nearest of each level, y and x
-    min_level: int  # the first of L
+    distances: Float32[np.ndarray, "L 2 n"]  # in y and x to the nearest anchor center of each level
+    min_level: int  # the first of the L levels
 
 
 class Coverage(NamedTuple):
-    """Anchors, and what they cover."""
+    """Anchor scales and ratios, and how well they cover the boxes."""
 
     scales: tuple[float, ...]
     ratios: tuple[float, ...]
-    covered: float  # share of boxes that an anchor overlaps by the IoU that makes it foreground
+    covered: float  # fraction of the boxes that an anchor overlaps by the foreground IoU or more
     mean_iou: float  # of each box with the anchor that overlaps it most
 
 
-def place(
+def place_boxes(
     boxes: Float[np.ndarray, "n 4"],
     buckets: Int[np.ndarray, "n 2"],
-    reach: Float[np.ndarray, "n 2"],
+    extent: Float[np.ndarray, "n 2"],
     *,
     min_level: int,
     max_level: int,
     offset: float,
     stride_rule: str,
-) -> Placed:
-    """Boxes beside the grids of their buckets; keywords are those of `core.pyramid_anchors`.
+) -> PlacedBoxes:
+    """Return the distance of each box to the nearest anchor center of each level.
 
-    `buckets`: (H, W) of each box's picture. `reach`: the height and width that anchors must be
-    centred in to count. A level without such an anchor is infinitely far.
+    A level without an anchor center inside of `extent` is infinitely far.
+
+    Args:
+        boxes: yxyx in pixels of the network's input.
+        buckets: (H, W) of the bucket of each box's image.
+        extent: For each box the (height, width) in which anchor centers count.
+        min_level: As in `core.pyramid_anchors`.
+        max_level: As in `core.pyramid_anchors`.
+        offset: As in `core.pyramid_anchors`.
+        stride_rule: As in `core.pyramid_anchors`.
     """
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     distances = []
     for level in range(min_level, max_level + 1):
         cells = -(-buckets // 2**level)
         stride = np.full_like(buckets, 2**level) if stride_rule == "nominal" else buckets // cells
-        last = np.minimum(cells - 1, np.ceil(reach / stride - offset) - 1)
-        nearest = np.clip(np.rint(centres / stride - offset), 0, np.maximum(last, 0))
-        distance = np.abs((nearest + offset) * stride - centres)
+        last = np.minimum(cells - 1, np.ceil(extent / stride - offset) - 1)
+        nearest = np.clip(np.rint(centers / stride - offset), 0, np.maximum(last, 0))
+        distance = np.abs((nearest + offset) * stride - centers)
         distances.append(np.where((last >= 0).all(axis=1, keepdims=True), distance, np.inf))
     sides = boxes[:, 2:] - boxes[:, :2]
-    return Placed(
+    return PlacedBoxes(
         np.ascontiguousarray(sides.T, np.float32),
         np.ascontiguousarray(np.swapaxes(distances, 1, 2), np.float32),
         min_level,
@@ -69,32 +77,34 @@ def place(
 
 
 def shape_ious(
-    placed: Placed, *, base_scale: float, scale: float, ratio: float, rounding: str
+    placed: PlacedBoxes, *, base_scale: float, scale: float, ratio: float, rounding: str
 ) -> Float32[np.ndarray, " n"]:
-    """The IoU of each box with the anchor of one scale and ratio that overlaps it most."""
+    """Return each box's largest IoU with the anchors of one scale and one ratio."""
     best = np.zeros(placed.sides.shape[1], np.float32)
     for level, distances in enumerate(placed.distances, placed.min_level):
         (anchor,) = core.cell_anchors(base_scale * 2**level, (scale,), (ratio,), rounding)
         sides = anchor[2:] - anchor[:2]
-        shared = np.float32(1)
-        for side, own, distance in zip(sides, placed.sides, distances, strict=True):
-            # Up to the shorter of the two sides, where one holds the other.
-            along = np.minimum((own + side) / 2 - distance, np.minimum(own, side))
-            shared = shared * np.maximum(along, 0)
-        union = placed.sides[0] * placed.sides[1] + sides[0] * sides[1] - shared
-        np.maximum(best, shared / union, out=best)
+        intersection = np.float32(1)
+        for anchor_side, box_side, distance in zip(sides, placed.sides, distances, strict=True):
+            # The overlap along one axis is at most the shorter side, if one contains the other.
+            overlap = np.minimum(
+                (box_side + anchor_side) / 2 - distance, np.minimum(box_side, anchor_side)
+            )
+            intersection = intersection * np.maximum(overlap, 0)
+        union = placed.sides[0] * placed.sides[1] + sides[0] * sides[1] - intersection
+        np.maximum(best, intersection / union, out=best)
     return best
 
 
 def best_ious(
-    placed: Placed,
+    placed: PlacedBoxes,
     *,
     base_scale: float,
     scales: Sequence[float],
     ratios: Sequence[float],
     rounding: str,
 ) -> Float32[np.ndarray, " n"]:
-    """The IoU of each box with the anchor that overlaps it most."""
+    """Return each box's largest IoU with all anchors; keywords as in `core.pyramid_anchors`."""
     shapes = [
         shape_ious(placed, base_scale=base_scale, scale=scale, ratio=ratio, rounding=rounding)
         for scale, ratio in itertools.product(scales, ratios)
@@ -102,21 +112,28 @@ def best_ious(
     return np.max(shapes, axis=0)
 
 
-def measure(
+def measure_coverage(
     ious: Float32[np.ndarray, " n"],
     scales: Sequence[float],
     ratios: Sequence[float],
     *,
     threshold: float,
 ) -> Coverage:
-    """What anchors cover whose best IoUs are given; `threshold` makes an anchor foreground."""
+    """Summarize the best IoUs of all boxes.
+
+    Args:
+        ious: Each box's largest IoU with the anchors.
+        scales: The scales of these anchors.
+        ratios: The ratios of these anchors.
+        threshold: The IoU from which a box counts as covered.
+    """
     return Coverage(
         tuple(scales), tuple(ratios), float((ious >= threshold).mean()), float(ious.mean())
     )
 
 
-def search(
-    placed: Placed,
+def search_anchors(
+    placed: PlacedBoxes,
     *,
     base_scale: float,
     scales: Sequence[float],
@@ -124,37 +141,45 @@ def search(
     rounding: str,
     threshold: float,
 ) -> Coverage:
-    """As many scales and ratios as are given, changed until no change of 1 % covers more.
+    """Search for scales and ratios, as many as given, that cover more boxes.
 
-    What is raised is the share of covered boxes plus the mean IoU, by coordinate search: in large
-    steps from the given numbers, and from ratios at quantiles of the boxes' own with the scales
-    of four sizes; in small ones from the best of these. The numbers are rounded to three digits,
-    and their coverage is that of the rounded ones.
+    Coordinate search maximizes the fraction of covered boxes plus the mean IoU. It takes large
+    steps from the given numbers and from ratios at quantiles of the boxes' own aspect ratios with
+    shifted scales, then small steps from the best result, until no change of 1 % is an improvement.
+    The result is rounded to three digits; the returned coverage is that of the rounded numbers.
+
+    Args:
+        placed: The boxes to cover.
+        base_scale: As in `core.pyramid_anchors`.
+        scales: The scales to start from.
+        ratios: The ratios to start from.
+        rounding: As in `core.pyramid_anchors`.
+        threshold: The IoU from which a box counts as covered.
     """
-    # One step changes one number, and so a few of the shapes.
+    # One step changes one number, and so only a few of the shapes.
     ious_of = functools.lru_cache(maxsize=64)(
         lambda scale, ratio: shape_ious(
             placed, base_scale=base_scale, scale=scale, ratio=ratio, rounding=rounding
         )
     )
 
-    def rounded(point: np.ndarray) -> Coverage:
-        numbers = [float(f"{number:.3g}") for number in np.exp2(point)]
-        own = sorted(numbers[: len(scales)]), sorted(numbers[len(scales) :])
-        ious = [ious_of(scale, ratio) for scale, ratio in itertools.product(*own)]
-        return measure(np.max(ious, axis=0), *own, threshold=threshold)
+    def coverage_of(point: np.ndarray) -> Coverage:
+        rounded = [float(f"{number:.3g}") for number in np.exp2(point)]
+        shapes = sorted(rounded[: len(scales)]), sorted(rounded[len(scales) :])
+        ious = [ious_of(scale, ratio) for scale, ratio in itertools.product(*shapes)]
+        return measure_coverage(np.max(ious, axis=0), *shapes, threshold=threshold)
 
     quantiles = (np.arange(len(ratios)) + 0.5) / len(ratios)
-    forms = np.quantile(np.log2(placed.sides[0] / placed.sides[1]), quantiles)
+    box_ratios = np.quantile(np.log2(placed.sides[0] / placed.sides[1]), quantiles)
     octaves = np.log2(scales)
     starts = [np.concatenate([octaves, np.log2(ratios)])]
-    starts += [np.concatenate([octaves + shift, forms]) for shift in SHIFTS]
-    reached = [_climb(start, rounded, steps=LARGE_STEPS) for start in starts]
-    best = max(reached, key=lambda point: _worth(rounded(point)))
-    return rounded(_climb(best, rounded, steps=SMALL_STEPS))
+    starts += [np.concatenate([octaves + shift, box_ratios]) for shift in SHIFTS]
+    reached = [_climb(start, coverage_of, steps=LARGE_STEPS) for start in starts]
+    best = max(reached, key=lambda point: _objective(coverage_of(point)))
+    return coverage_of(_climb(best, coverage_of, steps=SMALL_STEPS))
 
 
-def _worth(coverage: Coverage) -> float:
+def _objective(coverage: Coverage) -> float:
     return coverage.covered + coverage.mean_iou
 
 
@@ -164,16 +189,16 @@ def _climb(
     *,
     steps: Sequence[float],
 ) -> Float[np.ndarray, " p"]:
-    """Where no step of any length along one axis leads further up."""
-    best = _worth(coverage_of(point))
+    """Return a point that no step along one axis improves, for each step length in order."""
+    best = _objective(coverage_of(point))
     for step in steps:
-        before = None
-        while before != best:
-            before = best
+        previous = None
+        while previous != best:
+            previous = best
             for axis, change in itertools.product(range(len(point)), (step, -step)):
                 moved = point.copy()
                 moved[axis] += change
-                worth = _worth(coverage_of(moved))
-                if worth > best:
-                    best, point = worth, moved
+                value = _objective(coverage_of(moved))
+                if value > best:
+                    best, point = value, moved
     return point

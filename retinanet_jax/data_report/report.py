@@ -1,12 +1,7 @@
-"""The doctor: what is wrong with a data set or with how a config reads it, before it is trained on.
+"""The dataset report: what is wrong with a dataset, or with how a config reads it, before training.
 
-python -m retinanet_jax.inspect --config=FILE[:ARG] --output=DIR [--max_images=N]
-    [--config.FIELD=VALUE ...]
-
-Prints its findings, worst first, with what to do about each, then the figures behind them. Writes
-OUTPUT/report.txt and report.json (the same, and every figure), batches.png (augmented pictures as
-the network sees them, with their anchors) and anchors.png (histograms; needs matplotlib).
-Every picture is read once; anchors are matched on at most N pictures, drawn by config.seed.
+`make_report` prints the findings, worst first, each with advice, and the figures behind them. It
+reads every image once; anchors are matched on a random sample.
 """
 
 import pathlib
@@ -17,69 +12,85 @@ from ml_collections import ConfigDict
 from retinanet_jax import input_pipeline
 from retinanet_jax.config import check_fields
 from retinanet_jax.data.sources.base import Source, subset
-from retinanet_jax.data_report import findings, sheets, summary
-from retinanet_jax.data_report.findings import FAULT, LOOK, OK, Boxes, Finding, Fingerprints
-from retinanet_jax.data_report.fit import (
-    Anchors,
-    bucket_finding,
-    coverage_finding,
-    crop_finding,
-    evaluation_finding,
+from retinanet_jax.data_report import annotation_checks, figures, image_checks, summary
+from retinanet_jax.data_report.anchor_fit import (
+    AnchorFit,
+    check_coverage,
+    check_crops,
+    check_foreground,
     fit_anchors,
+)
+from retinanet_jax.data_report.annotation_checks import AnnotatedBoxes, read_boxes
+from retinanet_jax.data_report.bucket_fit import (
+    check_buckets,
+    check_evaluation_buckets,
     fit_buckets,
-    foreground_finding,
     with_buckets,
 )
-from retinanet_jax.data_report.summary import Inspection
+from retinanet_jax.data_report.findings import SEVERITIES, WARNING, Finding
+from retinanet_jax.data_report.image_checks import Fingerprints, take_fingerprints
+from retinanet_jax.data_report.summary import DatasetReport
 from retinanet_jax.data_report.views import epoch_views
 from retinanet_jax.utils.files import write_atomically, write_json
 from retinanet_jax.utils.progress import make_progress, one_line
 
-MAX_IMAGES = 2000
+MAX_IMAGES = 2000  # the default size of the sample
 
 
 def make_report(config: ConfigDict, output: pathlib.Path, max_images: int) -> list[Finding]:
-    """Looks at everything and writes the report into `output`; returns what was found.
+    """Check the datasets of a config, print the report and write it; return the findings.
 
-    max_images: pictures, at most, whose anchors are matched and that are decoded; 0 is all.
+    Writes report.txt, report.json (the same, with every figure), batches.png (augmented images as
+    the network sees them, with their anchors) and anchors.png (histograms; requires matplotlib).
+
+    Args:
+        config: The config of the run.
+        output: The folder to write the report to; it is created if it does not exist.
+        max_images: The number of images, sampled with config.seed, that are decoded and matched
+            with anchors; 0 means all.
+
+    Raises:
+        ValueError: If `max_images` is negative, or if a config field or a dataset is invalid.
+        OSError: If a dataset cannot be read or the report cannot be written.
     """
     check_fields(config)
     if max_images < 0:
-        raise ValueError(f"--max_images={max_images} must not be negative; 0 looks at all.")
+        raise ValueError(f"--max_images={max_images} must not be negative; 0 means all images.")
     output.mkdir(parents=True, exist_ok=True)
     parts = open_parts(config, output)
-    boxes = {part: findings.read_boxes(source) for part, source in parts.items()}
-    prints = {}
+    boxes = {part: read_boxes(source) for part, source in parts.items()}
+    fingerprints = {}
     for part, source in parts.items():
-        prints[part] = findings.take_fingerprints(
+        fingerprints[part] = take_fingerprints(
             source,
-            decoded=set(sample_rows(len(source), max_images, config.seed)),
-            tell=make_progress(f"reading {part}", len(source)),
+            decoded=set(sample_indices(len(source), max_images, config.seed)),
+            progress=make_progress(f"reading {part}", len(source)),
         )
-    found = data_findings(config, parts, boxes, prints)
+    findings = check_data(config, parts, boxes, fingerprints)
     train = parts["train"]
     buckets = fit_buckets(config, train)
-    found.append(bucket_finding(buckets))
-    config = with_buckets(config, buckets.chosen) if buckets.refused else config
+    findings.append(check_buckets(buckets))
+    config = with_buckets(config, buckets.chosen) if buckets.error else config
     if "eval" in parts:
-        found.append(evaluation_finding(config, parts["eval"]))
+        findings.append(check_evaluation_buckets(config, parts["eval"]))
     anchors = None
-    if boxes["train"].usable.any():
-        sample = subset(train, sample_rows(len(train), max_images, config.seed))
-        anchors, more = look_at_anchors(config, sample)
-        found += more
-    found.sort(key=lambda one: (FAULT, LOOK, OK).index(one.verdict))
-    seen = Inspection(config, parts, boxes, buckets, anchors, found)
-    write_json(output / "report.json", summary.json_report(seen))
-    write_atomically(output / "report.txt", summary.text(seen))
-    print(summary.text(seen))
-    draw_pictures(seen, output)
-    return found
+    if boxes["train"].object_mask.any():
+        sample = subset(train, sample_indices(len(train), max_images, config.seed))
+        anchors, anchor_findings = check_anchors(config, sample)
+        findings += anchor_findings
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    write_report(DatasetReport(config, parts, boxes, buckets, anchors, findings), output)
+    return findings
 
 
 def open_parts(config: ConfigDict, output: pathlib.Path) -> dict[str, Source]:
-    """ "train", and "eval" where the config names any; what is to be drawn is drawn in `output`."""
-    if input_pipeline.holds_out(config):
+    """Return the datasets of a config by name: "train" and, if it has evaluation data, "eval".
+
+    Args:
+        config: The config of the run.
+        output: The folder in which synthetic images are generated.
+    """
+    if input_pipeline.splits_training_data(config):
         return dict(zip(("train", "eval"), input_pipeline.open_split(config, output), strict=True))
     parts = {"train": input_pipeline.open_training(config, output)}
     evaluation = config.data.eval
@@ -88,69 +99,96 @@ def open_parts(config: ConfigDict, output: pathlib.Path) -> dict[str, Source]:
     return parts
 
 
-def sample_rows(count: int, most: int, seed: int) -> list[int]:
-    """At most `most` of `count` rows, in order, drawn by `seed`; all where `most` is 0."""
-    if most in (0, count) or count < most:
+def sample_indices(count: int, max_count: int, seed: int) -> list[int]:
+    """Return at most `max_count` of the indices below `count`, sorted; all if `max_count` is 0."""
+    if max_count in (0, count) or count < max_count:
         return list(range(count))
-    return np.sort(np.random.default_rng(seed).permutation(count)[:most]).tolist()
+    return np.sort(np.random.default_rng(seed).permutation(count)[:max_count]).tolist()
 
 
-def data_findings(
+def check_data(
     config: ConfigDict,
     parts: dict[str, Source],
-    boxes: dict[str, Boxes],
-    prints: dict[str, Fingerprints],
+    boxes: dict[str, AnnotatedBoxes],
+    fingerprints: dict[str, Fingerprints],
 ) -> list[Finding]:
-    """What the annotations and the pictures' bytes tell."""
-    found = []
+    """Return the findings about annotations and image files.
+
+    Args:
+        config: The config of the run.
+        parts: The datasets, by "train" and "eval"; the latter may be missing.
+        boxes: The annotations of each.
+        fingerprints: The fingerprints of each.
+    """
+    findings = []
     for part, source in parts.items():
-        own = boxes[part]
-        pairs = findings.same_boxes(own)
-        of_part = [
-            findings.content(source, own),
-            findings.categories(source, own),
-            findings.empty_pictures(source, own),
-            findings.crowd_regions(source, own, crowd_ioa=config.matching.crowd_ioa),
-            findings.boxes_without_area(source, own),
-            findings.boxes_outside(source, own),
-            findings.duplicate_boxes(source, own, pairs),
-            findings.boxes_of_two_classes(source, own, pairs),
-            findings.unusable_pictures(prints[part]),
-            findings.duplicate_pictures(source, prints[part]),
-        ]
-        found += [one._replace(subject=f"{part}: {one.subject}") for one in of_part]
+        for finding in check_part(config, source, boxes[part], fingerprints[part]):
+            findings.append(finding._replace(subject=f"{part}: {finding.subject}"))
     if "eval" not in parts:
         advice = "give --config.data.eval or --config.data.validation_fraction."
-        return [*found, Finding(LOOK, "eval", "there is no data to evaluate on", advice)]
-    both = parts["train"], parts["eval"]
+        return [*findings, Finding(WARNING, "eval", "there is no evaluation data", advice)]
+    train, evaluation = parts["train"], parts["eval"]
     return [
-        *found,
-        findings.leaked_pictures(*both, prints),
-        findings.same_categories(*both),
-        findings.unlearnt_categories(both[0], boxes["train"], both[1], boxes["eval"]),
+        *findings,
+        image_checks.check_leak(train, evaluation, fingerprints),
+        annotation_checks.check_same_categories(train, evaluation),
+        annotation_checks.check_untrained_categories(
+            train, boxes["train"], evaluation, boxes["eval"]
+        ),
     ]
 
 
-def look_at_anchors(config: ConfigDict, sample: Source) -> tuple[Anchors, list[Finding]]:
-    """How the anchors fit an epoch of `sample`, and what of that is worth telling."""
+def check_part(
+    config: ConfigDict, source: Source, boxes: AnnotatedBoxes, fingerprints: Fingerprints
+) -> list[Finding]:
+    """Return the findings about one dataset.
+
+    Args:
+        config: The config of the run.
+        source: The dataset.
+        boxes: Its annotations.
+        fingerprints: The fingerprints of its images.
+    """
+    pairs = annotation_checks.duplicate_pairs(boxes)
+    crowd_ioa = config.matching.crowd_ioa
+    return [
+        annotation_checks.check_content(source, boxes),
+        annotation_checks.check_categories(source, boxes),
+        annotation_checks.check_empty_images(source, boxes),
+        annotation_checks.check_crowd_regions(source, boxes, crowd_ioa=crowd_ioa),
+        annotation_checks.check_boxes_without_area(source, boxes),
+        annotation_checks.check_boxes_outside(source, boxes),
+        annotation_checks.check_duplicate_boxes(source, boxes, pairs),
+        annotation_checks.check_boxes_of_two_classes(source, boxes, pairs),
+        image_checks.check_readable(fingerprints),
+        image_checks.check_duplicate_images(source, fingerprints),
+    ]
+
+
+def check_anchors(config: ConfigDict, sample: Source) -> tuple[AnchorFit, list[Finding]]:
+    """Match the anchors in one epoch of `sample`; return their fit and the findings about it."""
     plan = input_pipeline.train_plan(config, sample)
     views = list(epoch_views(sample, plan, min_visible=config.data.min_visible))
     anchors = fit_anchors(config, views, make_progress("matching", len(views)))
-    found = [coverage_finding(config, sample, anchors), foreground_finding(config, anchors)]
+    findings = [check_coverage(config, sample, anchors), check_foreground(anchors)]
     if config.data.crop_size:
-        found.append(crop_finding(anchors))
-    return anchors, found
+        findings.append(check_crops(anchors))
+    return anchors, findings
 
 
-def draw_pictures(seen: Inspection, output: pathlib.Path) -> None:
-    """Writes the PNGs that can be drawn, and says which cannot and why."""
-    config, train, anchors = seen.config, seen.parts["train"], seen.anchors
-    pictures = {"batches.png": lambda: sheets.batch_sheet(config, train, seen.buckets.plan)}
+def write_report(report: DatasetReport, output: pathlib.Path) -> None:
+    """Print the report and write all of its files; print which figures cannot be drawn, and why."""
+    text = summary.as_text(report)
+    write_json(output / "report.json", summary.as_json(report))
+    write_atomically(output / "report.txt", text)
+    print(text)
+    config, train, anchors = report.config, report.parts["train"], report.anchors
+    drawings = {"batches.png": lambda: figures.batch_sheet(config, train, report.buckets.plan)}
     if anchors is not None:
-        counts = summary.named_counts(train, seen.boxes["train"])
-        pictures["anchors.png"] = lambda: sheets.histograms(config, anchors, counts)
+        counts = summary.named_counts(train, report.boxes["train"])
+        drawings["anchors.png"] = lambda: figures.histograms(config, anchors, counts)
     written = ["report.txt", "report.json"]
-    for name, draw in pictures.items():
+    for name, draw in drawings.items():
         try:
             data = draw()
         except (ImportError, OSError, ValueError) as error:
@@ -158,4 +196,4 @@ def draw_pictures(seen: Inspection, output: pathlib.Path) -> None:
             continue
         write_atomically(output / name, data)
         written.append(name)
-    print(f"written to {output}: {', '.join(written)}")
+    print(f"wrote {', '.join(written)} to {output}")

@@ -1,223 +1,233 @@
-"""The doctor's report as text and as JSON."""
+"""The dataset report as text and as JSON."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from retinanet_jax.data.sources.base import Source
+from retinanet_jax.data_report.anchor_fit import AnchorFit, anchor_flags, anchor_sides
+from retinanet_jax.data_report.annotation_checks import AnnotatedBoxes
+from retinanet_jax.data_report.bucket_fit import CONFIGURED, BucketFit
 from retinanet_jax.data_report.coverage import Coverage
-from retinanet_jax.data_report.findings import Boxes, Finding
-from retinanet_jax.data_report.fit import Anchors, Buckets, anchor_flags, anchor_sides
+from retinanet_jax.data_report.findings import Finding
 
-MANY_CATEGORIES = 40  # of more, the text lists the most frequent and the rarest
-BAR = 40  # characters of the longest bar
-SIDES = (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024, np.inf)  # input pixels
-FORMS = (0, 1 / 8, 1 / 4, 1 / 3, 1 / 2, 1 / 1.4, 1.4, 2, 3, 4, 8, np.inf)  # height / width
+MAX_CATEGORIES = 40  # with more, the text lists only the most frequent and the rarest
+MAX_EXAMPLES = 3  # per finding in the text
+BAR_LENGTH = 40  # characters of the longest bar
+SIZE_EDGES = (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024, np.inf)  # input pixels
+RATIO_EDGES = (0, 1 / 8, 1 / 4, 1 / 3, 1 / 2, 1 / 1.4, 1.4, 2, 3, 4, 8, np.inf)  # height / width
 
 
-class Inspection(NamedTuple):
-    """All that was looked at; "train" and mostly "eval" are the parts."""
+class DatasetReport(NamedTuple):
+    """Everything that was measured; the parts are "train" and, if the config has it, "eval"."""
 
     config: ConfigDict
     parts: dict[str, Source]
-    boxes: dict[str, Boxes]
-    buckets: Buckets
-    anchors: Anchors | None  # None: there are no boxes
+    boxes: dict[str, AnnotatedBoxes]
+    buckets: BucketFit
+    anchors: AnchorFit | None  # None if there are no boxes
     findings: Sequence[Finding]  # worst first
 
 
 class Bin(NamedTuple):
-    """One row of a histogram."""
+    """One bin of a histogram."""
 
     low: float
     high: float
     boxes: int
-    uncovered: int  # of them, by any anchor
+    uncovered: int  # of these boxes, those without an anchor
 
 
-def text(seen: Inspection) -> str:
-    """Findings first, then the figures."""
-    lines = ["", "== findings", *findings_text(seen.findings)]
-    lines += ["", "== buckets", *buckets_text(seen)]
-    lines += ["", "== categories", *categories_text(seen)]
-    if seen.anchors is not None:
-        lines += ["", "== anchors", *anchors_text(seen.config, seen.anchors)]
-        sides = ", ".join(f"{side:.0f}" for side in anchor_sides(seen.config))
-        ratios = ", ".join(f"{ratio:.3g}" for ratio in seen.config.anchors.ratios)
-        by_side, by_form = histograms(seen.config, seen.anchors)
-        lines += ["", "== sizes: square root of a box's area, input pixels", f"anchors: {sides}"]
-        lines += bins_text(by_side)
-        lines += ["", "== forms: height / width", f"anchors: {ratios}", *bins_text(by_form)]
+def as_text(report: DatasetReport) -> str:
+    """Return the report as text: the findings, then the figures."""
+    lines = ["", "== findings", *findings_text(report.findings)]
+    lines += ["", "== buckets", *buckets_text(report)]
+    lines += ["", "== categories", *categories_text(report)]
+    if report.anchors is not None:
+        lines += ["", "== anchors", *anchors_text(report.config, report.anchors)]
+        sides = ", ".join(f"{side:.0f}" for side in anchor_sides(report.config))
+        ratios = ", ".join(f"{ratio:.3g}" for ratio in report.config.anchors.ratios)
+        by_size, by_ratio = histograms(report.config, report.anchors)
+        lines += ["", "== box sizes: square root of the area, input pixels", f"anchors: {sides}"]
+        lines += bins_text(by_size)
+        lines += ["", "== aspect ratios: height / width", f"anchors: {ratios}"]
+        lines += bins_text(by_ratio)
     return "\n".join(lines) + "\n"
 
 
-def findings_text(found: Sequence[Finding]) -> Iterator[str]:
-    """Verdict, subject, what there is; below, what to do and examples."""
-    width = max(len(one.subject) for one in found)
-    for one in found:
-        yield f"{one.verdict:5}  {one.subject:{width}}  {one.says}"
-        margin = " " * (width + 9)
-        if one.advice:
-            yield f"{margin}-> {one.advice}"
-        yield from (f"{margin}   {example}" for example in one.examples[:3])
-        if len(one.examples) > 3:
+def findings_text(findings: Sequence[Finding]) -> Iterator[str]:
+    """Yield the severity, subject and message of each finding, and below it advice and examples."""
+    width = max(len(finding.subject) for finding in findings)
+    for finding in findings:
+        yield f"{finding.severity:7}  {finding.subject:{width}}  {finding.message}"
+        margin = " " * (width + 11)
+        if finding.advice:
+            yield f"{margin}-> {finding.advice}"
+        yield from (f"{margin}   {example}" for example in finding.examples[:MAX_EXAMPLES])
+        if len(finding.examples) > MAX_EXAMPLES:
             yield f"{margin}   ... (report.json has more)"
 
 
-def buckets_text(seen: Inspection) -> Iterator[str]:
-    """Each choice of shapes with its padding, and below it each shape."""
-    for name, table in seen.buckets.tables.items():
+def buckets_text(report: DatasetReport) -> Iterator[str]:
+    """Yield the padding of each choice of buckets, and below it each bucket."""
+    for name, table in report.buckets.tables.items():
         yield f"{name:13}  {table.padding_overhead:6.1%} padding"
-        epochs = sum(row.pictures for row in table.rows) / len(seen.parts["train"])
+        epochs = sum(row.images for row in table.rows) / len(report.parts["train"])
         for row in table.rows:
             height, width = row.bucket
             yield (
-                f"    {height:4} x {width:<4}  {row.pictures / epochs:8.4g} pictures an epoch  "
+                f"    {height:4} x {width:<4}  {row.images / epochs:8.4g} images per epoch  "
                 f"{row.padding_overhead:6.1%} padding"
             )
 
 
-def categories_text(seen: Inspection) -> Iterator[str]:
-    """Boxes of each category, and how many have no anchor."""
-    rows = category_rows(seen)
+def categories_text(report: DatasetReport) -> Iterator[str]:
+    """Yield the number of boxes of each category, and the fraction without an anchor."""
+    rows = category_rows(report)
     rows.sort(key=lambda row: -row["train"])
-    hidden = (
-        rows[MANY_CATEGORIES // 2 : -MANY_CATEGORIES // 2] if len(rows) > MANY_CATEGORIES else []
-    )
+    half = MAX_CATEGORIES // 2
+    omitted = range(half, len(rows) - half) if len(rows) > MAX_CATEGORIES else range(0)
     yield f"{'id':>6}  {'train':>8}  {'eval':>8}  {'no anchor':>9}  name"
-    for row in rows:
-        if row in hidden:
-            if row is hidden[0]:
-                yield f"   ...  ({len(hidden)} more: report.json)"
+    for index, row in enumerate(rows):
+        if index in omitted:
+            if index == omitted[0]:
+                yield f"   ...  ({len(omitted)} more: report.json)"
             continue
-        share = "" if row["no_anchor"] is None else f"{row['no_anchor']:.1%}"
-        yield f"{row['id']:6}  {row['train']:8}  {row['eval']:8}  {share:>9}  {row['name']}"
+        no_anchor = "" if row["no_anchor"] is None else f"{row['no_anchor']:.1%}"
+        yield f"{row['id']:6}  {row['train']:8}  {row['eval']:8}  {no_anchor:>9}  {row['name']}"
 
 
-def category_rows(seen: Inspection) -> list[dict[str, Any]]:
-    """Each category of train: its boxes, and the share of the sampled ones without an anchor."""
-    counts = {part: named_counts(seen.parts[part], seen.boxes[part]) for part in seen.parts}
-    categories = seen.parts["train"].categories
-    shown, missed = np.zeros(len(categories), int), np.zeros(len(categories), int)
-    if seen.anchors is not None:
-        own = seen.anchors.seen
-        threshold = seen.config.matching.foreground_iou
-        shown = np.bincount(own.classes, minlength=len(categories))
-        missed = np.bincount(own.classes[own.ious < threshold], minlength=len(categories))
+def category_rows(report: DatasetReport) -> list[dict[str, Any]]:
+    """Return a row per category of train.
+
+    Its fields are id, name, the numbers of boxes in train and eval, and no_anchor, the fraction of
+    the sampled boxes without an anchor (None if no box was sampled).
+    """
+    counts = {part: named_counts(report.parts[part], report.boxes[part]) for part in report.parts}
+    categories = report.parts["train"].categories
+    sampled, missed = np.zeros(len(categories), int), np.zeros(len(categories), int)
+    if report.anchors is not None:
+        boxes = report.anchors.boxes
+        threshold = report.config.matching.foreground_iou
+        sampled = np.bincount(boxes.classes, minlength=len(categories))
+        missed = np.bincount(boxes.classes[boxes.ious < threshold], minlength=len(categories))
     return [
         {
             "id": category.id,
             "name": category.name,
             "train": counts["train"][category.name],
             "eval": counts.get("eval", {}).get(category.name, 0),
-            "no_anchor": float(missed[k] / shown[k]) if shown[k] else None,
+            "no_anchor": float(missed[k] / sampled[k]) if sampled[k] else None,
         }
         for k, category in enumerate(categories)
     ]
 
 
-def named_counts(source: Source, boxes: Boxes) -> dict[str, int]:
-    """Boxes that are trained on, by the name of their category."""
-    counts = np.bincount(boxes.classes[boxes.usable], minlength=len(source.categories))
+def named_counts(source: Source, boxes: AnnotatedBoxes) -> dict[str, int]:
+    """Return the number of objects of each category, by the category's name."""
+    counts = np.bincount(boxes.classes[boxes.object_mask], minlength=len(source.categories))
     return {c.name: int(n) for c, n in zip(source.categories, counts, strict=True)}
 
 
-def anchors_text(config: ConfigDict, anchors: Anchors) -> Iterator[str]:
-    """The config's anchors and better ones, with the flags that set them."""
+def anchors_text(config: ConfigDict, anchors: AnchorFit) -> Iterator[str]:
+    """Yield the coverage of the configured anchors and of better ones, with the flags for these."""
     yield (
-        f"matched on {len(anchors.labels)} pictures (seed {config.seed}), "
-        f"{len(anchors.seen.ious)} boxes; IoU of each with the anchor that overlaps it most"
+        f"matched on {len(anchors.labels)} images (seed {config.seed}), "
+        f"{len(anchors.boxes.ious)} boxes; IoU of each with the anchor that overlaps it most"
     )
     yield f"{'':13}  at IoU {config.matching.foreground_iou}   mean IoU"
-    for name, one in named_anchors(anchors):
-        yield f"{name:13}  {one.covered:10.1%}   {one.mean_iou:8.3f}"
-        if one is not anchors.configured:
-            yield f"    {anchor_flags(one)}"
+    for name, coverage in named_anchors(anchors):
+        yield f"{name:13}  {coverage.covered:10.1%}   {coverage.mean_iou:8.3f}"
+        if coverage is not anchors.configured:
+            yield f"    {anchor_flags(coverage)}"
 
 
-def named_anchors(anchors: Anchors) -> Iterator[tuple[str, Coverage]]:
-    """What is compared."""
-    yield "the config's", anchors.configured
-    for one in anchors.better:
-        yield f"{len(one.scales)} x {len(one.ratios)} searched", one
+def named_anchors(anchors: AnchorFit) -> Iterator[tuple[str, Coverage]]:
+    """Yield the compared anchors with the name that the report gives them."""
+    yield CONFIGURED, anchors.configured
+    for coverage in anchors.better:
+        yield f"{len(coverage.scales)} x {len(coverage.ratios)} searched", coverage
 
 
-def histograms(config: ConfigDict, anchors: Anchors) -> tuple[list[Bin], list[Bin]]:
-    """Boxes by size and by form; bins at both ends that are empty are left out."""
-    sides = anchors.seen.sides
-    missed = anchors.seen.ious < config.matching.foreground_iou
-    size, form = np.sqrt(sides.prod(axis=1)), sides[:, 0] / sides[:, 1]
-    return _bins(size, missed, SIDES), _bins(form, missed, FORMS)
+def histograms(config: ConfigDict, anchors: AnchorFit) -> tuple[list[Bin], list[Bin]]:
+    """Return the boxes by size and by aspect ratio, without empty bins at either end."""
+    sides = anchors.boxes.sides
+    uncovered = anchors.boxes.ious < config.matching.foreground_iou
+    sizes, ratios = np.sqrt(sides.prod(axis=1)), sides[:, 0] / sides[:, 1]
+    return _bins(sizes, uncovered, SIZE_EDGES), _bins(ratios, uncovered, RATIO_EDGES)
 
 
 def bins_text(bins: Sequence[Bin]) -> Iterator[str]:
-    """A bar each, of # for what is covered and . for what is not."""
-    most = max(one.boxes for one in bins)
-    for one in bins:
-        whole = round(BAR * one.boxes / most)
-        part = round(BAR * one.uncovered / most)
-        share = f"{one.uncovered / one.boxes:.1%}" if one.boxes else ""
+    """Yield each bin with a bar, of # for covered boxes and . for uncovered ones."""
+    longest = max(b.boxes for b in bins)
+    for b in bins:
+        whole = round(BAR_LENGTH * b.boxes / longest)
+        dots = round(BAR_LENGTH * b.uncovered / longest)
+        fraction = f"{b.uncovered / b.boxes:.1%}" if b.boxes else ""
         yield (
-            f"{one.low:6.3g} .. {one.high:<6.3g} {one.boxes:8} boxes  {share:>6} without anchor  "
-            f"{'#' * (whole - part)}{'.' * part}"
+            f"{b.low:6.3g} .. {b.high:<6.3g} {b.boxes:8} boxes  {fraction:>6} without anchor  "
+            f"{'#' * (whole - dots)}{'.' * dots}"
         )
 
 
-def json_report(seen: Inspection) -> dict[str, Any]:
-    """Every figure; plain types alone."""
-    report = {
-        "findings": [one._asdict() for one in seen.findings],
+def as_json(report: DatasetReport) -> dict[str, Any]:
+    """Return every figure of the report in types that JSON has."""
+    figures = {
+        "findings": [finding._asdict() for finding in report.findings],
         "parts": {
             part: {
                 "name": source.name,
-                "pictures": len(source),
-                "boxes": len(seen.boxes[part].ids),
-                "boxes_trained_on": int(seen.boxes[part].usable.sum()),
+                "images": len(source),
+                "boxes": len(report.boxes[part].ids),
+                "boxes_trained_on": int(report.boxes[part].object_mask.sum()),
             }
-            for part, source in seen.parts.items()
+            for part, source in report.parts.items()
         },
-        "categories": category_rows(seen),
+        "categories": category_rows(report),
         "buckets": {
             name: {
                 "padding_overhead": table.padding_overhead,
-                "rows": [r._asdict() for r in table.rows],
+                "rows": [row._asdict() for row in table.rows],
             }
-            for name, table in seen.buckets.tables.items()
+            for name, table in report.buckets.tables.items()
         },
-        "chosen_buckets": seen.buckets.chosen,
+        "chosen_buckets": report.buckets.chosen,
     }
-    if seen.anchors is None:
-        return report
-    by_side, by_form = histograms(seen.config, seen.anchors)
-    labels = seen.anchors.labels.mean(axis=0).tolist()
+    if report.anchors is None:
+        return figures
+    return figures | _anchors_json(report.config, report.anchors)
+
+
+def _anchors_json(config: ConfigDict, anchors: AnchorFit) -> dict[str, Any]:
+    by_size, by_ratio = histograms(config, anchors)
+    means = anchors.labels.mean(axis=0).tolist()
     return {
-        **report,
-        "sample": {"pictures": len(seen.anchors.labels), "seed": seen.config.seed},
+        "sample": {"images": len(anchors.labels), "seed": config.seed},
         "anchors": {
-            name: {**one._asdict(), "flags": anchor_flags(one)}
-            for name, one in named_anchors(seen.anchors)
+            name: {**coverage._asdict(), "flags": anchor_flags(coverage)}
+            for name, coverage in named_anchors(anchors)
         },
-        "anchors_a_picture": dict(
-            zip(("foreground", "background", "ignored"), labels, strict=True)
-        ),
-        "boxes_by_side": [_finite(one) for one in by_side],
-        "boxes_by_height_over_width": [_finite(one) for one in by_form],
+        "anchors_per_image": dict(zip(("foreground", "background", "ignored"), means, strict=True)),
+        "boxes_by_size": [_finite(b) for b in by_size],
+        "boxes_by_aspect_ratio": [_finite(b) for b in by_ratio],
     }
 
 
-def _bins(values: Float[np.ndarray, " n"], missed: np.ndarray, ends: Sequence[float]) -> list[Bin]:
-    boxes, _ = np.histogram(values, ends)
-    uncovered, _ = np.histogram(values[missed], ends)
-    filled = np.flatnonzero(boxes)
+def _bins(
+    values: Float[np.ndarray, " n"], uncovered: Bool[np.ndarray, " n"], edges: Sequence[float]
+) -> list[Bin]:
+    counts, _ = np.histogram(values, edges)
+    uncovered_counts, _ = np.histogram(values[uncovered], edges)
+    nonempty = np.flatnonzero(counts)
     return [
-        Bin(float(ends[k]), float(ends[k + 1]), int(boxes[k]), int(uncovered[k]))
-        for k in range(filled[0], filled[-1] + 1)
+        Bin(float(edges[k]), float(edges[k + 1]), int(counts[k]), int(uncovered_counts[k]))
+        for k in range(nonempty[0], nonempty[-1] + 1)
     ]
 
 
-def _finite(one: Bin) -> dict[str, Any]:
-    """JSON has no infinity."""
-    return {**one._asdict(), "high": one.high if np.isfinite(one.high) else None}
+def _finite(b: Bin) -> dict[str, Any]:
+    """Return the bin's fields with None for infinity, which JSON does not have."""
+    return {**b._asdict(), "high": b.high if np.isfinite(b.high) else None}

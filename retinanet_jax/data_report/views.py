@@ -1,6 +1,6 @@
-"""What training sees in one epoch, without pixels: each picture's boxes, and what anchors do there.
+"""One epoch of training without pixels: the boxes of each image, and the anchors matched to them.
 
-Joins plan, boxes and matching as the training step does, for those who want to look at it.
+The boxes come from the plan and are matched as in the training step, for the dataset report.
 """
 
 import functools
@@ -10,49 +10,59 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, Int32
+from jaxtyping import Array, Bool, Float32, Int, Int32
 from ml_collections import ConfigDict
 
 from retinanet_jax import core
-from retinanet_jax.data.pipeline import shown
+from retinanet_jax.data.pipeline import visible_annotations
 from retinanet_jax.data.plan import TrainPlan
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.modeling import image_anchors
 
+MIN_BOXES = 8  # boxes are padded to a power of two of at least this number
+
 
 class View(NamedTuple):
-    """One picture as an epoch shows it; boxes are yxyx in pixels of the network's input."""
+    """One augmented image of an epoch; boxes are yxyx in pixels of the network's input."""
 
-    index: int  # row of the source
+    index: int  # of the image in the source
     bucket: tuple[int, int]
-    size: tuple[int, int]  # height and width of the picture inside the bucket
+    size: tuple[int, int]  # height and width of the image inside the bucket
     boxes: Float32[np.ndarray, "n 4"]
     classes: Int32[np.ndarray, " n"]
     crowd_boxes: Float32[np.ndarray, "c 4"]
-    dropped: int  # boxes that are cut below the share that must be visible
+    dropped: int  # boxes of which the crop leaves less than the required fraction
 
 
 def epoch_views(source: Source, plan: TrainPlan, *, min_visible: float) -> Iterator[View]:
-    """Each picture of the first epoch, in the order of training."""
+    """Yield each image of the first epoch, in the order of training.
+
+    Args:
+        source: The training data.
+        plan: The plan of its epochs.
+        min_visible: The fraction of a box's area that a crop must leave, as in the training config.
+    """
     for step in range(plan.steps_per_epoch):
-        rows = plan.batch(step)
-        for row in np.flatnonzero(rows.weights).tolist():
-            objects, dropped = shown(source, rows, row, min_visible=min_visible)
-            own = ~objects.crowd
-            height, width = rows.size[row].tolist()
+        batch_plan = plan.batch(step)
+        for example in np.flatnonzero(batch_plan.weights).tolist():
+            annotations, num_dropped = visible_annotations(
+                source, batch_plan, example, min_visible=min_visible
+            )
+            object_mask = ~annotations.crowd
+            height, width = batch_plan.size[example].tolist()
             yield View(
-                index=int(rows.index[row]),
-                bucket=rows.bucket,
+                index=int(batch_plan.index[example]),
+                bucket=batch_plan.bucket,
                 size=(height, width),
-                boxes=objects.boxes[own],
-                classes=objects.classes[own],
-                crowd_boxes=objects.boxes[objects.crowd],
-                dropped=dropped,
+                boxes=annotations.boxes[object_mask],
+                classes=annotations.classes[object_mask],
+                crowd_boxes=annotations.boxes[annotations.crowd],
+                dropped=num_dropped,
             )
 
 
 def make_matcher(config: ConfigDict, bucket: tuple[int, int]) -> Callable[[View], core.Targets]:
-    """Returns `view -> targets` of all anchors of pictures in `bucket`, compiled."""
+    """Return a compiled function `view -> targets` of all anchors, for images of one bucket."""
     anchors = jnp.asarray(np.concatenate(image_anchors(bucket, config)))
     assign = jax.jit(functools.partial(core.assign_targets, **config.matching))
 
@@ -67,16 +77,18 @@ def make_matcher(config: ConfigDict, bucket: tuple[int, int]) -> Callable[[View]
     return match
 
 
-def label_counts(labels: Int[Array, " A"]) -> Int[Array, "3"]:
-    """How many anchors are foreground, background, ignored."""
+def label_counts(labels: Int[Array, " A"] | Int[np.ndarray, " A"]) -> Int[Array, "3"]:
+    """Return the numbers of foreground, background and ignored anchors."""
     return jnp.stack(
         [(labels >= 0).sum(), (labels == core.BACKGROUND).sum(), (labels == core.IGNORE).sum()]
     )
 
 
-def _padded(boxes: Float[np.ndarray, "n 4"]) -> tuple[np.ndarray, np.ndarray]:
-    """To a power of two, so that few shapes are compiled; and which rows are real."""
-    count = max(8, 1 << (len(boxes) - 1).bit_length())
+def _padded(
+    boxes: Float32[np.ndarray, "n 4"],
+) -> tuple[Float32[np.ndarray, "m 4"], Bool[np.ndarray, " m"]]:
+    """Return the boxes padded to a power of two, which limits compilations, and their mask."""
+    count = max(MIN_BOXES, 1 << (len(boxes) - 1).bit_length())
     padded = np.zeros((count, 4), np.float32)
     padded[: len(boxes)] = boxes
     return padded, np.arange(count) < len(boxes)

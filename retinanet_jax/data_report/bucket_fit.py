@@ -1,0 +1,117 @@
+"""How a config's buckets fit a dataset, and which buckets would have less padding."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from retinanet_jax import input_pipeline
+from retinanet_jax.data.plan import TrainPlan
+from retinanet_jax.data.sizes import SIZE_MULTIPLE
+from retinanet_jax.data.sources.base import Source
+from retinanet_jax.data_report.bucket_search import (
+    BucketTable,
+    bucket_table,
+    choose_buckets,
+    largest_size,
+    one_shape,
+    sample_sizes,
+    two_shapes,
+)
+from retinanet_jax.data_report.findings import ERROR, INFO, WARNING, Finding
+
+CONFIGURED = "configured"  # the name of the config's own buckets, and anchors, in a report
+MIN_SIZES = 20_000  # the minimum number of random image sizes that buckets are chosen for
+MANY_BUCKETS = 8
+NOTABLE_PADDING = 0.05  # fraction of padding that other buckets must save to be suggested
+
+
+class BucketFit(NamedTuple):
+    """The padding of the configured buckets and of others."""
+
+    plan: TrainPlan  # with the configured buckets or, if they are unusable, with the chosen ones
+    error: str  # why the configured buckets are unusable; empty if they are not
+    tables: dict[str, BucketTable]
+    chosen: tuple[tuple[int, int], ...]  # as many as configured, with the least padding
+
+
+def fit_buckets(config: ConfigDict, source: Source) -> BucketFit:
+    """Compare the config's buckets with others, for the image sizes of training.
+
+    Args:
+        config: The config of the run; its buckets may be unusable.
+        source: The training data.
+    """
+    error = ""
+    try:
+        plan = input_pipeline.train_plan(config, source)
+    except ValueError as exception:
+        # With a bucket that holds every image, a second error is not about the buckets.
+        longest = math.ceil(max((config.data.long_side, *config.data.crop_size)))
+        side = -(-longest // SIZE_MULTIPLE) * SIZE_MULTIPLE
+        plan = input_pipeline.train_plan(with_buckets(config, ((side, side),)), source)
+        error = str(exception)
+    sizes = sample_sizes(plan, min_count=max(MIN_SIZES, len(source)))
+    required = np.concatenate([sizes, [largest_size(plan)]])
+    chosen = choose_buckets(required, count=MANY_BUCKETS if error else len(plan.buckets))
+    if error:
+        plan = input_pipeline.train_plan(with_buckets(config, chosen), source)
+    choices = {} if error else {CONFIGURED: config.data.buckets}
+    choices |= {"one shape": one_shape(sizes), "two shapes": two_shapes(sizes)}
+    for count in (len(plan.buckets), MANY_BUCKETS):
+        buckets = choose_buckets(required, count=count)
+        choices[_chosen_name(buckets)] = buckets
+    tables = {name: bucket_table(sizes, buckets) for name, buckets in choices.items()}
+    return BucketFit(plan, error, tables, chosen)
+
+
+def with_buckets(config: ConfigDict, buckets: Sequence[tuple[int, int]]) -> ConfigDict:
+    """Return a copy of the config with other buckets."""
+    changed = config.copy_and_resolve_references()
+    changed.data.buckets = tuple(buckets)
+    return changed
+
+
+def check_buckets(fit: BucketFit) -> Finding:
+    """Report whether the configured buckets hold the training images without much padding."""
+    flag = f"--config.data.buckets='{fit.chosen}'"
+    least = min(table.padding_overhead for table in fit.tables.values())
+    if fit.error:
+        message = f"{fit.error} The rest of this report uses others, with {least:.1%} padding."
+        return Finding(ERROR, "buckets", message, f"give {flag}.")
+    table = fit.tables[CONFIGURED]
+    chosen = fit.tables[_chosen_name(fit.chosen)].padding_overhead
+    count = len(table.rows)
+    shapes = f"{count} shape{'s' if count > 1 else ''}"
+    message = f"{table.padding_overhead:.1%} of the computed pixels are padding, with {shapes}"
+    advice = []
+    if table.padding_overhead - chosen > NOTABLE_PADDING:
+        advice.append(f"{flag} has {chosen:.1%}")
+    if min(table.padding_overhead, chosen) - least > NOTABLE_PADDING:
+        advice.append(f"{MANY_BUCKETS} shapes, each compiled once, have {least:.1%} (see below)")
+    if not advice:
+        return Finding(INFO, "buckets", message)
+    return Finding(WARNING, "buckets", message, f"{'; '.join(advice)}.")
+
+
+def check_evaluation_buckets(config: ConfigDict, source: Source) -> Finding:
+    """Report whether the configured buckets hold the evaluation images at their size.
+
+    Args:
+        config: The config of the run.
+        source: The evaluation data.
+    """
+    try:
+        plan = input_pipeline.eval_plan(
+            config, source.sizes, batch_size=config.data.eval_batch_size
+        )
+    except ValueError as error:
+        return Finding(ERROR, "eval: buckets", str(error), "add it to --config.data.buckets.")
+    overhead = bucket_table(plan.transforms.size, plan.buckets.tolist()).padding_overhead
+    return Finding(INFO, "eval: buckets", f"{overhead:.1%} of the computed pixels are padding")
+
+
+def _chosen_name(buckets: Sequence[tuple[int, int]]) -> str:
+    return f"{len(buckets)} chosen"
