@@ -1,145 +1,80 @@
-"""A trained detector in three lines of Python.
+"""The Python API: a trained detector that finds the objects in an image.
 
-    detector = Detector.load("runs/mine")
-    result = detector("street.jpg")
-    result.draw().save("drawn.jpg")
+    detector = Detector.load("runs/pets")
+    detections = detector("living_room.jpg")
+    detections.draw().save("annotated.jpg")
 
-Pictures are read, resized and padded as in evaluation, and so have evaluation's detections.
+Images are read, resized and padded as in evaluation, so the detections are those of evaluation.
 """
 
-import dataclasses
 import difflib
 import functools
-import io
 import itertools
 import os
 import pathlib
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Bool, Float32, Int, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from retinanet_jax import checkpoint, core, input_pipeline, visualize
+from retinanet_jax import core, input_pipeline
+from retinanet_jax.checkpoint import Checkpoint
+from retinanet_jax.checkpoint import load as load_checkpoint
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.data.image_files import Picture, _name, _pixels
-from retinanet_jax.data.plan import BatchPlan
-from retinanet_jax.data.sources.base import Category
+from retinanet_jax.data.image_files import ImageLike, image_name, read_image
 from retinanet_jax.data.transforms import pad, resize
-from retinanet_jax.evaluation.coco_metrics import coco_results
+from retinanet_jax.evaluation.detections import Detection, Detections
 from retinanet_jax.modeling import build_model, detect
-from retinanet_jax.utils.threads import WORKERS, ahead, grouped, in_order
+from retinanet_jax.utils.threads import NUM_THREADS, grouped, in_order, map_ahead, one_in_flight
 
-PATIENCE = 4  # batches' worth of later pictures for which one waits until its batch is full
-NOTEBOOK_SIDE = 1024  # pixels, of what a notebook shows
+__all__ = ["Detection", "Detections", "Detector"]
 
-
-class Detection(NamedTuple):
-    """One object that was found."""
-
-    box: Float32[np.ndarray, "4"]  # x0 y0 x1 y1 in pixels of the picture
-    score: float
-    name: str
-    category_id: int  # the data set's own
+PATIENCE = 4  # how many batches of later images an image waits for until its own batch is full
+MAX_SUGGESTIONS = 10  # category names that an error message lists
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Detections:
-    """What was found on one picture, best score first; iterating gives a `Detection` each."""
-
-    image: UInt8[np.ndarray, "H W 3"]  # RGB, upright
-    detections: core.Detections  # as the network numbers and places them; all rows are real
-    categories: tuple[Category, ...]  # of the detector; class k is categories[k]
-
-    @property
-    def boxes(self) -> Float32[np.ndarray, "n 4"]:
-        """(x0, y0, x1, y1) in pixels of the picture; the maximum is exclusive."""
-        return core.yxyx_to_xyxy(np.asarray(self.detections.boxes))
-
-    @property
-    def scores(self) -> Float32[np.ndarray, " n"]:
-        """From 0 to 1, falling."""
-        return np.asarray(self.detections.scores)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the categories."""
-        return tuple(self.categories[k].name for k in self.detections.classes)
-
-    @property
-    def category_ids(self) -> Int[np.ndarray, " n"]:
-        """As the data set numbers them."""
-        return np.array([self.categories[k].id for k in self.detections.classes], np.int64)
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def __iter__(self) -> Iterator[Detection]:
-        columns = self.boxes, self.scores.tolist(), self.names, self.category_ids.tolist()
-        return itertools.starmap(Detection, zip(*columns, strict=True))
-
-    def draw(self, threshold: float = 0.5) -> Image.Image:
-        """The picture with the boxes that score `threshold` or more."""
-        shown = self.scores >= threshold
-        boxes, scores, classes, _ = (np.asarray(x)[shown] for x in self.detections)
-        labels = [
-            visualize.score_label(self.categories[k].name, score)
-            for k, score in zip(classes, scores, strict=True)
-        ]
-        return visualize.draw(self.image, boxes, labels, classes)
-
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """In COCO's results format: original category ids, boxes as x, y, width, height."""
-        return coco_results(self.detections, image_id, self.categories)
-
-    def __getitem__(self, number: int) -> Detection:
-        return tuple(self)[number]
-
-    def __repr__(self) -> str:
-        height, width = self.image.shape[:2]
-        shown = [visualize.score_label(one.name, one.score) for one in itertools.islice(self, 5)]
-        more = ", ..." if len(self) > len(shown) else ""
-        found = f": {', '.join(shown)}{more}" if shown else ""
-        return f"<{len(self)} detections on {width} x {height} pixels{found}>"
-
-    def _repr_png_(self) -> bytes:
-        picture, png = self.draw(), io.BytesIO()
-        picture.thumbnail((NOTEBOOK_SIDE, NOTEBOOK_SIDE))
-        picture.save(png, "PNG")
-        return png.getvalue()
-
-
-class _Prepared(NamedTuple):
-    """A picture, and what the network reads of it."""
+class _Input(NamedTuple):
+    """An image, and what the network gets of it."""
 
     image: UInt8[np.ndarray, "H W 3"]
-    row: Batch  # of one
+    example: Batch  # of one image
+
+
+# Inputs of one shape, or images that cannot be used, each with its index among all images.
+_Group = list[tuple[int, _Input | ValueError]]
 
 
 class Detector:
-    """A trained detector for pictures of any size, on jax's default device.
+    """A trained detector for images of any size, on jax's default device.
 
     Attributes:
-        trained: The checkpoint, its variables on the device, its config as it is used here.
+        checkpoint: The checkpoint, with its variables on the device and with the limits of this
+            detector in its config.
+
+    Args:
+        checkpoint: The checkpoint; it is not changed.
+        score_threshold: See `load`.
+        categories: See `load`.
+        max_detections: See `load`.
     """
 
     def __init__(
         self,
-        trained: checkpoint.Checkpoint,
+        checkpoint: Checkpoint,
         *,
         score_threshold: float | None = None,
         categories: Iterable[str] | None = None,
         max_detections: int | None = None,
     ) -> None:
-        """What `load` says; `trained` is what `checkpoint.load` returns."""
-        self._wanted = _wanted(trained, categories)
-        config = _with_limits(trained.config, score_threshold, max_detections)
-        variables = jax.device_put(trained.variables)
-        self.trained = trained._replace(config=config, variables=variables)
-        model = build_model(config, len(trained.categories))
+        self._class_mask = _class_mask(checkpoint, categories)
+        config = _with_limits(checkpoint.config, score_threshold, max_detections)
+        variables = jax.device_put(checkpoint.variables)
+        self.checkpoint = checkpoint._replace(config=config, variables=variables)
+        model = build_model(config, len(checkpoint.categories))
         self._detect = jax.jit(functools.partial(detect, model=model, config=config))
 
     @classmethod
@@ -151,142 +86,205 @@ class Detector:
         categories: Iterable[str] | None = None,
         max_detections: int | None = None,
     ) -> "Detector":
-        """Reads a checkpoint: a working directory's best by AP (else newest), or a step's folder.
+        """Load a detector from a checkpoint.
+
+        Example:
+            >>> detector = Detector.load("runs/pets", score_threshold=0.3)
+            >>> detector.class_names
+            ('dog', 'cat')
 
         Args:
-            path: the folder.
-            score_threshold: detections score more; None: as the checkpoint's config says.
-            categories: names; of what was found, only these are given. None: all.
-            max_detections: of a picture, before `categories` choose; None: as the config says.
+            path: The working directory of a training run, of which the checkpoint with the highest
+                AP is loaded, or the newest one if none was evaluated; or the folder of a
+                checkpoint, such as runs/pets/checkpoints/2500.
+            score_threshold: Only detections that score more are returned, 0 <= score_threshold < 1.
+                None: as the checkpoint's config specifies.
+            categories: Names of categories; only their detections are returned. None: all.
+            max_detections: The most detections of an image, before `categories` are selected.
+                None: as the checkpoint's config specifies.
 
         Raises:
-            FileNotFoundError: there is no checkpoint.
-            ValueError: a limit is out of range, or a category unknown.
+            FileNotFoundError: If there is no checkpoint.
+            ValueError: If a limit is out of range, a category is unknown, or the checkpoint cannot
+                be read by this version of the package.
         """
         return cls(
-            checkpoint.load(pathlib.Path(path)),
+            load_checkpoint(pathlib.Path(path)),
             score_threshold=score_threshold,
             categories=categories,
             max_detections=max_detections,
         )
 
     def __repr__(self) -> str:
-        return f"<Detector of {len(self.names)} categories, {self.trained.folder}>"
+        return f"<Detector of {len(self.class_names)} categories, {self.checkpoint.folder}>"
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The names of all categories that it was trained on."""
-        return tuple(category.name for category in self.trained.categories)
+    def class_names(self) -> tuple[str, ...]:
+        """The names of all categories that the detector was trained on, by class index."""
+        return tuple(category.name for category in self.checkpoint.categories)
 
-    def __call__(self, image: Picture) -> Detections:
-        """What is on one picture: a file, a Pillow image, or an array.
+    def __call__(self, image: ImageLike) -> Detections:
+        """Detect the objects in one image.
 
-        An array is uint8, H x W x 3 in RGB or H x W in grey. Each shape of input that the config
-        resizes to is compiled when it is first met.
-        Raises ValueError where the picture cannot be read or used.
+        The network is compiled for each shape that images are resized and padded to, when the first
+        image of that shape comes.
+
+        Example:
+            >>> detector = Detector.load("runs/pets")
+            >>> detections = detector("living_room.jpg")
+            >>> detections
+            <2 detections on 640 x 480 pixels: cat 0.80, dog 0.20>
+            >>> detections.boxes  # x0, y0, x1, y1
+            array([[  0.,   0., 640., 480.],
+                   [  0.,   0.,   2.,   2.]], dtype=float32)
+            >>> for detection in detections:
+            ...     print(detection.class_name, detection.category_id)
+            cat 7
+            dog 3
+            >>> detections.draw(threshold=0.5).save("annotated.jpg")
+
+        Args:
+            image: The path of an image file, a Pillow image, or a uint8 array of shape (H, W, 3) in
+                RGB or (H, W) in gray.
+
+        Raises:
+            ValueError: If the image cannot be read, or no bucket of the config can contain it.
         """
-        (result,) = self.batch([image], batch_size=1)
-        return result
+        (detections,) = self.batch([image], batch_size=1)
+        return detections
 
-    def batch(self, images: Iterable[Picture], batch_size: int = 8) -> Iterator[Detections]:
-        """The results of many pictures, in their order; those of one input shape share a call.
+    def batch(self, images: Iterable[ImageLike], batch_size: int = 8) -> Iterator[Detections]:
+        """Detect the objects in many images, several at a time; return the detections in order.
 
-        `images` is read as results are asked for, a few batches ahead, so that files are decoded
-        while the device computes; it may be endless. A result comes once later pictures have
-        filled its batch, or 4 * batch_size of them have not. Batches that stay short are
-        completed with fillers: each input shape compiles once.
-        Raises ValueError where a picture cannot be read or used, in its place.
+        Images of one input shape are computed together. They are read in threads, a few batches
+        ahead of the detections that are taken, so `images` may be endless. An image waits until its
+        batch is full or until 4 * batch_size later images have come. A batch that is not full is
+        filled up with copies, so each input shape is compiled once.
+
+        Example:
+            >>> detector = Detector.load("runs/pets")
+            >>> paths = ["living_room.jpg", "garden.jpg"]
+            >>> for path, detections in zip(paths, detector.batch(paths, batch_size=2)):
+            ...     print(path, detections)
+            living_room.jpg <2 detections on 640 x 480 pixels: cat 0.80, dog 0.20>
+            garden.jpg <2 detections on 480 x 640 pixels: cat 0.60, dog 0.20>
+
+        Args:
+            images: Images as `__call__` accepts them.
+            batch_size: How many images are computed together.
+
+        Raises:
+            ValueError: If `batch_size` is less than 1 or `images` is a single image; and, in place
+                of its detections, if an image cannot be read or used.
         """
-        return map(_result_or_raise, self.outcomes(images, batch_size))
+        return map(_raise_error, self.batch_with_errors(images, batch_size))
 
-    def outcomes(
-        self, images: Iterable[Picture], batch_size: int = 8
+    def batch_with_errors(
+        self, images: Iterable[ImageLike], batch_size: int = 8
     ) -> Iterator[Detections | ValueError]:
-        """`batch`, with the error itself in the place of a picture that cannot be read or used."""
+        """Do the same as `batch`, but return the error of an image that cannot be read or used.
+
+        Args:
+            images: Images as `__call__` accepts them.
+            batch_size: How many images are computed together.
+
+        Returns:
+            The detections of each image, or its error, in order.
+
+        Raises:
+            ValueError: If `batch_size` is less than 1 or `images` is a single image.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1; try 1.")
         if isinstance(images, str | os.PathLike | Image.Image):
-            raise ValueError("one picture is no batch; give a list, or call detector(picture).")
-        prepared = ahead(self._prepare, images, count=batch_size + WORKERS)
-        groups = grouped(prepared, _kind, size=batch_size, patience=PATIENCE * batch_size)
-        return in_order(self._run(groups, batch_size))
+            raise ValueError(
+                "batch() expects a list of images and got a single one; pass a list, or call "
+                "detector(image)."
+            )
+        inputs = map_ahead(self._prepare, images, num_ahead=batch_size + NUM_THREADS)
+        groups = grouped(inputs, _input_shape, size=batch_size, patience=PATIENCE * batch_size)
+        started = (self._start(group, batch_size) for group in groups)
+        return in_order(itertools.starmap(self._finish, one_in_flight(started)))
 
-    def _prepare(self, image: Picture) -> _Prepared | ValueError:
-        name = _name(image)
+    def _prepare(self, image: ImageLike) -> _Input | ValueError:
+        """Read, resize and pad an image."""
+        name = image_name(image)
         try:
-            pixels = _pixels(image, name)
-            sizes = np.array([pixels.shape[:2]])
-            rows = input_pipeline.eval_plan(self.trained.config, sizes, batch_size=1).batch(0)
+            pixels = read_image(image)
+            return _Input(pixels, eval_example(pixels, self.checkpoint.config))
         except ValueError as error:
             return error if name in str(error) else ValueError(f"{name}: {error}")
-        return _Prepared(pixels, one_image_batch(pixels, rows))
 
-    def _run(
-        self, groups: Iterable[list[tuple[int, _Prepared | ValueError]]], batch_size: int
-    ) -> Iterator[list[tuple[int, Detections | ValueError]]]:
-        """Each group's outcomes; the next group runs while one is read."""
-        running = None
-        for group in groups:
-            yield [(number, one) for number, one in group if isinstance(one, ValueError)]
-            rows = [(number, one) for number, one in group if isinstance(one, _Prepared)]
-            if not rows:
-                continue
-            batch = _stacked([one.row for _, one in rows], batch_size)
-            started = rows, self._detect(self.trained.variables, batch)
-            if running is not None:
-                yield self._results(*running)
-            running = started
-        if running is not None:
-            yield self._results(*running)
+    def _start(self, group: _Group, batch_size: int) -> tuple[_Group, core.Detections | None]:
+        """Start the detection of a group of images; None if it consists of errors."""
+        examples = [item.example for _, item in group if isinstance(item, _Input)]
+        if not examples:
+            return group, None
+        batch = _concatenate(examples, batch_size)
+        return group, self._detect(self.checkpoint.variables, batch)
 
-    def _results(
-        self, rows: Sequence[tuple[int, _Prepared]], detections: core.Detections
+    def _finish(
+        self, group: _Group, detections: core.Detections | None
     ) -> list[tuple[int, Detections | ValueError]]:
-        found = jax.device_get(detections)
-        results = []
-        for row, (number, prepared) in enumerate(rows):
-            boxes, scores, classes, mask = (x[row] for x in found)
-            kept = mask & self._wanted[classes]
-            own = core.Detections(boxes[kept], scores[kept], classes[kept], mask[kept])
-            results.append((number, Detections(prepared.image, own, self.trained.categories)))
-        return results
+        """Wait for the detections of a group of images, and return those of each image."""
+        arrays = jax.device_get(detections)
+        return [
+            (index, item)
+            if isinstance(item, ValueError)
+            else (index, self._detections(item.image, *(array[example] for array in arrays)))
+            for example, (index, item) in enumerate(group)
+        ]
+
+    def _detections(
+        self,
+        image: UInt8[np.ndarray, "H W 3"],
+        boxes: Float32[np.ndarray, "D 4"],
+        scores: Float32[np.ndarray, " D"],
+        classes: Int[np.ndarray, " D"],
+        mask: Bool[np.ndarray, " D"],
+    ) -> Detections:
+        """Return the detections of one image that are of the requested categories."""
+        keep = mask & self._class_mask[classes]
+        xyxy_boxes = np.asarray(core.yxyx_to_xyxy(boxes[keep]))
+        categories = self.checkpoint.categories
+        return Detections(image, xyxy_boxes, scores[keep], classes[keep], categories)
 
 
-def one_image_batch(image: UInt8[np.ndarray, "H W 3"], rows: BatchPlan) -> Batch:
-    """A batch of one picture without ground truth, as evaluation would make it.
+def eval_example(image: UInt8[np.ndarray, "H W 3"], config: ConfigDict) -> Batch:
+    """Return an image as evaluation passes it to the network: a batch of one, without ground truth.
 
-    `rows`: the evaluation plan's batch of this picture alone.
+    Args:
+        image: RGB pixels.
+        config: The config that specifies the resizing and the buckets.
+
+    Raises:
+        ValueError: If no bucket can contain the resized image.
     """
-    height, width = rows.resized[0].tolist()
-    return Batch(
-        images=pad(resize(image, height, width, kind=rows.resize), *rows.bucket)[None],
+    original_size = np.array([image.shape[:2]])
+    batch_plan = input_pipeline.eval_plan(config, original_size, batch_size=1).batch(0)
+    height, width = batch_plan.resized[0].tolist()
+    resized = resize(image, height, width, method=batch_plan.resize)
+    return Batch.of_images(
+        images=pad(resized, *batch_plan.bucket)[None],
         sizes=np.array([[height, width]], np.float32),
-        scales=(np.array([image.shape[:2]]) / (height, width)).astype(np.float32),
-        boxes=np.zeros((1, 0, 4), np.float32),
-        classes=np.zeros((1, 0), np.int32),
-        mask=np.zeros((1, 0), bool),
-        crowd_boxes=np.zeros((1, 0, 4), np.float32),
-        crowd_mask=np.zeros((1, 0), bool),
-        colors=np.array([[1, 1, 1, 0]], np.float32),
-        dropped=np.zeros(1, np.int32),
-        weights=np.ones(1, np.float32),
-        index=np.zeros(1, np.int32),
+        scales=(original_size / (height, width)).astype(np.float32),
     )
 
 
-def _kind(prepared: _Prepared | ValueError) -> Hashable:
-    """What may share a call."""
-    return prepared.row.images.shape if isinstance(prepared, _Prepared) else ValueError
+def _input_shape(item: _Input | ValueError) -> Hashable:
+    """Return the key of images that can be computed together; all errors have one key."""
+    return item.example.images.shape if isinstance(item, _Input) else ValueError
 
 
-def _stacked(rows: Sequence[Batch], batch_size: int) -> Batch:
-    """One batch; the last picture again at weight 0 where there are too few."""
-    filler = rows[-1]._replace(weights=np.zeros(1, np.float32))
-    rows = [*rows, *[filler] * (batch_size - len(rows))]
-    return Batch(*map(np.concatenate, zip(*rows, strict=True)))
+def _concatenate(examples: Sequence[Batch], batch_size: int) -> Batch:
+    """Return one batch of all examples, filled up with copies of the last one at weight 0."""
+    filler = examples[-1]._replace(weights=np.zeros(1, np.float32))
+    examples = [*examples, *[filler] * (batch_size - len(examples))]
+    return Batch(*map(np.concatenate, zip(*examples, strict=True)))
 
 
-def _result_or_raise(outcome: Detections | ValueError) -> Detections:
+def _raise_error(outcome: Detections | ValueError) -> Detections:
+    """Return detections, and raise an error."""
     if isinstance(outcome, ValueError):
         raise outcome
     return outcome
@@ -295,9 +293,11 @@ def _result_or_raise(outcome: Detections | ValueError) -> Detections:
 def _with_limits(
     config: ConfigDict, score_threshold: float | None, max_detections: int | None
 ) -> ConfigDict:
-    """The config with what is not None in its section detections."""
+    """Return a copy of the config with the limits that are not None in its section detections."""
     if score_threshold is not None and not 0 <= score_threshold < 1:
-        raise ValueError(f"score_threshold={score_threshold} must be from 0 to 1; try 0.05.")
+        raise ValueError(
+            f"score_threshold={score_threshold} must be at least 0 and less than 1; try 0.05."
+        )
     if max_detections is not None and max_detections < 1:
         raise ValueError(f"max_detections={max_detections} must be at least 1; try 100.")
     limits = {"score_threshold": score_threshold, "max_detections": max_detections}
@@ -307,17 +307,19 @@ def _with_limits(
     return config
 
 
-def _wanted(trained: checkpoint.Checkpoint, names: Iterable[str] | None) -> np.ndarray:
-    """For each class whether it is among `names`; ValueError where none has such a name."""
-    known = [category.name for category in trained.categories]
+def _class_mask(checkpoint: Checkpoint, names: Iterable[str] | None) -> Bool[np.ndarray, " K"]:
+    """Return for each class whether it is among `names`; ValueError if a name is unknown."""
+    known = [category.name for category in checkpoint.categories]
     if names is None:
         return np.ones(len(known), bool)
     names = [names] if isinstance(names, str) else list(names)
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 3) or known[:10]
+            similar = " or ".join(difflib.get_close_matches(name, known, 3))
+            examples = ", ".join(known[:MAX_SUGGESTIONS])
+            hint = f"did you mean {similar}?" if similar else f"it has, for example, {examples}."
             raise ValueError(
-                f"{name!r} is none of the {len(known)} categories of {trained.folder}; there is, "
-                f"for example, {', '.join(close)}."
+                f"category {name!r} is not among the {len(known)} categories of "
+                f"{checkpoint.folder}; {hint}"
             )
     return np.array([name in names for name in known])

@@ -125,8 +125,9 @@ def our_detector(version: str, sides: tuple[int, int], model) -> Detector:
 
 def our_detections(detector: Detector, path: pathlib.Path) -> DetectionArrays:
     """Of a picture file, as the predict command reads it."""
-    boxes, scores, classes, _ = detector(path).detections
-    return DetectionArrays(boxes, scores, classes)
+    detections = detector(path)
+    boxes = core.xyxy_to_yxyx(detections.boxes)
+    return DetectionArrays(boxes, detections.scores, detections.classes)
 
 
 def compare(theirs: DetectionArrays, ours: DetectionArrays) -> Difference:

@@ -121,3 +121,30 @@ def test_the_shapes_are_those_of_the_batches_that_come(toy_config, drawn, resize
         expected = [shapes(b) for b in batch_shapes(source, plan, steps)]
         assert expected == list(dict.fromkeys(come))
         assert len(expected) == distinct
+
+
+@pytest.fixture
+def user_folder(monkeypatch, tmp_path):
+    """Where the user's caches are; jax's setting is restored afterwards."""
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    yield tmp_path / "user"
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_compiled_programs_are_cached_for_the_user(user_folder, monkeypatch, tmp_path):
+    compilation.use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == str(user_folder / "retinanet_jax")
+    assert (user_folder / "retinanet_jax").is_dir()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
+    compilation.use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
+
+
+def test_without_a_writable_folder_nothing_is_cached_and_nothing_printed(user_folder, capsys):
+    user_folder.write_text("not a folder")
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation.use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert capsys.readouterr() == ("", "")

@@ -1,1 +1,1 @@
-"""Evaluation: detections of a dataset and their COCO metrics."""
+"""Evaluation: detections of a dataset or of image files, and COCO average precision."""

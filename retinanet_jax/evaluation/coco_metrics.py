@@ -1,4 +1,8 @@
-"""COCO average precision, computed by pycocotools or hotcoco."""
+"""COCO average precision (https://arxiv.org/abs/1405.0312), computed by pycocotools or hotcoco.
+
+pycocotools is the reference: another evaluator must give its numbers bit for bit. The table comes
+from pycocotools whichever of them computed the precision.
+"""
 
 import contextlib
 import io
@@ -14,21 +18,21 @@ from retinanet_jax.data.sources.base import Category
 
 # pycocotools' twelve numbers, in its order.
 METRICS = (
-    ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    + ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-)  # fmt: skip
-# What AP of boxes is computed from. Packages that read polygons are spared them, and what else
-# people write into their files.
-SECTIONS = {
+    *("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
+)
+# The fields that AP of boxes is computed from. The evaluators get only these: they would also read
+# polygons, and would have to cope with whatever else a user's file contains.
+BOX_FIELDS = {
     "images": ("id",),
     "categories": ("id", "name"),
     "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
 }
-REFERENCE = "pycocotools"  # whose numbers those of any other evaluator must be
+REFERENCE_EVALUATOR = "pycocotools"
 
 
 class CocoApi(NamedTuple):
-    """pycocotools' two classes, or another package's that do the same."""
+    """pycocotools' two classes, or the equivalent ones of another package."""
 
     COCO: Any
     COCOeval: Any
@@ -37,27 +41,40 @@ class CocoApi(NamedTuple):
 def coco_results(
     detections: core.Detections, image_id: int, categories: Sequence[Category]
 ) -> list[dict[str, Any]]:
-    """One picture's detections in COCO's results format: original category ids, xywh boxes."""
+    """Return the detections of one image in COCO's results format.
+
+    Args:
+        detections: The detections of one image, without a batch axis.
+        image_id: The dataset's id of the image.
+        categories: The detector's categories; class k is `categories[k]`.
+
+    Returns:
+        A dict for each detection, with the dataset's category id and an xywh box.
+    """
     boxes, scores, classes, mask = (np.asarray(field) for field in detections)
     # In numpy: the device is busy with the next batch, and jax would queue behind it.
-    found = core.yxyx_to_xywh(boxes[mask])
+    xywh_boxes = core.yxyx_to_xywh(boxes[mask])
     return [
         {
             "image_id": image_id,
-            "category_id": categories[number].id,
+            "category_id": categories[class_index].id,
             "bbox": box,
             "score": score,
         }
-        for number, box, score in zip(
-            classes[mask].tolist(), found.tolist(), scores[mask].tolist(), strict=True
+        for class_index, box, score in zip(
+            classes[mask].tolist(), xywh_boxes.tolist(), scores[mask].tolist(), strict=True
         )
     ]
 
 
 def coco_api(evaluator: str) -> CocoApi:
-    """The package that computes AP, by its name in config.evaluator; both give the same numbers.
+    """Return the package that computes AP.
 
-    Raises ValueError where there is none of this name or it is not installed.
+    Args:
+        evaluator: "pycocotools" or "hotcoco" (config.evaluator); both give the same numbers.
+
+    Raises:
+        ValueError: If `evaluator` is unknown or not installed.
     """
 
     def pycocotools() -> CocoApi:
@@ -71,8 +88,8 @@ def coco_api(evaluator: str) -> CocoApi:
             from hotcoco import COCO, COCOeval
         except ImportError as error:
             raise ValueError(
-                f"evaluator='hotcoco' cannot be imported here ({error}); pip install hotcoco, or "
-                "do without it: --config.evaluator=pycocotools."
+                f"evaluator='hotcoco' cannot be imported ({error}); run `pip install hotcoco`, or "
+                "use --config.evaluator=pycocotools."
             ) from None
         return CocoApi(COCO, COCOeval)
 
@@ -80,73 +97,79 @@ def coco_api(evaluator: str) -> CocoApi:
 
 
 def coco_metrics(
-    ground_truth: dict[str, Any], results: list[dict[str, Any]], evaluator: str = REFERENCE
+    ground_truth: dict[str, Any],
+    results: Sequence[dict[str, Any]],
+    evaluator: str = REFERENCE_EVALUATOR,
 ) -> tuple[dict[str, Any], str]:
-    """pycocotools' numbers over all images, and its table.
+    """Return COCO's metrics over all images of the ground truth, and pycocotools' table of them.
 
     Args:
-        ground_truth: a COCO instances dict.
-        results: detections in COCO's results format.
-        evaluator: who computes them, as config.evaluator names it.
+        ground_truth: A COCO instances dict; it is not changed.
+        results: Detections in COCO's results format; they are not changed.
+        evaluator: "pycocotools" or "hotcoco" (config.evaluator).
 
     Returns:
-        The twelve METRICS and "AP_by_category" (name -> AP; None where a number is undefined,
-        for want of ground truth), and the printed table.
+        A dict of the twelve METRICS and "AP_by_category" (category name -> AP), and the table as
+        text. A number is None where it is undefined because there is no ground truth.
+
+    Raises:
+        ValueError: If `evaluator` is unknown or not installed.
     """
     api = coco_api(evaluator)
-    ground_truth = essentials(ground_truth)
+    ground_truth = keep_box_fields(ground_truth)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = api.COCO()
         truth.dataset = ground_truth
         truth.createIndex()
-        # loadRes writes into what it is given, and refuses an empty list, the right answer of an
-        # untrained model.
-        found = truth.loadRes([dict(result) for result in results]) if results else api.COCO()
-        evaluation = api.COCOeval(truth, found, "bbox")
+        # loadRes changes the dicts that it gets. It also refuses an empty list, which is the right
+        # result of an untrained model.
+        detections = truth.loadRes([dict(result) for result in results]) if results else api.COCO()
+        evaluation = api.COCOeval(truth, detections, "bbox")
         evaluation.params.imgIds = sorted(truth.getImgIds())
         evaluation.evaluate()
         evaluation.accumulate()
     curves = evaluation.eval
-    numbers, table = summarized(curves)
-    metrics: dict[str, Any] = dict(zip(METRICS, map(defined, numbers), strict=True))
+    numbers, table = summarize(curves)
+    metrics: dict[str, Any] = dict(zip(METRICS, map(none_if_undefined, numbers), strict=True))
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    # precision: T iou thresholds, R recalls, K categories, area ranges, detection limits
+    # precision: T IoU thresholds, R recalls, K categories, area ranges, detection limits
     precision = curves["precision"][:, :, :, 0, -1]  # T R K
     metrics["AP_by_category"] = {
-        names[category]: defined(np.mean(precision[:, :, k]))
-        for k, category in enumerate(evaluation.params.catIds)
+        names[category_id]: none_if_undefined(np.mean(precision[:, :, k]))
+        for k, category_id in enumerate(evaluation.params.catIds)
     }
     return metrics, table
 
 
-def summarized(curves: dict[str, Any]) -> tuple[Float[np.ndarray, " 12"], str]:
-    """The numbers of METRICS and the table that pycocotools makes of precision and recall.
+def summarize(curves: dict[str, Any]) -> tuple[Float[np.ndarray, " 12"], str]:
+    """Return the numbers of METRICS and their table, as pycocotools summarizes them.
 
-    Its own words, whoever computed the curves.
+    Args:
+        curves: Precision and recall, `COCOeval.eval` of any evaluator after `accumulate`.
     """
     from pycocotools.cocoeval import COCOeval
 
-    summary = COCOeval(iouType="bbox")
+    summary: Any = COCOeval(iouType="bbox")
     summary.eval = curves
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         summary.summarize()
     return np.asarray(summary.stats), printed.getvalue().rstrip()
 
 
-def essentials(ground_truth: dict[str, Any]) -> dict[str, Any]:
-    """A copy of what SECTIONS names, annotations numbered from 1.
+def keep_box_fields(ground_truth: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a COCO instances dict with only BOX_FIELDS and new annotation ids from 1.
 
-    pycocotools takes a match with annotation 0 for none.
+    The ids must not contain 0: pycocotools takes a match with annotation 0 for no match.
     """
     content = {
-        section: [{name: one[name] for name in names} for one in ground_truth[section]]
-        for section, names in SECTIONS.items()
+        section: [{field: entry[field] for field in fields} for entry in ground_truth[section]]
+        for section, fields in BOX_FIELDS.items()
     }
-    for number, annotation in enumerate(content["annotations"], 1):
-        annotation["id"] = number
+    for annotation_id, annotation in enumerate(content["annotations"], 1):
+        annotation["id"] = annotation_id
     return content
 
 
-def defined(value: float) -> float | None:
-    """pycocotools says -1 where a number is undefined; JSON says null."""
+def none_if_undefined(value: float) -> float | None:
+    """Return None, JSON's null, for the -1 by which pycocotools marks an undefined number."""
     return None if value < 0 else float(value)

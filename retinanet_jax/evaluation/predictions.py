@@ -1,4 +1,4 @@
-"""Detections of image files, drawn and written to a folder."""
+"""Detections of image files, written to a folder as JSON, as CSV and drawn on the images."""
 
 import csv
 import io
@@ -11,90 +11,108 @@ from PIL import Image
 from retinanet_jax.detector import Detections, Detector
 from retinanet_jax.utils.files import write_atomically, write_json
 from retinanet_jax.utils.progress import make_progress
-from retinanet_jax.utils.threads import ahead
+from retinanet_jax.utils.threads import map_ahead
 
+# Of detections.csv; "name" is the category's name, the box is in pixels of the image.
 COLUMNS = ("file_name", "name", "category_id", "score", "x0", "y0", "x1", "y1")
+JPEG_QUALITY = 92
 
 
-class Found(NamedTuple):
-    """What a picture came to."""
+class ImageOutcome(NamedTuple):
+    """An image file, its detections or why it cannot be used, and where its drawing is written."""
 
     path: pathlib.Path
     outcome: Detections | ValueError
-    drawing: pathlib.Path
-
-
-def drawings(pictures: Sequence[pathlib.Path], output: pathlib.Path) -> list[pathlib.Path]:
-    """For each picture a file in `output` that no other has.
-
-    Where the pictures lie in that folder themselves, none of them is overwritten.
-    """
-    taken = {path.name for path in pictures if path.resolve().parent == output.resolve()}
-    files = []
-    for path in pictures:
-        name, number = f"{path.stem}.jpg", 1
-        while name in taken:
-            number += 1
-            name = f"{path.stem}-{number}.jpg"
-        taken.add(name)
-        files.append(output / name)
-    return files
-
-
-def write_jpeg(path: pathlib.Path, picture: Image.Image) -> None:
-    """Writes all of it or nothing."""
-    jpeg = io.BytesIO()
-    picture.save(jpeg, "JPEG", quality=92)
-    write_atomically(path, jpeg.getvalue())
-
-
-def write_csv(path: pathlib.Path, rows: Iterable[Sequence[Any]]) -> None:
-    """A table of COLUMNS, all of it or nothing."""
-    text = io.StringIO()
-    csv.writer(text).writerows([COLUMNS, *rows])
-    # As the file system has them, names need not be UTF-8.
-    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
+    drawing_path: pathlib.Path
 
 
 def predict_files(
     detector: Detector,
-    pictures: Sequence[pathlib.Path],
+    image_paths: Sequence[pathlib.Path],
     output: pathlib.Path,
     *,
     batch_size: int = 1,
     draw_threshold: float | None = 0.5,
     table: bool = False,
 ) -> list[str]:
-    """Predicts on all pictures, and writes it; returns what could not be read, and why.
+    """Detect the objects in image files, and write detections.json and drawings to a folder.
 
-    `draw_threshold` None: draws nothing. `table`: writes detections.csv too.
+    detections.json is in COCO's results format, with image ids from 1 in the order of the paths
+    and a file_name for each detection.
+
+    Args:
+        detector: The detector.
+        image_paths: The image files.
+        output: The folder, which is created if it does not exist.
+        batch_size: How many images are computed together.
+        draw_threshold: The lowest score of a detection that is drawn. None: nothing is drawn.
+        table: Whether to write detections.csv as well.
+
+    Returns:
+        An error message for each image that could not be read or used.
+
+    Raises:
+        ValueError: If `batch_size` is less than 1.
+        OSError: If a file cannot be written.
     """
-    outcomes = detector.outcomes(pictures, batch_size)
+    outcomes = detector.batch_with_errors(image_paths, batch_size)
     output.mkdir(parents=True, exist_ok=True)
 
-    def draw(found: Found) -> Found:
-        if isinstance(found.outcome, Detections) and draw_threshold is not None:
-            write_jpeg(found.drawing, found.outcome.draw(draw_threshold))
-        return found
+    def draw(image: ImageOutcome) -> ImageOutcome:
+        if isinstance(image.outcome, Detections) and draw_threshold is not None:
+            write_jpeg(image.drawing_path, image.outcome.draw(draw_threshold))
+        return image
 
-    results, rows, unreadable = [], [], []
-    tell = make_progress("predicting", len(pictures))
-    # Drawn in threads, while the device goes on.
-    all_found = ahead(draw, map(Found, pictures, outcomes, drawings(pictures, output)))
-    for number, (path, outcome, _) in enumerate(all_found, 1):
+    results, rows, errors = [], [], []
+    print_progress = make_progress("predicting", len(image_paths))
+    # Drawn in threads, while the device computes the next images.
+    images = map(ImageOutcome, image_paths, outcomes, drawing_paths(image_paths, output))
+    for image_id, (path, outcome, _) in enumerate(map_ahead(draw, images), 1):
         if isinstance(outcome, ValueError):
-            unreadable.append(str(outcome))
+            errors.append(str(outcome))
         else:
             name = str(path)
-            results += [{**one, "file_name": name} for one in outcome.to_coco(image_id=number)]
-            rows += [(name, one.name, one.category_id, one.score, *one.box) for one in outcome]
-        tell(number)
+            results += [{**result, "file_name": name} for result in outcome.to_coco(image_id)]
+            rows += [(name, d.class_name, d.category_id, d.score, *d.box) for d in outcome]
+        print_progress(image_id)
     write_json(output / "detections.json", results)
     if table:
         write_csv(output / "detections.csv", rows)
-    told = f"{len(results)} detections on {len(pictures) - len(unreadable)} pictures"
+    summary = f"{len(results)} detections in {len(image_paths) - len(errors)} images"
     if draw_threshold is not None:
-        drawn = sum(one["score"] >= draw_threshold for one in results)
-        told += f", {drawn} that score {draw_threshold:g} or more drawn"
-    print(f"{told}: {output / 'detections.json'}")
-    return unreadable
+        num_confident = sum(result["score"] >= draw_threshold for result in results)
+        summary += f" ({num_confident} with a score of {draw_threshold:g} or more are drawn)"
+    print(f"{summary}: {output / 'detections.json'}")
+    return errors
+
+
+def drawing_paths(image_paths: Sequence[pathlib.Path], output: pathlib.Path) -> list[pathlib.Path]:
+    """Return a different JPEG file in `output` for each image, named after it.
+
+    Images that are in `output` themselves are never overwritten.
+    """
+    used = {path.name for path in image_paths if path.resolve().parent == output.resolve()}
+    paths = []
+    for path in image_paths:
+        name, copy = f"{path.stem}.jpg", 1
+        while name in used:
+            copy += 1
+            name = f"{path.stem}-{copy}.jpg"
+        used.add(name)
+        paths.append(output / name)
+    return paths
+
+
+def write_jpeg(path: pathlib.Path, image: Image.Image) -> None:
+    """Write an image as JPEG, completely or not at all."""
+    jpeg = io.BytesIO()
+    image.save(jpeg, "JPEG", quality=JPEG_QUALITY)
+    write_atomically(path, jpeg.getvalue())
+
+
+def write_csv(path: pathlib.Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table of COLUMNS, completely or not at all."""
+    text = io.StringIO()
+    csv.writer(text).writerows([COLUMNS, *rows])
+    # File names need not be valid UTF-8; they are written as the file system stores them.
+    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))

@@ -1,4 +1,8 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written completely or not at all.
+
+A reader, or a run that resumes, never sees half of a file: content is written under a temporary
+name in the same folder and then renamed, which the file system does in one operation.
+"""
 
 import json
 import os
@@ -12,15 +16,25 @@ from typing import Any
 def write_folder(
     folder: pathlib.Path, write: Callable[[pathlib.Path], None], is_written: Callable[[], bool]
 ) -> None:
-    """Makes `folder` of what `write` puts into the draft that it is given.
+    """Create `folder` with everything that `write` puts into it, or not at all.
 
-    Where another process makes the same folder meanwhile, `is_written` says so, and its is kept.
+    Several processes may create the same folder at once: the first one to finish succeeds, and the
+    others discard their copies.
+
+    Args:
+        folder: The folder to create; missing parents are created too.
+        write: Writes the content into the temporary folder that it is given.
+        is_written: Returns whether `folder` is complete. It is called where `folder` exists already
+            when `write` has finished.
+
+    Raises:
+        OSError: If the folder cannot be created, or exists and is not complete.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         write(draft)
-        draft.chmod(0o755)  # mkdtemp's is for one user alone
+        draft.chmod(0o755)  # mkdtemp lets only the current user read it
         try:
             draft.rename(folder)
         except OSError:  # another process was faster
@@ -31,13 +45,25 @@ def write_folder(
 
 
 def make_writable(folder: pathlib.Path) -> None:
-    """Makes the folder where it is not there; raises OSError where no file can be made in it."""
+    """Create `folder` if it does not exist, and check that files can be created in it.
+
+    Raises:
+        OSError: If the folder cannot be created, or no file can be created in it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes all of `content` to `path` or leaves it as it was."""
+    """Replace the file `path` by `content`; if that fails, the file stays as it was.
+
+    Args:
+        path: The file; its folder must exist.
+        content: Bytes, or text that is written as UTF-8.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -47,5 +73,10 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON atomically; numbers that are not finite are an error, for JSON has none."""
+    """Write `value` as JSON by `write_atomically`.
+
+    Raises:
+        ValueError: If a number is infinite or NaN, which JSON does not have.
+        OSError: If the file cannot be written.
+    """
     write_atomically(path, json.dumps(value, allow_nan=False))

@@ -54,12 +54,12 @@ def test_detections_belong_to_their_image_in_whatever_order_examples_come(
 
     in_order = scores()
     assert len(set(in_order.values())) == len(source)
-    to_devices = sharding.to_devices
+    put_batch = sharding.put_batch
 
     def reordered(batch, shardings):
-        return to_devices(jax.tree.map(lambda x: x[[4, 5, 6, 7, 2, 3, 0, 1]], batch), shardings)
+        return put_batch(jax.tree.map(lambda x: x[[4, 5, 6, 7, 2, 3, 0, 1]], batch), shardings)
 
-    monkeypatch.setattr(sharding, "to_devices", reordered)
+    monkeypatch.setattr(sharding, "put_batch", reordered)
     assert scores() == in_order
 
 

@@ -1,0 +1,113 @@
+"""The detections of one image, as the Python API returns them.
+
+Not to be confused with `core.Detections`, the arrays of fixed size that the network's programs
+compute: those are padded, with a mask, and their boxes are yxyx.
+"""
+
+import dataclasses
+import io
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int, UInt8
+from PIL import Image
+
+from retinanet_jax import core, visualize
+from retinanet_jax.data.sources.base import Category
+from retinanet_jax.evaluation.coco_metrics import coco_results
+
+MAX_LISTED = 5  # detections that `repr` lists
+NOTEBOOK_SIDE = 1024  # pixels: the longest side of an image that a notebook displays
+
+
+class Detection(NamedTuple):
+    """One detected object."""
+
+    box: Float32[np.ndarray, "4"]  # x0, y0, x1, y1 in pixels of the image
+    score: float
+    class_name: str
+    category_id: int  # the id that the dataset gives to the category
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Detections:
+    """The objects detected in one image, best score first.
+
+    Its length is their number; an index or an iteration gives a `Detection` of each. A notebook
+    displays the image with its boxes.
+
+    Attributes:
+        image: RGB pixels, with the EXIF orientation applied.
+        boxes: (x0, y0, x1, y1) in pixels of the image; the maximum is exclusive.
+        scores: From 0 to 1, in descending order.
+        classes: Indices into `categories`.
+        categories: All categories of the detector.
+    """
+
+    image: UInt8[np.ndarray, "H W 3"]
+    boxes: Float32[np.ndarray, "n 4"]
+    scores: Float32[np.ndarray, " n"]
+    classes: Int[np.ndarray, " n"]
+    categories: tuple[Category, ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each detection's category."""
+        return tuple(self.categories[k].name for k in self.classes)
+
+    @property
+    def category_ids(self) -> Int[np.ndarray, " n"]:
+        """The dataset's id of each detection's category."""
+        return np.array([self.categories[k].id for k in self.classes], np.int64)
+
+    def draw(self, threshold: float = 0.5) -> Image.Image:
+        """Return the image with the boxes and labels of detections that score `threshold` or more.
+
+        Args:
+            threshold: The lowest score that is drawn.
+        """
+        confident = self.scores >= threshold
+        names = itertools.compress(self.class_names, confident)
+        labels = list(map(visualize.score_label, names, self.scores[confident]))
+        boxes = np.asarray(core.xyxy_to_yxyx(self.boxes[confident]))
+        return visualize.draw(self.image, boxes, labels, self.classes[confident])
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """Return the detections in COCO's results format, as JSON stores them.
+
+        Args:
+            image_id: The dataset's id of the image.
+
+        Returns:
+            A dict for each detection: image_id, category_id, bbox (x, y, width, height) and score.
+        """
+        mask = np.ones(len(self), bool)
+        boxes = core.xyxy_to_yxyx(self.boxes)
+        detections = core.Detections(boxes, self.scores, self.classes, mask)
+        return coco_results(detections, image_id, self.categories)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __iter__(self) -> Iterator[Detection]:
+        columns = self.boxes, self.scores.tolist(), self.class_names, self.category_ids.tolist()
+        return itertools.starmap(Detection, zip(*columns, strict=True))
+
+    def __getitem__(self, index: int) -> Detection:
+        return tuple(self)[index]
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[:2]
+        names = self.class_names[:MAX_LISTED]
+        labels = list(map(visualize.score_label, names, self.scores))
+        more = ", ..." if len(self) > MAX_LISTED else ""
+        listed = f": {', '.join(labels)}{more}" if labels else ""
+        return f"<{len(self)} detections on {width} x {height} pixels{listed}>"
+
+    def _repr_png_(self) -> bytes:
+        image, png = self.draw(), io.BytesIO()
+        image.thumbnail((NOTEBOOK_SIDE, NOTEBOOK_SIDE))
+        image.save(png, "PNG")
+        return png.getvalue()

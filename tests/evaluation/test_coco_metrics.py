@@ -1,0 +1,202 @@
+"""Average precision: the numbers of pycocotools, whichever evaluator computes it."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from retinanet_jax import core
+from retinanet_jax.data.sources.base import Category
+from retinanet_jax.data.sources.coco import CocoSource
+from retinanet_jax.evaluation import evaluator
+from retinanet_jax.evaluation.coco_metrics import METRICS, coco_metrics, coco_results
+from retinanet_jax.training import loop
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def rounded(metrics):
+    return [round(metrics[name], 3) for name in METRICS]
+
+
+@pytest.fixture(scope="module")
+def cocoapi(test_data):
+    """Ground truth and results of cocoapi: 100 images of val2014 and artificial detections."""
+    return (
+        read(test_data / "cocoapi/instances_val2014_100.json"),
+        read(test_data / "cocoapi/instances_val2014_fakebbox100_results.json"),
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(cocoapi):
+    """The metrics and the table of pycocotools for cocoapi's data."""
+    return coco_metrics(*cocoapi)
+
+
+@pytest.fixture
+def truth(synthetic_dataset):
+    """The ground truth of the synthetic dataset."""
+    return CocoSource(
+        synthetic_dataset / "instances.json", synthetic_dataset / "images"
+    ).ground_truth()
+
+
+@pytest.fixture
+def perfect_results(truth):
+    """Detections that are the ground truth itself."""
+    return [
+        {"score": 1.0, **{k: annotation[k] for k in ("image_id", "category_id", "bbox")}}
+        for annotation in truth["annotations"]
+    ]
+
+
+def test_the_known_numbers_of_cocoapi(reference):
+    """They are published with cocoapi."""
+    metrics, table = reference
+    assert rounded(metrics) == [
+        *(0.505, 0.697, 0.573, 0.586, 0.519, 0.501),
+        *(0.387, 0.594, 0.595, 0.640, 0.566, 0.564),
+    ]
+    assert "@[ IoU=0.50      | area=   all | maxDets=100 ] = 0.697" in table
+    assert table.count("\n") == 11
+    by_category = metrics["AP_by_category"]
+    assert len(by_category) == 80
+    known = [ap for ap in by_category.values() if ap is not None]
+    # AP is the mean over the categories that have ground truth.
+    np.testing.assert_allclose(np.mean(known), metrics["AP"], rtol=1e-12)
+
+
+def test_the_ground_truth_itself_scores_1_and_no_detections_score_0(truth, perfect_results):
+    metrics, _ = coco_metrics(truth, perfect_results)
+    assert metrics["AP"] == pytest.approx(1)
+    assert {round(ap, 6) for ap in metrics["AP_by_category"].values() if ap is not None} == {1}
+    metrics, _ = coco_metrics(truth, [])
+    assert metrics["AP"] == metrics["AR100"] == 0
+
+
+def test_an_image_without_detections_counts(truth, perfect_results):
+    """All images are evaluated, not only those with detections."""
+    missed = perfect_results[0]["image_id"]
+    others = [result for result in perfect_results if result["image_id"] != missed]
+    assert coco_metrics(truth, others)[0]["AR100"] < 1
+
+
+def test_undefined_numbers_are_none(truth, perfect_results):
+    for annotation in truth["annotations"]:
+        annotation["area"] = 50.0  # small, all of them
+    metrics, _ = coco_metrics(truth, perfect_results)
+    assert metrics["APm"] is None
+    assert metrics["ARl"] is None
+    assert metrics["APs"] == pytest.approx(1)
+    metrics, _ = coco_metrics({**truth, "annotations": []}, perfect_results)
+    assert metrics["AP"] is None
+    assert set(metrics["AP_by_category"].values()) == {None}
+
+
+def test_annotation_ids_may_start_at_0(truth, perfect_results):
+    """For pycocotools itself a match with annotation 0 is a miss."""
+    for annotation_id, annotation in enumerate(truth["annotations"]):
+        annotation["id"] = annotation_id
+    metrics, _ = coco_metrics(truth, perfect_results)
+    assert metrics["AP"] == pytest.approx(1)
+    assert truth["annotations"][0]["id"] == 0  # the caller's dict is not changed
+
+
+def difficult_data(seed, num_images=40, num_detections=30):
+    """Ground truth and results with everything that evaluators may treat differently.
+
+    Equal scores, crowd regions, ids with gaps, annotation ids from 0, images and categories without
+    objects, images without detections, images with more detections than are evaluated.
+    """
+    random = np.random.default_rng(seed)
+    image_ids = np.sort(random.choice(100_000, num_images, replace=False)).tolist()
+    category_ids = (1, 2, 3, 7, 90)
+    annotations, results = [], []
+    for index, image_id in enumerate(image_ids):
+        count = 0 if index % 9 == 0 else random.integers(1, 12)
+        sizes = np.exp(random.uniform(1, 6, (count, 2)))
+        boxes = np.concatenate([random.uniform(0, 300, (count, 2)), sizes], axis=1).round(2)
+        box_categories = random.choice(category_ids[:-1], count)  # none of the last
+        for box, category_id in zip(boxes.tolist(), box_categories.tolist(), strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations),
+                    "image_id": image_id,
+                    "category_id": category_id,
+                    "bbox": box,
+                    "area": box[2] * box[3] * random.uniform(0.5, 1),
+                    "iscrowd": int(random.random() < 0.1),
+                }
+            )
+        if index % 7 == 0:
+            continue
+        number = num_detections if index % 5 else 130
+        for near in random.integers(0, count, number).tolist() if count else [None] * number:
+            box, category_id = (
+                ([50.0] * 4, 90) if near is None else (boxes[near], box_categories[near])
+            )
+            x, y, width, height = (box + random.normal(0, 0.05, 4) * max(box[2:])).tolist()
+            results.append(
+                {
+                    "image_id": image_id,
+                    "category_id": int(category_id if random.random() < 0.9 else 7),
+                    "bbox": [x, y, max(width, 1.0), max(height, 1.0)],
+                    "score": round(random.random(), 1),
+                }
+            )
+    truth = {
+        "images": [{"id": image_id, "license": "none"} for image_id in image_ids],
+        "categories": [{"id": k, "name": f"category {k}"} for k in category_ids],
+        "annotations": annotations,
+    }
+    return truth, results
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_hotcoco_has_the_numbers_of_pycocotools(seed):
+    """All of them bit for bit, by category too, and the table."""
+    pytest.importorskip("hotcoco")
+    truth, results = difficult_data(seed)
+    metrics, table = coco_metrics(truth, results, "hotcoco")
+    assert (metrics, table) == coco_metrics(truth, results)
+    assert 0.1 < metrics["AP"] < 0.9
+    assert metrics["AP_by_category"]["category 90"] is None
+    no_truth = {**truth, "annotations": []}
+    for truth_, results_ in ((truth, []), (no_truth, results), (no_truth, [])):
+        assert coco_metrics(truth_, results_, "hotcoco") == coco_metrics(truth_, results_)
+
+
+def test_hotcoco_has_the_known_numbers_of_cocoapi(cocoapi, reference):
+    pytest.importorskip("hotcoco")
+    assert coco_metrics(*cocoapi, "hotcoco") == reference
+
+
+def test_a_missing_evaluator_is_an_error_before_the_run(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    config.evaluator = "hotcoco"
+    message = "evaluator='hotcoco' cannot be imported .*pip install hotcoco.*evaluator=pycocotools"
+    with pytest.raises(ValueError, match=message):
+        loop.train(config, tmp_path, evaluates=True)
+    with pytest.raises(ValueError, match=message):
+        evaluator.evaluate(config, tmp_path)
+    config.evaluator = "coco"
+    with pytest.raises(ValueError, match="evaluator='coco' must be one of pycocotools, hotcoco"):
+        loop.train(config, tmp_path, evaluates=True)
+
+
+def test_results_have_the_datasets_ids_and_xywh_boxes():
+    detections = core.Detections(
+        boxes=np.float32([[10, 20, 40, 25], [1, 2, 3, 4], [0, 0, 0, 0]]),
+        scores=np.float32([0.5, 0.25, 0]),
+        classes=np.int32([1, 0, 0]),
+        mask=np.array([True, True, False]),
+    )
+    categories = (Category(3, "dog"), Category(7, "cat"))
+    assert coco_results(detections, 42, categories) == [
+        {"image_id": 42, "category_id": 7, "bbox": [20, 10, 5, 30], "score": 0.5},
+        {"image_id": 42, "category_id": 3, "bbox": [2, 1, 2, 2], "score": 0.25},
+    ]
