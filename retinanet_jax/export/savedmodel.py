@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.extend.mlir import ir
@@ -36,7 +36,7 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
     """Write a SavedModel to FOLDER in `folder`, with one or two signatures."""
     import tensorflow as tf
 
-    module = tf.Module()
+    module: Any = tf.Module()
     module.detect = tf.function(_make_detect(servable), input_signature=_input_specs(servable))
     signatures = {"serving_default": module.detect}
     if has_jpeg_signature(servable):
@@ -86,7 +86,7 @@ def _make_detect(servable: Servable) -> "Callable[[tf.Tensor, tf.Tensor], dict[s
     types = dict(zip(OUTPUTS, exported.out_avals, strict=True))
 
     def detect(images: "tf.Tensor", sizes: "tf.Tensor") -> "dict[str, tf.Tensor]":
-        outputs = call_module(
+        outputs: Any = call_module(
             [images, sizes],
             version=exported.calling_convention_version,
             module=portable_module(exported.mlir_module_serialized),

@@ -25,7 +25,7 @@ class ArtifactOutputs(NamedTuple):
     """The detections of a batch as an artifact returns them; zero beyond an image's count."""
 
     boxes: Float32[Any, "B D 4"]  # x0 y0 x1 y1 in pixels of the input images
-    scores: Float32[Any, "B D"]  # in falling order
+    scores: Float32[Any, "B D"]  # in descending order
     categories: Int32[Any, "B D"]  # category ids of the dataset
     count: Int32[Any, " B"]  # number of detections
 

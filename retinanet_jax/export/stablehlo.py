@@ -30,7 +30,7 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
 
 def load(folder: pathlib.Path) -> ArtifactFunction:
     """Return the function that runs FILE in `folder` on jax's default device."""
-    detect = jax.jit(export.deserialize((folder / FILE).read_bytes()).call)
+    detect = jax.jit(export.deserialize(bytearray((folder / FILE).read_bytes())).call)
 
     def run(images: np.ndarray, sizes: np.ndarray) -> ArtifactOutputs:
         return ArtifactOutputs(*map(np.asarray, detect(images, sizes)))

@@ -113,7 +113,9 @@ def make_reference(
         batch = Batch.of_images(images, sizes, np.ones_like(sizes))
         detections = jax.device_get(compiled(checkpoint.variables, batch))
         return [
-            DetectionArrays(core.yxyx_to_xyxy(boxes[mask]), scores[mask], ids[classes[mask]])
+            DetectionArrays(
+                np.asarray(core.yxyx_to_xyxy(boxes[mask])), scores[mask], ids[classes[mask]]
+            )
             for boxes, scores, classes, mask in zip(*detections, strict=True)
         ]
 

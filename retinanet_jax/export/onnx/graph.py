@@ -58,8 +58,8 @@ class Graph:
             self._shapes[name] = aval.shape
         results = self._evaluate(jaxpr.jaxpr, jaxpr.consts, list(inputs))
         for name, value, aval in zip(outputs, results, jaxpr.out_avals, strict=True):
-            node = helper.make_node("Identity", [self.broadcast(value, aval)], [name])
-            self._nodes.append(node)
+            result = self._input_name(self.broadcast(value, aval))
+            self._nodes.append(helper.make_node("Identity", [result], [name]))
 
         def value_infos(names: Sequence[str], avals: Sequence[Any]) -> list[Any]:
             return [
@@ -156,7 +156,8 @@ class Graph:
 
         def read(atom: Any) -> Value:
             if isinstance(atom, jax_core.Literal):
-                return np.asarray(atom.val, atom.aval.dtype)
+                aval: Any = atom.aval
+                return np.asarray(atom.val, aval.dtype)
             return values[atom]
 
         for equation in jaxpr.eqns:

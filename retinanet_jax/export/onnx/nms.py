@@ -24,7 +24,7 @@ def make_nms_rule(*, num_classes: int, iou_threshold: float, class_agnostic: boo
 
     def suppress(graph: Graph, equation: Any, boxes: Value, classes: Value, mask: Value) -> Value:
         (num_boxes,) = equation.outvars[0].aval.shape
-        # The boxes come in falling order of score. The operator sorts them again, by these
+        # The boxes come in descending order of score. The operator sorts them again, by these
         # numbers, since scores may be equal and these are not.
         order = np.arange(num_boxes, 0, -1, dtype=np.float32)[None]
         allowed = graph.reshape(graph.broadcast(mask, equation.invars[2].aval), (1, num_boxes))

@@ -146,17 +146,16 @@ def _transpose(graph: Graph, equation: Any, x: Value) -> Value:
 
 @rule("concatenate")
 def _concatenate(graph: Graph, equation: Any, *parts: Value) -> Value:
-    parts = full_operands(graph, equation, *parts)
-    axis = equation.params["dimension"]
-    return graph.add_node("Concat", *parts, axis=axis, shape=result_shape(equation))
+    axis, full = equation.params["dimension"], full_operands(graph, equation, *parts)
+    return graph.add_node("Concat", *full, axis=axis, shape=result_shape(equation))
 
 
 @rule("stack")
 def _stack(graph: Graph, equation: Any, *parts: Value) -> Value:
     axis, shape = equation.params["axis"], result_shape(equation)
     part_shape = [1 if k == axis else size for k, size in enumerate(shape)]
-    parts = [graph.reshape(x, part_shape) for x in full_operands(graph, equation, *parts)]
-    return graph.add_node("Concat", *parts, axis=axis, shape=shape)
+    reshaped = [graph.reshape(x, part_shape) for x in full_operands(graph, equation, *parts)]
+    return graph.add_node("Concat", *reshaped, axis=axis, shape=shape)
 
 
 @rule("unstack")
