@@ -1,4 +1,4 @@
-"""Feature pyramid (Lin et al. 2016, arXiv 1612.03144) with RetinaNet's P6 and P7."""
+"""The feature pyramid (FPN, https://arxiv.org/abs/1612.03144) with RetinaNet's P6 and P7."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -7,19 +7,28 @@ from jaxtyping import Array, DTypeLike, Float
 from retinanet_jax.models.convolution import Convolve
 
 
-def upsample(x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 C"]:
-    """Return the map twice as high and wide, each value repeated (nearest neighbour)."""
+def upsample(x: Float[Array, "B h w C"]) -> Float[Array, "B 2*h 2*w C"]:
+    """Return the map at twice its height and width, each value repeated (nearest neighbor)."""
     batch, height, width, channels = x.shape
-    # Broadcast and reshape, not a resize: no gather, so it exports and shards over height.
+    # Broadcast and reshape, not a resize: without a gather it exports, and shards over height.
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 class FPN(nn.Module):
-    """P3 to P7 from C3 to C5: laterals, top-down sums, 3x3 outputs; bias, no norm.
+    """The feature pyramid P3 to P7 of the backbone's maps C3 to C5.
 
-    `p6_from` says what the stride-64 map is convolved from: "c5" (the paper) or "p5" (torchvision
-    v1). P7 is a strided 3x3 on relu(P6). `max_level` 5 or 6 leaves the coarsest maps out.
+    1x1 lateral convolutions, sums from the coarsest map down, and 3x3 output convolutions, with
+    biases and without norms (https://arxiv.org/abs/1708.02002, section 4, "Feature
+    Pyramid Network Backbone").
+
+    Attributes:
+        channels: Number of channels of every level.
+        p6_from: Input of P6's strided 3x3 convolution: "c5" (the paper) or "p5" (torchvision v1).
+            P7 is a strided 3x3 convolution of relu(P6).
+        max_level: The coarsest level: 7, or 5 or 6 to leave out P6 and P7, or P7.
+        dtype: The compute dtype; parameters are float32.
+        convolve: The convolution function; None means `jax.lax.conv_general_dilated`.
     """
 
     channels: int = 256
@@ -30,11 +39,15 @@ class FPN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, maps: tuple[Float[Array, "B h w C"], ...]
-    ) -> tuple[Float[Array, "B i j D"], ...]:
-        """Return (P3, ..., P`max_level`) of (C3, C4, C5), each half the size of the one before.
+        self, maps: tuple[Float[Array, "B _ _ _"], ...]
+    ) -> tuple[Float[Array, "B _ _ D"], ...]:
+        """Return (P3, ..., P`max_level`), each half the size of the previous, rounded up.
 
-        Raises ValueError for another `p6_from` or `max_level`.
+        Args:
+            maps: (C3, C4, C5), each half the size of the previous.
+
+        Raises:
+            ValueError: If `p6_from` or `max_level` is unknown.
         """
         if self.p6_from not in ("c5", "p5"):
             raise ValueError(f"p6_from={self.p6_from!r} is unknown; use 'c5' or 'p5'.")
@@ -53,6 +66,7 @@ class FPN(nn.Module):
         return tuple(pyramid)
 
     def _conv(self, name: str, kernel: int, stride: int = 1) -> nn.Conv:
+        """Return a convolution with bias, padded by kernel // 2."""
         return nn.Conv(
             self.channels,
             (kernel, kernel),

@@ -1,6 +1,7 @@
-"""The subnets that predict from every pyramid level (Lin et al. 2017, section 4)."""
+"""The subnets that predict classes and boxes from every pyramid level."""
 
 import math
+from collections.abc import Callable, Sequence
 
 from flax import linen as nn
 from jaxtyping import Array, DTypeLike, Float
@@ -10,11 +11,23 @@ from retinanet_jax.models.norm import make_norm
 
 
 class Head(nn.Module):
-    """A tower of 3x3 convolutions and a predicting one, shared by all levels.
+    """A tower of 3x3 convolutions and a predicting convolution, shared by all pyramid levels.
 
-    `outputs` numbers come out for each of `num_anchors` anchors of a cell. `norm` is "none" or
-    "group" (then the tower has no bias: the norm brings its own). `prior_probability` is what the
-    sigmoid of every output starts at (the paper's pi); None starts the outputs at 0.
+    See https://arxiv.org/abs/1708.02002, section 4, "Classification Subnet" and "Box Regression
+    Subnet"; the initialization is that of section 4.1.
+
+    Attributes:
+        outputs: Number of outputs per anchor: classes, or the 4 coordinates of a box.
+        num_anchors: Number of anchors per cell.
+        depth: Number of convolutions in the tower.
+        channels: Number of channels of the tower.
+        norm: Norm after each convolution of the tower: "none" or "group". With a norm the
+            convolutions have no bias, since the norm has one.
+        norm_epsilon: Added to the variance in the norm.
+        prior_probability: The probability that the sigmoid of every output starts at (the paper's
+            pi); None starts the outputs at 0.
+        dtype: The compute dtype; parameters are float32.
+        convolve: The convolution function; None means `jax.lax.conv_general_dilated`.
     """
 
     outputs: int
@@ -29,27 +42,36 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(
-        self, maps: tuple[Float[Array, "B h w C"], ...]
-    ) -> tuple[Float[Array, "B A O"], ...]:
-        """Return each level's outputs, in the anchors' order: row, column, anchor of the cell.
+        self, maps: tuple[Float[Array, "B _ _ C"], ...]
+    ) -> tuple[Float[Array, "B _ O"], ...]:
+        """Return each level's outputs in the order of its anchors: row, column, anchor of the cell.
 
-        Raises ValueError for another `norm` and for a prior outside (0, 1).
+        Args:
+            maps: The pyramid, one map per level.
+
+        Raises:
+            ValueError: If `norm` is unknown or `prior_probability` is not between 0 and 1.
         """
         if self.norm not in ("none", "group"):
             raise ValueError(f"head norm={self.norm!r} is unknown; use 'none' or 'group'.")
         layers = []
         for index in range(self.depth):
             layers += self._tower_layers(index)
-        layers.append(self._conv("predict", self.num_anchors * self.outputs, bias=self._prior()))
-        return tuple(self._one_level(x, layers) for x in maps)
+        bias = self._prior_logit()
+        layers.append(self._conv("predict", self.num_anchors * self.outputs, bias=bias))
+        return tuple(self._predict(x, layers) for x in maps)
 
-    def _one_level(self, x, layers) -> Float[Array, "B A O"]:
+    def _predict(
+        self, x: Float[Array, "B h w C"], layers: Sequence[Callable[[Array], Array]]
+    ) -> Float[Array, "B A O"]:
+        """Return the outputs of one level."""
         for layer in layers:
             x = layer(x)
-        # Channels are anchor-major, so that rows, columns and anchors of a cell follow each other.
+        # Channels are anchor-major, so the outputs are ordered row, column, anchor of the cell.
         return x.reshape(x.shape[0], -1, self.outputs)
 
-    def _tower_layers(self, index: int) -> list:
+    def _tower_layers(self, index: int) -> list[Callable[[Array], Array]]:
+        """Return a convolution of the tower with its norm, if any, and ReLU."""
         if self.norm == "none":
             return [self._conv(f"conv{index}", self.channels), nn.relu]
         norm = make_norm(
@@ -62,8 +84,8 @@ class Head(nn.Module):
         )
         return [self._conv(f"conv{index}", self.channels, bias=None), norm, nn.relu]
 
-    def _prior(self) -> float:
-        """The logit of the prior probability; 0 where none is given."""
+    def _prior_logit(self) -> float:
+        """Return the logit of the prior probability; 0 where none is given."""
         p = self.prior_probability
         if p is None:
             return 0.0
@@ -74,6 +96,7 @@ class Head(nn.Module):
         return -math.log((1 - p) / p)
 
     def _conv(self, name: str, features: int, bias: float | None = 0.0) -> nn.Conv:
+        """Return a 3x3 convolution with this initial bias; None means without bias."""
         return nn.Conv(
             features,
             (3, 3),

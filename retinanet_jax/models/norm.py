@@ -1,23 +1,27 @@
-"""Normalisation layers by name: frozen batch norm, batch norm, group norm.
+"""Normalization layers by name: frozen batch norm, batch norm, group norm.
 
-All compute in at least float32 and return the compute dtype: statistics do not suffer in bfloat16.
+All compute in at least float32 and return the compute dtype, so that statistics stay exact in
+bfloat16.
 """
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
-NORMS = ("frozen_batch", "batch", "group")
-
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm whose scale, bias, mean and var are constants, as in detectors on small batches.
+    """Batch norm with constant scale, bias, mean and var, as detectors with small batches use it.
 
-    All four live in the "batch_stats" collection: they are neither parameters to count, nor to
-    decay, nor to optimise. They start as the identity and are meant for imported weights.
+    All four are variables of the "batch_stats" collection: they are not parameters, so nothing
+    counts, decays or optimizes them. They start as the identity and are meant for imported weights.
+
+    Attributes:
+        epsilon: Added to the variance.
+        dtype: The dtype of the result; None means that of the computation.
     """
 
     epsilon: float
@@ -25,7 +29,7 @@ class FrozenBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
-        """Return (x - mean) / sqrt(var + epsilon) * scale + bias, by channel."""
+        """Return (x - mean) / sqrt(var + epsilon) * scale + bias, per channel."""
         shape = (x.shape[-1],)
         scale = self.variable("batch_stats", "scale", jnp.ones, shape).value
         bias = self.variable("batch_stats", "bias", jnp.zeros, shape).value
@@ -37,7 +41,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 def make_norm(
-    kind: str,
+    norm: str,
     *,
     channels: int,
     train: bool,
@@ -47,26 +51,34 @@ def make_norm(
     zero_scale: bool = False,
     name: str | None = None,
 ) -> nn.Module:
-    """Return the layer that `kind` names ("frozen_batch", "batch", "group"), of `channels`.
+    """Return a normalization layer.
 
-    `train` makes batch norm use the batch's statistics and update the running ones, with weight
-    1 - momentum (the biased variance). `zero_scale` starts a trained scale at 0; a frozen one
-    could never leave it and starts at 1. Group norm has 32 groups, or the largest power of two
-    below that divides `channels`. Raises ValueError for an unknown kind.
+    Args:
+        norm: "frozen_batch" (see `FrozenBatchNorm`), "batch" (https://arxiv.org/abs/1502.03167) or
+            "group" (https://arxiv.org/abs/1803.08494) with 32 groups, or the largest smaller power
+            of two that divides `channels`.
+        channels: Number of channels that the layer normalizes.
+        train: Whether batch norm uses the batch's statistics and updates the running ones.
+        epsilon: Added to the variance.
+        dtype: The dtype of the result; None means that of the computation.
+        momentum: Weight of the running statistics in an update; the batch's mean and biased
+            variance have the rest.
+        zero_scale: Whether a trained scale starts at 0 instead of 1. A frozen scale would stay at 0
+            and starts at 1 in any case.
+        name: The layer's name in the variables.
+
+    Raises:
+        ValueError: If `norm` is unknown.
     """
+    options: dict[str, Any] = dict(epsilon=epsilon, dtype=dtype, name=name)
     scale_init = nn.initializers.zeros if zero_scale else nn.initializers.ones
-    if kind == "frozen_batch":
-        return FrozenBatchNorm(epsilon, dtype, name=name)
-    if kind == "batch":
-        return nn.BatchNorm(
-            use_running_average=not train,
-            momentum=momentum,
-            epsilon=epsilon,
-            dtype=dtype,
-            scale_init=scale_init,
-            name=name,
-        )
-    if kind == "group":
-        groups = math.gcd(32, channels)
-        return nn.GroupNorm(groups, epsilon=epsilon, dtype=dtype, scale_init=scale_init, name=name)
-    raise ValueError(f"norm={kind!r} is unknown; use one of {', '.join(NORMS)}.")
+    match norm:
+        case "frozen_batch":
+            return FrozenBatchNorm(**options)
+        case "batch":
+            options.update(use_running_average=not train, momentum=momentum)
+            return nn.BatchNorm(scale_init=scale_init, **options)
+        case "group":
+            return nn.GroupNorm(math.gcd(32, channels), scale_init=scale_init, **options)
+        case _:
+            raise ValueError(f"norm={norm!r} is unknown; use one of frozen_batch, batch, group.")

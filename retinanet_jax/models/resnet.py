@@ -1,7 +1,8 @@
-"""ResNet (He et al. 2015) and ResNeXt (Xie et al. 2016) as feature extractors.
+"""ResNet (https://arxiv.org/abs/1512.03385) and ResNeXt (https://arxiv.org/abs/1611.05431).
 
-Stages carry the number of the map they make: the stem is stage 1, then C2 to C5 at strides 4 to 32.
-Padding is explicit and symmetric, as in the published weights; XLA's SAME would shift strided maps.
+Both are feature extractors here. The stem is stage 1, and stages 2 to 5 compute C2 to C5, the maps
+of strides 4 to 32. Padding is explicit and symmetric, as the published weights require; XLA's SAME
+would shift strided maps.
 """
 
 import jax.numpy as jnp
@@ -46,10 +47,13 @@ ARCHITECTURES = {
 
 
 def is_frozen(path: tuple[str, ...], frozen_stages: int) -> bool:
-    """Whether the variable at `path` of the detector's params belongs to a frozen stage.
+    """Return whether a parameter belongs to a frozen stage of the backbone.
 
-    `path` starts at the detector's root, e.g. ("backbone", "stage2_block0", "conv1", "kernel").
-    Gradients there are zero, but an optimizer with weight decay must be told to leave it alone.
+    Its gradient is zero, but an optimizer with weight decay would change it nonetheless.
+
+    Args:
+        path: Path in the detector's params, e.g. ("backbone", "stage2_block0", "conv1", "kernel").
+        frozen_stages: As in `ResNet`.
     """
     if path[0] != "backbone":
         return False
@@ -67,7 +71,10 @@ def _conv(
     convolve: Convolve | None = None,
     name: str,
 ) -> nn.Conv:
-    """Return a convolution without bias (a norm follows), He-initialised, padded by kernel // 2."""
+    """Return a convolution without bias, since a norm follows, padded by kernel // 2.
+
+    Its initialization is He's (https://arxiv.org/abs/1502.01852, section 2.2).
+    """
     return nn.Conv(
         features,
         (kernel, kernel),
@@ -83,10 +90,22 @@ def _conv(
 
 
 class Block(nn.Module):
-    """A residual block: 1x1, 3x3, 1x1 where `bottleneck`, else two 3x3.
+    """A residual block (https://arxiv.org/abs/1512.03385, section 4.1).
 
-    `inner` is the width of the 3x3 convolutions, `features` that of the result. Where the input
-    differs from the result in size or width, the shortcut is a strided 1x1 convolution with norm.
+    Where the input differs from the result in size or channels, the shortcut is a strided 1x1
+    convolution with norm.
+
+    Attributes:
+        features: Number of channels of the result.
+        inner: Number of channels of the 3x3 convolutions.
+        stride: Stride of the block.
+        bottleneck: Whether the convolutions are 1x1, 3x3 and 1x1 instead of 3x3 and 3x3.
+        groups: Number of groups of the bottleneck's 3x3 convolution.
+        stride_in_1x1: As in `ResNet`.
+        norm: As in `make_norm`.
+        norm_epsilon: Added to the variance in each norm.
+        dtype: The compute dtype; parameters are float32.
+        convolve: The convolution function; None means `jax.lax.conv_general_dilated`.
     """
 
     features: int
@@ -102,7 +121,12 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w C"], train: bool) -> Float[Array, "B i j D"]:
-        """Return relu(shortcut(x) + residual(x)), `stride` times smaller."""
+        """Return relu(shortcut(x) + residual(x)).
+
+        Args:
+            x: A feature map.
+            train: As in `make_norm`.
+        """
 
         def conv_norm(x, index, features, kernel, *, stride=1, groups=1, zero_scale=False):
             conv_name = f"conv{index}" if index else "shortcut_conv"
@@ -140,12 +164,23 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The trunk of a ResNet or ResNeXt, up to C5; no pooling, no classifier.
+    """A ResNet or ResNeXt up to C5, without the pooling and classifier that follow.
 
-    `width` is the stem's (64 in the papers) and scales all stages. `stride_in_1x1` puts a stage's
-    stride in the first 1x1 (the authors' weights) and not in the 3x3; it concerns bottlenecks
-    alone. `frozen_stages` counts from the stem: 0 none, 1 the stem, 2 the stem and C2, to 5.
-    A frozen stage gets no gradient, and its batch norms keep and use the running statistics.
+    Attributes:
+        stage_sizes: Number of blocks of stages 2 to 5.
+        bottleneck: Whether blocks are bottlenecks; ResNet-18 and 34 have plain blocks.
+        groups: Number of groups of the bottlenecks' 3x3 convolutions (ResNeXt's cardinality).
+        width_per_group: Channels per group of stage 2 at a `width` of 64.
+        width: Number of channels of the stem, which scales all stages; 64 in the papers.
+        stride_in_1x1: Whether a bottleneck's stride is in its first 1x1 convolution, as in the
+            authors' weights, instead of its 3x3 convolution, as in torchvision's.
+        norm: As in `make_norm`.
+        norm_epsilon: Added to the variance in each norm.
+        frozen_stages: Number of frozen stages from the stem on: 0 none, 1 the stem, 2 the stem and
+            C2, up to 5. A frozen stage has zero gradients, and its batch norms use their running
+            statistics without updating them.
+        dtype: The compute dtype; parameters are float32.
+        convolve: The convolution function; None means `jax.lax.conv_general_dilated`.
     """
 
     stage_sizes: tuple[int, ...]
@@ -160,15 +195,26 @@ class ResNet(nn.Module):
     dtype: DTypeLike | None = None
     convolve: Convolve | None = None
 
+    @property
+    def stride(self) -> int:
+        """The stride of the last map, C5: the stem's 4, doubled by every stage after the first."""
+        return 4 * 2 ** (len(self.stage_sizes) - 1)
+
     @nn.compact
     def __call__(
         self, images: Float[Array, "B H W 3"], train: bool
     ) -> tuple[
         Float[Array, "B h8 w8 C3"], Float[Array, "B h16 w16 C4"], Float[Array, "B h32 w32 C5"]
     ]:
-        """Return (C3, C4, C5) of normalised images: strides 8, 16, 32.
+        """Return (C3, C4, C5), the maps of strides 8, 16 and 32.
 
-        Raises ValueError for widths that the groups do not divide and for unknown norms.
+        Args:
+            images: Normalized images.
+            train: Whether the batch norms of stages that are not frozen use the batch's statistics
+                and update the running ones.
+
+        Raises:
+            ValueError: If `groups` does not divide the width of a stage, or `norm` is unknown.
         """
         x = self._stem(images, train and self.frozen_stages < 1)
         maps = []
@@ -182,6 +228,7 @@ class ResNet(nn.Module):
         return tuple(maps[1:])
 
     def _stem(self, images: Float[Array, "B H W 3"], train: bool) -> Float[Array, "B h4 w4 C"]:
+        """Return the input of stage 2: a strided 7x7 convolution and a strided max pooling."""
         x = _conv(
             self.width, 7, stride=2, dtype=self.dtype, convolve=self.convolve, name="stem_conv"
         )(images)
@@ -194,18 +241,19 @@ class ResNet(nn.Module):
             name="stem_norm",
         )(x)
         x = nn.relu(x)
-        # After the ReLU zeros around the map are as good as minus infinity.
+        # After the ReLU, padding with zeros is the same as padding with minus infinity.
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = nn.max_pool(x, (3, 3), strides=(2, 2))
         return lax.stop_gradient(x) if self.frozen_stages >= 1 else x
 
     def _block(self, stage: int, index: int, stride: int) -> Block:
+        """Return block `index` of a stage."""
         planes = self.width * 2 ** (stage - 2)
         inner = planes * self.width_per_group * self.groups // 64 if self.bottleneck else planes
         if inner == 0 or inner % self.groups:
             raise ValueError(
                 f"width={self.width} makes 3x3 convolutions of {inner} channels, which "
-                f"groups={self.groups} does not divide; use a multiple of 64."
+                f"groups={self.groups} does not divide; use a width that is a multiple of 64."
             )
         return Block(
             features=planes * 4 if self.bottleneck else planes,

@@ -1,4 +1,4 @@
-"""RetinaNet (Lin et al. 2017, arXiv 1708.02002): backbone, pyramid, heads."""
+"""RetinaNet (https://arxiv.org/abs/1708.02002): backbone, feature pyramid and heads."""
 
 from typing import NamedTuple
 
@@ -10,23 +10,34 @@ from retinanet_jax.models.fpn import FPN
 from retinanet_jax.models.heads import Head
 from retinanet_jax.models.resnet import ARCHITECTURES, ResNet
 
-SIZE_MULTIPLE = 32  # of C5: the coarsest map that is added to a finer one
-
 
 class Outputs(NamedTuple):
-    """Raw predictions, one array a level; anchors in row, column, anchor-of-the-cell order."""
+    """The raw predictions, one array per pyramid level, in the order of the level's anchors."""
 
-    logits: tuple[Float[Array, "B a K"], ...]  # before the sigmoid
-    deltas: tuple[Float[Array, "B a 4"], ...]  # (dy, dx, dh, dw) relative to the anchors
+    logits: tuple[Float[Array, "B _ K"], ...]  # before the sigmoid
+    deltas: tuple[Float[Array, "B _ 4"], ...]  # (dy, dx, dh, dw) relative to the anchors
 
 
 class RetinaNet(nn.Module, kw_only=True):
-    """Class logits and box deltas for every anchor of P3 to P`max_level`.
+    """The network that predicts class logits and box deltas for every anchor of P3 to P`max_level`.
 
-    `backbone` names one of ARCHITECTURES; `norm`, `norm_epsilon`, `stride_in_1x1` and
-    `frozen_stages` are the backbone's (see ResNet), `backbone_width` the width of its stem.
-    `dtype` is the compute dtype (parameters stay float32); outputs have it too. `convolve` does the
-    convolutions; None: `jax.lax.conv_general_dilated`.
+    Attributes:
+        num_classes: K, the number of classes.
+        num_anchors: Number of anchors per cell.
+        stride_in_1x1: The backbone's, as in `ResNet`.
+        norm: The backbone's, as in `make_norm`.
+        norm_epsilon: The backbone's, added to the variance in each norm.
+        frozen_stages: The backbone's, as in `ResNet`.
+        p6_from: The pyramid's, as in `FPN`.
+        head_norm: The heads', as in `Head`.
+        backbone: A name of ARCHITECTURES.
+        backbone_width: Number of channels of the backbone's stem.
+        fpn_channels: Number of channels of the pyramid and the heads.
+        max_level: The pyramid's coarsest level, as in `FPN`.
+        head_depth: Number of convolutions in the tower of each head.
+        prior_probability: Probability that every class of every anchor starts at.
+        dtype: The dtype of the computation and the outputs; parameters are float32.
+        convolve: The convolution function; None means `jax.lax.conv_general_dilated`.
     """
 
     num_classes: int
@@ -48,12 +59,19 @@ class RetinaNet(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool) -> Outputs:
-        """Predict from normalised images; `train` concerns the trained batch norms alone.
+        """Return the predictions.
 
-        Raises ValueError where H or W is no multiple of 32, and for unknown names of parts.
+        Args:
+            images: Normalized images; H and W are multiples of the stride of C5, 32.
+            train: As in `ResNet`; only batch norms depend on it.
+
+        Raises:
+            ValueError: If the stride does not divide H or W, or `backbone`, `norm`, `p6_from`,
+                `max_level` or `head_norm` is unknown.
         """
-        _check_image_size(images.shape[1:3])
-        maps = self._backbone()(images, train)
+        backbone = self._backbone()
+        _check_image_size(images.shape[1:3], backbone.stride)
+        maps = backbone(images, train)
         pyramid = FPN(
             self.fpn_channels,
             self.p6_from,
@@ -67,6 +85,7 @@ class RetinaNet(nn.Module, kw_only=True):
         return Outputs(classify(pyramid), regress(pyramid))
 
     def _backbone(self) -> ResNet:
+        """Return the backbone."""
         if self.backbone not in ARCHITECTURES:
             names = ", ".join(ARCHITECTURES)
             raise ValueError(f"backbone={self.backbone!r} is unknown; use one of {names}.")
@@ -83,6 +102,7 @@ class RetinaNet(nn.Module, kw_only=True):
         )
 
     def _head(self, name: str, outputs: int, prior_probability: float | None) -> Head:
+        """Return a head with `outputs` values per anchor."""
         return Head(
             outputs,
             self.num_anchors,
@@ -96,11 +116,12 @@ class RetinaNet(nn.Module, kw_only=True):
         )
 
 
-def _check_image_size(image_size: tuple[int, ...]) -> None:
-    # Otherwise a map twice the size of the coarser one would not be the finer one's size.
-    fixed = tuple(max(1, -(-side // SIZE_MULTIPLE)) * SIZE_MULTIPLE for side in image_size)
+def _check_image_size(image_size: tuple[int, ...], stride: int) -> None:
+    """Raise ValueError unless the stride of the backbone's last map divides the size."""
+    # Otherwise twice the size of a coarser map would not be the size of the finer map.
+    fixed = tuple(max(1, -(-side // stride)) * stride for side in image_size)
     if image_size != fixed:
         raise ValueError(
-            f"image_size={image_size} must be divisible by the stride of C5 ({SIZE_MULTIPLE}); "
+            f"image_size={image_size} must be divisible by the stride of C5 ({stride}); "
             f"try {fixed}."
         )
