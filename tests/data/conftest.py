@@ -1,4 +1,4 @@
-"""A COCO data set of a few pictures, to be bent by the tests."""
+"""A COCO dataset of a few images that tests modify."""
 
 import io
 import json
@@ -11,29 +11,34 @@ from PIL import Image
 from retinanet_jax.data.sources.coco import CocoSource
 
 
-def encode_picture(
-    pixels: np.ndarray, kind: str = "PNG", *, mode: str | None = None, orientation: int = 1, **more
+def encode_image(
+    pixels: np.ndarray,
+    file_format: str = "PNG",
+    *,
+    mode: str | None = None,
+    orientation: int = 1,
+    **options,
 ) -> bytes:
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     if mode:
-        picture = picture.convert(mode)
+        image = image.convert(mode)
     if orientation != 1:
         tags = Image.Exif()
         tags[0x0112] = orientation
-        more["exif"] = tags.tobytes()
+        options["exif"] = tags.tobytes()
     file = io.BytesIO()
-    picture.save(file, kind, **more)
+    image.save(file, file_format, **options)
     return file.getvalue()
 
 
 @pytest.fixture
 def encode():
-    """`encode_picture`: pixels to the bytes of a file."""
-    return encode_picture
+    """Return `encode_image`, which encodes pixels as the bytes of a file."""
+    return encode_image
 
 
-class Folder:
-    """A COCO JSON and its pictures on disk; change `content`, then `load`."""
+class CocoFolder:
+    """A COCO JSON and its images on disk; a test changes `content`, then calls `load`."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -46,21 +51,20 @@ class Folder:
         }
 
     def add_image(self, height: int, width: int, data: bytes | None = None) -> int:
-        number = len(self.content["images"]) + 1
-        name = f"{number}.img"
+        image_id = len(self.content["images"]) + 1
+        name = f"{image_id}.img"
         if data is None:
-            data = encode_picture(np.full((height, width, 3), number, np.uint8))
+            data = encode_image(np.full((height, width, 3), image_id, np.uint8))
         (self.images / name).write_bytes(data)
-        image = {"id": number, "file_name": name, "height": height, "width": width}
+        image = {"id": image_id, "file_name": name, "height": height, "width": width}
         self.content["images"].append(image)
-        return number
+        return image_id
 
-    def add_box(self, image_id: int, bbox: list, category_id: int = 3, **more) -> int:
-        number = len(self.content["annotations"]) + 101
-        self.content["annotations"].append(
-            {"id": number, "image_id": image_id, "bbox": bbox, "category_id": category_id} | more
-        )
-        return number
+    def add_box(self, image_id: int, bbox: list, category_id: int = 3, **fields) -> int:
+        annotation_id = len(self.content["annotations"]) + 101
+        annotation = {"id": annotation_id, "image_id": image_id, "bbox": bbox}
+        self.content["annotations"].append(annotation | {"category_id": category_id} | fields)
+        return annotation_id
 
     def load(self) -> CocoSource:
         path = self.path / "instances.json"
@@ -69,5 +73,5 @@ class Folder:
 
 
 @pytest.fixture
-def folder(tmp_path) -> Folder:
-    return Folder(tmp_path / "data")
+def folder(tmp_path) -> CocoFolder:
+    return CocoFolder(tmp_path / "data")
