@@ -1,7 +1,10 @@
-"""What every test shares: eight virtual devices, the compilation cache, the development data,
-toy configs, and one finished run of the program.
+"""Fixtures for all tests.
+
+Eight virtual devices, the compilation cache, the development data, toy configs, and one finished
+run of the program.
 """
 
+import importlib
 import importlib.util
 import os
 import pathlib
@@ -18,27 +21,27 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
 import pytest
-from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
 from retinanet_jax import sharding
-from retinanet_jax.cli import common
-from retinanet_jax.configs import r50_fpn
+from retinanet_jax.__main__ import COMMANDS
+from retinanet_jax.cli.common import run_command
+from retinanet_jax.config import default_config, load_config
 from retinanet_jax.data.sources import synthetic
 from retinanet_jax.models import resnet
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Compiling is what is slow in this suite; the second run finds it done.
+# Most of the suite's time is compilation; the second run finds it done.
 CACHE = ROOT / ".cache" / "jax"
-# The program's own runs have one device and so programs of their own.
-CACHE_OF_RUNS = ROOT / ".cache" / "runs"
+# The runs of the program have one device, and therefore other compiled programs.
+PROGRAM_CACHE = ROOT / ".cache" / "runs"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.fixture(scope="session")
 def test_data() -> pathlib.Path:
-    """The development data's folder; tests that need it skip where it is not given."""
+    """Return the folder of the development data; tests that need it skip without it."""
     folder = os.environ.get("RETINANET_JAX_TEST_DATA")
     if not folder:
         pytest.skip("RETINANET_JAX_TEST_DATA names no folder")
@@ -47,7 +50,7 @@ def test_data() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def load_script():
-    """`load_script(path)`: a file of scripts/ as a module of its own."""
+    """Return `load_script(path)`, which imports a file of scripts/ as a module."""
 
     def load(path: pathlib.Path):
         spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -60,16 +63,16 @@ def load_script():
 
 @pytest.fixture
 def config() -> ConfigDict:
-    """The paper's config, unlocked: change what the test is about."""
-    return r50_fpn.get_config().unlock()
+    """Return the paper's config, unlocked: a test changes the fields it is about."""
+    return default_config()
 
 
 @pytest.fixture
 def toy_config(monkeypatch) -> ConfigDict:
-    """A detector of 64 x 64 pictures with four residual blocks: what compiles fastest."""
+    """Return a detector of 64 x 64 images with four residual blocks, which compiles fastest."""
     toy = {"stage_sizes": (1, 1, 1, 1), "bottleneck": False}
     monkeypatch.setitem(resnet.ARCHITECTURES, "toy", toy)
-    toy_config = r50_fpn.get_config("tiny").unlock()
+    toy_config = load_config("configs/r50_fpn.py:tiny").unlock()
     toy_config.model.update(backbone="toy", fpn_channels=16)
     toy_config.data.update(buckets=((64, 64),), short_sides=(64,), eval_short_side=64, long_side=64)
     return toy_config
@@ -77,41 +80,45 @@ def toy_config(monkeypatch) -> ConfigDict:
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """Training and evaluation in this process use one of the virtual devices."""
-    one = jax.devices()[:1]
+    """Make training and evaluation in this process use one of the virtual devices."""
+    devices = jax.devices()[:1]
     make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda space: make_mesh(space, devices=one))
+    monkeypatch.setattr(sharding, "make_mesh", lambda space: make_mesh(space, devices=devices))
 
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory) -> pathlib.Path:
-    """A folder with 20 drawn pictures of 64 x 64 and their COCO JSON."""
-    folder = tmp_path_factory.mktemp("drawn") / "shapes"
-    return synthetic.write_shapes(folder, seed=5, images=20, image_size=64)
+def synthetic_dataset(tmp_path_factory) -> pathlib.Path:
+    """Return a folder with 20 synthetic images of 64 x 64 and their COCO JSON."""
+    folder = tmp_path_factory.mktemp("synthetic") / "shapes"
+    return synthetic.write_shapes(folder, seed=5, num_images=20, image_size=64)
 
 
 class Program:
-    """`python -m retinanet_jax.MODULE`, in a process of its own on one device."""
+    """The commands, each in a process of its own with one device."""
 
-    def share_compiled(self, workdir: pathlib.Path) -> None:
-        """Runs in `workdir` will find what earlier runs of the suite have compiled."""
-        CACHE_OF_RUNS.mkdir(parents=True, exist_ok=True)
-        (workdir / "compilation_cache").symlink_to(CACHE_OF_RUNS)
+    def use_shared_cache(self, workdir: pathlib.Path) -> None:
+        """Let runs in `workdir` find what earlier runs of the suite have compiled."""
+        PROGRAM_CACHE.mkdir(parents=True, exist_ok=True)
+        (workdir / "compilation_cache").symlink_to(PROGRAM_CACHE)
 
     def environment(self) -> dict[str, str]:
-        """Of a process with one device, where what earlier runs have compiled is found."""
+        """Return the environment of a process with one device and the shared cache."""
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        # Otherwise the cache's path, which is each run's own, is part of every program's key.
+        # Otherwise the cache's path, which differs between runs, is part of every program's key.
         environment["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
         return environment
 
-    def start(self, module: str, *arguments: object, preamble: str = "") -> subprocess.Popen:
-        """`preamble` is Python that runs before the module."""
+    def start(self, command: str, *arguments: object, preamble: str = "") -> subprocess.Popen:
+        """Start a command, or "main" (`python -m retinanet_jax.main`).
+
+        `preamble` is Python code that runs first.
+        """
+        module = "retinanet_jax.main" if command == "main" else "retinanet_jax"
+        argv = [module, *([] if command == "main" else [command]), *map(str, arguments)]
         code = (
-            f"import runpy, sys\n{preamble}\n"
-            f"sys.argv = {[module, *map(str, arguments)]}\n"
-            f"runpy.run_module('retinanet_jax.{module}', run_name='__main__', alter_sys=True)"
+            f"import runpy, sys\n{preamble}\nsys.argv = {argv}\n"
+            f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
         )
         return subprocess.Popen(
             [sys.executable, "-c", code],
@@ -122,9 +129,9 @@ class Program:
             text=True,
         )
 
-    def run(self, module: str, *arguments: object, preamble: str = "") -> tuple[int, str, str]:
-        """(exit status, stdout, stderr)."""
-        process = self.start(module, *arguments, preamble=preamble)
+    def run(self, command: str, *arguments: object, preamble: str = "") -> tuple[int, str, str]:
+        """Return the exit status, stdout and stderr of a command."""
+        process = self.start(command, *arguments, preamble=preamble)
         stdout, stderr = process.communicate(timeout=1200)
         return process.returncode, stdout, stderr
 
@@ -135,14 +142,16 @@ def program() -> Program:
 
 
 @pytest.fixture
-def refusal(monkeypatch):
-    """`refusal(module, *arguments)`: the line with which a program refuses, run in this process."""
+def refusal():
+    """Return `refusal(command, *arguments)`: the line with which a command refuses its input.
 
-    def refusal(module, *arguments: object) -> str:
-        argv = ["program", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", argv)
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
-            module.main(common.parse_flags_and_words(argv))
+    The command runs in this process.
+    """
+
+    def refusal(name: str, *arguments: object) -> str:
+        module = importlib.import_module(f"retinanet_jax.cli.{COMMANDS[name][0]}")
+        with pytest.raises(SystemExit) as stopped:
+            run_command(module.COMMAND, ["program", *map(str, arguments)])
         jax.config.update("jax_compilation_cache_dir", str(CACHE))
         line = stopped.value.code  # a string: Python prints it and exits with status 1
         assert isinstance(line, str), line
@@ -163,12 +172,12 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="session")
 def tiny_run(program, tmp_path_factory) -> Run:
-    """`main` on shapes:tiny: 8 steps, evaluations and checkpoints after 4 and 8."""
+    """Run `main` on shapes:tiny: 8 steps, evaluations and checkpoints after 4 and 8."""
     workdir = tmp_path_factory.mktemp("tiny_run")
-    program.share_compiled(workdir)
+    program.use_shared_cache(workdir)
     arguments = (
         "--config=configs/shapes.py:tiny",
-        # One picture at a time, as prediction has them; and detections, though hardly trained.
+        # One image at a time, as in prediction, and a threshold that an untrained network passes.
         "--config.data.eval_batch_size=1",
         "--config.detections.score_threshold=0.001",
     )

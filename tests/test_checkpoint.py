@@ -1,9 +1,14 @@
-"""CheckpointManager: complete or absent, bit for bit, and refused where they do not fit."""
+"""Checkpoints: complete or absent, bit for bit, refused where they do not fit, older ones read."""
 
+import functools
+import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
+import tarfile
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +16,15 @@ import numpy as np
 import optax
 import pytest
 
+import retinanet_jax
 from retinanet_jax import checkpoint, sharding
+from retinanet_jax import config as config_module
 from retinanet_jax.checkpoint import CheckpointManager
+from retinanet_jax.data.sources import synthetic
 from retinanet_jax.data.sources.base import Category
+from retinanet_jax.detector import Detector
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 CATEGORIES = (Category(3, "dog"), Category(7, "cat"))
 
@@ -51,7 +62,7 @@ def assert_same(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_equal(x.dtype, y.dtype), a, b)
 
 
-def test_what_is_restored_is_what_was_saved(tmp_path, config):
+def test_restoring_inverts_saving(tmp_path, config):
     save(tmp_path, config, {5: None})
     mesh = sharding.make_mesh(2)
     target = sharding.put_replicated((variables(0), training(0)), mesh)
@@ -63,28 +74,27 @@ def test_what_is_restored_is_what_was_saved(tmp_path, config):
         assert leaf.sharding == sharding.replicated(mesh)
 
 
-def test_a_checkpoint_alone_is_enough_to_predict(tmp_path, config):
+def test_a_checkpoint_has_all_that_prediction_needs(tmp_path, config):
     save(tmp_path, config, {5: None})
-    trained = checkpoint.load(tmp_path)
-    assert_same(jax.tree.map(jnp.asarray, trained.variables), variables(5))
-    assert trained.categories == CATEGORIES
-    assert (trained.step, trained.folder) == (5, tmp_path / "checkpoints" / "5")
-    # JSON makes tuples lists; all else is as it was.
-    assert trained.config.to_json() == config.to_json()
-    checkpoint.check_model(trained.folder, trained.config, config)
+    loaded = checkpoint.load(tmp_path)
+    assert_same(jax.tree.map(jnp.asarray, loaded.variables), variables(5))
+    assert loaded.categories == CATEGORIES
+    assert (loaded.step, loaded.folder) == (5, tmp_path / "checkpoints" / "5")
+    assert loaded.config.to_json() == config.to_json()
+    checkpoint.check_model(loaded.folder, loaded.config, config)
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_8_devices_is_loaded_where_there_is_1(tmp_path, config):
+def test_a_checkpoint_of_8_devices_loads_on_1(tmp_path, config):
     saved = sharding.put_replicated((variables(5), training(5)), sharding.make_mesh(1))
     with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
         checkpoints.save(5, *saved, None)
     load = (
         "import sys, jax\n"
         "from retinanet_jax import checkpoint\n"
-        "trained = checkpoint.load(sys.argv[1])\n"
-        "kernel = trained.variables['params']['backbone']['kernel']\n"
-        "print(jax.device_count(), trained.step, type(kernel).__name__, kernel.sum())"
+        "loaded = checkpoint.load(sys.argv[1])\n"
+        "kernel = loaded.variables['params']['backbone']['kernel']\n"
+        "print(jax.device_count(), loaded.step, type(kernel).__name__, kernel.sum())"
     )
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     loaded = subprocess.run(
@@ -99,23 +109,23 @@ def test_a_checkpoint_of_8_devices_is_loaded_where_there_is_1(tmp_path, config):
 def test_a_checkpoint_may_be_copied_and_renamed(tmp_path, config, name):
     save(tmp_path / "run", config, {5: None})
     copy = shutil.copytree(tmp_path / "run" / "checkpoints" / "5", tmp_path / name)
-    trained = checkpoint.load(copy)
-    assert (trained.step, trained.folder) == (5, copy)
-    assert_same(jax.tree.map(jnp.asarray, trained.variables), variables(5))
+    loaded = checkpoint.load(copy)
+    assert (loaded.step, loaded.folder) == (5, copy)
+    assert_same(jax.tree.map(jnp.asarray, loaded.variables), variables(5))
 
 
-def test_the_last_ones_and_the_best_are_kept(tmp_path, config):
+def test_the_newest_and_the_best_checkpoints_remain(tmp_path, config):
     config.keep_checkpoints = 2
     save(tmp_path, config, {1: 0.1, 2: 0.5, 3: None, 4: 0.2})
     assert steps(tmp_path) == [2, 3, 4]
-    # After a restart the best is still known.
+    # A restarted run knows the best of before.
     save(tmp_path, config, {5: 0.3, 6: None, 7: 0.4})
     assert steps(tmp_path) == [2, 6, 7]
     save(tmp_path, config, {8: 0.6, 9: None, 10: None})
     assert steps(tmp_path) == [8, 9, 10]
 
 
-def test_the_best_is_loaded_else_the_newest(tmp_path, config):
+def test_the_best_is_loaded_or_else_the_newest(tmp_path, config):
     config.keep_checkpoints = 5
     save(tmp_path, config, {1: None, 2: None})
     assert checkpoint.load(tmp_path).step == 2
@@ -128,25 +138,25 @@ def test_the_best_is_loaded_else_the_newest(tmp_path, config):
     np.testing.assert_array_equal(
         checkpoint.load(tmp_path / "checkpoints/3").variables["params"]["backbone"]["kernel"], 3
     )
-    # Training goes on from the newest, whatever its AP.
+    # Training resumes from the newest, whatever its AP.
     with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
         assert checkpoints.latest_step() == 7
 
 
-def test_a_half_written_checkpoint_does_not_count_and_goes(tmp_path, config):
+def test_a_partial_checkpoint_does_not_count_and_is_removed(tmp_path, config):
     save(tmp_path, config, {1: None})
-    half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
-    (half / "variables").mkdir(parents=True)
+    partial = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    (partial / "variables").mkdir(parents=True)
     assert checkpoint.load(tmp_path).step == 1
     with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
-        assert not half.exists()  # not a thread's matter, which may outlive the manager
+        assert not partial.exists()  # not later, by a thread that may outlive the manager
         assert checkpoints.latest_step() == 1
     save(tmp_path, config, {2: None})
     assert checkpoint.load(tmp_path).step == 2
 
 
 @pytest.mark.parametrize("make", [False, True])
-def test_no_checkpoint_is_told(tmp_path, make):
+def test_a_folder_without_a_checkpoint_is_an_error(tmp_path, make):
     folder = tmp_path / "run"
     if make:
         (folder / "checkpoints").mkdir(parents=True)
@@ -169,7 +179,7 @@ def test_weights_of_another_model_are_refused(tmp_path, config):
         refused(
             checkpoints,
             (other, training(0)),
-            r"5: weights of another model; 2 arrays differ: batch_stats/backbone/mean \(3,\) "
+            r"5: weights of another network; 2 arrays differ: batch_stats/backbone/mean \(3,\) "
             r"\(config: None\), params/backbone/kernel \(3, 4\) \(config: \(3, 8\)\)",
         )
 
@@ -187,8 +197,8 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path, config, same_leaves
 @pytest.mark.parametrize(
     ("categories", "message"),
     [
-        (CATEGORIES[:1], r"trained on 2 categories, the data has 1; .*first in .*cat"),
-        ((*CATEGORIES, Category(9, "cow")), r"trained on 2 categories, the data has 3; .*cow"),
+        (CATEGORIES[:1], r"trained on 2 categories, the dataset has 1; .*first in .*cat"),
+        ((*CATEGORIES, Category(9, "cow")), r"trained on 2 categories, the dataset has 3; .*cow"),
         ((CATEGORIES[0], Category(7, "cow")), "they differ first in .*cat"),
         (CATEGORIES[::-1], "they differ first in their order"),
     ],
@@ -208,18 +218,18 @@ def test_other_categories_are_refused(tmp_path, config, categories, message):
     ],
 )
 def test_another_meaning_of_the_same_weights_is_refused(tmp_path, config, section, field, value):
-    """Each of these leaves all shapes as they are. Evaluation and resuming refuse alike."""
+    """None of these changes the shape of an array. Evaluation and resuming both refuse."""
     save(tmp_path, config, {5: None})
-    trained = checkpoint.load(tmp_path)
+    loaded = checkpoint.load(tmp_path)
     config[section][field] = value
-    told = f"5: trained with config.{section}.{field}=.*, this run has .*use the config it"
-    with pytest.raises(ValueError, match=told):
-        checkpoint.check_model(trained.folder, trained.config, config)
+    message = f"5: trained with config.{section}.{field}=.*, this run has .*use the config it"
+    with pytest.raises(ValueError, match=message):
+        checkpoint.check_model(loaded.folder, loaded.config, config)
     with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
-        refused(checkpoints, (variables(0), training(0)), told)
+        refused(checkpoints, (variables(0), training(0)), message)
 
 
-def test_what_else_differs_is_told_in_one_line(tmp_path, config, capsys):
+def test_other_changes_of_the_config_are_printed_in_one_line(tmp_path, config, capsys):
     save(tmp_path, config, {5: None})
     restored = []
 
@@ -234,32 +244,101 @@ def test_what_else_differs_is_told_in_one_line(tmp_path, config, capsys):
     resume()
     (line,) = capsys.readouterr().out.splitlines()
     assert line.endswith(
-        "5: goes on with config.data.batch_size=8 (was 16), "
+        "5: resuming with config.data.batch_size=8 (was 16), "
         "config.data.short_sides=[640, 800] (was [800]), config.seed=3 (was 0)"
     )
     assert_same(*restored)
 
 
-def test_a_checkpoint_of_another_version_is_told_by_its_fields(tmp_path, config):
+def test_a_checkpoint_of_a_newer_version_names_it_and_the_field(tmp_path, config, monkeypatch):
     config = config.unlock()
-    del config.evaluator
-    save(tmp_path, config, {5: None})
-    told = r"5: written by another version of this program: config\.evaluator is missing"
-    with pytest.raises(ValueError, match=told):
+    config.loss.novel = 1.0
+    with monkeypatch.context() as newer:
+        newer.setattr(retinanet_jax, "__version__", "9.1.0")
+        newer.setattr(config_module, "CONFIG_VERSION", 9)
+        save(tmp_path, config, {5: None})
+    message = (
+        r"checkpoints/5: written by retinanet_jax 9\.1\.0, read by .*: config\.loss\.novel is not a "
+        r"config field.* Install retinanet_jax 9\.1\.0 to read it"
+    )
+    with pytest.raises(ValueError, match=message):
         checkpoint.load(tmp_path)
+    with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
+        refused(checkpoints, (variables(0), training(0)), message)
 
 
-def test_imported_weights_are_loaded_and_never_resumed(tmp_path, config):
+class Released(NamedTuple):
+    """A checkpoint that a released version wrote, and what that version made of it."""
+
+    folder: pathlib.Path  # of the step
+    golden: dict[str, Any]
+
+
+@pytest.fixture(params=["0.1.0"])
+def released(request, tmp_path) -> Released:
+    golden = json.loads((GOLDEN / f"checkpoint_{request.param}.json").read_text())
+    with tarfile.open(GOLDEN / f"checkpoint_{request.param}.tar.xz") as archive:
+        archive.extractall(tmp_path / "run", filter="data")
+    (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
+    return Released(folder, golden)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_each_released_version_has_its_detections(released, tmp_path):
+    """To float32's rounding, through 23 convolutions on another processor perhaps."""
+    dataset = synthetic.write_shapes(tmp_path / "shapes", seed=1, num_images=16, image_size=96)
+    detector = Detector.load(released.folder)
+    results = []
+    paths = sorted((dataset / "images").iterdir())
+    for image_id, detections in enumerate(detector.batch(paths), 1):
+        results += detections.to_coco(image_id)
+    scores = [result["score"] for result in released.golden["detections"]]
+    unmatched = [result for result in results if result["score"] >= min(scores)]
+    assert len(unmatched) == len(scores)
+    for expected in released.golden["detections"]:
+        same = [
+            result
+            for result in unmatched
+            if result["image_id"] == expected["image_id"]
+            and result["category_id"] == expected["category_id"]
+            and abs(result["score"] - expected["score"]) < 1e-4
+            and np.abs(np.subtract(result["bbox"], expected["bbox"])).max() < 0.01
+        ]
+        assert same, expected
+        unmatched.remove(same[0])
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_each_released_version_resumes_as_it_did(released, program):
+    workdir = released.folder.parent.parent
+    program.use_shared_cache(workdir)
+    renamed = {"quarter_turns": "rot90"}
+    arguments = [
+        functools.reduce(lambda text, old: text.replace(old, renamed[old]), renamed, argument)
+        for argument in released.golden["run"]
+    ]
+    status, stdout, stderr = program.run("main", *arguments, f"--workdir={workdir}")
+    assert status == 0, stderr
+    assert "resuming with" not in stdout  # the config is the same, under whatever names
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
+    assert [line["step"] for line in metrics] == [197, 198, 199, 200]
+    for line, expected in zip(metrics, released.golden["metrics"], strict=True):
+        for name, value in expected.items():
+            assert line[name] == pytest.approx(value, rel=1e-4), (name, line["step"])
+
+
+def test_imported_weights_load_and_never_resume(tmp_path, config):
     checkpoint.write_imported(tmp_path / "run", variables(2), config, CATEGORIES)
-    trained = checkpoint.load(tmp_path / "run")
-    assert_same(jax.tree.map(jnp.asarray, trained.variables), variables(2))
-    assert (trained.step, trained.categories) == (0, CATEGORIES)
-    config.model.fpn_channels = 7  # what else is wrong does not matter
+    loaded = checkpoint.load(tmp_path / "run")
+    assert_same(jax.tree.map(jnp.asarray, loaded.variables), variables(2))
+    assert (loaded.step, loaded.categories) == (0, CATEGORIES)
+    config.model.fpn_channels = 7  # this error comes before that of another network
     with CheckpointManager(tmp_path / "run", config, CATEGORIES[:1]) as checkpoints:
         assert checkpoints.latest_step() == 0
         refused(
             checkpoints,
             (variables(0), training(0)),
-            "run/checkpoints/0: imported weights, which no training can be resumed from; .* with "
+            "run/checkpoints/0: imported weights, which training cannot resume from; .* give "
             rf"--config\.init\.source=checkpoint --config\.init\.path={tmp_path}/run and another",
         )

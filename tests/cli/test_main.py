@@ -1,15 +1,19 @@
-"""The door: every mistake ends in one line that names the culprit and the fix."""
+"""The command line: every mistake ends in one line that names its cause and the fix."""
+
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
 
-from retinanet_jax import main
-from retinanet_jax.cli import common
-from retinanet_jax.configs import r50_fpn
+from retinanet_jax.__main__ import COMMANDS, main
+from retinanet_jax.cli import common, configs, predict, train
+from retinanet_jax.config import config_files, load_config
 from retinanet_jax.utils import files
 
 TINY = "--config=configs/shapes.py:tiny"
-BATCH = "--config.data.batch_size=8"  # one for each virtual device
+BATCH = "--config.data.batch_size=8"  # one image for each virtual device
 
 
 @pytest.fixture(autouse=True)
@@ -36,36 +40,56 @@ def config_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flag", "culprit"),
+    ("flag", "message"),
     [
-        ("--config.optimizer.leraning_rate=0.1", "--config.optimizer.leraning_rate: there is no"),
-        ("--config.optimiser.learning_rate=0.1", 'no such field. Did you mean "optimizer"'),
-        ("--config.total_step=7", 'Did you mean "total_steps"'),
+        (
+            "--config.optimizer.leraning_rate=0.1",
+            "config.optimizer.leraning_rate is not a config field; did you mean "
+            "config.optimizer.learning_rate? config.optimizer has clip_norm, drop_factor, drops, "
+            "learning_rate, momentum, name,",
+        ),
+        ("--config.optimiser.learning_rate=0.1", "did you mean config.optimizer.learning_rate?"),
+        ("--config.total_step=7", "did you mean config.total_steps?"),
         ("--config.total_steps=many", "total_steps"),
-        ("--config.data.buckets=3", "config.data.buckets=(3,) must be of the kind of ((800, 928)"),
-        ("--config.batch_size=2", "no such field. Did you mean --config.data.batch_size?"),
+        (
+            "--config.data.buckets=3",
+            "config.data.buckets=(3,) must have elements of the type of ((800, 928)",
+        ),
+        ("--config.batch_size=2", "did you mean config.data.batch_size?"),
+        ("--config.learning_rate=2", "did you mean config.optimizer.learning_rate?"),
+        ("--config.xyzzy=2", "config.xyzzy is not a config field. config has anchors, checkpoint_"),
+        ("--config.optimizer=sgd", "config.optimizer is not a config field; did you mean config.o"),
+        (
+            "--config.data.quarter_turns=True",
+            "config.data.quarter_turns is called config.data.rot90 since retinanet_jax 0.2.0.",
+        ),
+        (
+            "--config.data.validation_share=.2",
+            "config.data.validation_share is called config.data.validation_fraction since",
+        ),
         ("--wrokdir=x", "wrokdir"),
         ("--mode=eval", "train_and_evaluate|train|evaluate"),
     ],
 )
-def test_a_mistaken_flag_is_named(refusal, tmp_path, flag, culprit):
-    assert culprit in refusal(main, TINY, f"--workdir={tmp_path / 'run'}", flag)
+def test_a_wrong_flag_is_named(refusal, tmp_path, flag, message):
+    assert message in refusal("train", TINY, f"--workdir={tmp_path / 'run'}", flag)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         (
             "config.optimizer.leraning_rate = 0.1",
-            "config.optimizer.leraning_rate is not a field of configs/r50_fpn.py; "
+            "config.optimizer.leraning_rate is not a config field; "
             "did you mean config.optimizer.learning_rate?",
         ),
-        ("config.xyzzy = 1", "config.xyzzy is not a field of configs/r50_fpn.py."),
+        ("config.xyzzy = 1", "config.xyzzy is not a config field. config has anchors"),
         (
-            "del config.loss.gamma",
-            "config.loss.gamma is missing; configs/r50_fpn.py has",
+            "config.data.validation_share = 0.5",
+            "config.data.validation_share is called config.data.validation_fraction since",
         ),
+        ("del config.loss.gamma", "config.loss.gamma is missing; start from config.default_config"),
         (
             "config.lock().total_step = 1",
             'AttributeError: Key "total_step" does not exist and cannot be added since the config '
@@ -74,52 +98,74 @@ def test_a_mistaken_flag_is_named(refusal, tmp_path, flag, culprit):
         ('{}["a"]', "error: --config: KeyError: a"),
     ],
 )
-def test_a_misspelt_field_in_a_file_is_named(refusal, config_file, tmp_path, line, told):
+def test_a_wrong_field_in_a_config_file_is_named(refusal, config_file, tmp_path, line, message):
     workdir = tmp_path / "run"
-    assert told in refusal(main, f"--config={config_file(line)}", f"--workdir={workdir}")
+    assert message in refusal("train", f"--config={config_file(line)}", f"--workdir={workdir}")
     assert not workdir.exists()
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ("configs/shapes.py:tinny", "'tinny'"),
-        ("configs/shpes.py", "configs/shpes.py"),
+        (
+            "configs/shpes.py",
+            "configs/shpes.py: there is no such file; there are configs/ablations",
+        ),
+        ("elsewhere/shapes.py", "elsewhere/shapes.py: there is no such file"),
     ],
 )
-def test_a_config_that_is_not_there_is_named(refusal, tmp_path, config, told):
-    assert told in refusal(main, f"--config={config}", f"--workdir={tmp_path}")
+def test_a_missing_config_is_named(refusal, tmp_path, config, message):
+    assert message in refusal("train", f"--config={config}", f"--workdir={tmp_path}")
 
 
-def test_without_a_workdir_nothing_begins(refusal):
-    assert "no --workdir" in refusal(main, TINY)
+@pytest.mark.parametrize("spec", ["configs/shapes.py:tiny", "shapes.py:tiny"])
+def test_packaged_configs_load_from_any_folder(monkeypatch, tmp_path, spec):
+    expected = load_config("configs/shapes.py:tiny")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(spec).to_json() == expected.to_json()
+
+
+def test_a_config_in_the_working_folder_comes_first(monkeypatch, tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "shapes.py").write_text("def get_config(arg):\n    return arg\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_config("configs/shapes.py:mine") == "mine"
+
+
+def test_a_config_may_be_given_as_a_second_word(refusal):
+    assert "no --workdir" in refusal("train", "--config", "configs/shapes.py:tiny")
+
+
+def test_a_workdir_is_required(refusal):
+    assert "no --workdir" in refusal("train", TINY)
 
 
 @pytest.mark.parametrize("below", ["file", "file/run"])
 def test_a_workdir_that_cannot_be_written_is_named(refusal, tmp_path, below):
     (tmp_path / "file").write_text("")
-    line = refusal(main, TINY, f"--workdir={tmp_path / below}")
+    line = refusal("train", TINY, f"--workdir={tmp_path / below}")
     assert f"--workdir={tmp_path / below} can't be written (" in line
     assert "give another folder" in line
 
 
 def test_a_workdir_without_permission_is_named(tmp_path, monkeypatch):
-    """Whoever runs the tests as root may write anywhere."""
+    """The tests may run as root, who may write anywhere."""
 
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(OSError, match="can't be written .Permission denied.; give another folder"):
-        main.writable(tmp_path)
+    with pytest.raises(OSError, match=r"can't be written .Permission denied.; give another folder"):
+        train.writable(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (
             ["--config=configs/finetune.py", BATCH],
-            "no data: source='coco' needs --config.data.train.annotations=",
+            "source='coco' requires --config.data.train.annotations=",
         ),
         (["--config=configs/r50_fpn.py"], "instances_train2017.json"),
         ([TINY, "--mode=evaluate"], "no checkpoint here"),
@@ -131,87 +177,166 @@ def test_a_workdir_without_permission_is_named(tmp_path, monkeypatch):
         ([TINY, "--config.data.batch_size=5"], "data.batch_size=5 must be a multiple of the 8"),
     ],
 )
-def test_a_mistake_in_the_recipe_ends_in_one_line(refusal, tmp_path, arguments, told):
-    assert told in refusal(main, *arguments, f"--workdir={tmp_path / 'run'}")
+def test_a_mistake_in_the_config_ends_in_one_line(refusal, tmp_path, arguments, message):
+    assert message in refusal("train", *arguments, f"--workdir={tmp_path / 'run'}")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (["--num_processes=2"], "--num_processes=2 is of use with --distributed only; add it."),
-        (["--process_id=0"], "--process_id=0 is of use with --distributed only"),
-        (["--distributed"], "--distributed found no hosts to join (nobody here); by hand they are"),
+        (["--num_processes=2"], "--num_processes=2 is only used with --distributed; add it."),
+        (["--process_id=0"], "--process_id=0 is only used with --distributed"),
+        (["--distributed"], "--distributed found no hosts to join (nobody here); without a cluste"),
     ],
 )
-def test_hosts_that_cannot_be_joined_are_told(refusal, tmp_path, monkeypatch, arguments, told):
-    def initialize(**_):
+def test_hosts_that_cannot_be_joined_are_an_error(
+    refusal, tmp_path, monkeypatch, arguments, message
+):
+    def initialize(*_):
         raise ValueError("nobody here")
 
-    monkeypatch.setattr(main.jax.distributed, "initialize", initialize)
-    assert told in refusal(main, TINY, *arguments, f"--workdir={tmp_path / 'run'}")
+    monkeypatch.setattr(train.jax.distributed, "initialize", initialize)
+    assert message in refusal("train", TINY, *arguments, f"--workdir={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_weights_are_told_with_the_script_that_writes_them(refusal, drawn, tmp_path):
+def test_missing_weights_name_the_script_that_writes_them(refusal, synthetic_dataset, tmp_path):
     data = "--config.data.train"
     line = refusal(
-        main,
+        "train",
         "--config=configs/finetune.py",
         f"--workdir={tmp_path / 'run'}",
-        f"{data}.annotations={drawn / 'instances.json'}",
-        f"{data}.images={drawn / 'images'}",
+        f"{data}.annotations={synthetic_dataset / 'instances.json'}",
+        f"{data}.images={synthetic_dataset / 'images'}",
         BATCH,
         f"--config.init.path={tmp_path / 'absent.npz'}",
     )
     assert f"{tmp_path / 'absent.npz'} does not exist; scripts/get_resnet50.py" in line
 
 
-def test_a_traceback_is_shown_on_request(refusal, tmp_path):
+def test_a_traceback_is_printed_on_request(refusal, tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint here"):
-        refusal(main, TINY, "--mode=evaluate", f"--workdir={tmp_path}", "--traceback")
+        refusal("train", TINY, "--mode=evaluate", f"--workdir={tmp_path}", "--traceback")
 
 
-def test_a_word_that_is_no_flag_is_told():
-    with pytest.raises(SystemExit, match="error: 'runs/x' is no flag; flags are --NAME=VALUE"):
-        common.parse_flags(["program", "--workdir", "runs", "runs/x"])
+def test_an_argument_that_is_not_a_flag_is_an_error(refusal):
+    line = refusal("train", "--workdir", "runs", "runs/x")
+    assert line == "error: 'runs/x' is not a flag; flags are --NAME=VALUE, without spaces."
 
 
-def test_too_small_a_memory_is_told_with_what_to_lower():
-    told = pytest.raises(SystemExit, match="too small for this run; lower --batch_size or")
-    with told, common.errors_in_one_line(smaller="--batch_size"):
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"train", "evaluate", "configs"}))
+def test_a_command_names_the_flags_it_needs(refusal, name):
+    line = refusal(name)
+    assert line.startswith("error: give --")
+    assert "--output=" in line
+
+
+def test_too_small_a_memory_names_the_flag_to_lower():
+    error = pytest.raises(SystemExit, match="too small for this run; lower --batch_size or")
+    with error, common.errors_in_one_line(predict.COMMAND, traceback=False):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
     # A defect of ours keeps its traceback.
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), common.errors_in_one_line():
+    defect = pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL")
+    with defect, common.errors_in_one_line(predict.COMMAND, traceback=False):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
-def test_after_an_interrupt_it_is_said_how_to_go_on(capsys):
+def test_an_interrupt_prints_how_to_resume(capsys):
     ended = pytest.raises(SystemExit, match=str(common.INTERRUPTED))
-    with ended, common.errors_in_one_line(stopped="stopped; run it again"):
+    with ended, common.errors_in_one_line(train.COMMAND, traceback=False):
         raise KeyboardInterrupt
-    assert capsys.readouterr().err == "stopped; run it again\n"
+    assert capsys.readouterr().err == (
+        "stopped; the same command resumes from the newest checkpoint\n"
+    )
 
 
-def test_deterministic_operations_are_asked_of_xla(refusal, monkeypatch):
+def test_deterministic_operations_are_requested_of_xla(refusal, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
-    refusal(main, TINY, "--deterministic")
-    assert main.os.environ["XLA_FLAGS"] == (
+    refusal("train", TINY, "--deterministic")
+    assert os.environ["XLA_FLAGS"] == (
         "--xla_cpu_enable_fast_math=false --xla_gpu_deterministic_ops=true"
     )
 
 
-def test_the_mode_decides_what_is_done(monkeypatch, tmp_path):
+@pytest.fixture
+def done(monkeypatch) -> list:
+    """What train and evaluate are called with; neither runs."""
     from retinanet_jax.evaluation import evaluator
     from retinanet_jax.training import loop
 
-    done = []
-    monkeypatch.setattr(main.jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(loop, "train", lambda *_, evaluates: done.append(("train", evaluates)))
-    monkeypatch.setattr(evaluator, "evaluate", lambda *_: done.append("evaluate"))
+    calls = []
+    monkeypatch.setattr(train.jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(loop, "train", lambda *_, evaluates: calls.append(("train", evaluates)))
+    monkeypatch.setattr(evaluator, "evaluate", lambda *_: calls.append("evaluate"))
+    return calls
+
+
+def test_the_mode_decides_what_is_done(done, tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
     for mode in ("train_and_evaluate", "train", "evaluate"):
-        main.run(r50_fpn.get_config("tiny"), str(tmp_path / "run"), mode)
-    assert done == [("train", True), ("train", False), "evaluate"]
+        assert main(["retinanet-jax", "train", TINY, workdir, f"--mode={mode}"]) == 0
+    assert main(["retinanet-jax", "evaluate", TINY, workdir]) == 0
+    assert done == [("train", True), ("train", False), "evaluate", "evaluate"]
     assert (tmp_path / "run").is_dir()
+
+
+def test_jax_s_own_flags_are_taken(done, tmp_path, monkeypatch):
+    applied = []
+    monkeypatch.setattr(
+        type(jax.config), "parse_flags_with_absl", lambda _: applied.append(sys.argv)
+    )
+    arguments = ["train", TINY, f"--workdir={tmp_path}", "--jax_debug_nans=True"]
+    assert main(["retinanet-jax", *arguments]) == 0
+    assert len(applied) == len(done) == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help_in_full_sentences(name, capsys):
+    assert main(["retinanet-jax", name, "--help"]) == 0
+    usage, description, *flags = capsys.readouterr().out.split("\n\n")
+    assert usage.startswith(f"usage: retinanet-jax {name}")
+    assert description[0].isupper()
+    assert description.endswith(".")
+    for paragraph in "\n".join(flags).split("\n  --")[1:]:
+        assert paragraph.rstrip().endswith("."), paragraph
+
+
+def test_the_help_lists_every_command(capsys):
+    assert main(["retinanet-jax", "--help"]) == 0
+    out = capsys.readouterr().out
+    for name, (_, summary) in COMMANDS.items():
+        assert name in out
+        assert summary in out
+
+
+def test_an_unknown_command_lists_those_there_are():
+    with pytest.raises(SystemExit, match="'tain' is not a command; there are train, evaluate, "):
+        main(["retinanet-jax", "tain"])
+
+
+def test_the_configs_are_listed_with_their_results(capsys):
+    assert main(["retinanet-jax", "configs"]) == 0
+    out = capsys.readouterr().out
+    for path in config_files():
+        text = configs.describe(path)
+        assert text in out
+        assert "AP" in text, path
+        assert "Command: " in text, path
+
+
+def test_the_version_is_that_of_the_package_and_what_it_runs_on(capsys):
+    assert main(["retinanet-jax", "--version"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("retinanet-jax 0.")
+    assert f"jax {jax.__version__}" in out
+
+
+def test_the_help_does_not_wait_for_jax():
+    code = (
+        "import sys\nfrom retinanet_jax.__main__ import main\nmain(['retinanet-jax', '--help'])\n"
+        "assert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.slow
@@ -227,10 +352,10 @@ def test_the_program_itself_ends_with_status_1_and_no_traceback(program, tmp_pat
 
 
 @pytest.mark.slow
-def test_another_model_or_other_classes_than_the_checkpoints_are_refused(tiny_run, program):
+def test_another_model_than_the_checkpoint_s_is_refused(tiny_run, program):
     """Resuming and evaluating, each in the working directory of a finished run."""
     command = ("main", *tiny_run.arguments, f"--workdir={tiny_run.workdir}")
-    for more, told in (
+    for more, message in (
         (("--config.model.fpn_channels=16",), "trained with config.model.fpn_channels=32"),
         (("--mode=evaluate", "--config.input.order=bgr"), "trained with config.input.order=rgb"),
         (("--config.optimizer.name=sgd",), "optimizer"),
@@ -239,4 +364,4 @@ def test_another_model_or_other_classes_than_the_checkpoints_are_refused(tiny_ru
         assert status == 1
         assert "Traceback" not in stderr
         (line,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
-        assert told in line
+        assert message in line
