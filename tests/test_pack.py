@@ -1,4 +1,4 @@
-"""Packing a config's data: what is written, and that a run reads it where TensorFlow is not."""
+"""Packing a config's datasets: what is written, and that a run reads it without TensorFlow."""
 
 import json
 
@@ -13,54 +13,56 @@ WITHOUT_TENSORFLOW = "sys.modules.update(tensorflow=None, tensorflow_datasets=No
 
 
 @pytest.fixture
-def own_data(toy_config, drawn):
-    """A config that trains on the drawn pictures and evaluates on the same."""
-    given = {
+def coco_config(toy_config, synthetic_dataset):
+    """Return a config that trains and evaluates on the same synthetic images."""
+    fields = {
         "source": "coco",
-        "annotations": str(drawn / "instances.json"),
-        "images": str(drawn / "images"),
+        "annotations": str(synthetic_dataset / "instances.json"),
+        "images": str(synthetic_dataset / "images"),
     }
-    toy_config.data.train.update(given)
-    toy_config.data.eval.update(given)
+    toy_config.data.train.update(fields)
+    toy_config.data.eval.update(fields)
     return toy_config
 
 
-def follow(config: ConfigDict, new_flags: list[str]) -> None:
-    """Does to a config what the flags would."""
-    for flag in new_flags:
+def apply_flags(config: ConfigDict, flags: list[str]) -> None:
+    """Set the fields of a config that the flags name."""
+    for flag in flags:
         name, value = flag.removeprefix("--config.").split("=")
         *sections, field = name.split(".")
         section = config
-        for one in sections:
-            section = section[one]
+        for section_name in sections:
+            section = section[section_name]
         section[field] = type(section[field])(value)
 
 
-def test_the_flags_lead_to_the_same_data(own_data, tmp_path, capsys):
-    train, evaluation = input_pipeline.open_sources(own_data, tmp_path)
-    own_data.data.update(short_sides=(32, 64, 48), eval_short_side=40)
-    follow(own_data, input_pipeline.pack_datasets(own_data, ("train", "eval"), tmp_path / "out"))
+def test_the_printed_flags_open_the_same_data(coco_config, tmp_path, capsys):
+    train, evaluation = input_pipeline.open_sources(coco_config, tmp_path)
+    coco_config.data.update(short_sides=(32, 64, 48), eval_short_side=40)
+    apply_flags(
+        coco_config, input_pipeline.pack_datasets(coco_config, ("train", "eval"), tmp_path / "out")
+    )
 
-    assert own_data.data.loader == "numpy"
-    opened = input_pipeline.open_sources(own_data, tmp_path)
+    assert coco_config.data.loader == "numpy"
+    opened = input_pipeline.open_sources(coco_config, tmp_path)
     assert [source.name for source in opened] == [
-        str(tmp_path / f"out/{p}") for p in input_pipeline.PARTS
+        str(tmp_path / f"out/{part}") for part in input_pipeline.PARTS
     ]
-    for ours, theirs in zip(opened, (train, evaluation), strict=True):
-        assert isinstance(ours, PackedSource)
-        assert ours.ground_truth() == theirs.ground_truth()
-        np.testing.assert_array_equal(ours.sizes, theirs.sizes)
+    for source, expected in zip(opened, (train, evaluation), strict=True):
+        assert isinstance(source, PackedSource)
+        assert source.ground_truth() == expected.ground_truth()
+        np.testing.assert_array_equal(source.sizes, expected.sizes)
     assert opened[0].image(0).shape == (64, 64, 3)
     assert opened[1].image(0).shape == (40, 40, 3)
-    told = capsys.readouterr().out.splitlines()
-    assert told[0].startswith("train: 20/20 pictures  ")
-    assert told[1].startswith(f"{tmp_path}/out/train: 20 pictures of ")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("train: 20/20 images  ")
+    assert lines[1].startswith(f"{tmp_path}/out/train: 20 images of ")
 
 
-def test_one_part_alone(own_data, tmp_path):
-    new = input_pipeline.pack_datasets(own_data, ("eval",), tmp_path)
-    assert [one.name for one in tmp_path.iterdir()] == ["eval"]
-    assert new == [
+def test_a_single_part_is_packed(coco_config, tmp_path):
+    flags = input_pipeline.pack_datasets(coco_config, ("eval",), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["eval"]
+    assert flags == [
         "--config.data.loader=numpy",
         "--config.data.eval.source=packed",
         f"--config.data.eval.images={tmp_path}/eval",
@@ -68,24 +70,27 @@ def test_one_part_alone(own_data, tmp_path):
     ]
 
 
-def test_several_sources_become_one(own_data, drawn, tmp_path):
-    own_data.data.train.annotations = f"{drawn}/instances.json,{drawn}/instances.json"
-    follow(own_data, input_pipeline.pack_datasets(own_data, ("train", "eval"), tmp_path))
-    train, _ = input_pipeline.open_sources(own_data, tmp_path)
+def test_several_sources_are_packed_as_one(coco_config, synthetic_dataset, tmp_path):
+    coco_config.data.train.annotations = (
+        f"{synthetic_dataset}/instances.json,{synthetic_dataset}/instances.json"
+    )
+    apply_flags(coco_config, input_pipeline.pack_datasets(coco_config, ("train", "eval"), tmp_path))
+    train, _ = input_pipeline.open_sources(coco_config, tmp_path)
     assert isinstance(train, PackedSource)
     assert len(train) == 40
 
 
-def test_a_share_that_is_held_out_stays_so(own_data, tmp_path):
-    own_data.data.eval.update(annotations="", images="")
-    own_data.data.validation_fraction = 0.3
-    parts = input_pipeline.open_sources(own_data, tmp_path)
-    with pytest.raises(ValueError, match=r"validation_fraction=0\.3 parts .*--part=both"):
-        input_pipeline.pack_datasets(own_data, ("train",), tmp_path)
-    follow(own_data, input_pipeline.pack_datasets(own_data, ("train", "eval"), tmp_path))
-    for ours, theirs in zip(input_pipeline.open_sources(own_data, tmp_path), parts, strict=True):
-        assert isinstance(ours, PackedSource)
-        assert ours.image_ids == theirs.image_ids
+def test_a_validation_fraction_is_packed_with_the_training_data(coco_config, tmp_path):
+    coco_config.data.eval.update(annotations="", images="")
+    coco_config.data.validation_fraction = 0.3
+    parts = input_pipeline.open_sources(coco_config, tmp_path)
+    with pytest.raises(ValueError, match=r"validation_fraction=0\.3 splits .*--part=both"):
+        input_pipeline.pack_datasets(coco_config, ("train",), tmp_path)
+    apply_flags(coco_config, input_pipeline.pack_datasets(coco_config, ("train", "eval"), tmp_path))
+    opened = input_pipeline.open_sources(coco_config, tmp_path)
+    for source, expected in zip(opened, parts, strict=True):
+        assert isinstance(source, PackedSource)
+        assert source.image_ids == expected.image_ids
 
 
 @pytest.mark.slow
@@ -104,28 +109,26 @@ def test_a_share_that_is_held_out_stays_so(own_data, tmp_path):
 def test_a_mistake_ends_in_one_line(program, arguments, line):
     status, _, stderr = program.run("pack", *arguments)
     assert status == 1
-    (told,) = stderr.splitlines()
-    assert told.startswith("error: ")
-    assert line in told
+    (message,) = stderr.splitlines()
+    assert message.startswith("error: ")
+    assert line in message
 
 
 @pytest.mark.slow
-def test_a_run_from_packed_data_equals_one_from_the_files_and_needs_no_tensorflow(
-    program, tmp_path
-):
-    """Packing, training and evaluating, in processes where TensorFlow cannot be imported."""
+def test_a_run_from_packed_data_equals_one_from_the_files_without_tensorflow(program, tmp_path):
+    """Pack, train and evaluate in processes where TensorFlow cannot be imported."""
     tiny = "--config=configs/shapes.py:tiny"
     status, stdout, stderr = program.run(
         "pack", tiny, f"--output={tmp_path / 'packed'}", preamble=WITHOUT_TENSORFLOW
     )
     assert status == 0, stderr
-    new = [line.strip() for line in stdout.splitlines() if line.startswith("  --")]
-    assert len(new) == 5
+    flags = [line.strip() for line in stdout.splitlines() if line.startswith("  --")]
+    assert len(flags) == 5
 
     def losses(name: str, *flags: str) -> list[float]:
         workdir = tmp_path / name
         workdir.mkdir()
-        program.share_compiled(workdir)
+        program.use_shared_cache(workdir)
         status, _, stderr = program.run(
             "main", tiny, f"--workdir={workdir}", *flags, preamble=WITHOUT_TENSORFLOW
         )
@@ -134,6 +137,6 @@ def test_a_run_from_packed_data_equals_one_from_the_files_and_needs_no_tensorflo
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line)["loss"] for line in lines]
 
-    from_packed = losses("from_packed", *new)
+    from_packed = losses("from_packed", *flags)
     assert len(from_packed) == 8
     assert from_packed == losses("from_files", "--config.data.loader=numpy")

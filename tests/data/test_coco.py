@@ -1,4 +1,4 @@
-"""COCO JSON: read as it stands, and every kind of bad input told by name."""
+"""COCO JSON: read unchanged, and every invalid entry refused by its name."""
 
 import copy
 import json
@@ -9,14 +9,14 @@ import pytest
 from retinanet_jax.data.sources.coco import CocoSource
 
 
-def two_pictures(folder):
+def two_images(folder):
     folder.add_image(40, 60)
     folder.add_image(50, 30)
     return folder
 
 
 def test_boxes_classes_and_crowd_by_hand(folder):
-    two_pictures(folder)
+    two_images(folder)
     folder.add_box(1, [10, 5, 20, 30], category_id=7)
     folder.add_box(1, [0, 0, 60, 40], category_id=3, iscrowd=1)
     source = folder.load()
@@ -33,19 +33,19 @@ def test_boxes_classes_and_crowd_by_hand(folder):
     assert crowd.tolist() == [False, True]
 
 
-def test_a_picture_without_objects_is_ordinary(folder):
-    source = two_pictures(folder).load()
+def test_an_image_may_have_no_objects(folder):
+    source = two_images(folder).load()
     boxes, classes, crowd = source.annotations(1)
     assert boxes.shape == (0, 4)
     assert classes.shape == crowd.shape == (0,)
 
 
-def test_ground_truth_is_the_file_and_only_completed(folder):
-    two_pictures(folder)
+def test_ground_truth_is_the_file_plus_area_and_iscrowd(folder):
+    two_images(folder)
     folder.add_box(1, [10, 5, 20, 30], area=17.5, iscrowd=0, segmentation=[[1, 2, 3, 4, 5, 6]])
     folder.add_box(2, [1, 2, 3.5, 4])
     folder.add_box(2, [1, 2, 3, 4], area=None, iscrowd=None)
-    folder.add_box(2, [1, 2, 0, 4])  # not trained on, but the evaluation is the official one
+    folder.add_box(2, [1, 2, 0, 4])  # not trained on, but evaluation uses the official annotations
     expected = copy.deepcopy(folder.content)
     expected["annotations"][1] |= {"area": 14.0, "iscrowd": 0}
     expected["annotations"][2] |= {"area": 12, "iscrowd": 0}
@@ -53,7 +53,7 @@ def test_ground_truth_is_the_file_and_only_completed(folder):
     assert folder.load().ground_truth() == expected
 
 
-def test_file_names_in_sub_folders(folder):
+def test_file_names_may_have_subfolders(folder):
     folder.add_image(40, 60)
     (folder.images / "deep").mkdir()
     (folder.images / "1.img").rename(folder.images / "deep" / "1.img")
@@ -61,64 +61,64 @@ def test_file_names_in_sub_folders(folder):
     assert folder.load().read(0)
 
 
-def wrong(section: str, row: int, **changes):
-    """The content with some fields of one entry replaced; None takes the field away."""
+def replace(section: str, index: int, **fields):
+    """Return a function that replaces fields of an entry of the content; None removes a field."""
 
     def change(content):
-        entry = content[section][row]
-        entry.update(changes)
-        for name in [name for name, value in changes.items() if value is None]:
+        entry = content[section][index]
+        entry.update(fields)
+        for name in [name for name, value in fields.items() if value is None]:
             del entry[name]
 
     return change
 
 
-BAD = {
+INVALID = {
     "unknown category": (
-        wrong("annotations", 0, category_id=99),
+        replace("annotations", 0, category_id=99),
         r"annotation id 101 \(1.img\) has category_id=99.*does not list",
     ),
     "missing image": (
-        wrong("annotations", 1, image_id=77),
+        replace("annotations", 1, image_id=77),
         "annotation id 102 has image_id=77.*does not list",
     ),
-    "twin image": (wrong("images", 1, id=1), "image id 1 is given twice"),
-    "twin annotation": (wrong("annotations", 1, id=101), "annotation id 101 is given twice"),
-    "twin category": (wrong("categories", 1, id=7), "category id 7 is given twice"),
+    "repeated image": (replace("images", 1, id=1), "image id 1 is given twice"),
+    "repeated annotation": (replace("annotations", 1, id=101), "annotation id 101 is given twice"),
+    "repeated category": (replace("categories", 1, id=7), "category id 7 is given twice"),
     "inverted width": (
-        wrong("annotations", 0, bbox=[9, 9, -3, 4]),
+        replace("annotations", 0, bbox=[9, 9, -3, 4]),
         r"101 \(1.img\) has bbox.*negative",
     ),
     "inverted height": (
-        wrong("annotations", 0, bbox=[9, 9, 3, -4]),
+        replace("annotations", 0, bbox=[9, 9, 3, -4]),
         r"101 \(1.img\) has bbox.*negative",
     ),
-    "not a number": (wrong("annotations", 0, bbox=[9, 9, float("nan"), 4]), "101 .*four finite"),
-    "infinite": (wrong("annotations", 0, bbox=[9, 9, float("inf"), 4]), "101 .*four finite"),
-    "text": (wrong("annotations", 0, bbox=[9, 9, "3", 4]), "101 .*four finite"),
-    "empty box": (wrong("annotations", 0, bbox=[]), "101 .*four finite"),
-    "no box": (wrong("annotations", 0, bbox=None), r"annotation id 101 \(1.img\) has no `bbox`"),
+    "not a number": (replace("annotations", 0, bbox=[9, 9, float("nan"), 4]), "101 .*four finite"),
+    "infinite": (replace("annotations", 0, bbox=[9, 9, float("inf"), 4]), "101 .*four finite"),
+    "text": (replace("annotations", 0, bbox=[9, 9, "3", 4]), "101 .*four finite"),
+    "empty box": (replace("annotations", 0, bbox=[]), "101 .*four finite"),
+    "no box": (replace("annotations", 0, bbox=None), r"annotation id 101 \(1.img\) has no `bbox`"),
     "no category": (
-        wrong("annotations", 0, category_id=None),
+        replace("annotations", 0, category_id=None),
         r"101 \(1.img\) has no `category_id`",
     ),
-    "no annotation id": (wrong("annotations", 0, id=None), "annotation .* has no `id`"),
-    "no file name": (wrong("images", 1, file_name=None), "image id 2 has no `file_name`"),
-    "no height": (wrong("images", 1, height=None), "image id 2 has no `height`"),
-    "zero height": (wrong("images", 1, height=0), "image id 2 has height and width .0, 30."),
-    "no name": (wrong("categories", 0, name=None), "category id 7 has no `name`"),
-    "id as text": (wrong("images", 0, id="1"), "image id 1 has id='1'.*type int"),
-    "twin name": (wrong("categories", 1, name="cat"), "several categories, first 'cat'"),
+    "no annotation id": (replace("annotations", 0, id=None), "annotation .* has no `id`"),
+    "no file name": (replace("images", 1, file_name=None), "image id 2 has no `file_name`"),
+    "no height": (replace("images", 1, height=None), "image id 2 has no `height`"),
+    "zero height": (replace("images", 1, height=0), "image id 2 has height and width .0, 30."),
+    "no name": (replace("categories", 0, name=None), "category id 7 has no `name`"),
+    "id as text": (replace("images", 0, id="1"), "image id 1 has id='1'.*type int"),
+    "repeated name": (replace("categories", 1, name="cat"), "several categories, first 'cat'"),
     "no image": (lambda content: content["images"].clear(), "has no images"),
     "no categories": (lambda content: content["categories"].clear(), "has no categories"),
     "no section": (lambda content: content.pop("annotations"), "has no list `annotations`"),
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_bad_content_is_refused_by_name_in_one_line(folder, kind):
-    change, message = BAD[kind]
-    two_pictures(folder)
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_content_is_refused_by_name_in_one_line(folder, case):
+    change, message = INVALID[case]
+    two_images(folder)
     folder.add_box(1, [10, 5, 20, 30])
     folder.add_box(2, [10, 5, 10, 10])
     change(folder.content)
@@ -129,8 +129,8 @@ def test_bad_content_is_refused_by_name_in_one_line(folder, kind):
 
 
 @pytest.mark.parametrize("box", [[10, 5, 0, 30], [10, 5, 20, 0], [61, 5, 5, 5], [-9, 5, 9, 5]])
-def test_a_box_without_area_inside_is_left_out_and_counted(folder, caplog, box):
-    two_pictures(folder)
+def test_a_box_without_area_inside_its_image_is_left_out_and_counted(folder, caplog, box):
+    two_images(folder)
     folder.add_box(1, [10, 5, 20, 30])
     folder.add_box(1, box)
     folder.add_box(2, [10, 5, 0, 0])
@@ -142,43 +142,43 @@ def test_a_box_without_area_inside_is_left_out_and_counted(folder, caplog, box):
     assert "first: annotation id 102 (1.img)" in caplog.text
 
 
-def test_a_box_that_stands_out_is_clipped_and_counted(folder, caplog):
-    two_pictures(folder)
+def test_a_box_beyond_its_image_is_clipped_and_counted(folder, caplog):
+    two_images(folder)
     folder.add_box(1, [-5, 5, 20, 99])
-    folder.add_box(1, [50.5, 5, 10, 10])  # half a pixel is what rounding does
+    folder.add_box(1, [50.5, 5, 10, 10])  # half a pixel may be due to rounding
     source = folder.load()
     assert source.annotations(0).boxes.tolist() == [[5, 0, 40, 15], [5, 50.5, 15, 60]]
     assert len(caplog.messages) == 1
-    assert "1 boxes stand out" in caplog.text
+    assert "1 boxes extend beyond their image" in caplog.text
     assert "first: annotation id 101 (1.img)" in caplog.text
 
 
-def test_good_boxes_raise_no_warning(folder, caplog):
-    two_pictures(folder).add_box(1, [0, 0, 60, 40])
+def test_valid_boxes_cause_no_warning(folder, caplog):
+    two_images(folder).add_box(1, [0, 0, 60, 40])
     folder.load()
     assert not caplog.messages
 
 
-def test_missing_pictures_are_counted_and_named(folder):
+def test_missing_images_are_counted_and_named(folder):
     for _ in range(5):
         folder.add_image(40, 60)
     for number in range(2, 6):
         (folder.images / f"{number}.img").unlink()
-    with pytest.raises(FileNotFoundError, match=r"4 of 5 pictures .*2.img, 3.img, 4.img, \.\.\."):
+    with pytest.raises(FileNotFoundError, match=r"4 of 5 images .*2.img, 3.img, 4.img, \.\.\."):
         folder.load()
 
 
-def test_a_picture_that_goes_missing_later_is_named_with_its_id(folder):
-    source = two_pictures(folder).load()
+def test_an_image_that_is_removed_later_is_named_with_its_id(folder):
+    source = two_images(folder).load()
     (folder.images / "2.img").unlink()
-    with pytest.raises(FileNotFoundError, match=r"2\.img: the picture of image id 2 is missing"):
+    with pytest.raises(FileNotFoundError, match=r"2\.img: the image of id 2 is missing"):
         source.read(1)
 
 
-def test_missing_folder_missing_json_and_no_json(folder, tmp_path):
-    two_pictures(folder).load()
+def test_a_missing_folder_and_a_missing_or_invalid_json_are_refused(folder, tmp_path):
+    two_images(folder).load()
     path = folder.path / "instances.json"
-    with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder of pictures"):
+    with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder of images"):
         CocoSource(path, tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"none\.json: there is no such annotation file"):
         CocoSource(tmp_path / "none.json", folder.images)
@@ -196,9 +196,9 @@ def test_real_coco(test_data, caplog):
     assert len(source) == 21
     assert len(source.categories) == 80
     assert [source.categories[k].id for k in (0, 11, 79)] == [1, 13, 90]
-    assert sum(int(one.crowd.sum()) for one in annotations) == 1
-    assert sum(int((~one.crowd).sum()) for one in annotations) == 101
-    assert min(len(one.boxes) for one in annotations) == 0
+    assert sum(int(objects.crowd.sum()) for objects in annotations) == 1
+    assert sum(int((~objects.crowd).sum()) for objects in annotations) == 101
+    assert min(len(objects.boxes) for objects in annotations) == 0
     assert not caplog.messages
     official = json.loads((test_data / "coco21/instances.json").read_text())
     assert source.ground_truth() == official

@@ -1,4 +1,4 @@
-"""keras-retinanet's CSV: read as it stands, and every bad line told by its number."""
+"""keras-retinanet's CSV: read unchanged, and every invalid line refused by its number."""
 
 import pathlib
 
@@ -9,11 +9,11 @@ from retinanet_jax.data.sources.csv import CsvSource
 
 
 class Table:
-    """Two CSV files and pictures a.jpg, b.jpg (40 x 60) beside them."""
+    """Two CSV files and images a.jpg, b.jpg (40 x 60) in the same folder."""
 
     def __init__(self, folder: pathlib.Path, encode):
         self.folder = folder
-        self.rows = ["a.jpg,10,5,30,35,dog", "b.jpg,1,2,3,4,cat"]
+        self.lines = ["a.jpg,10,5,30,35,dog", "b.jpg,1,2,3,4,cat"]
         self.classes = ["cat,0", "dog,1"]
         for name in ("a.jpg", "b.jpg"):
             data = encode(np.zeros((40, 60, 3), np.uint8), "JPEG")
@@ -21,7 +21,7 @@ class Table:
 
     def load(self, images: str | pathlib.Path = "") -> CsvSource:
         boxes, classes = self.folder / "boxes.csv", self.folder / "classes.csv"
-        boxes.write_text("\n".join(self.rows))
+        boxes.write_text("\n".join(self.lines))
         classes.write_text("\n".join(self.classes))
         return CsvSource(boxes, classes, images)
 
@@ -31,8 +31,8 @@ def table(tmp_path, encode) -> Table:
     return Table(tmp_path, encode)
 
 
-def test_a_table_by_hand(table):
-    table.rows = [
+def test_a_table_written_by_hand(table):
+    table.lines = [
         "b.jpg,,,,,",
         "a.jpg,10,5,30,35,dog",
         "",
@@ -41,7 +41,7 @@ def test_a_table_by_hand(table):
     source = table.load()
     assert source.name == str(table.folder / "boxes.csv")
     assert [tuple(category) for category in source.categories] == [(0, "cat"), (1, "dog")]
-    assert [source.file_name(row) for row in range(len(source))] == ["b.jpg", "a.jpg"]
+    assert [source.file_name(index) for index in range(len(source))] == ["b.jpg", "a.jpg"]
     assert list(source.image_ids) == [1, 2]
     assert source.sizes.tolist() == [[40, 60], [40, 60]]
     assert source.read(0) == (table.folder / "b.jpg").read_bytes()
@@ -56,7 +56,7 @@ def test_a_table_by_hand(table):
             {"id": 2, "file_name": "a.jpg", "height": 40, "width": 60},
         ],
         "categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}],
-        "annotations": [  # numbered by their lines
+        "annotations": [  # ids are lines
             {"id": 2, "image_id": 2, "category_id": 1}
             | {"bbox": [10, 5, 20, 30], "area": 600, "iscrowd": 0},
             {"id": 4, "image_id": 2, "category_id": 0}
@@ -65,98 +65,98 @@ def test_a_table_by_hand(table):
     }
 
 
-def test_ids_are_kept_and_classes_sorted_by_them(table):
+def test_classes_are_sorted_by_their_ids(table):
     table.classes = ["dog,7", "cat,3"]
     source = table.load()
     assert [tuple(category) for category in source.categories] == [(3, "cat"), (7, "dog")]
-    assert [source.annotations(row).classes.tolist() for row in (0, 1)] == [[1], [0]]
+    assert [source.annotations(index).classes.tolist() for index in (0, 1)] == [[1], [0]]
 
 
 def test_paths_are_relative_to_the_folder_or_the_csv_or_absolute(table, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "deep").mkdir()
     (table.folder / "a.jpg").rename(elsewhere / "deep/a.jpg")
-    table.rows = ["./deep/a.jpg,1,2,3,4,cat", "deep/a.jpg,2,2,3,4,cat"]
+    table.lines = ["./deep/a.jpg,1,2,3,4,cat", "deep/a.jpg,2,2,3,4,cat"]
     source = table.load(elsewhere)
-    assert len(source) == 1  # however its path is written
+    assert len(source) == 1  # the two paths are equal when normalized
     assert len(source.annotations(0).boxes) == 2
-    table.rows = [f"{elsewhere}/deep/a.jpg,1,2,3,4,cat", "b.jpg,1,2,3,4,cat"]
+    table.lines = [f"{elsewhere}/deep/a.jpg,1,2,3,4,cat", "b.jpg,1,2,3,4,cat"]
     source = table.load()
     assert source.read(0) == (elsewhere / "deep/a.jpg").read_bytes()
     assert source.read(1) == (table.folder / "b.jpg").read_bytes()
 
 
-def test_what_spreadsheets_write(table):
-    table.rows = ["\ufeffa.jpg, 10 ,5,30,35,dog,further", ',,,,,,\r\n"b.jpg",1,2,3,4,"cat"\r']
+def test_the_variants_that_spreadsheets_write_are_read(table):
+    table.lines = ["\ufeffa.jpg, 10 ,5,30,35,dog,further", ',,,,,,\r\n"b.jpg",1,2,3,4,"cat"\r']
     source = table.load()
-    assert [source.file_name(row) for row in range(len(source))] == ["a.jpg", "b.jpg"]
+    assert [source.file_name(index) for index in range(len(source))] == ["a.jpg", "b.jpg"]
     assert source.annotations(0).boxes.tolist() == [[5, 10, 35, 30]]
-    assert [one["id"] for one in source.ground_truth()["annotations"]] == [1, 3]
+    assert [annotation["id"] for annotation in source.ground_truth()["annotations"]] == [1, 3]
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_sizes_are_the_pictures_own_upright(table, encode, kind):
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_sizes_are_those_of_the_oriented_images(table, encode, file_format):
     pixels = np.zeros((40, 60, 3), np.uint8)
-    (table.folder / "a.jpg").write_bytes(encode(pixels, kind, orientation=6))
-    (table.folder / "b.jpg").write_bytes(encode(pixels, kind, orientation=3))
+    (table.folder / "a.jpg").write_bytes(encode(pixels, file_format, orientation=6))
+    (table.folder / "b.jpg").write_bytes(encode(pixels, file_format, orientation=3))
     source = table.load()
     assert source.sizes.tolist() == [[60, 40], [40, 60]]
     assert source.image(0).shape == (60, 40, 3)
 
 
 def test_warnings_name_the_line(table, caplog):
-    table.rows += ["b.jpg,5,5,5,9,cat", "a.jpg,50,5,70,9,cat", "a.jpg,-5,5,9,9,cat"]
+    table.lines += ["b.jpg,5,5,5,9,cat", "a.jpg,50,5,70,9,cat", "a.jpg,-5,5,9,9,cat"]
     table.load()
     assert "1 boxes have no area inside" in caplog.text
     assert "(first: line 3 (b.jpg))" in caplog.text
-    assert "2 boxes stand out" in caplog.text
+    assert "2 boxes extend beyond their image" in caplog.text
     assert "(first: line 4 (a.jpg))" in caplog.text
 
 
-BAD_ROWS = {
+INVALID_LINES = {
     "header": ("path,x1,y1,x2,y2,class", r"line 3 \(path\) has x1='x1', not a finite number"),
     "not finite": ("b.jpg,1,2,inf,4,cat", r"line 3 \(b.jpg\) has x2='inf', not a finite number"),
-    "half empty": ("b.jpg,1,2,,4,cat", r"line 3 \(b.jpg\) has x2='', not a finite number"),
+    "partly empty": ("b.jpg,1,2,,4,cat", r"line 3 \(b.jpg\) has x2='', not a finite number"),
     "no class": ("b.jpg,1,2,3,4,", r"line 3 \(b.jpg\) has the class '', which .*classes.csv"),
     "unknown class": ("b.jpg,1,2,3,4,cow", r"line 3 \(b.jpg\) has the class 'cow', which .*list"),
-    "wrong way in x": ("b.jpg,5,2,3,4,cat", r"line 3 \(b.jpg\) has x1=5 above x2=3; correct"),
-    "wrong way in y": ("b.jpg,1,4.5,3,4,cat", r"line 3 \(b.jpg\) has y1=4.5 above y2=4; correct"),
+    "inverted in x": ("b.jpg,5,2,3,4,cat", r"line 3 \(b.jpg\) has x1=5 above x2=3; correct"),
+    "inverted in y": ("b.jpg,1,4.5,3,4,cat", r"line 3 \(b.jpg\) has y1=4.5 above y2=4; correct"),
     "too few": ("b.jpg,1,2,3,4", r"line 3 is 'b.jpg,1,2,3,4'; write path,x1,y1,x2,y2,class, or"),
-    "path alone": ("b.jpg", r"line 3 is 'b.jpg'; write path,x1"),
+    "only a path": ("b.jpg", r"line 3 is 'b.jpg'; write path,x1"),
     "no path": (",1,2,3,4,cat", r"line 3 is ',1,2,3,4,cat'; write path,x1"),
 }
 
 
-@pytest.mark.parametrize("kind", BAD_ROWS)
-def test_a_bad_row_is_refused_by_its_line(table, kind):
-    row, message = BAD_ROWS[kind]
-    table.rows.append(row)
+@pytest.mark.parametrize("case", INVALID_LINES)
+def test_an_invalid_box_is_refused_by_its_line(table, case):
+    line, message = INVALID_LINES[case]
+    table.lines.append(line)
     with pytest.raises(ValueError, match=r"boxes\.csv: " + message) as caught:
         table.load()
     assert "\n" not in str(caught.value)
 
 
-BAD_CLASSES = {
+INVALID_CLASSES = {
     "header": ("class,id", r"line 3 is 'class,id'; write class,id, with ids from 0"),
     "no id": ("cow", r"line 3 is 'cow'; write class,id"),
     "too many": ("cow,2,3", r"line 3 is 'cow,2,3'; write class,id"),
     "no name": (",2", r"line 3 is ',2'; write class,id"),
     "negative": ("cow,-1", r"line 3 is 'cow,-1'; write class,id, with ids from 0"),
-    "twin name": ("cat,2", r"line 3 gives class 'cat' a second time"),
-    "twin id": ("cow,1", r"line 3 gives id 1 a second time"),
+    "repeated name": ("cat,2", r"line 3 gives class 'cat' a second time"),
+    "repeated id": ("cow,1", r"line 3 gives id 1 a second time"),
 }
 
 
-@pytest.mark.parametrize("kind", BAD_CLASSES)
-def test_a_bad_class_is_refused_by_its_line(table, kind):
-    row, message = BAD_CLASSES[kind]
-    table.classes.append(row)
+@pytest.mark.parametrize("case", INVALID_CLASSES)
+def test_an_invalid_class_is_refused_by_its_line(table, case):
+    line, message = INVALID_CLASSES[case]
+    table.classes.append(line)
     with pytest.raises(ValueError, match=r"classes\.csv: " + message) as caught:
         table.load()
     assert "\n" not in str(caught.value)
 
 
-def test_missing_empty_and_unreadable_files(table):
+def test_missing_empty_and_unreadable_files_are_refused(table):
     folder = table.folder
     table.load()
     boxes, classes = folder / "boxes.csv", folder / "classes.csv"
@@ -164,7 +164,7 @@ def test_missing_empty_and_unreadable_files(table):
         CsvSource(folder / "none.csv", classes, "")
     with pytest.raises(FileNotFoundError, match=r"none\.csv: there is no such CSV file"):
         CsvSource(boxes, folder / "none.csv", "")
-    with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder of pictures"):
+    with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder of images"):
         CsvSource(boxes, classes, folder / "nowhere")
     boxes.write_bytes(b"a.jpg,,,,,\nb.jpg,1,2,3,4,c\xe4t\n")
     with pytest.raises(ValueError, match=r"boxes\.csv: is not CSV in UTF-8 after line 0"):
@@ -177,10 +177,10 @@ def test_missing_empty_and_unreadable_files(table):
         CsvSource(boxes, classes, "")
 
 
-def test_pictures_that_are_missing_or_none(table):
-    table.rows.append("c.jpg,,,,,")
-    with pytest.raises(FileNotFoundError, match=r"1 of 3 pictures of .*boxes\.csv .* \(c\.jpg\)"):
+def test_missing_and_invalid_images_are_refused(table):
+    table.lines.append("c.jpg,,,,,")
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 images of .*boxes\.csv .* \(c\.jpg\)"):
         table.load()
-    (table.folder / "c.jpg").write_text("no picture")
-    with pytest.raises(ValueError, match=r"c\.jpg: the picture's size cannot .*no known picture"):
+    (table.folder / "c.jpg").write_text("not an image")
+    with pytest.raises(ValueError, match=r"c\.jpg: the image's size cannot .*unknown image format"):
         table.load()

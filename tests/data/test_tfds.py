@@ -1,4 +1,4 @@
-"""TFDS: its own builders, run over small archives, against the COCO JSON that they were given."""
+"""TFDS: its own builders run over small archives, compared with the COCO JSON in them."""
 
 import io
 import itertools
@@ -18,43 +18,45 @@ from hypothesis import strategies as st
 from PIL import Image
 from tfds_archives import CATEGORIES, Archives, prepare, prepare_own
 
+from retinanet_jax.data.augmentation import COLORS, Augmentation
 from retinanet_jax.data.pipeline import batches
 from retinanet_jax.data.plan import EvalPlan, TrainPlan
-from retinanet_jax.data.sources import tfds_shards
+from retinanet_jax.data.sources import tfds_index
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.data.sources.tfds import TfdsSource
-from retinanet_jax.data.sources.tfds_shards import to_pixels
+from retinanet_jax.data.sources.tfds_index import to_pixels
+from retinanet_jax.utils import progress
 
 YEARS, FORMATS = (2014, 2017), ("tfrecord", "array_record")
-EVERY = list(itertools.product(YEARS, FORMATS))
+ALL_PREPARED = list(itertools.product(YEARS, FORMATS))
 
 
 def jpeg(height, width, seed, *, mode="RGB", orientation=1) -> bytes:
-    """Noise, so that any other picture is another one."""
+    """Return an image of noise, which differs for every seed."""
     rng = np.random.default_rng(seed)
-    picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).convert(mode)
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).convert(mode)
     tags = Image.Exif()
     tags[0x0112] = orientation
     file = io.BytesIO()
-    picture.save(file, "JPEG", exif=tags.tobytes())
+    image.save(file, "JPEG", exif=tags.tobytes())
     return file.getvalue()
 
 
-def draw(folder: pathlib.Path, ids, first_annotation: int):
-    """A folder of pictures and their JSON, each listed by id."""
+def write_dataset(folder: pathlib.Path, ids, first_annotation: int):
+    """Write a folder of images; return its COCO JSON, sorted by id, and the folder."""
     folder.mkdir()
     rng = np.random.default_rng(ids)
     images, annotations = [], []
-    for number, image_id in enumerate(ids):
+    for index, image_id in enumerate(ids):
         height, width = rng.integers(30, 100, 2).tolist()
-        # One in four is grey, the third lies on its side until its tag is heeded.
-        data = jpeg(height, width, image_id, mode="L" if number % 4 == 1 else "RGB")
-        if number == 2:
+        # Every fourth image is gray, and the third has an EXIF orientation that swaps its sides.
+        data = jpeg(height, width, image_id, mode="L" if index % 4 == 1 else "RGB")
+        if index == 2:
             data = jpeg(width, height, image_id, orientation=6)
         name = f"{image_id:012d}.jpg"
         (folder / name).write_bytes(data)
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-        for _ in range(0 if number == 1 else 5):  # the second has no objects
+        for _ in range(0 if index == 1 else 5):  # the second has no objects
             x, y = rng.integers(0, 100 * width - 500), rng.integers(0, 100 * height - 500)
             right, bottom = rng.integers(x + 99, 100 * width), rng.integers(y + 99, 100 * height)
             box = [x / 100, y / 100, (right - x) / 100, (bottom - y) / 100]
@@ -63,7 +65,7 @@ def draw(folder: pathlib.Path, ids, first_annotation: int):
                     "id": first_annotation + len(annotations),
                     "image_id": image_id,
                     "category_id": CATEGORIES[rng.integers(80)]["id"],
-                    "bbox": [float(number) for number in box],
+                    "bbox": [float(coordinate) for coordinate in box],
                     "area": round(float(rng.uniform(1, 2000)), 4),
                     "iscrowd": int(rng.random() < 0.2),
                 }
@@ -75,31 +77,31 @@ def draw(folder: pathlib.Path, ids, first_annotation: int):
 def contents(tmp_path_factory):
     path = tmp_path_factory.mktemp("coco")
     return {
-        "train": draw(path / "train", (4, 9, 25, 26, 300, 301, 7000), 50),
-        "validation": draw(path / "validation", (1, 10, 24, 299), 900),
+        "train": write_dataset(path / "train", (4, 9, 25, 26, 300, 301, 7000), 50),
+        "validation": write_dataset(path / "validation", (1, 10, 24, 299), 900),
     }
 
 
 @pytest.fixture(scope="session")
 def prepared(contents, tmp_path_factory):
-    """`prepared(year, format, shards=1)`: (data_dir, folder of the annotations)."""
-    done = {}
+    """Return `prepared(year, format, shards=1)`, which returns (data_dir, archives)."""
+    cache = {}
 
     def prepared(year, file_format, shards=1):
         key = year, file_format, shards
-        if key not in done:
+        if key not in cache:
             path = tmp_path_factory.mktemp("prepared")
             archives = Archives(path / "archives", year, contents)
             archives.prepare(path / "data", file_format, shards=shards)
-            done[key] = path / "data", archives
-        return done[key]
+            cache[key] = path / "data", archives
+        return cache[key]
 
     return prepared
 
 
 @pytest.fixture
 def copy(prepared, tmp_path, monkeypatch):
-    """A data set of 2017 for this test alone, not indexed yet, and a cache for this test."""
+    """Return a copy of the dataset of 2017 that is not indexed yet; the user's cache is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(prepared(2017, "tfrecord")[0], tmp_path / "copy")
     for path in (tmp_path / "copy").rglob(".retinanet_jax*"):
@@ -107,7 +109,7 @@ def copy(prepared, tmp_path, monkeypatch):
     return tmp_path / "copy"
 
 
-def shards(data_dir, split="train"):
+def shard_paths(data_dir, split="train"):
     return sorted(data_dir.rglob(f"coco-{split}.*"))
 
 
@@ -127,13 +129,14 @@ def assert_same(source, expected):
         assert source.file_name(index) == expected.file_name(index)
         assert source.read(index) == expected.read(index)
         np.testing.assert_array_equal(source.image(index), expected.image(index))
-        own, others = source.annotations(index), expected.annotations(index)
-        for a, b in zip(own, others, strict=True):
-            np.testing.assert_array_equal(a, b, strict=True)
+        for field, expected_field in zip(
+            source.annotations(index), expected.annotations(index), strict=True
+        ):
+            np.testing.assert_array_equal(field, expected_field, strict=True)
 
 
-@pytest.mark.parametrize(("year", "file_format"), EVERY)
-def test_a_prepared_data_set_is_its_json(prepared, contents, year, file_format, caplog):
+@pytest.mark.parametrize(("year", "file_format"), ALL_PREPARED)
+def test_a_prepared_dataset_equals_its_json(prepared, contents, year, file_format, caplog):
     data_dir, archives = prepared(year, file_format)
     for split in ("train", "validation"):
         expected = open_coco(contents, split)
@@ -153,23 +156,21 @@ def test_a_prepared_data_set_is_its_json(prepared, contents, year, file_format, 
         assert not caplog.messages
 
 
-def both_kinds_of_batches(source):
-    """Some that train, of more than an epoch, and those that evaluate."""
+def load_batches(source):
+    """Return training batches of more than an epoch, and all evaluation batches."""
     buckets = ((96, 160), (160, 96))
-    training = TrainPlan(
-        source.sizes,
-        seed=3,
-        batch_size=3,
-        buckets=buckets,
-        resize="bilinear",
+    augmentation = Augmentation(
         short_sides=(64, 96),
         short_side_sampling="choice",
         long_side=160,
-        flip=True,
         scale_jitter=(0.7, 1.3),
         crop_size=None,
+        flip=True,
         rot90=False,
-        color_jitter={"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0},
+        color_jitter=dict.fromkeys(COLORS, 0.0),
+    )
+    training = TrainPlan(
+        source.sizes, augmentation, seed=3, batch_size=3, buckets=buckets, resize="bilinear"
     )
     sides = {"short_side": 96, "long_side": 160, "resize": "bilinear"}
     evaluation = EvalPlan(source.sizes, batch_size=2, buckets=buckets, **sides)
@@ -182,27 +183,27 @@ def both_kinds_of_batches(source):
 
 @pytest.fixture(scope="session")
 def batches_of_json(contents):
-    return both_kinds_of_batches(open_coco(contents, "train"))
+    return load_batches(open_coco(contents, "train"))
 
 
-@pytest.mark.parametrize(("year", "file_format"), EVERY)
-def test_a_prepared_data_set_gives_the_batches_of_its_json(
+@pytest.mark.parametrize(("year", "file_format"), ALL_PREPARED)
+def test_a_prepared_dataset_gives_the_batches_of_its_json(
     prepared, batches_of_json, year, file_format
 ):
     source = TfdsSource(f"coco/{year}", data_dir=prepared(year, file_format)[0], split="train")
-    found = both_kinds_of_batches(source)
-    assert len(found) == len(batches_of_json) >= 9
-    assert {int(index) for batch in found[:5] for index in batch.index} == set(range(7))
-    assert any(batch.crowd_mask.any() for batch in found)
-    for batch, expected in zip(found, batches_of_json, strict=True):
-        for field, same in zip(batch, expected, strict=True):
-            np.testing.assert_array_equal(field, same)
+    loaded = load_batches(source)
+    assert len(loaded) == len(batches_of_json) >= 9
+    assert {int(index) for batch in loaded[:5] for index in batch.index} == set(range(7))
+    assert any(batch.crowd_mask.any() for batch in loaded)
+    for batch, expected in zip(loaded, batches_of_json, strict=True):
+        for field, expected_field in zip(batch, expected, strict=True):
+            np.testing.assert_array_equal(field, expected_field)
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-def test_shards_do_not_change_a_data_set(prepared, contents, file_format):
+def test_the_number_of_shards_does_not_change_a_dataset(prepared, contents, file_format):
     data_dir, _ = prepared(2017, file_format, 3)
-    assert len(shards(data_dir)) == 3
+    assert len(shard_paths(data_dir)) == 3
     source = TfdsSource("coco/2017", data_dir=data_dir, split="train")
     assert_same(source, open_coco(contents, "train"))
 
@@ -223,7 +224,7 @@ def test_splits_are_joined_by_image_id(prepared, contents, file_format, tmp_path
     assert_same(source, CocoSource(tmp_path / "all.json", tmp_path / "all"))
 
 
-def test_categories_by_hand(prepared):
+def test_category_ids_of_coco(prepared):
     source = TfdsSource("coco/2017", data_dir=prepared(2017, "tfrecord")[0], split="train")
     ids = {category.name: category.id for category in source.categories}
     after_gaps = {"stop sign": 13, "backpack": 27, "handbag": 31, "wine glass": 46}
@@ -235,10 +236,10 @@ def test_categories_by_hand(prepared):
 def test_real_coco(test_data, tmp_path, caplog):
     content = json.loads((test_data / "coco21/instances.json").read_text())
     content["images"].sort(key=lambda image: image["id"])
-    content["annotations"].sort(key=lambda one: (one["image_id"], one["id"]))
+    content["annotations"].sort(key=lambda annotation: (annotation["image_id"], annotation["id"]))
     (tmp_path / "sorted.json").write_text(json.dumps(content))
-    assert [(one["id"], one["name"]) for one in content["categories"]] == [
-        (one["id"], one["name"]) for one in CATEGORIES
+    assert [(category["id"], category["name"]) for category in content["categories"]] == [
+        (category["id"], category["name"]) for category in CATEGORIES
     ]
     both = content, test_data / "coco21/images"
     archives = Archives(tmp_path / "archives", 2017, {"train": both, "validation": both})
@@ -247,11 +248,11 @@ def test_real_coco(test_data, tmp_path, caplog):
     expected = CocoSource(tmp_path / "sorted.json", test_data / "coco21/images")
     assert_same(source, expected)
     truth = expected.ground_truth()
-    ours = source.ground_truth()
-    for own, official in zip(ours["annotations"], truth["annotations"], strict=True):
-        assert own["bbox"] == official["bbox"]
-        assert own["area"] == int(official["area"])
-        assert own["iscrowd"] == official["iscrowd"]
+    annotations = source.ground_truth()["annotations"]
+    for annotation, official in zip(annotations, truth["annotations"], strict=True):
+        assert annotation["bbox"] == official["bbox"]
+        assert annotation["area"] == int(official["area"])
+        assert annotation["iscrowd"] == official["iscrowd"]
 
 
 @given(
@@ -259,16 +260,16 @@ def test_real_coco(test_data, tmp_path, caplog):
     st.integers(1, 20_000),
     st.lists(st.lists(st.floats(0, 1), min_size=4, max_size=4), max_size=5),
 )
-def test_hundredths_of_a_pixel_come_back_exactly(height, width, shares):
+def test_hundredths_of_a_pixel_are_recovered_exactly(height, width, fractions):
     limits = np.array([height, width, height, width])
-    hundredths = np.rint(np.reshape(shares, (-1, 4)) * limits * 100) / 100
+    hundredths = np.rint(np.reshape(fractions, (-1, 4)) * limits * 100) / 100
     stored = (hundredths / limits).astype(np.float32)
     pixels, exact = to_pixels(stored, np.tile([height, width], (len(stored), 1)))
     assert exact.all()
     np.testing.assert_array_equal(pixels, hundredths)
 
 
-def test_other_fractions_of_a_pixel_come_back_to_float32():
+def test_other_fractions_of_a_pixel_are_recovered_to_float32():
     boxes = np.array([[10 / 3, 20 / 3, 100 / 7, 639.99 - 1 / 3]])
     stored = (boxes / 640).astype(np.float32)
     pixels, exact = to_pixels(stored, np.array([[640, 640]]))
@@ -277,9 +278,9 @@ def test_other_fractions_of_a_pixel_come_back_to_float32():
     assert np.abs(pixels - boxes).max() > 0
 
 
-def one_picture(tmp_path, data, height, width, boxes):
-    """`coco/2017` with this picture alone."""
-    folder = tmp_path / "pictures"
+def prepare_image(tmp_path, data, height, width, boxes):
+    """Return `coco/2017` with only this image, and its `CocoSource`."""
+    folder = tmp_path / "images"
     folder.mkdir()
     (folder / "1.jpg").write_bytes(data)
     image = {"id": 1, "file_name": "1.jpg", "height": height, "width": width}
@@ -291,25 +292,25 @@ def one_picture(tmp_path, data, height, width, boxes):
     both = content, folder
     archives = Archives(tmp_path / "archives", 2017, {"train": both, "validation": both})
     archives.prepare(tmp_path / "data", "tfrecord")
-    (tmp_path / "one.json").write_text(json.dumps(content))
+    (tmp_path / "single.json").write_text(json.dumps(content))
     source = TfdsSource("coco/2017", data_dir=tmp_path / "data", split="train")
-    return source, CocoSource(tmp_path / "one.json", folder)
+    return source, CocoSource(tmp_path / "single.json", folder)
 
 
-def test_a_picture_annotated_before_it_was_turned_stays_as_it_is(tmp_path):
+def test_an_image_that_was_annotated_unrotated_stays_unrotated(tmp_path):
     data = jpeg(40, 70, 1, orientation=6)
-    source, expected = one_picture(tmp_path, data, 40, 70, [[3.25, 4.07, 50.5, 30.61]])
+    source, expected = prepare_image(tmp_path, data, 40, 70, [[3.25, 4.07, 50.5, 30.61]])
     assert source.sizes.tolist() == [[40, 70]]
     assert_same(source, expected)
 
 
 def test_boxes_without_area_are_left_out_and_counted(tmp_path, caplog):
     boxes = [[1, 2, 3, 4], [5, 5, 0, 9], [5, 5, 9, 0]]
-    source, expected = one_picture(tmp_path, jpeg(40, 70, 1), 40, 70, [*boxes[1:], boxes[0]])
-    own, other = [message.split(": ", 1) for message in caplog.messages]
-    assert own[1] == other[1]
-    assert own[1].startswith("2 boxes have no area inside their picture")
-    assert "annotation id 1 (1.jpg)" in own[1]
+    source, expected = prepare_image(tmp_path, jpeg(40, 70, 1), 40, 70, [*boxes[1:], boxes[0]])
+    warning, expected_warning = [message.split(": ", 1)[1] for message in caplog.messages]
+    assert warning == expected_warning
+    assert warning.startswith("2 boxes have no area inside their image")
+    assert "annotation id 1 (1.jpg)" in warning
     assert_same(source, expected)
     assert source.annotations(0).boxes.tolist() == [[2, 1, 6, 4]]
     assert len(source.ground_truth()["annotations"]) == 3
@@ -319,37 +320,40 @@ def forbid_indexing(monkeypatch):
     def build_index(name, *_):
         raise AssertionError(f"{name} was indexed again")
 
-    monkeypatch.setattr(tfds_shards, "build_index", build_index)
+    monkeypatch.setattr(tfds_index, "build_index", build_index)
 
 
 def open_train(data_dir):
     return TfdsSource("coco/2017", data_dir=data_dir, split="train")
 
 
-def test_the_index_is_made_once_and_kept_beside_the_shards(copy, contents, monkeypatch, capsys):
+def test_the_index_is_made_once_and_stored_next_to_the_shards(copy, contents, monkeypatch, capsys):
     open_train(copy)
-    (kept,) = copy.rglob(".retinanet_jax-train.npz*")
-    assert kept.parent == shards(copy)[0].parent
-    told = capsys.readouterr().out
-    assert re.search(rf"coco/2017 train: indexed 7 pictures in \d\.\d s, kept in {kept}\n", told)
-    assert kept.stat().st_mode & 0o444 == 0o444
+    (path,) = copy.rglob(".retinanet_jax-train.npz*")
+    assert path.parent == shard_paths(copy)[0].parent
+    output = capsys.readouterr().out
+    line = rf"coco/2017 train: indexed 7 images in \d\.\d s, stored in {path}\n"
+    assert re.search(line, output)
+    assert path.stat().st_mode & 0o444 == 0o444
     forbid_indexing(monkeypatch)
     assert_same(open_train(copy), open_coco(contents, "train"))
     assert capsys.readouterr().out == ""
     assert not (copy.parent / "cache" / "retinanet_jax").exists()
 
 
-def test_progress_is_told(copy, monkeypatch, capsys):
-    monkeypatch.setattr(tfds_shards, "PROGRESS_INTERVAL", 0.0)
+def test_progress_is_printed(copy, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PROGRESS_INTERVAL", 0.0)
     open_train(copy)
     line = capsys.readouterr().out.splitlines()[2]
-    assert re.fullmatch(r"coco/2017 train: indexed 3/7 pictures  \d+ pictures/s  0 s left", line)
+    assert re.fullmatch(
+        r"indexing coco/2017 train: 3/7 images  \d+\.\d images/s  0 min 00 s left", line
+    )
 
 
 @pytest.mark.parametrize("change", ["time", "size"])
 def test_changed_shards_are_indexed_again(copy, monkeypatch, change):
     open_train(copy)
-    (shard,) = shards(copy)
+    (shard,) = shard_paths(copy)
     if change == "time":
         os.utime(shard, ns=(0, shard.stat().st_mtime_ns + 1))
     else:
@@ -361,16 +365,15 @@ def test_changed_shards_are_indexed_again(copy, monkeypatch, change):
         open_train(copy)
 
 
-def test_a_data_set_prepared_anew_is_read_anew(copy, contents, tmp_path):
+def test_a_dataset_that_was_prepared_again_is_read_again(copy, contents, tmp_path):
     open_train(copy)
-    content, folder = contents["train"]
     others = {"train": contents["validation"], "validation": contents["train"]}
     shutil.rmtree(copy / "coco" / "2017" / "1.1.0", ignore_errors=True)
     Archives(tmp_path / "others", 2017, others).prepare(copy, "tfrecord")
     assert_same(open_train(copy), open_coco(contents, "validation"))
 
 
-def flip(data: bytes) -> bytes:
+def flip_byte(data: bytes) -> bytes:
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
 
@@ -378,77 +381,77 @@ def flip(data: bytes) -> bytes:
 BROKEN = {
     "empty": lambda data: b"",
     "text": lambda data: b"not an index",
-    "cut short": lambda data: data[: len(data) // 2],
-    "flipped": flip,
+    "truncated": lambda data: data[: len(data) // 2],
+    "flipped": flip_byte,
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_index_is_made_again(copy, contents, caplog, kind):
+@pytest.mark.parametrize("damage", BROKEN)
+def test_a_broken_index_is_made_again(copy, contents, caplog, damage):
     open_train(copy)
-    (kept,) = copy.rglob(".retinanet_jax*")
-    whole = kept.read_bytes()
-    kept.write_bytes(BROKEN[kind](whole))
+    (path,) = copy.rglob(".retinanet_jax*")
+    content = path.read_bytes()
+    path.write_bytes(BROKEN[damage](content))
     assert_same(open_train(copy), open_coco(contents, "train"))
     assert len(caplog.messages) == 1
     assert re.search(r"retinanet_jax-train.npz: is broken .* will be made again", caplog.text)
-    assert len(kept.read_bytes()) == len(whole)
+    assert len(path.read_bytes()) == len(content)
 
 
 def deny_writing_in(monkeypatch, *folders):
-    """As a read-only disk does, which root too obeys."""
-    make = tfds_shards.tempfile.TemporaryDirectory
+    """Fail as on a read-only disk, where root cannot write either."""
+    make_folder = tfds_index.tempfile.TemporaryDirectory
 
-    def denied(*args, dir, **more):
-        if any(dir.is_relative_to(folder) for folder in folders):
+    def denied(*args, **options):
+        if any(options["dir"].is_relative_to(folder) for folder in folders):
             raise OSError(30, "Read-only file system")
-        return make(*args, dir=dir, **more)
+        return make_folder(*args, **options)
 
-    monkeypatch.setattr(tfds_shards.tempfile, "TemporaryDirectory", denied)
+    monkeypatch.setattr(tfds_index.tempfile, "TemporaryDirectory", denied)
 
 
-def test_beside_read_only_shards_the_users_cache_is_used(copy, contents, monkeypatch, caplog):
+def test_the_users_cache_is_used_if_the_shards_are_read_only(copy, contents, monkeypatch, caplog):
     deny_writing_in(monkeypatch, copy)
     open_train(copy)
-    (kept,) = (copy.parent / "cache" / "retinanet_jax").iterdir()
-    assert kept.name.startswith("tfds-")
+    (path,) = (copy.parent / "cache" / "retinanet_jax").iterdir()
+    assert path.name.startswith("tfds-")
     forbid_indexing(monkeypatch)
     assert_same(open_train(copy), open_coco(contents, "train"))
     assert not list(copy.rglob(".retinanet_jax*"))
     assert not caplog.messages
 
 
-def test_without_a_place_for_the_index_the_run_goes_on(copy, contents, monkeypatch, caplog):
+def test_a_dataset_is_read_even_if_its_index_cannot_be_stored(copy, contents, monkeypatch, caplog):
     deny_writing_in(monkeypatch, copy, copy.parent / "cache")
     assert_same(open_train(copy), open_coco(contents, "train"))
     assert len(caplog.messages) == 1
-    assert "cannot be kept in" in caplog.text
+    assert "cannot be stored in" in caplog.text
 
 
-def test_an_index_that_was_not_written_to_its_end_is_not_there(copy, contents, monkeypatch):
-    def full(file, **fields):
+def test_an_index_that_was_not_written_completely_is_removed(copy, contents, monkeypatch):
+    def savez_on_a_full_disk(file, **fields):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as disk:
-        disk.setattr(np, "savez", full)
+        disk.setattr(np, "savez", savez_on_a_full_disk)
         open_train(copy)
     assert not list(copy.parent.rglob("*.npz*"))
     assert_same(open_train(copy), open_coco(contents, "train"))
 
 
-def test_threads_may_share_a_source(prepared, contents):
+def test_several_threads_may_read_a_source(prepared, contents):
     expected = open_coco(contents, "train")
     for file_format in FORMATS:
         source = TfdsSource("coco/2017", data_dir=prepared(2017, file_format)[0], split="train")
         order = np.random.default_rng(0).integers(0, len(source), 300).tolist()
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(source.read, order))
-        assert found == [expected.read(index) for index in order]
+            images = list(pool.map(source.read, order))
+        assert images == [expected.read(index) for index in order]
 
 
 @pytest.mark.parametrize("builder", ["coco/2014", "coco/2017:9.9.9", "coco/1999", "voc"])
-def test_what_is_not_prepared_is_told_with_the_command(copy, builder):
+def test_a_dataset_that_is_not_prepared_is_refused_with_the_command(copy, builder):
     with pytest.raises(FileNotFoundError) as caught:
         TfdsSource(builder, data_dir=copy, split="train")
     message = str(caught.value)
@@ -457,7 +460,7 @@ def test_what_is_not_prepared_is_told_with_the_command(copy, builder):
     assert "\n" not in message
 
 
-def test_the_folder_of_tfds_is_the_default(copy, contents, monkeypatch):
+def test_the_default_folder_is_that_of_tfds(copy, contents, monkeypatch):
     from tensorflow_datasets.core import constants
     from tensorflow_datasets.core.utils import file_utils
 
@@ -470,68 +473,68 @@ def test_the_folder_of_tfds_is_the_default(copy, contents, monkeypatch):
         TfdsSource("coco/2014", data_dir=None, split="train")
 
 
-BAD = {
-    "builder": ({"builder": "a b"}, "'a b': is no data set of TFDS .Parsing.* write it as name/"),
+INVALID = {
+    "builder": ({"builder": "a b"}, "'a b': is no dataset of TFDS .Parsing.* write it as name/"),
     "remote": ({"data_dir": "gs://bucket/data"}, "data_dir=gs://bucket/data: shards are read from"),
     "split": ({"split": "val"}, "no split 'val'; name one of test, train, validation"),
     "slice": ({"split": "train[:10%]"}, r"no split 'train\[:10%\]'"),
-    "twice": ({"split": "train+train"}, "holds 7 pictures twice, first 4; name splits"),
+    "twice": ({"split": "train+train"}, "contains 7 images twice, first 4; name splits"),
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_what_cannot_be_meant_is_refused_in_one_line(copy, kind):
-    change, message = BAD[kind]
-    good = {"builder": "coco/2017", "data_dir": copy, "split": "train"}
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_arguments_are_refused_in_one_line(copy, case):
+    change, message = INVALID[case]
+    arguments = {"builder": "coco/2017", "data_dir": copy, "split": "train"}
     with pytest.raises(ValueError, match=message) as caught:
-        TfdsSource(**good | change)
+        TfdsSource(**arguments | change)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data[:-1], r"tfrecord-00000-of-00001: is cut short or corrupt after \d+"),
-        (lambda data: data[:-9] + data[:4], "is cut short or corrupt"),
-        (lambda data: data + data, "hold 14 pictures, where dataset_info.json counts 7"),
-        (lambda data: b"", "hold 0 pictures, where dataset_info.json counts 7"),
-        (lambda data: data.replace(b"\xff\xd8\xff", b"\xff\xd7\xff", 1), r"\d+\.jpg: the picture"),
+        (lambda data: data[:-1], r"tfrecord-00000-of-00001: is truncated or corrupt after \d+"),
+        (lambda data: data[:-9] + data[:4], "is truncated or corrupt"),
+        (lambda data: data + data, "contain 14 images, where dataset_info.json counts 7"),
+        (lambda data: b"", "contain 0 images, where dataset_info.json counts 7"),
+        (lambda data: data.replace(b"\xff\xd8\xff", b"\xff\xd7\xff", 1), r"\d+\.jpg: the image"),
     ],
 )
-def test_broken_shards_are_told_of(copy, change, message):
-    (shard,) = shards(copy)
+def test_broken_shards_are_refused(copy, change, message):
+    (shard,) = shard_paths(copy)
     shard.write_bytes(change(shard.read_bytes()))
     with pytest.raises(ValueError, match=message):
         open_train(copy)
 
 
-def test_missing_shards_are_told_of(copy):
+def test_missing_shards_are_named(copy):
     source = open_train(copy)
-    (shard,) = shards(copy)
+    (shard,) = shard_paths(copy)
     shard.rename(f"{shard}-away")
-    with pytest.raises(FileNotFoundError, match=f"{shard}: .*picture of image id 9 is missing"):
+    with pytest.raises(FileNotFoundError, match=f"{shard}: .*image of id 9 is missing"):
         source.read(1)
     with pytest.raises(FileNotFoundError, match=f"1 of 1 shards are missing, first {shard}"):
         open_train(copy)
 
 
-def test_array_record_without_its_package(prepared, monkeypatch):
+def test_the_missing_package_array_record_is_named(prepared, monkeypatch):
     monkeypatch.setitem(sys.modules, "array_record.python.array_record_data_source", None)
     with pytest.raises(ValueError, match="pip install array_record"):
         open_train(prepared(2017, "array_record")[0])
 
 
-def test_without_tfds(monkeypatch, copy):
+def test_the_missing_package_tensorflow_datasets_is_named(monkeypatch, copy):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets.core", None)
     with pytest.raises(ValueError, match="pip install tensorflow-datasets"):
         open_train(copy)
 
 
-def lack_a_picture(content):
+def remove_an_image(content):
     del content["images"][2]
 
 
-def resize_a_picture(content):
+def resize_an_image(content):
     content["images"][1]["height"] += 1
 
 
@@ -542,12 +545,12 @@ def rename_a_category(content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lack_a_picture, "lacks 1 of the 7 pictures of coco/2017 train, first image id 25"),
-        (resize_a_picture, r"declares image id 9 with height and width \(.*train has \("),
+        (remove_an_image, "lacks 1 of the 7 images of coco/2017 train, first image id 25"),
+        (resize_an_image, r"declares image id 9 with height and width \(.*train has \("),
         (rename_a_category, "1 of its labels, first 'motorcycle', are no categories of"),
     ],
 )
-def test_an_official_json_of_other_pictures_is_refused(prepared, tmp_path, change, message):
+def test_an_official_json_of_other_images_is_refused(prepared, tmp_path, change, message):
     data_dir, archives = prepared(2017, "tfrecord")
     content = json.loads(archives.official("train").read_text())
     change(content)
@@ -559,7 +562,9 @@ def test_an_official_json_of_other_pictures_is_refused(prepared, tmp_path, chang
         TfdsSource("coco/2017", data_dir=data_dir, split="train", official=tmp_path / "no.json")
 
 
-def test_an_official_json_may_hold_more_and_its_category_ids_count(prepared, contents, tmp_path):
+def test_an_official_json_may_have_more_images_and_sets_the_category_ids(
+    prepared, contents, tmp_path
+):
     data_dir, archives = prepared(2017, "tfrecord")
     content = json.loads(archives.official("train").read_text())
     for category in content["categories"]:
@@ -586,7 +591,7 @@ VOC_OBJECT = """<object><name>{}</name><pose>Left</pose><truncated>0</truncated>
 </object>"""
 
 
-def test_voc_by_hand(tmp_path, caplog):
+def test_voc(tmp_path, caplog):
     root = tmp_path / "unpacked" / "VOCdevkit" / "VOC2007"
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
@@ -622,10 +627,10 @@ def test_voc_by_hand(tmp_path, caplog):
         }
         for number, category_id, difficult in ((1, 12, 0), (2, 8, 1))
     ]
-    assert not caplog.messages  # areas are not cut where there are none
+    assert not caplog.messages  # there are no areas to be cut
     official = tmp_path / "x.json"
     official.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
-    with pytest.raises(ValueError, match="has no image ids to be looked up in .*x.json"):
+    with pytest.raises(ValueError, match=r"has no image ids to be looked up in .*x\.json"):
         TfdsSource("voc/2007", data_dir=tmp_path / "data", split="train", official=official)
 
 
@@ -640,13 +645,14 @@ def own_features(**changes):
     return {"image": tfds.features.Image(), "objects": tfds.features.Sequence(objects)} | changes
 
 
-def test_a_data_set_that_says_the_least(tmp_path, caplog):
+def test_a_dataset_with_only_the_required_features(tmp_path, caplog):
     import tensorflow_datasets as tfds
 
     data = jpeg(50, 100, 1)
-    shares = [[0.2, 0.1, 0.6, 0.5], [0.5, 0.5, 1.1, 1.0], [0.5, 0.5, 0.5, 1.0]]
-    boxes = [{"bbox": np.array(box), "label": 1} for box in shares]
-    # A picture of its size begins with the same bytes, before it in the record or after.
+    fractions = [[0.2, 0.1, 0.6, 0.5], [0.5, 0.5, 1.1, 1.0], [0.5, 0.5, 0.5, 1.0]]
+    boxes = [{"bbox": np.array(box), "label": 1} for box in fractions]
+    # Images of the same size begin with the same bytes; there is one before it in the record and
+    # one after.
     features = own_features(**{name: tfds.features.Image() for name in ("before", "later")})
     others = {"before": io.BytesIO(jpeg(50, 100, 2)), "later": io.BytesIO(jpeg(50, 100, 3))}
     prepare_own(tmp_path, features, [{"image": io.BytesIO(data), "objects": boxes, **others}])
@@ -659,58 +665,65 @@ def test_a_data_set_that_says_the_least(tmp_path, caplog):
     assert first == [10, 10, 30, 50]
     assert clipped == [25, 50, 50, 100]
     assert [message.split(": ", 1)[1] for message in caplog.messages] == [
-        "1 boxes have no area inside their picture and are not trained on (first: annotation id 3 "
+        "1 boxes have no area inside their image and are not trained on (first: annotation id 3 "
         "(own train 0:12)).",
-        "1 boxes stand out of their picture by more than 1 pixel: clipped (first: annotation id 2 "
-        "(own train 0:12)).",
+        "1 boxes extend beyond their image by more than 1 pixel and are clipped (first: annotation "
+        "id 2 (own train 0:12)).",
     ]
     truth = source.ground_truth()["annotations"]
-    assert [one["bbox"] for one in truth] == [[10, 10, 40, 20], [50, 25, 50, 30], [50, 25, 50, 0]]
-    assert [one["area"] for one in truth] == [800, 1500, 0]
+    assert [annotation["bbox"] for annotation in truth] == [
+        [10, 10, 40, 20],
+        [50, 25, 50, 30],
+        [50, 25, 50, 0],
+    ]
+    assert [annotation["area"] for annotation in truth] == [800, 1500, 0]
 
 
-def test_a_label_that_names_nothing_is_refused(tmp_path):
+def test_a_label_without_a_category_is_refused(tmp_path):
     boxes = [{"bbox": np.array([0.2, 0.1, 0.6, 0.5]), "label": -1}]
     example = {"image": io.BytesIO(jpeg(50, 100, 1)), "objects": boxes}
     prepare_own(tmp_path, own_features(), [example])
-    with pytest.raises(ValueError, match="has the label -1, which stands for none of its 2"):
+    with pytest.raises(ValueError, match="has the label -1, which is none of its 2"):
         TfdsSource("own", data_dir=tmp_path, split="train")
 
 
-def test_other_data_sets_are_refused_by_their_features(tmp_path):
+def test_other_datasets_are_refused_by_their_features(tmp_path):
     import tensorflow_datasets as tfds
 
     box, label = tfds.features.BBoxFeature(), tfds.features.ClassLabel(num_classes=2)
     image, objects = tfds.features.Image(), ["image (Image)", "objects/bbox (BBoxFeature)"]
     corners = tfds.features.BBoxFeature(bbox_format="XYXY")
     cases = {
-        "classes": ({"image": image, "label": label}, ["image (Image)", "label (ClassLabel)"]),
-        "faces": (
+        "classification": (
+            {"image": image, "label": label},
+            ["image (Image)", "label (ClassLabel)"],
+        ),
+        "other key": (
             {"image": image, "faces": tfds.features.Sequence({"bbox": box})},
             ["faces/bbox (BBoxFeature)", "image (Image)"],
         ),
-        "corners": (
+        "other box format": (
             own_features(objects={"bbox": corners}),
             [*objects, "objects/label (ClassLabel)"],
         ),
-        "kinds": (
+        "text labels": (
             own_features(objects={"label": tfds.features.Text()}),
             [*objects, "objects/label (Text)"],
         ),
-        "paths": (
+        "text images": (
             own_features(image=tfds.features.Text()),
             ["image (Text)", objects[1], "objects/label (ClassLabel)"],
         ),
     }
-    for name, (features, found) in cases.items():
+    for name, (features, listed) in cases.items():
         prepare_own(tmp_path / name, features, [tfds_example(features)])
-        with pytest.raises(ValueError, match=re.escape(", ".join(found) + "; name")) as caught:
+        with pytest.raises(ValueError, match=re.escape(", ".join(listed) + "; name")) as caught:
             TfdsSource("own", data_dir=tmp_path / name, split="train")
         assert "\n" not in str(caught.value)
 
 
 def tfds_example(features):
-    """Something that the features take."""
+    """Return an example with these features."""
     import tensorflow_datasets as tfds
 
     def value(feature):
@@ -740,7 +753,7 @@ assert "tensorflow" not in sys.modules
 """
 
 
-def test_tensorflow_is_not_needed(prepared):
+def test_tensorflow_is_not_imported(prepared):
     folders = [str(prepared(2017, file_format)[0]) for file_format in FORMATS]
     command = [sys.executable, "-c", WITHOUT_TENSORFLOW, *folders]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -748,7 +761,7 @@ def test_tensorflow_is_not_needed(prepared):
     assert [line for line in run.stdout.splitlines() if line.startswith("7 ")] == ["7 True"] * 2
 
 
-def test_the_package_is_imported_without_tfds():
+def test_importing_the_package_does_not_import_tfds():
     code = "import sys, retinanet_jax, retinanet_jax.data.sources.tfds; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in run.stdout.split()}

@@ -1,4 +1,4 @@
-"""Pascal VOC in both layouts: the boxes that COCO JSON and CSV give, every bad XML told by name."""
+"""Pascal VOC in both layouts: the same boxes as in COCO JSON and CSV, and invalid XML refused."""
 
 import collections
 import io
@@ -16,12 +16,12 @@ from retinanet_jax.data.sources.csv import CsvSource
 from retinanet_jax.data.sources.voc import VocSource
 from retinanet_jax.evaluation.coco_metrics import coco_metrics
 
-CARDS = ("nine", "ten", "jack", "queen", "king", "ace")  # by their id in cards/*.json
+CARDS = ("nine", "ten", "jack", "queen", "king", "ace")  # by their ids in cards/*.json
 
 
 def voc_object(name: str, *corners: float, more: str = "") -> str:
     x1, y1, x2, y2 = corners
-    # The order in which some of VOC2012 has them.
+    # The order in some files of VOC2012.
     box = f"<xmax>{x2}</xmax><xmin>{x1}</xmin><ymax>{y2}</ymax><ymin>{y1}</ymin>"
     return f"<object><name>{name}</name>{more}<bndbox>{box}</bndbox></object>"
 
@@ -33,18 +33,18 @@ def voc_xml(*objects: str, file_name: str = "", size: tuple[int, int] | None = (
 
 
 class Devkit:
-    """A root of VOC's folders; all pictures are 40 x 60."""
+    """A root of VOC's folders; all images are 40 x 60."""
 
-    def __init__(self, root: pathlib.Path, picture: bytes):
+    def __init__(self, root: pathlib.Path, image: bytes):
         self.root = root
-        self.picture = picture
+        self.image = image
         self.names: list[str] = []
         for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
             (root / folder).mkdir(parents=True)
 
     def add(self, name: str, xml: str) -> None:
         (self.root / "Annotations" / f"{name}.xml").write_text(xml)
-        (self.root / "JPEGImages" / f"{name}.jpg").write_bytes(self.picture)
+        (self.root / "JPEGImages" / f"{name}.jpg").write_bytes(self.image)
         self.names.append(name)
         self.write_split("train", *self.names)
 
@@ -56,7 +56,7 @@ class Devkit:
         return VocSource(arguments.pop("annotations", self.root), **arguments)
 
     def load_side_by_side(self, **changes) -> VocSource:
-        """The devkit's folders understood as what labelImg writes."""
+        """Load the devkit's XML files as a folder that labelImg has written."""
         for split in (self.root / "ImageSets/Main").iterdir():
             split.unlink()
         changes = {"annotations": self.root / "Annotations", "split": ""} | changes
@@ -64,33 +64,33 @@ class Devkit:
 
 
 @pytest.fixture(scope="module")
-def picture() -> bytes:
+def image() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (60, 40)).save(file, "JPEG")
     return file.getvalue()
 
 
 @pytest.fixture
-def devkit(tmp_path, picture) -> Devkit:
-    return Devkit(tmp_path / "VOC2007", picture)
+def devkit(tmp_path, image) -> Devkit:
+    return Devkit(tmp_path / "VOC2007", image)
 
 
-def test_a_devkit_by_hand(devkit):
+def test_a_devkit(devkit):
     devkit.add("2007_000032", voc_xml(voc_object("dog", 1, 1, 60, 40)))
     devkit.add("000005", voc_xml(voc_object("cat", 11, 6, 30, 35), voc_object("dog", 7, 8, 7, 8)))
     devkit.add("000009", voc_xml())
     source = devkit.load()
     assert source.name.endswith("VOC2007/ImageSets/Main/train.txt")
     assert [tuple(category) for category in source.categories] == [(1, "cat"), (2, "dog")]
-    assert [source.file_name(row) for row in range(3)] == [
+    assert [source.file_name(index) for index in range(3)] == [
         "2007_000032.jpg",
         "000005.jpg",
         "000009.jpg",
     ]
     assert list(source.image_ids) == [1, 2, 3]
     assert source.sizes.tolist() == [[40, 60]] * 3
-    assert source.read(1) == devkit.picture
-    assert source.annotations(0).boxes.tolist() == [[0, 0, 40, 60]]  # the whole picture
+    assert source.read(1) == devkit.image
+    assert source.annotations(0).boxes.tolist() == [[0, 0, 40, 60]]  # the whole image
     boxes, classes, crowd = source.annotations(1)
     assert boxes.tolist() == [[5, 10, 35, 30], [7, 6, 8, 7]]  # the second is one pixel
     assert classes.tolist() == [0, 1]
@@ -98,23 +98,23 @@ def test_a_devkit_by_hand(devkit):
     assert source.annotations(2).boxes.shape == (0, 4)
 
 
-def test_side_by_side_coordinates_are_taken_as_they_stand(tmp_path, picture):
+def test_coordinates_in_a_folder_of_xml_are_not_shifted(tmp_path, image):
     for name in ("b", "a"):
         xml = voc_xml(voc_object("cat", 0, 0, 60, 40), voc_object("cat", 10.5, 5, 30, 35))
         (tmp_path / f"{name}.xml").write_text(xml)
-        (tmp_path / f"{name}.JPG").write_bytes(picture)
-    (tmp_path / "unlabelled.JPG").write_bytes(picture)
+        (tmp_path / f"{name}.JPG").write_bytes(image)
+    (tmp_path / "without_xml.JPG").write_bytes(image)
     for images in (None, "", tmp_path):
         source = VocSource(tmp_path, images=images, split="", categories=())
         assert source.name == str(tmp_path)
-        assert [source.file_name(row) for row in range(len(source))] == ["a.JPG", "b.JPG"]
+        assert [source.file_name(index) for index in range(len(source))] == ["a.JPG", "b.JPG"]
         assert source.annotations(1).boxes.tolist() == [[0, 0, 40, 60], [5, 10.5, 35, 30]]
 
 
-def test_ground_truth_by_hand(devkit):
-    hard = voc_object("dog", 11, 6, 30, 35, more="<difficult>1</difficult>")
+def test_ground_truth_in_coco_format(devkit):
+    difficult = voc_object("dog", 11, 6, 30, 35, more="<difficult>1</difficult>")
     devkit.add("a", voc_xml())
-    devkit.add("b", voc_xml(voc_object("cat", 1, 1, 2, 3), hard))
+    devkit.add("b", voc_xml(voc_object("cat", 1, 1, 2, 3), difficult))
     source = devkit.load()
     assert source.annotations(1).crowd.tolist() == [False, True]
     assert source.ground_truth() == {
@@ -132,17 +132,17 @@ def test_ground_truth_by_hand(devkit):
     }
 
 
-def test_pycocotools_ignores_what_is_found_of_difficult_objects(devkit):
-    hard = voc_object("cat", 31, 1, 50, 30, more="<difficult> 1 </difficult>")
+def test_pycocotools_ignores_detections_of_difficult_objects(devkit):
+    difficult = voc_object("cat", 31, 1, 50, 30, more="<difficult> 1 </difficult>")
     easy = voc_object("cat", 1, 1, 20, 30, more="<difficult>0</difficult>")
-    devkit.add("a", voc_xml(easy, hard))
-    found = [
+    devkit.add("a", voc_xml(easy, difficult))
+    detections = [
         {"image_id": 1, "category_id": 1, "bbox": [30, 0, 20, 30], "score": 0.9},
         {"image_id": 1, "category_id": 1, "bbox": [0, 0, 20, 30], "score": 0.8},
     ]
     source = devkit.load()
-    assert coco_metrics(source.ground_truth(), found)[0]["AP"] == pytest.approx(1)
-    # The numbers are the source's own afterwards too: pycocotools writes into what it is given.
+    assert coco_metrics(source.ground_truth(), detections)[0]["AP"] == pytest.approx(1)
+    # pycocotools writes into its argument, which must not change the source.
     assert "ignore" not in source.ground_truth()["annotations"][0]
 
 
@@ -154,7 +154,7 @@ def test_parts_of_an_object_are_not_objects(devkit):
     assert source.annotations(0).boxes.tolist() == [[5, 10, 35, 30]]
 
 
-def test_categories_have_the_order_that_is_asked_for(devkit):
+def test_categories_have_the_given_order(devkit):
     devkit.add("a", voc_xml(voc_object("cat", 1, 1, 9, 9), voc_object("dog", 1, 1, 9, 9)))
     source = devkit.load(categories=("dog", "emu", "cat"))
     assert [tuple(category) for category in source.categories] == [
@@ -165,29 +165,29 @@ def test_categories_have_the_order_that_is_asked_for(devkit):
     assert source.annotations(0).classes.tolist() == [2, 0]
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
 @pytest.mark.parametrize("size", [None, (0, 60), (40, 0)])
-def test_a_size_that_is_not_said_is_the_pictures_own_upright(tmp_path, encode, size, kind):
+def test_a_missing_size_is_that_of_the_oriented_image(tmp_path, encode, size, file_format):
     pixels = np.zeros((40, 60, 3), np.uint8)
     (tmp_path / "a.xml").write_text(voc_xml(voc_object("cat", 0, 0, 9, 9), size=size))
-    (tmp_path / "a.png").write_bytes(encode(pixels, kind, orientation=6))
+    (tmp_path / "a.png").write_bytes(encode(pixels, file_format, orientation=6))
     (tmp_path / "b.xml").write_text(voc_xml(size=size))
-    (tmp_path / "b.png").write_bytes(encode(pixels, kind))
+    (tmp_path / "b.png").write_bytes(encode(pixels, file_format))
     (tmp_path / "c.xml").write_text(voc_xml(size=(70, 80)))
-    (tmp_path / "c.png").write_bytes(encode(pixels, kind))
+    (tmp_path / "c.png").write_bytes(encode(pixels, file_format))
     source = VocSource(tmp_path, images=None, split="", categories=())
     assert source.sizes.tolist() == [[60, 40], [40, 60], [70, 80]]
     assert source.image(0).shape == (60, 40, 3)
 
 
-def test_a_picture_is_what_filename_says_or_named_as_its_xml(tmp_path, picture):
+def test_an_image_has_the_given_filename_or_the_stem_of_its_xml(tmp_path, image):
     names = {"a.xml": "other.png", "b.xml": "gone.jpg", "c.xml": ""}
     for xml, file_name in names.items():
         (tmp_path / xml).write_text(voc_xml(voc_object("cat", 1, 1, 9, 9), file_name=file_name))
     for name in ("other.png", "a.jpg", "b.jpeg", "c.JPG", "b.txt"):
-        (tmp_path / name).write_bytes(picture)
+        (tmp_path / name).write_bytes(image)
     source = VocSource(tmp_path, images=None, split="", categories=())
-    assert [source.file_name(row) for row in range(3)] == ["other.png", "b.jpeg", "c.JPG"]
+    assert [source.file_name(index) for index in range(3)] == ["other.png", "b.jpeg", "c.JPG"]
 
 
 def test_warnings_name_the_xml(devkit, caplog):
@@ -197,17 +197,17 @@ def test_warnings_name_the_xml(devkit, caplog):
     devkit.load()
     assert "1 boxes have no area inside" in caplog.text
     assert "(first: object 2 of b.xml (b.jpg))" in caplog.text
-    assert "1 boxes stand out" in caplog.text
+    assert "1 boxes extend beyond their image" in caplog.text
     assert "(first: object 1 of c.xml (c.jpg))" in caplog.text
 
 
-def bad_corner(corner: str, text: str) -> str:
+def replace_corner(corner: str, text: str) -> str:
     good = voc_object("cat", 11, 6, 30, 35)
     start, end = good.index(f"<{corner}>"), good.index(f"</{corner}>")
     return voc_xml(voc_object("cat", 1, 1, 9, 9), f"{good[:start]}<{corner}>{text}{good[end:]}")
 
 
-def no_element(name: str) -> str:
+def remove_element(name: str) -> str:
     good = voc_object("cat", 11, 6, 30, 35)
     start, end = good.index(f"<{name}>"), good.index(f"</{name}>") + len(name) + 3
     return voc_xml(good[:start] + good[end:])
@@ -218,25 +218,31 @@ def sized(width: str) -> str:
     return f"<annotation>{size}</annotation>"
 
 
-BAD = {
-    "cut off": ("<annotation><object>", r"b\.xml: is not XML \(no element found"),
+INVALID = {
+    "truncated": ("<annotation><object>", r"b\.xml: is not XML \(no element found"),
     "empty": ("", r"b\.xml: is not XML"),
-    "another's": ("<annotations></annotations>", r"b\.xml: begins with <annotations>, not"),
+    "another format": ("<annotations></annotations>", r"b\.xml: begins with <annotations>, not"),
     "unknown encoding": ('<?xml version="1.0" encoding="klingon"?><annotation/>', "is not XML"),
-    "an entity from elsewhere": (
+    "an external entity": (
         '<!DOCTYPE annotation [<!ENTITY x SYSTEM "file:///etc/hostname">]>'
         "<annotation><filename>&x;</filename></annotation>",
         r"b\.xml: is not XML \(undefined entity",
     ),
-    "no number": (bad_corner("xmin", "left"), r"b\.xml: object 2 has xmin='left', not a finite"),
-    "not finite": (bad_corner("ymax", "nan"), r"b\.xml: object 2 has ymax='nan', not a finite"),
-    "no text": (bad_corner("ymin", " "), r"b\.xml: object 2 has no <bndbox><ymin>; give"),
-    "wrong way in x": (bad_corner("xmax", "10"), r"object 2 has xmin=11 above xmax=10; correct"),
-    "wrong way in y": (bad_corner("ymax", "5.5"), r"object 2 has ymin=6 above ymax=5\.5; correct"),
-    "no name": (no_element("name"), r"b\.xml: object 1 has no <name>; give it one"),
-    "no box": (no_element("bndbox"), r"b\.xml: object 1 has no <bndbox><xmin>"),
-    "no corner": (no_element("xmax"), r"b\.xml: object 1 has no <bndbox><xmax>"),
-    "half difficult": (
+    "not a number": (
+        replace_corner("xmin", "left"),
+        r"b\.xml: object 2 has xmin='left', not a finite",
+    ),
+    "not finite": (replace_corner("ymax", "nan"), r"b\.xml: object 2 has ymax='nan', not a finite"),
+    "no text": (replace_corner("ymin", " "), r"b\.xml: object 2 has no <bndbox><ymin>; add"),
+    "inverted in x": (replace_corner("xmax", "10"), r"object 2 has xmin=11 above xmax=10; correct"),
+    "inverted in y": (
+        replace_corner("ymax", "5.5"),
+        r"object 2 has ymin=6 above ymax=5\.5; correct",
+    ),
+    "no name": (remove_element("name"), r"b\.xml: object 1 has no <name>; add it"),
+    "no box": (remove_element("bndbox"), r"b\.xml: object 1 has no <bndbox><xmin>"),
+    "no corner": (remove_element("xmax"), r"b\.xml: object 1 has no <bndbox><xmax>"),
+    "difficult is neither 0 nor 1": (
         voc_xml(voc_object("cat", 1, 1, 9, 9, more="<difficult>maybe</difficult>")),
         r"b\.xml: object 1 has <difficult> 'maybe'; write 0 or 1",
     ),
@@ -250,9 +256,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("layout", ["load", "load_side_by_side"])
-@pytest.mark.parametrize("kind", BAD)
-def test_a_bad_xml_is_refused_by_name_in_one_line(devkit, kind, layout):
-    xml, message = BAD[kind]
+@pytest.mark.parametrize("case", INVALID)
+def test_an_invalid_xml_is_refused_by_name_in_one_line(devkit, case, layout):
+    xml, message = INVALID[case]
     devkit.add("a", voc_xml(voc_object("cat", 1, 1, 9, 9)))
     devkit.add("b", xml)
     with pytest.raises(ValueError, match=message) as caught:
@@ -260,29 +266,32 @@ def test_a_bad_xml_is_refused_by_name_in_one_line(devkit, kind, layout):
     assert "\n" not in str(caught.value)
 
 
-def test_missing_folders_splits_and_xml(devkit, tmp_path):
+def test_missing_folders_splits_and_xml_are_refused(devkit, tmp_path):
     devkit.add("a", voc_xml(voc_object("cat", 1, 1, 9, 9)))
     devkit.add("b", voc_xml())
     devkit.write_split("cat_train", "a  1", "b -1")
-    devkit.write_split("wrong", "a", "b", "c", "d")
-    devkit.write_split("twin", "a", "b", "a")
-    devkit.write_split("void", "")
+    devkit.write_split("missing", "a", "b", "c", "d")
+    devkit.write_split("repeated", "a", "b", "a")
+    devkit.write_split("empty", "")
     root = devkit.root
     for arguments, message in (
         ({"annotations": tmp_path / "nowhere"}, r"nowhere: there is no such folder of annot"),
-        ({"split": "val"}, r"Main/val\.txt: there is no such split; .* train, twin, void, wrong\."),
-        ({"split": ""}, r"Main/\.txt: there is no such split; .* give one of train, "),
-        ({"split": "wrong"}, r"wrong\.txt: 2 of 4 pictures have no XML in .*\(first: c\.xml\)"),
-        ({"split": "cat_train"}, r"cat_train\.txt: 2 of 2 .*\(first: a  1\.xml\).*names alone"),
-        ({"images": tmp_path / "nowhere"}, r"nowhere: there is no such folder of pictures"),
-        ({"annotations": root / "JPEGImages", "split": ""}, "JPEGImages: holds no XML"),
+        (
+            {"split": "val"},
+            r"Main/val\.txt: there is no such split; .* empty, missing, repeated, train\.",
+        ),
+        ({"split": ""}, r"Main/\.txt: there is no such split; .* give one of empty, "),
+        ({"split": "missing"}, r"missing\.txt: 2 of 4 images have no XML in .*\(first: c\.xml\)"),
+        ({"split": "cat_train"}, r"cat_train\.txt: 2 of 2 .*\(first: a  1\.xml\).*list only names"),
+        ({"images": tmp_path / "nowhere"}, r"nowhere: there is no such folder of images"),
+        ({"annotations": root / "JPEGImages", "split": ""}, "JPEGImages: contains no XML"),
     ):
         with pytest.raises(FileNotFoundError, match=message) as caught:
             devkit.load(**arguments)
         assert "\n" not in str(caught.value)
     for arguments, message in (
-        ({"split": "twin"}, r"twin\.txt: lists 'a' twice"),
-        ({"split": "void"}, r"void\.txt: has no images"),
+        ({"split": "repeated"}, r"repeated\.txt: lists 'a' twice"),
+        ({"split": "empty"}, r"empty\.txt: has no images"),
         ({"annotations": root / "Annotations", "split": ""}, "belongs to the devkit's .*VOC2007;"),
         ({"annotations": root / "JPEGImages"}, "has no folder Annotations and so no split 'train'"),
     ):
@@ -291,32 +300,32 @@ def test_missing_folders_splits_and_xml(devkit, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_devkit_without_splits_says_how_to_read_all_of_it(devkit):
+def test_the_message_for_a_devkit_without_splits_names_the_folder_of_xml(devkit):
     devkit.add("a", voc_xml(voc_object("cat", 1, 1, 9, 9)))
     (devkit.root / "ImageSets/Main/train.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="or give .*VOC2007/Annotations for all XML"):
+    with pytest.raises(FileNotFoundError, match=r"or give .*VOC2007/Annotations for all XML"):
         devkit.load()
     assert devkit.load_side_by_side().annotations(0).boxes.tolist() == [[1, 1, 9, 9]]
 
 
-def test_no_picture_two_pictures_and_a_shared_picture(tmp_path, picture):
+def test_an_xml_without_an_image_with_two_or_with_that_of_another_is_refused(tmp_path, image):
     def load():
         return VocSource(tmp_path, images=None, split="", categories=())
 
     (tmp_path / "a.xml").write_text(voc_xml(voc_object("cat", 1, 1, 9, 9), file_name="x.jpg"))
-    with pytest.raises(FileNotFoundError, match=r"a\.xml: <filename> 'x\.jpg' .*fits no picture"):
+    with pytest.raises(FileNotFoundError, match=r"a\.xml: <filename> 'x\.jpg' .*matches no image"):
         load()
-    (tmp_path / "a.jpg").write_bytes(picture)
-    (tmp_path / "a.png").write_bytes(picture)
-    with pytest.raises(FileNotFoundError, match=r"a\.xml: .*fits a\.jpg and a\.png; correct"):
+    (tmp_path / "a.jpg").write_bytes(image)
+    (tmp_path / "a.png").write_bytes(image)
+    with pytest.raises(FileNotFoundError, match=r"a\.xml: .*matches a\.jpg and a\.png; correct"):
         load()
     (tmp_path / "a.png").unlink()
     (tmp_path / "b.xml").write_text(voc_xml(file_name="a.jpg"))
-    with pytest.raises(ValueError, match=r"b\.xml: is of the picture a\.jpg, and so is a\.xml"):
+    with pytest.raises(ValueError, match=r"b\.xml: annotates the image a\.jpg, and so does a\.xml"):
         load()
 
 
-def test_no_object_and_no_categories(devkit):
+def test_files_without_objects_require_categories(devkit):
     devkit.add("a", voc_xml())
     with pytest.raises(ValueError, match="has no categories"):
         devkit.load()
@@ -324,9 +333,9 @@ def test_no_object_and_no_categories(devkit):
 
 
 def test_an_unreadable_header_is_named(devkit):
-    devkit.picture = b"no picture"
+    devkit.image = b"not an image"
     devkit.add("a", voc_xml(voc_object("cat", 1, 1, 9, 9), size=None))
-    with pytest.raises(ValueError, match=r"a\.jpg: the picture's size .*no known picture format"):
+    with pytest.raises(ValueError, match=r"a\.jpg: the image's size .*unknown image format"):
         devkit.load()
 
 
@@ -341,62 +350,71 @@ box = st.tuples(
 
 
 @settings(deadline=None, max_examples=25)
-@given(pictures=st.lists(st.lists(box, max_size=4), min_size=1, max_size=4))
-def test_the_same_boxes_from_json_xml_and_csv(tmp_path_factory, picture, pictures):
-    """Also where they stand out of their 40 x 60 picture, or lie outside of it."""
+@given(images=st.lists(st.lists(box, max_size=4), min_size=1, max_size=4))
+def test_json_xml_and_csv_give_the_same_boxes(tmp_path_factory, image, images):
+    """Also if boxes extend beyond their 40 x 60 image, or lie outside it."""
     folder = tmp_path_factory.mktemp("formats")
-    devkit = Devkit(folder / "VOC", picture)
-    side = folder / "side"
-    side.mkdir()
+    devkit = Devkit(folder / "VOC", image)
+    xml_folder = folder / "xml"
+    xml_folder.mkdir()
     ids = {"ant": 0, "bee": 1, "cow": 2}
     content = {
         "images": [],
-        "categories": [{"id": number, "name": name} for name, number in ids.items()],
+        "categories": [{"id": category_id, "name": name} for name, category_id in ids.items()],
         "annotations": [],
     }
     lines = []
-    for number, boxes in enumerate(pictures):
-        name = f"{number}.jpg"
-        content["images"].append({"id": number, "file_name": name, "height": 40, "width": 60})
+    for image_id, boxes in enumerate(images):
+        name = f"{image_id}.jpg"
+        content["images"].append({"id": image_id, "file_name": name, "height": 40, "width": 60})
         lines += [f"{name},,,,,"] if not boxes else []
-        from_one, from_zero = [], []
-        for kind, x, y, width, height in boxes:
+        devkit_objects, folder_objects = [], []
+        for category, x, y, width, height in boxes:
             content["annotations"].append(
-                {"id": len(content["annotations"]), "image_id": number, "category_id": ids[kind]}
+                {
+                    "id": len(content["annotations"]),
+                    "image_id": image_id,
+                    "category_id": ids[category],
+                }
                 | {"bbox": [x, y, width, height]}
             )
-            lines.append(f"{name},{x},{y},{x + width},{y + height},{kind}")
-            from_one.append(voc_object(kind, x + 1, y + 1, x + width, y + height))
-            from_zero.append(voc_object(kind, x, y, x + width, y + height))
-        devkit.add(str(number), voc_xml(*from_one))
-        (side / f"{number}.xml").write_text(voc_xml(*from_zero))
+            lines.append(f"{name},{x},{y},{x + width},{y + height},{category}")
+            devkit_objects.append(voc_object(category, x + 1, y + 1, x + width, y + height))
+            folder_objects.append(voc_object(category, x, y, x + width, y + height))
+        devkit.add(str(image_id), voc_xml(*devkit_objects))
+        (xml_folder / f"{image_id}.xml").write_text(voc_xml(*folder_objects))
     (folder / "instances.json").write_text(json.dumps(content))
     (folder / "boxes.csv").write_text("\n".join(lines))
     (folder / "classes.csv").write_text("".join(f"{name},{ids[name]}\n" for name in ids))
-    images = devkit.root / "JPEGImages"
-    coco = CocoSource(folder / "instances.json", images)
+    image_folder = devkit.root / "JPEGImages"
+    coco = CocoSource(folder / "instances.json", image_folder)
     for other in (
         devkit.load(categories=tuple(ids)),
-        VocSource(side, images=images, split="", categories=tuple(ids)),
-        CsvSource(folder / "boxes.csv", folder / "classes.csv", images),
+        VocSource(xml_folder, images=image_folder, split="", categories=tuple(ids)),
+        CsvSource(folder / "boxes.csv", folder / "classes.csv", image_folder),
     ):
-        assert [one.name for one in other.categories] == list(ids)
+        assert [category.name for category in other.categories] == list(ids)
         np.testing.assert_array_equal(other.sizes, coco.sizes)
-        for row in range(len(coco)):
-            assert other.file_name(row) == coco.file_name(row)
-            for own, expected in zip(other.annotations(row), coco.annotations(row), strict=True):
-                np.testing.assert_array_equal(own, expected)
-        areas = [one["area"] for one in other.ground_truth()["annotations"]]
-        assert areas == [one["area"] for one in coco.ground_truth()["annotations"]]
+        for index in range(len(coco)):
+            assert other.file_name(index) == coco.file_name(index)
+            for field, expected in zip(
+                other.annotations(index), coco.annotations(index), strict=True
+            ):
+                np.testing.assert_array_equal(field, expected)
+        areas, expected = (
+            [annotation["area"] for annotation in source.ground_truth()["annotations"]]
+            for source in (other, coco)
+        )
+        assert areas == expected
 
 
 def by_file(truth: dict) -> dict[str, list]:
-    """Each picture's size and objects, by its file; their order and numbers left aside."""
+    """Return each image's size and objects by its file name, without their order and ids."""
     file_of = {image["id"]: image["file_name"] for image in truth["images"]}
     objects = collections.defaultdict(list)
-    for one in truth["annotations"]:
-        entry = (one["category_id"], one["bbox"], one["area"], one["iscrowd"])
-        objects[file_of[one["image_id"]]].append(entry)
+    for annotation in truth["annotations"]:
+        fields = [annotation[name] for name in ("category_id", "bbox", "area", "iscrowd")]
+        objects[file_of[annotation["image_id"]]].append(fields)
     return {
         image["file_name"]: [image["height"], image["width"], sorted(objects[image["file_name"]])]
         for image in truth["images"]
@@ -404,18 +422,20 @@ def by_file(truth: dict) -> dict[str, list]:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_cards_from_json_and_from_xml(test_data, split):
+def test_json_and_xml_of_photographs_give_the_same_boxes(test_data, split):
     folder = test_data / "cards" / split
     coco = CocoSource(test_data / "cards" / f"{split}.json", folder)
     voc = VocSource(folder, images=None, split="", categories=CARDS)
     assert voc.categories == coco.categories
     assert by_file(voc.ground_truth()) == by_file(coco.ground_truth())
-    row_of = {voc.file_name(row): row for row in range(len(voc))}
-    assert len(row_of) == len(coco) == {"train": 296, "test": 67}[split]
-    for row in range(len(coco)):
-        own = row_of[coco.file_name(row)]
-        assert voc.sizes[own].tolist() == coco.sizes[row].tolist()
-        ours, theirs = voc.annotations(own), coco.annotations(row)
-        order = [np.lexsort((*one.boxes.T, one.classes)) for one in (ours, theirs)]
-        for mine, expected in zip(ours, theirs, strict=True):
-            np.testing.assert_array_equal(mine[order[0]], expected[order[1]])
+    index_of = {voc.file_name(index): index for index in range(len(voc))}
+    assert len(index_of) == len(coco) == {"train": 296, "test": 67}[split]
+    for index in range(len(coco)):
+        voc_index = index_of[coco.file_name(index)]
+        assert voc.sizes[voc_index].tolist() == coco.sizes[index].tolist()
+        fields, expected = (
+            [field[np.lexsort((*objects.boxes.T, objects.classes))] for field in objects]
+            for objects in (voc.annotations(voc_index), coco.annotations(index))
+        )
+        for field, expected_field in zip(fields, expected, strict=True):
+            np.testing.assert_array_equal(field, expected_field)

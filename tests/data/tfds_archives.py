@@ -1,4 +1,4 @@
-"""COCO archives of a few pictures as they come unpacked, and TFDS's own builders run over them."""
+"""Unpacked COCO archives of a few images, and datasets that TFDS's own builders prepare of them."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ from unittest import mock
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 
 CATEGORIES = [category._asdict() for category in COCO_CATEGORIES]
-# TFDS's splits, the folder of pictures of each, and whether it is annotated.
+# The folder of images of each of TFDS's splits, and whether it is annotated.
 SPLITS = {
     2014: {
         "train": ("train2014", True),
@@ -28,8 +28,8 @@ SPLITS = {
 class Archives:
     """The folders that COCO's zip files of a year unpack to.
 
-    contents: the JSON of `train` and `validation`, with a folder of their pictures each; the
-    pictures of validation stand in for those without annotations.
+    `contents` has the JSON and the image folder of `train` and `validation`; splits without
+    annotations have the images of `validation`.
     """
 
     def __init__(
@@ -41,20 +41,20 @@ class Archives:
         self.path, self.year = path, year
         (path / "annotations").mkdir(parents=True)
         for split, (folder, annotated) in SPLITS[year].items():
-            content, pictures = contents[split if annotated else "validation"]
+            content, images = contents[split if annotated else "validation"]
             if not annotated:
                 content = {k: v for k, v in content.items() if k != "annotations"}
             self.official(split).write_text(json.dumps(content))
-            (path / folder).symlink_to(pictures, target_is_directory=True)
+            (path / folder).symlink_to(images, target_is_directory=True)
 
     def official(self, split: str) -> pathlib.Path:
-        """The JSON of a split."""
+        """Return the path of a split's JSON."""
         folder, annotated = SPLITS[self.year][split]
-        kind = "instances" if annotated else "image_info"
-        return self.path / "annotations" / f"{kind}_{folder}.json"
+        content = "instances" if annotated else "image_info"
+        return self.path / "annotations" / f"{content}_{folder}.json"
 
     def prepare(self, data_dir: pathlib.Path, file_format: str, *, shards: int = 1) -> None:
-        """What `tfds.builder("coco/YEAR").download_and_prepare()` does once it has downloaded."""
+        """Do what `tfds.builder("coco/YEAR").download_and_prepare()` does after the download."""
         prepare(f"coco/{self.year}", self.path, data_dir, file_format, shards=shards)
 
 
@@ -66,7 +66,7 @@ def prepare(
     *,
     shards: int = 1,
 ) -> None:
-    """Runs the builder, with all of its archives unpacked in one folder."""
+    """Run the builder, with all of its archives unpacked in one folder."""
     import tensorflow_datasets as tfds
 
     with mock.patch.object(
@@ -83,15 +83,16 @@ def prepare(
 def prepare_own(
     data_dir: pathlib.Path, features: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]
 ) -> None:
-    """A builder `own` with one split, `train`, of these features."""
+    """Prepare the dataset `own` with one split, `train`, of these features."""
     import tensorflow_datasets as tfds
 
     class Own(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            own = tfds.features.FeaturesDict(features)
-            return tfds.core.DatasetInfo(builder=self, features=own)
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
 
         def _split_generators(self, dl_manager):
             return {"train": enumerate(examples)}

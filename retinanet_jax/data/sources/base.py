@@ -1,4 +1,9 @@
-"""What a data set is to this package: sizes and annotations up front, picture bytes on demand."""
+"""The interface of a dataset: sizes and annotations up front, encoded images on demand.
+
+`Source` is what plans, pipelines, training and evaluation know of a dataset; the other modules of
+this folder implement it, one for each format. Subsets and the split into training and validation
+images are sources too.
+"""
 
 import abc
 import hashlib
@@ -8,33 +13,39 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
 
-from retinanet_jax.data.transforms import decode_image
+from retinanet_jax.data.decoding import decode_image
 
 
 class Category(NamedTuple):
-    """A kind of object, as the data set numbers and names it."""
+    """A category of objects with the id and the name that the dataset gives it."""
 
     id: int
     name: str
 
 
 class Annotations(NamedTuple):
-    """The objects of one picture; `boxes` are yxyx in pixels of the original picture."""
+    """The n annotated objects of one image.
+
+    Attributes:
+        boxes: yxyx in pixels of the original image.
+        classes: Indices into the source's `categories`.
+        crowd: Whether the box is a region of many objects (COCO's `iscrowd`) and not one object.
+    """
 
     boxes: Float32[np.ndarray, "n 4"]
     classes: Int32[np.ndarray, " n"]
-    crowd: Bool[np.ndarray, " n"]  # the box is a region of many, not of one
+    crowd: Bool[np.ndarray, " n"]
 
 
 class Source(abc.ABC):
-    """An indexed data set.
+    """A dataset of images that are addressed by an index from 0.
 
     Attributes:
-        name: For messages.
+        name: The dataset's name in messages.
         categories: Sorted by id; class k of the network is `categories[k]`.
-        sizes: Height and width of every picture as it is shown (after its EXIF orientation),
-            except where it was annotated unrotated.
-        image_ids: The data set's own number of every picture.
+        sizes: Height and width of every image in pixels, after its EXIF orientation has been
+            applied, except where the image was annotated unrotated.
+        image_ids: The dataset's own id of every image.
     """
 
     name: str
@@ -47,67 +58,90 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def annotations(self, index: int) -> Annotations:
-        """The objects of one picture; none is ordinary."""
+        """Return the objects of one image, of which there may be none."""
 
     @abc.abstractmethod
     def file_name(self, index: int) -> str:
-        """The picture's name, as the data set has it."""
+        """Return the name that the dataset gives one image."""
 
     @abc.abstractmethod
     def read(self, index: int) -> bytes | None:
-        """The encoded picture, or None where the source holds pixels.
+        """Return one encoded image, or None if the source stores pixels instead of files.
 
-        Raises FileNotFoundError naming file and image id where it is missing.
+        Raises:
+            FileNotFoundError: If the image is missing; the message names its file and id.
         """
 
     def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
-        """RGB pixels, upright; a source of pixels may hold them in another size than `sizes`."""
+        """Return one image as RGB pixels, with its EXIF orientation applied.
+
+        A source that stores pixels may return them in another size than `sizes`.
+
+        Raises:
+            FileNotFoundError: If the image is missing.
+            ValueError: If the image is corrupt or its size is not the declared one.
+        """
         data = self.read(index)
-        assert data is not None, f"{type(self).__name__} reads no files and gives no pixels"
+        assert data is not None, f"{type(self).__name__} must implement `read` or `image`"
         height, width = self.sizes[index].tolist()
         return decode_image(data, self.file_name(index), size=(height, width))
 
     @abc.abstractmethod
     def ground_truth(self) -> dict[str, Any]:
-        """Pictures, categories and annotations as COCO JSON, as pycocotools takes them."""
+        """Return images, categories and annotations as COCO JSON for pycocotools."""
 
 
 def subset(source: Source, indices: Iterable[int]) -> Source:
-    """The pictures of `source` at `indices`, in that order."""
+    """Return a source of the images of `source` at `indices`, in that order."""
     return _Subset(source, indices)
 
 
 def split_by_hash(source: Source, fraction: float) -> tuple[Source, Source]:
-    """Training pictures, and about `fraction` of all held out for validation.
+    """Split a dataset into training images and about `fraction` of it for validation.
 
-    A picture's side depends on its file name alone, so that it stays there when others come or go;
-    only where a side would be empty does the picture nearest to it change over.
-    Raises ValueError where there are not two different file names to part.
+    The part to which an image belongs depends only on its file name, so it stays in that part when
+    other images are added or removed. If a part would be empty, it gets the image that is nearest
+    to it.
+
+    Args:
+        source: The dataset to split.
+        fraction: The expected fraction of validation images, between 0 and 1.
+
+    Returns:
+        The training part and the validation part.
+
+    Raises:
+        ValueError: If `fraction` is not between 0 and 1, or if the dataset does not have two
+            different file names.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction={fraction} must lie between 0 and 1; try 0.1.")
     positions = np.array([_position(source.file_name(index)) for index in range(len(source))])
     if len(np.unique(positions)) < 2:
         raise ValueError(
-            f"{source.name}: {len(source)} pictures cannot be parted into training and "
-            "validation; add pictures or give validation annotations of their own."
+            f"{source.name}: {len(source)} images cannot be split into training and validation; "
+            "add images, or give separate validation annotations."
         )
-    held_out = positions < fraction
-    if not held_out.any():
-        held_out = positions == positions.min()
-    if held_out.all():
-        held_out = positions != positions.max()
-    train, validation = (np.flatnonzero(side).tolist() for side in (~held_out, held_out))
-    return subset(source, train), subset(source, validation)
+    is_validation = positions < fraction
+    if not is_validation.any():
+        is_validation = positions == positions.min()
+    if is_validation.all():
+        is_validation = positions != positions.max()
+    training, validation = (
+        np.flatnonzero(part).tolist() for part in (~is_validation, is_validation)
+    )
+    return subset(source, training), subset(source, validation)
 
 
 def _position(file_name: str) -> float:
-    """A number in [0, 1) that every machine and version computes alike (unlike `hash`)."""
+    """Return a number in [0, 1) that is equal on every machine and Python (unlike `hash`)."""
     digest = hashlib.sha256(file_name.encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 class _Subset(Source):
+    """The images of another source at some of its indices."""
+
     def __init__(self, source: Source, indices: Iterable[int]):
         self._source = source
         self._indices = list(indices)
@@ -129,8 +163,8 @@ class _Subset(Source):
         return self._source.image(self._indices[index])
 
     def ground_truth(self) -> dict[str, Any]:
-        kept = set(self.image_ids)
+        ids = set(self.image_ids)
         truth = self._source.ground_truth()
-        images = [image for image in truth["images"] if image["id"] in kept]
-        annotations = [one for one in truth["annotations"] if one["image_id"] in kept]
+        images = [image for image in truth["images"] if image["id"] in ids]
+        annotations = [entry for entry in truth["annotations"] if entry["image_id"] in ids]
         return {**truth, "images": images, "annotations": annotations}

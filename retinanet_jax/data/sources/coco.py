@@ -1,4 +1,4 @@
-"""COCO's own format: one JSON of instances beside a folder of pictures (cocodataset.org)."""
+"""COCO's own format: a JSON file of instances and a folder of images (https://cocodataset.org)."""
 
 import functools
 import json
@@ -9,8 +9,10 @@ from typing import Any
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.instances import InstancesSource
 
-# In the order of their ids; of the numbers from 1 to 90 ten stand for nothing.
-_NAMES = (
+# COCO's ids run from 1 to 90; ten of them belong to no category.
+_UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+COCO_IDS = tuple(category_id for category_id in range(1, 91) if category_id not in _UNUSED_IDS)
+_NAMES = (  # in the order of the ids
     "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, "
     "fire hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, "
     "bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, "
@@ -20,30 +22,38 @@ _NAMES = (
     "tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, "
     "refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush"
 )
-_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-COCO_CATEGORIES = tuple(
-    Category(number, name)
-    for number, name in zip(
-        (number for number in range(1, 91) if number not in _GAPS), _NAMES.split(", "), strict=True
-    )
-)
+COCO_CATEGORIES = tuple(Category(*pair) for pair in zip(COCO_IDS, _NAMES.split(", "), strict=True))
 
 
 class CocoSource(InstancesSource):
-    """Pictures and boxes of a COCO JSON.
+    """The images and boxes of a COCO JSON.
 
-    annotations: the JSON. images: the folder that its `file_name`s are relative to.
-    `ground_truth` reads the JSON anew: a training run has no use for its polygons in memory.
-    Raises as `InstancesSource` does, and FileNotFoundError where the JSON is missing.
+    `ground_truth` reads the JSON again, so that a training run does not keep its polygons in
+    memory.
     """
 
     def __init__(self, annotations: str | os.PathLike, images: str | os.PathLike):
+        """Read and check the JSON.
+
+        Args:
+            annotations: The JSON file.
+            images: The folder that its `file_name`s are relative to.
+
+        Raises:
+            FileNotFoundError: If the JSON, the folder or an image is missing.
+            ValueError: If the JSON is not COCO instances or contradicts itself.
+        """
         load = functools.partial(load_instances, pathlib.Path(annotations))
         super().__init__(str(annotations), load, images)
 
 
 def load_instances(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON's content; FileNotFoundError or ValueError where it is not there or not COCO's."""
+    """Read a COCO JSON; its entries are not checked.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not JSON with the lists `images`, `annotations` and `categories`.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such annotation file; check the path.")
     try:

@@ -1,17 +1,15 @@
-"""`packed`: decoded and resized pictures with their boxes, in a folder that is mapped into memory.
+"""`packed`: decoded and resized images with their boxes, in a folder that is memory-mapped.
 
-For hosts that can't feed their accelerator, for small data sets, and for machines without
-TensorFlow. `python -m retinanet_jax.pack` writes it. The folder holds
+It is meant for hosts that cannot feed their accelerator, for small datasets, and for machines
+without TensorFlow. `retinanet-jax pack` writes the folder, which contains:
 
-pictures.bin: the pixels of all pictures, uint8 RGB, one after the other, and nothing else
-objects.npz: ids, sizes (the originals' and those held) and boxes of all pictures
-ground_truth.json: what AP is computed against, as COCO JSON
-packed.json: categories, file names, the recipe, and how large the other files are
+- the pixels of all images, uint8 RGB, one image after the other and nothing else (`PIXELS`),
+- ids, sizes (original and packed) and boxes of all images (`OBJECTS`),
+- the ground truth that AP is computed against, as COCO JSON (`GROUND_TRUTH`),
+- categories, file names, how the images were resized, and the sizes of the other files (`HEADER`).
 """
 
-import collections
 import hashlib
-import itertools
 import json
 import os
 import pathlib
@@ -19,82 +17,82 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32, Int64, UInt8
 
 from retinanet_jax.data import transforms
 from retinanet_jax.data.sizes import resized_sizes
 from retinanet_jax.data.sources.base import Annotations, Category, Source
 from retinanet_jax.utils.files import write_folder
+from retinanet_jax.utils.threads import map_ahead
 
 FORMAT = "retinanet_jax packed"
-VERSION = 1  # of the files' layout
-PIXELS, OBJECTS, TRUTH, HEADER = "pictures.bin", "objects.npz", "ground_truth.json", "packed.json"
+VERSION = 1  # of the folder's layout
+PIXELS = "pictures.bin"
+OBJECTS, GROUND_TRUTH, HEADER = "objects.npz", "ground_truth.json", "packed.json"
 GIGABYTE = 1e9
 
 
 class PackedSource(Source):
-    """A folder that `write_packed` wrote.
+    """A folder that `write_packed` has written.
 
-    Sizes and boxes are those of the original pictures, so that plans and AP are the same as with
-    the data that was packed; `picture` gives the pixels that are held, resized once already.
-    Raises FileNotFoundError where there is no such folder, and ValueError where it holds something
-    else or is incomplete. Only sizes are compared, which is quick, not the pixels.
+    Sizes and boxes are those of the original images, so plans and AP are the same as with the
+    dataset that was packed; only `image` differs: it returns the pixels that are stored, which are
+    resized already.
+
+    Attributes:
+        short_side: The short side in pixels that images were resized to.
+        long_side: The largest long side in pixels.
+        resize: The method of resizing, of `transforms.PIXEL_TYPES`.
     """
 
     def __init__(self, folder: str | os.PathLike):
+        """Read everything but the pixels, of which only the file's size is checked.
+
+        Raises:
+            FileNotFoundError: If there is no such folder.
+            ValueError: If it contains something else, or is incomplete or damaged.
+        """
         self.name = str(folder)
         self._folder = pathlib.Path(folder)
         header = _read_header(self._folder)
-        objects = self._read_objects(header)
-        self.categories = tuple(Category(*one) for one in header["categories"])
+        objects = _read_objects(self._folder, header)
+        self.categories = tuple(Category(*category) for category in header["categories"])
         self.image_ids = objects["image_ids"].tolist()
         self.sizes = objects["sizes"]
         self.short_side, self.long_side = header["short_side"], header["long_side"]
         self.resize = header["resize"]
         self._file_names = header["file_names"]
-        self._held = objects["held"]
-        self._starts = _starts(self._held.astype(np.int64).prod(axis=1) * 3)
-        self._bounds = _starts(objects["counts"])
+        self._packed_sizes = objects["held"]
+        self._pixel_bounds = _bounds(self._packed_sizes.astype(np.int64).prod(axis=1) * 3)
+        self._object_bounds = _bounds(objects["counts"])
         self._objects = Annotations(objects["boxes"], objects["classes"], objects["crowd"])
-        # As a plain array, whose slices are made in a fraction of the time of a memmap's.
+        # As a plain array, of which slices are made in a fraction of the time of a memmap's.
         self._pixels = np.asarray(np.memmap(self._folder / PIXELS, np.uint8, "r"))
 
     def annotations(self, index: int) -> Annotations:
-        """The objects as the packed source gave them, in pixels of the original picture."""
-        start, stop = self._bounds[index : index + 2]
+        """Return the objects of one image, in pixels of the original image."""
+        start, stop = self._object_bounds[index : index + 2]
         return Annotations(*(field[start:stop] for field in self._objects))
 
     def file_name(self, index: int) -> str:
-        """As the packed source had it."""
+        """Return the name that the packed dataset gave one image."""
         return self._file_names[index]
 
     def read(self, index: int) -> None:
-        """None: there are no files."""
+        """Return None, because there are no image files."""
 
     def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
-        """The pixels in the file itself, not a copy: read-only."""
-        height, width = self._held[index].tolist()
-        start, stop = self._starts[index : index + 2]
+        """Return the resized pixels, a read-only view of the file."""
+        height, width = self._packed_sizes[index].tolist()
+        start, stop = self._pixel_bounds[index : index + 2]
         return self._pixels[start:stop].reshape(height, width, 3)
 
     def ground_truth(self) -> dict[str, Any]:
-        """As the packed source gave it; read anew, as training has no use for it in memory."""
-        return json.loads((self._folder / TRUTH).read_bytes())
-
-    def _read_objects(self, header: dict[str, Any]) -> dict[str, np.ndarray]:
-        try:
-            for name, size in header["bytes"].items():
-                found = (self._folder / name).stat().st_size
-                if found != size:
-                    raise ValueError(f"{name} has {found} bytes, not {size}")
-            with np.load(self._folder / OBJECTS) as file:  # a zip: it checks its own sums
-                return dict(file)
-        except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-            raise _broken(self._folder, error) from None
+        """Read the packed dataset's ground truth, which training need not keep in memory."""
+        return json.loads((self._folder / GROUND_TRUTH).read_bytes())
 
 
 def write_packed(
@@ -107,157 +105,188 @@ def write_packed(
     num_threads: int | None = None,
     progress: Callable[[int], None],
 ) -> PackedSource:
-    """Decodes and resizes every picture of `source` into `folder`, and opens that.
+    """Decode and resize every image of `source` into `folder`, and open it.
 
-    short_side, long_side: pixels, as in a plan; a picture is held as a plan with the same sides
-    asks for it, enlarged too, so that training there sees what decoding and resizing would give.
-    resize: the kind of resizing, of transforms.PIXEL_TYPES, whose pixels are bytes.
-    progress: called with the number of pictures done. num_threads None: one a core.
-    A folder that holds the same already is left as it is, by names, ids, sizes and boxes, not by
-    the pictures' content. It appears as a whole or not at all.
-    Raises ValueError where the folder holds something else or `resize` gives no bytes, OSError
-    where the disk is too small, and whatever `source` raises where a picture cannot be used.
+    The folder appears complete or not at all. If it exists with the same names, ids, sizes and
+    boxes, it is not written again; the pixels are not compared.
+
+    Args:
+        source: The dataset.
+        folder: The folder to write.
+        short_side: The short side of packed images in pixels, as in a plan. Smaller images are
+            enlarged, so a plan with the same sides sees the same pixels as from the files.
+        long_side: The largest long side in pixels.
+        resize: The method of resizing, of `transforms.PIXEL_TYPES`; its pixels must be bytes.
+        num_threads: The number of threads; None means one for each core.
+        progress: Called with the number of images written so far.
+
+    Raises:
+        OSError: If the disk is too small.
+        ValueError: If `folder` contains something else, `resize` does not give bytes, or `source`
+            has no images or one that cannot be decoded.
     """
+    _check_packable(source, resize)
+    folder = pathlib.Path(folder)
+    sizes = resized_sizes(source.sizes, short_side=short_side, long_side=long_side, resize=resize)
+    objects = _stack_objects(source, sizes)
+    header = _make_header(
+        source, objects, {"short_side": short_side, "long_side": long_side, "resize": resize}
+    )
+
+    def write(draft: pathlib.Path) -> None:
+        _check_space(folder, 3 * int(sizes.astype(np.int64).prod(axis=1).sum()))
+        with (draft / PIXELS).open("wb") as file:
+            for count, pixels in enumerate(_resized_images(source, sizes, resize, num_threads), 1):
+                file.write(pixels.data)
+                progress(count)
+        _write_rest(draft, source, objects, header)
+
+    if not _is_written(folder, header):
+        write_folder(folder, write, lambda: _is_written(folder, header))
+    return PackedSource(folder)
+
+
+def _check_packable(source: Source, resize: str) -> None:
+    """Check that there are images, and that their pixels are bytes."""
     if resize == "bilinear_float":
         raise ValueError(
-            "resize='bilinear_float' gives pixels that are not rounded, and packed ones are bytes; "
-            "set data.resize to 'bilinear', or read the files themselves."
+            "resize='bilinear_float' gives pixels that are not rounded, and packed pixels are "
+            "bytes; set data.resize to 'bilinear', or train on the image files."
         )
     if not len(source):
-        raise ValueError(f"{source.name}: has no pictures to pack; check its paths.")
-    folder = pathlib.Path(folder)
-    held = resized_sizes(source.sizes, short_side=short_side, long_side=long_side, resize=resize)
-    objects = _objects(source, held)
+        raise ValueError(f"{source.name}: has no images to pack; check its paths.")
+
+
+def _stack_objects(source: Source, sizes: Int32[np.ndarray, "N 2"]) -> dict[str, np.ndarray]:
+    """Return the arrays of the file `OBJECTS`; `sizes` are the packed images'."""
+    annotations = [source.annotations(index) for index in range(len(source))]
+    return {
+        "image_ids": np.array(source.image_ids, np.int64),
+        "sizes": source.sizes,
+        "held": sizes,
+        "counts": np.array([len(objects.classes) for objects in annotations], np.int64),
+        "boxes": np.concatenate([objects.boxes for objects in annotations]),
+        "classes": np.concatenate([objects.classes for objects in annotations]),
+        "crowd": np.concatenate([objects.crowd for objects in annotations]),
+    }
+
+
+def _make_header(
+    source: Source, objects: dict[str, np.ndarray], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the content of the file `HEADER`, except the sizes of the other files.
+
+    Its digest identifies everything that is packed but the pixels.
+    """
     header = {
         "format": FORMAT,
         "version": VERSION,
         "source": source.name,
-        "short_side": short_side,
-        "long_side": long_side,
-        "resize": resize,
+        **settings,
         "categories": [list(category) for category in source.categories],
         "file_names": [source.file_name(index) for index in range(len(source))],
     }
-    header["digest"] = _digest(header, objects)
-    if _is_written(folder, header):
-        return PackedSource(folder)
-
-    def write(draft: pathlib.Path) -> None:
-        _check_space(folder, 3 * int(held.astype(np.int64).prod(axis=1).sum()))
-        with (draft / PIXELS).open("wb") as file:
-            for done, pixels in enumerate(_resized(source, held, resize, num_threads), 1):
-                file.write(pixels.data)
-                progress(done)
-        np.savez(draft / OBJECTS, allow_pickle=False, **objects)
-        (draft / TRUTH).write_text(json.dumps(source.ground_truth()))
-        header["bytes"] = {name: (draft / name).stat().st_size for name in (PIXELS, OBJECTS, TRUTH)}
-        (draft / HEADER).write_text(json.dumps(header))
-
-    write_folder(folder, write, lambda: _is_written(folder, header))
-    return PackedSource(folder)
-
-
-def _objects(source: Source, held: Int32[np.ndarray, "N 2"]) -> dict[str, np.ndarray]:
-    """All that is known of the pictures, one array a field."""
-    each = [source.annotations(index) for index in range(len(source))]
-    return {
-        "image_ids": np.array(source.image_ids, np.int64),
-        "sizes": source.sizes,
-        "held": held,
-        "counts": np.array([len(one.classes) for one in each], np.int64),
-        "boxes": np.concatenate([one.boxes for one in each]),
-        "classes": np.concatenate([one.classes for one in each]),
-        "crowd": np.concatenate([one.crowd for one in each]),
-    }
-
-
-def _resized(
-    source: Source, held: Int32[np.ndarray, "N 2"], resize: str, num_threads: int | None
-) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """The pictures in order, made by threads, some ahead."""
-
-    def resized(index: int) -> UInt8[np.ndarray, "H W 3"]:
-        picture, (height, width) = source.image(index), held[index].tolist()
-        if picture.shape[:2] != (height, width):
-            picture = transforms.resize(picture, height, width, kind=resize)
-        return np.ascontiguousarray(picture)
-
-    threads = num_threads or os.cpu_count() or 1
-    pool = futures.ThreadPoolExecutor(threads)
-    indices = iter(range(len(source)))
-    ahead: collections.deque[futures.Future] = collections.deque()
-    try:
-        for _ in range(len(source)):
-            for index in itertools.islice(indices, 2 * threads - len(ahead)):
-                ahead.append(pool.submit(resized, index))
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _starts(counts: np.ndarray) -> np.ndarray:
-    """Where each one's part begins, and where the last one's ends."""
-    return np.concatenate([[0], np.cumsum(counts)])
-
-
-def _digest(header: dict[str, Any], objects: dict[str, np.ndarray]) -> str:
-    """Of all that tells one packing from another, but the pixels."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, array in objects.items():
         digest.update(f"{name}{array.dtype}{array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()
+    return header | {"digest": digest.hexdigest()}
+
+
+def _write_rest(
+    folder: pathlib.Path, source: Source, objects: dict[str, np.ndarray], header: dict[str, Any]
+) -> None:
+    """Write everything but the pixels, the header last."""
+    np.savez(folder / OBJECTS, allow_pickle=False, **objects)
+    (folder / GROUND_TRUTH).write_text(json.dumps(source.ground_truth()))
+    sizes = {name: (folder / name).stat().st_size for name in (PIXELS, OBJECTS, GROUND_TRUTH)}
+    (folder / HEADER).write_text(json.dumps(header | {"bytes": sizes}))
+
+
+def _resized_images(
+    source: Source, sizes: Int32[np.ndarray, "N 2"], resize: str, num_threads: int | None
+) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Return the resized images in order, computed ahead by threads."""
+
+    def resized(index: int) -> UInt8[np.ndarray, "H W 3"]:
+        image, (height, width) = source.image(index), sizes[index].tolist()
+        if image.shape[:2] != (height, width):
+            image = transforms.resize(image, height, width, method=resize)
+        return np.ascontiguousarray(image)
+
+    threads = num_threads or os.cpu_count() or 1
+    return map_ahead(resized, range(len(source)), num_ahead=2 * threads - 1, num_threads=threads)
+
+
+def _bounds(counts: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N+1"]:
+    """Return where the part of each image begins, and where the last one ends."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
 
 
 def _is_written(folder: pathlib.Path, header: dict[str, Any]) -> bool:
+    """Whether the folder contains what the header describes; ValueError if something else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    found = _read_header(folder)
-    if found["digest"] != header["digest"]:
-        what = ("source", "short_side", "long_side", "resize")
+    existing = _read_header(folder)
+    if existing["digest"] != header["digest"]:
+        fields = ("source", "short_side", "long_side", "resize")
         raise ValueError(
-            f"{folder}: holds {', '.join(f'{name}={found[name]}' for name in what)}, not "
-            f"{', '.join(f'{name}={header[name]}' for name in what)} with the present annotations; "
-            "remove it or name another folder."
+            f"{folder}: contains {', '.join(f'{name}={existing[name]}' for name in fields)}, not "
+            f"{', '.join(f'{name}={header[name]}' for name in fields)} with the present "
+            "annotations; remove it or name another folder."
         )
     return True
 
 
 def _read_header(folder: pathlib.Path) -> dict[str, Any]:
+    """Read the file `HEADER`; ValueError or FileNotFoundError if it is not a packed folder's."""
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder}: there is no such folder of packed pictures; python -m retinanet_jax.pack "
-            "writes one."
+            f"{folder}: there is no such folder of packed images; retinanet-jax pack writes one."
         )
     try:
         header = json.loads((folder / HEADER).read_bytes())
     except FileNotFoundError:
         raise ValueError(
-            f"{folder}: holds no packed pictures ({HEADER} is missing); name the folder that "
-            "python -m retinanet_jax.pack wrote."
+            f"{folder}: contains no packed images ({HEADER} is missing); name the folder that "
+            "retinanet-jax pack has written."
         ) from None
     except ValueError as error:
-        raise _broken(folder, f"{HEADER}: {error}") from None
+        raise _damaged(folder, f"{HEADER}: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"{folder}: {HEADER} is not of packed pictures; name another folder.")
+        raise ValueError(f"{folder}: {HEADER} is not of packed images; name another folder.")
     if header["version"] != VERSION:
         raise ValueError(
             f"{folder}: was packed in layout {header['version']}, and this program reads "
-            f"{VERSION}; remove it and pack it anew."
+            f"{VERSION}; remove it and pack it again."
         )
     return header
 
 
-def _broken(folder: pathlib.Path, what: object) -> ValueError:
+def _read_objects(folder: pathlib.Path, header: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Check the sizes of all files and read the file `OBJECTS`."""
+    try:
+        for name, expected in header["bytes"].items():
+            size = (folder / name).stat().st_size
+            if size != expected:
+                raise ValueError(f"{name} has {size} bytes, not {expected}")
+        with np.load(folder / OBJECTS) as file:  # a zip file, which checks its own checksums
+            return dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(folder, error) from None
+
+
+def _damaged(folder: pathlib.Path, problem: object) -> ValueError:
     return ValueError(
-        f"{folder}: the packed pictures are incomplete or damaged ({what}); remove the folder and "
-        "pack it anew."
+        f"{folder}: the packed images are incomplete or damaged ({problem}); remove the folder and "
+        "pack it again."
     )
 
 
-def _check_space(folder: pathlib.Path, needed: int) -> None:
+def _check_space(folder: pathlib.Path, required: int) -> None:
+    """Raise OSError if the disk has fewer free bytes than are required."""
     free = shutil.disk_usage(folder.parent).free
-    if needed > free:
+    if required > free:
         raise OSError(
-            f"{folder}: the pictures take {needed / GIGABYTE:.2f} GB and {free / GIGABYTE:.2f} GB "
+            f"{folder}: the images take {required / GIGABYTE:.2f} GB and {free / GIGABYTE:.2f} GB "
             "are free there; name a folder on a larger disk, or a smaller short side."
         )

@@ -1,12 +1,13 @@
-"""TFDS: what `tfds.builder(...).download_and_prepare()` wrote, read by index where it lies.
+"""TFDS: what `tfds.builder(...).download_and_prepare()` has written, read in place by index.
 
-For every data set of its catalogue that has the features `image`, `objects/bbox`, `objects/label`.
+It reads every dataset of TFDS's catalog that has the features `image`, `objects/bbox` and
+`objects/label`.
 
-For the paper's numbers take coco/2017. trainval35k is the 82,783 training pictures of 2014 and
-35,504 of its 40,504 validation pictures; the other 5,000 are minival. COCO's release of 2017 parts
-the same pictures along the same line: its train has the 118,287 of trainval35k, its validation the
-5,000 of minival. coco/2014 knows neither: what is trained on all 123,287 of its train+validation
-has seen minival, and cannot be tested on it.
+For the paper's numbers use coco/2017. trainval35k is the 82,783 training images of 2014 and 35,504
+of its 40,504 validation images; the other 5,000 are minival. COCO's release of 2017 splits the same
+images in the same way: its training split has the 118,287 of trainval35k, its validation split the
+5,000 of minival. coco/2014 has neither: a detector trained on all 123,287 of its train+validation
+has been trained on minival, and cannot be evaluated on it.
 """
 
 import hashlib
@@ -18,36 +19,30 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from jaxtyping import Bool, Int
 
 from retinanet_jax.data.sources.base import Annotations, Category, Source
+from retinanet_jax.data.sources.boxes import OUTSIDE, WITHOUT_AREA, clip_to_image
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES, load_instances
-from retinanet_jax.data.sources.instances import (
-    HAVE_NO_AREA,
-    STAND_OUT,
-    clip_to_image,
-    completed,
-)
-from retinanet_jax.data.sources.tfds_shards import Index, cached_index, open_shards, to_pixels
+from retinanet_jax.data.sources.instances import complete_annotation
+from retinanet_jax.data.sources.tfds_index import Index, cached_index, to_pixels
+from retinanet_jax.data.sources.tfds_info import detection_features, read_info
+from retinanet_jax.data.sources.tfds_shards import open_shards
 
 
 class TfdsSource(Source):
-    """Pictures and boxes of a data set that TFDS has prepared, as tfrecord or array_record.
+    """The images and boxes of a dataset that TFDS has prepared as tfrecord or array_record.
 
-    builder: as `tfds.builder` takes it, such as coco/2017 or voc/2007:5.0.0. data_dir: the folder
-    that it was prepared in; None for TFDS's own. split: its name, or several joined by "+".
-    official: the COCO JSON that AP is computed against; empty for what the shards hold. There
-    COCO's boxes are as published, but `area` is cut to an integer and polygons are left out.
+    Images are ordered by image id, however they were sharded; images without ids are ordered by
+    file name, and their ids count from 1. The ids of categories are, by name, those of `official`,
+    else those of COCO if the builder is coco, else the labels counted from 1. Difficult objects
+    count as crowd.
 
-    Pictures are ordered by image id, however they were sharded; without ids by file name, numbered
-    from 1. Category ids are, by name, those of `official`, else of COCO for a builder of that name,
-    else the labels from 1. Difficult objects count as crowd.
-    The shards are read through once. What was found is kept beside them, or in the user's cache
-    where they are read-only, until they change.
+    The shards are read once to make an index. It is stored next to them, or in the user's cache if
+    their folder is read-only, until they change.
 
-    Raises FileNotFoundError where the data set is not prepared or files are missing; ValueError
-    where it is of another kind, contradicts `official`, or a package is missing. Boxes without an
-    area inside their picture are left out of training, boxes that stand out are clipped, and both
-    are counted in a warning; `ground_truth` keeps them all.
+    Boxes without an area inside their image are left out of training, boxes that extend beyond
+    their image are clipped, and a warning counts both; `ground_truth` contains all boxes.
     """
 
     def __init__(
@@ -58,15 +53,30 @@ class TfdsSource(Source):
         split: str,
         official: str | os.PathLike = "",
     ):
+        """Open the dataset, and index it if that has not been done yet.
+
+        Args:
+            builder: The dataset as `tfds.builder` takes it, such as coco/2017 or voc/2007:5.0.0.
+            data_dir: The folder that it was prepared in; None means TFDS's default.
+            split: The name of a split, or several joined by "+".
+            official: The COCO JSON that AP is computed against; empty for the content of the
+                shards. Those have COCO's boxes as published, but `area` is cut to an integer and
+                polygons are left out.
+
+        Raises:
+            FileNotFoundError: If the dataset is not prepared or files are missing.
+            ValueError: If it is not a detection dataset, contradicts `official`, or a package is
+                missing.
+        """
         self.name = f"{builder} {split}"
         self._official = pathlib.Path(official) if official else None
-        info = _prepared(builder, data_dir)
-        features = _features(self.name, info.features)
+        info = read_info(builder, data_dir)
+        features = detection_features(self.name, info.features)
         self._shards = open_shards(self.name, info, split)
         total = sum(info.splits[part].num_examples for part in split.split("+"))
-        places = _cache_places(pathlib.Path(info.data_dir), split)
-        index = cached_index(self.name, self._shards, total, places)
-        order = self._read_pictures(index, "image/id" in features)
+        paths = _index_paths(pathlib.Path(info.data_dir), split)
+        index = cached_index(self.name, self._shards, total, paths)
+        order = self._read_images(index, "image/id" in features)
         truth = load_instances(self._official) if self._official else None
         if truth is not None:
             self._check_official(truth)
@@ -74,81 +84,89 @@ class TfdsSource(Source):
         self._read_objects(index, order, features)
 
     def annotations(self, index: int) -> Annotations:
-        """The objects that can be trained on."""
+        """Return the objects of one image that can be trained on."""
         start, stop = self._bounds[index : index + 2].tolist()
         return Annotations(*(field[start:stop] for field in self._trained))
 
     def file_name(self, index: int) -> str:
-        """As the data set has it; where it has none, the record's place in the shards."""
+        """Return the image's file name or, if it has none, the record's place in the shards."""
         return self._file_names[index]
 
     def read(self, index: int) -> bytes:
-        """The encoded picture as TFDS stores it: that of COCO is the published file."""
+        """Return one encoded image as TFDS stores it; for COCO that is the published file.
+
+        Raises:
+            FileNotFoundError: If its shard is missing.
+        """
         shard, record, start, length = self._spans[index].tolist()
         try:
             return self._shards.read(shard, record, start, length)
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"{self._shards.paths[shard]}: the shard with the picture of image id "
-                f"{self.image_ids[index]} is missing; restore it, or prepare the data set again."
+                f"{self._shards.paths[shard]}: the shard with the image of id "
+                f"{self.image_ids[index]} is missing; restore it, or prepare the dataset again."
             ) from None
 
     def ground_truth(self) -> dict[str, Any]:
-        """These pictures' part of the official JSON, or without one what the shards hold.
+        """Return these images' part of the official JSON, or else the content of the shards.
 
-        TFDS cuts COCO's areas to integers: an object of less than 1 square pixel above a limit of
-        size counts on both sides of it, and moves AP by size in its last digits. A warning says so.
+        TFDS cuts COCO's areas to integers: an object that is less than 1 square pixel above a limit
+        of size counts on both sides of it, which changes AP by size in its last digits. A warning
+        is logged in that case.
         """
         if self._official:
             truth, ids = load_instances(self._official), set(self.image_ids)
             images = [image for image in truth["images"] if image["id"] in ids]
-            kept = [completed(one) for one in truth["annotations"] if one["image_id"] in ids]
-            return {**truth, "images": images, "annotations": kept}
+            annotations = [
+                complete_annotation(annotation)
+                for annotation in truth["annotations"]
+                if annotation["image_id"] in ids
+            ]
+            return {**truth, "images": images, "annotations": annotations}
         if self._cuts_areas:
             logging.warning(
                 "%s: TFDS cuts areas to integers; for AP to be published, give the official JSON.",
                 self.name,
             )
-        sizes = self.sizes.tolist()
         images = [
             {"id": image_id, "file_name": name, "height": height, "width": width}
             for image_id, name, (height, width) in zip(
-                self.image_ids, self._file_names, sizes, strict=True
+                self.image_ids, self._file_names, self.sizes.tolist(), strict=True
             )
         ]
         categories = [category._asdict() for category in self.categories]
         return {"images": images, "annotations": self._instances(), "categories": categories}
 
-    def _read_pictures(self, index: Index, numbered: bool) -> np.ndarray:
-        """Returns the index's row of each picture of the source."""
-        ids = index.ids if numbered else index.file_names
-        order = np.argsort(ids, kind="stable")
-        in_order = ids[order].tolist()
-        twice = [one for one, following in itertools.pairwise(in_order) if one == following]
-        if twice:
+    def _read_images(self, index: Index, has_ids: bool) -> Int[np.ndarray, " N"]:
+        """Store the images in order; return the place of each in the index."""
+        keys = index.ids if has_ids else index.file_names
+        order = np.argsort(keys, stable=True)
+        ordered = keys[order].tolist()
+        repeated = [key for key, following in itertools.pairwise(ordered) if key == following]
+        if repeated:
             raise ValueError(
-                f"{self.name}: holds {len(twice)} pictures twice, first {twice[0]}; name splits "
-                "that have none in common."
+                f"{self.name}: contains {len(repeated)} images twice, first {repeated[0]}; name "
+                "splits that have none in common."
             )
-        self._numbered = numbered
-        self.image_ids = in_order if numbered else list(range(1, len(in_order) + 1))
+        self._has_ids = has_ids
+        self.image_ids = ordered if has_ids else list(range(1, len(ordered) + 1))
         self.sizes = index.sizes[order]
         self._file_names = index.file_names[order].tolist()
         self._spans = index.spans[order]
         return order
 
     def _check_official(self, truth: dict[str, Any]) -> None:
-        """Whether the JSON is about these pictures."""
-        if not self._numbered:
+        """Check that the JSON describes these images."""
+        if not self._has_ids:
             raise ValueError(
                 f"{self.name}: has no image ids to be looked up in {self._official}; leave "
                 "`official` empty."
             )
-        declared = {one["id"]: (one["height"], one["width"]) for one in truth["images"]}
+        declared = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
         missing = [image_id for image_id in self.image_ids if image_id not in declared]
         if missing:
             raise ValueError(
-                f"{self._official}: lacks {len(missing)} of the {len(self)} pictures of "
+                f"{self._official}: lacks {len(missing)} of the {len(self)} images of "
                 f"{self.name}, first image id {missing[0]}; give the JSON of that split."
             )
         for image_id, size in zip(self.image_ids, self.sizes.tolist(), strict=True):
@@ -156,13 +174,13 @@ class TfdsSource(Source):
                 raise ValueError(
                     f"{self._official}: declares image id {image_id} with height and width "
                     f"{declared[image_id]}, where {self.name} has {tuple(size)}; give the JSON "
-                    "that the data set was prepared from."
+                    "that the dataset was prepared from."
                 )
 
     def _read_categories(
         self, builder: str, names: Sequence[str], truth: dict[str, Any] | None
     ) -> None:
-        """Also the class of each of TFDS's labels."""
+        """Store the categories, and the class of each of TFDS's labels."""
         ids: dict[str, int] = {name: number for number, name in enumerate(names, start=1)}
         if truth is not None:
             ids = {category["name"]: category["id"] for category in truth["categories"]}
@@ -180,44 +198,47 @@ class TfdsSource(Source):
         self._class_of = np.array([class_of[name] for name in names], np.int32)
 
     def _read_objects(self, index: Index, order: np.ndarray, features: Mapping[str, Any]) -> None:
-        """In the pictures' order: all of them, and those that are trained on."""
+        """Store all objects, and those that can be trained on, in the order of the images."""
         unknown = (index.labels < 0) | (index.labels >= len(self._class_of))
         if unknown.any():
             raise ValueError(
-                f"{self.name}: has the label {index.labels[unknown][0]}, which stands for none of "
-                f"its {len(self._class_of)} categories; name a split that is annotated."
+                f"{self.name}: has the label {index.labels[unknown][0]}, which is none of its "
+                f"{len(self._class_of)} categories; name a split that is annotated."
             )
-        place = np.repeat(np.argsort(order), index.counts)
-        rows = np.argsort(place, kind="stable")
-        self._place, self._classes = place[rows], self._class_of[index.labels[rows]]
-        self._crowd = index.crowd[rows]
-        numbers = np.arange(1, len(rows) + 1)
-        self._object_ids = index.object_ids[rows] if "objects/id" in features else numbers
-        self._boxes, _ = to_pixels(index.boxes[rows], self.sizes[self._place])
-        # A difference of hundredths has a tail that they have not.
+        image_indices = np.repeat(np.argsort(order), index.counts)
+        objects = np.argsort(image_indices, stable=True)  # their places in the index
+        self._image_indices = image_indices[objects]
+        self._classes = self._class_of[index.labels[objects]]
+        self._crowd = index.crowd[objects]
+        numbers = np.arange(1, len(objects) + 1)
+        self._object_ids = index.object_ids[objects] if "objects/id" in features else numbers
+        sizes = self.sizes[self._image_indices]
+        self._boxes, _ = to_pixels(index.boxes[objects], sizes)
+        # The difference of two numbers in hundredths has further digits.
         self._extents = np.round(self._boxes[:, 2:] - self._boxes[:, :2], 6)
         area = features.get("objects/area")
-        self._areas = self._extents.prod(axis=1) if area is None else index.areas[rows]
+        self._areas = self._extents.prod(axis=1) if area is None else index.areas[objects]
         self._cuts_areas = area is not None and np.issubdtype(area.np_dtype, np.integer)
 
-        inside, kept, stand_out = clip_to_image(self._boxes, self.sizes[self._place])
-        self._warn(~kept, HAVE_NO_AREA)
-        self._warn(kept & stand_out, STAND_OUT)
-        self._trained = inside[kept], self._classes[kept], self._crowd[kept]
-        self._bounds = np.searchsorted(self._place[kept], np.arange(len(self) + 1))
+        clipped, has_area, is_outside = clip_to_image(self._boxes, sizes)
+        self._warn(~has_area, WITHOUT_AREA)
+        self._warn(has_area & is_outside, OUTSIDE)
+        self._trained = clipped[has_area], self._classes[has_area], self._crowd[has_area]
+        self._bounds = np.searchsorted(self._image_indices[has_area], np.arange(len(self) + 1))
 
-    def _warn(self, which: np.ndarray, what: str) -> None:
-        if which.any():
-            first = int(which.argmax())
-            file_name = self._file_names[self._place[first]]
+    def _warn(self, mask: Bool[np.ndarray, " M"], problem: str) -> None:
+        """Log one warning that counts the objects of the mask and names the first."""
+        if mask.any():
+            first = int(mask.argmax())
+            file_name = self._file_names[self._image_indices[first]]
             label = f"annotation id {self._object_ids[first]} ({file_name})"
-            logging.warning("%s: %d boxes %s (first: %s).", self.name, which.sum(), what, label)
+            logging.warning("%s: %d boxes %s (first: %s).", self.name, mask.sum(), problem, label)
 
     def _instances(self) -> list[dict[str, Any]]:
-        """All objects as COCO has them."""
+        """Return all objects as in COCO JSON."""
         columns = (
             self._object_ids,
-            self._place,
+            self._image_indices,
             self._classes,
             self._boxes[:, 1::-1],
             self._extents[:, ::-1],
@@ -227,79 +248,21 @@ class TfdsSource(Source):
         return [
             {
                 "id": object_id,
-                "image_id": self.image_ids[place],
+                "image_id": self.image_ids[image_index],
                 "category_id": self.categories[k].id,
                 "bbox": corner + extent,
                 "area": area,
                 "iscrowd": int(crowd),
             }
-            for object_id, place, k, corner, extent, area, crowd in zip(
+            for object_id, image_index, k, corner, extent, area, crowd in zip(
                 *(column.tolist() for column in columns), strict=True
             )
         ]
 
 
-def _prepared(builder: str, data_dir: str | os.PathLike | None) -> Any:
-    """TFDS's `DatasetInfo`, from its files alone: nothing is downloaded, no builder's code runs."""
-    try:
-        from tensorflow_datasets.core import read_only_builder, registered
-    except ImportError as error:
-        raise ValueError(
-            f"{builder}: reading it takes the package tensorflow_datasets ({error}); "
-            "pip install tensorflow-datasets."
-        ) from None
-    folder = None if data_dir is None else os.path.expanduser(data_dir)
-    if folder and "://" in folder:
-        raise ValueError(
-            f"data_dir={folder}: shards are read from a folder of this machine; mount it, or copy "
-            "the data set."
-        )
-    try:
-        return read_only_builder.builder_from_files(builder, data_dir=folder).info
-    except registered.DatasetNotFoundError:
-        arguments = repr(builder) + (f", data_dir={folder!r}" if folder else "")
-        raise FileNotFoundError(
-            f"{builder}: is not prepared in {folder or 'the default folder of TFDS'}; run python "
-            f'-c "import tensorflow_datasets as tfds; tfds.builder({arguments})'
-            '.download_and_prepare()"'
-        ) from None
-    except ValueError as error:
-        raise ValueError(
-            f"{builder!r}: is no data set of TFDS ({str(error).splitlines()[0]}); write it as "
-            "name/config or name/config:version, such as coco/2017."
-        ) from None
-
-
-def _features(name: str, features: Any) -> dict[str, Any]:
-    """By key, such as objects/bbox; raises ValueError where these are not for detection."""
-    import tensorflow_datasets as tfds
-
-    flat: dict[str, Any] = {}
-    for key, feature in features.items():
-        inner = getattr(feature, "feature", None)
-        if isinstance(inner, tfds.features.FeaturesDict):
-            flat |= {f"{key}/{own}": one for own, one in inner.items()}
-        else:
-            flat[key] = feature
-    box = flat.get("objects/bbox")
-    if (
-        isinstance(flat.get("image"), tfds.features.Image)
-        and isinstance(flat.get("objects/label"), tfds.features.ClassLabel)
-        and isinstance(box, tfds.features.BBoxFeature)
-        # Data sets from before there was a choice name no format.
-        and (box.bbox_format is None or box.bbox_format.name == "REL_YXYX")
-    ):
-        return flat
-    found = ", ".join(f"{key} ({type(flat[key]).__name__})" for key in sorted(flat))
-    raise ValueError(
-        f"{name}: has the features {found}; name a detection data set, with image (Image), "
-        "objects/bbox (BBoxFeature, relative yxyx) and objects/label (ClassLabel)."
-    )
-
-
-def _cache_places(data_dir: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path]:
-    """Of the index: hidden beside the shards, and in the user's cache."""
-    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+def _index_paths(data_dir: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """Return where an index may be: hidden next to the shards, and in the user's cache."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     digest = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16]
-    own = home / "retinanet_jax" / f"tfds-{digest}-{split}.npz"
-    return data_dir / f".retinanet_jax-{split}.npz", own
+    cached = cache / "retinanet_jax" / f"tfds-{digest}-{split}.npz"
+    return data_dir / f".retinanet_jax-{split}.npz", cached

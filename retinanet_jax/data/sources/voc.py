@@ -1,4 +1,7 @@
-"""Pascal VOC: an XML a picture, in the folders of its devkit or side by side with the pictures."""
+"""Pascal VOC: an XML file for each image, in the devkit's folders or next to the images.
+
+The devkit is described at http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf.
+"""
 
 import collections
 import os
@@ -7,29 +10,26 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from retinanet_jax.data.sources.instances import InstancesSource, oriented_sizes, parse_corners
+from retinanet_jax.data.image_files import IMAGE_SUFFIXES
+from retinanet_jax.data.sources.boxes import parse_corners
+from retinanet_jax.data.sources.image_folder import read_oriented_sizes
+from retinanet_jax.data.sources.instances import InstancesSource
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class VocSource(InstancesSource):
-    """Pictures and boxes of Pascal VOC's XML, in one of two layouts.
+    """The images and boxes of Pascal VOC's XML, in one of two layouts.
 
-    annotations: a root that holds Annotations, JPEGImages and ImageSets/Main, as the devkit's
-    VOC2007 does, or a folder of XML. images: the folder of pictures; empty for JPEGImages, or for
-    where the XML is. split: the file of ImageSets/Main that lists the pictures; empty for a folder
-    of XML, of which each is a picture. categories: names in the order of their ids, from 1; empty
-    for those found, sorted, which another part of the data may not all have.
+    In the devkit, coordinates number pixels from 1 and include the last: xmin=1 is the image's
+    left edge, xmax=width its right edge. In a folder of XML, as labelImg and other tools write it,
+    they are edges, counted from 0, and are not shifted.
 
-    In the devkit, coordinates number pixels from 1 and include the last: xmin=1 is the picture's
-    left edge, xmax=width its right edge. In a folder of XML (labelImg's and others') they are
-    edges, from 0, and taken as they stand.
-    "Difficult" objects become crowd regions: not trained on as objects, and ignored by pycocotools
-    (which for a region asks what share of the detection it covers). An object's parts (a person's
-    head) are not read. A picture is the file that <filename> names or, where it is not there, the
-    one that is named as the XML. A missing size is read from the picture's header.
-    Raises as `InstancesSource` does, naming the XML.
+    "Difficult" objects become crowd regions: they are not trained on as objects, and pycocotools
+    ignores detections of them (for a region it compares the fraction of the detection that lies
+    inside). The parts of an object, such as a person's head, are not read. The image of an XML file
+    is the one that its <filename> names or, if there is no such file, the one with the stem of the
+    XML file. A missing size is read from the image's header.
     """
 
     def __init__(
@@ -40,118 +40,143 @@ class VocSource(InstancesSource):
         split: str,
         categories: Sequence[str],
     ):
-        files = _find(pathlib.Path(annotations), images, split)
-        parsed = [_parse(path) for path in files.xmls]
-        names = _picture_names(files, parsed)
-        content = _content(files, parsed, names, categories)
-        # An annotation's id counts objects over all files.
-        owners = [
-            f"object {number} of {one.path.name}"
-            for one in parsed
-            for number in range(1, len(one.objects) + 1)
+        """Read and check all XML files.
+
+        Args:
+            annotations: A root that contains Annotations, JPEGImages and ImageSets/Main, as the
+                devkit's VOC2007 does, or a folder of XML files.
+            images: The folder of images; None or empty means JPEGImages of the root, or the folder
+                of the XML files.
+            split: The file of ImageSets/Main that lists the images; empty for a folder of XML
+                files, all of which are read.
+            categories: The names in the order of their ids, which count from 1. If there are none,
+                the names in the files are taken and sorted; training and evaluation data may then
+                differ.
+
+        Raises:
+            FileNotFoundError: If a folder, a split, an XML file or an image is missing.
+            ValueError: If an XML file is invalid; the message names it.
+        """
+        files = _find_files(pathlib.Path(annotations), images, split)
+        parsed = [_parse(path) for path in files.xml_paths]
+        image_names = _find_images(files, parsed)
+        content = _content(files, parsed, image_names, categories)
+        # Annotation ids count the objects of all files, from 1.
+        labels = [
+            f"object {number} of {annotation.path.name}"
+            for annotation in parsed
+            for number in range(1, len(annotation.objects) + 1)
         ]
         super().__init__(
-            files.listed_by, lambda: content, files.images, place=lambda number: owners[number - 1]
+            files.listing,
+            lambda: content,
+            files.image_folder,
+            label=lambda annotation_id: labels[annotation_id - 1],
         )
 
 
 class _Files(NamedTuple):
-    """What is read, and how its coordinates are to be understood."""
+    """The files of a dataset."""
 
-    listed_by: str
-    xmls: list[pathlib.Path]
-    images: pathlib.Path
-    first_pixel: int  # the number of a picture's first pixel in the XML
+    listing: str  # the split's file or the folder, for messages
+    xml_paths: list[pathlib.Path]
+    image_folder: pathlib.Path
+    first_pixel: int  # the coordinate of the left edge of an image's first pixel
 
 
 class _Object(NamedTuple):
+    """An <object>."""
+
     name: str
-    corners: tuple[float, float, float, float]  # as in the XML
+    corners: tuple[float, float, float, float]  # with the coordinates of the file
     difficult: bool
 
 
-class _Picture(NamedTuple):
-    """An XML's content."""
+class _Annotation(NamedTuple):
+    """The content of an XML file."""
 
     path: pathlib.Path
-    file_name: str  # empty where it says none
-    size: tuple[int, int]  # height and width; 0 where it says none
+    file_name: str  # empty if not given
+    size: tuple[int, int]  # height and width; 0 if not given
     objects: list[_Object]
 
 
-def _find(root: pathlib.Path, images: str | os.PathLike | None, split: str) -> _Files:
+def _find_files(root: pathlib.Path, images: str | os.PathLike | None, split: str) -> _Files:
+    """Detect the layout and find the XML files."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: there is no such folder of annotations; check the path.")
     if (root / "Annotations").is_dir():
         listing = root / "ImageSets" / "Main" / f"{split}.txt"
-        pictures = pathlib.Path(images) if images else root / "JPEGImages"
-        return _Files(str(listing), _listed(root, listing), pictures, first_pixel=1)
-    if root.name == "Annotations" and _splits(root.parent):
+        image_folder = pathlib.Path(images) if images else root / "JPEGImages"
+        return _Files(str(listing), _read_split(root, listing), image_folder, first_pixel=1)
+    if root.name == "Annotations" and _split_names(root.parent):
         raise ValueError(
             f"{root}: belongs to the devkit's {root.parent}; give that folder and a split "
-            f"({', '.join(_splits(root.parent))}), so that training and test stay apart."
+            f"({', '.join(_split_names(root.parent))}), so that training and test data are not "
+            "mixed."
         )
     if split:
         raise ValueError(
             f"{root}: has no folder Annotations and so no split {split!r}; give the root that "
-            "holds Annotations and ImageSets/Main, or an empty split for a folder of XML."
+            "contains Annotations and ImageSets/Main, or an empty split for a folder of XML."
         )
-    xmls = sorted(path for path in root.iterdir() if path.suffix.lower() == ".xml")
-    if not xmls:
+    xml_paths = sorted(path for path in root.iterdir() if path.suffix.lower() == ".xml")
+    if not xml_paths:
         raise FileNotFoundError(
-            f"{root}: holds no XML; give a folder of XML, or a root that holds Annotations."
+            f"{root}: contains no XML; give a folder of XML, or a root that contains Annotations."
         )
-    return _Files(str(root), xmls, pathlib.Path(images) if images else root, first_pixel=0)
+    return _Files(str(root), xml_paths, pathlib.Path(images) if images else root, first_pixel=0)
 
 
-def _splits(root: pathlib.Path) -> list[str]:
-    """Those of whole pictures: the devkit's others, as cat_train, are of one class."""
+def _split_names(root: pathlib.Path) -> list[str]:
+    """Return the splits of all classes; the others, such as cat_train, are of one class."""
     names = sorted(path.stem for path in (root / "ImageSets" / "Main").glob("*.txt"))
     return [name for name in names if "_" not in name] or names
 
 
-def _listed(root: pathlib.Path, listing: pathlib.Path) -> list[pathlib.Path]:
-    """The XML of every picture of a split, in its order."""
+def _read_split(root: pathlib.Path, listing: pathlib.Path) -> list[pathlib.Path]:
+    """Return the XML file of every image of a split, in the split's order."""
     if not listing.is_file():
-        splits = ", ".join(_splits(root))
+        splits = ", ".join(_split_names(root))
         fix = (
             f"or give one of {splits}" if splits else f"or give {root / 'Annotations'} for all XML"
         )
         raise FileNotFoundError(f"{listing}: there is no such split; write it, {fix}.")
-    there = set(os.listdir(root / "Annotations"))
+    existing = set(os.listdir(root / "Annotations"))
     stems = [line.strip() for line in listing.read_text("utf-8").splitlines() if line.strip()]
-    missing = [stem for stem in stems if f"{stem}.xml" not in there]
+    missing = [stem for stem in stems if f"{stem}.xml" not in existing]
     if missing:
         raise FileNotFoundError(
-            f"{listing}: {len(missing)} of {len(stems)} pictures have no XML in "
-            f"{root / 'Annotations'} (first: {missing[0]}.xml); restore it, or list names alone."
+            f"{listing}: {len(missing)} of {len(stems)} images have no XML in "
+            f"{root / 'Annotations'} (first: {missing[0]}.xml); restore it, or list only names."
         )
-    twice = [stem for stem, count in collections.Counter(stems).items() if count > 1]
-    if twice:
-        raise ValueError(f"{listing}: lists {twice[0]!r} twice; list each picture once.")
+    repeated = [stem for stem, count in collections.Counter(stems).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{listing}: lists {repeated[0]!r} twice; list each image once.")
     return [root / "Annotations" / f"{stem}.xml" for stem in stems]
 
 
-def _parse(path: pathlib.Path) -> _Picture:
-    """An entity from elsewhere is an error here: none is fetched."""
+def _parse(path: pathlib.Path) -> _Annotation:
+    """Parse an XML file; an external entity is an error and is not fetched."""
     try:
         root = ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, LookupError, ValueError) as error:
-        raise ValueError(f"{path}: is not XML ({error}); write it anew.") from None
+        raise ValueError(f"{path}: is not XML ({error}); write it again.") from None
     if root.tag != "annotation":
         raise ValueError(
-            f"{path}: begins with <{root.tag}>, not with VOC's <annotation>; take it away or "
-            "convert it."
+            f"{path}: begins with <{root.tag}>, not with VOC's <annotation>; remove it or convert "
+            "it."
         )
-    height, width = (_side(path, root, side) for side in ("height", "width"))
+    height, width = (_parse_side(path, root, side) for side in ("height", "width"))
     objects = [
-        _parse_object(f"{path}: object {number}", one)
-        for number, one in enumerate(root.findall("object"), start=1)
+        _parse_object(f"{path}: object {number}", element)
+        for number, element in enumerate(root.findall("object"), start=1)
     ]
-    return _Picture(path, _text(root, "filename"), (height, width), objects)
+    return _Annotation(path, _text(root, "filename"), (height, width), objects)
 
 
-def _side(path: pathlib.Path, root: ElementTree.Element, side: str) -> int:
+def _parse_side(path: pathlib.Path, root: ElementTree.Element, side: str) -> int:
+    """Return the height or width in pixels, 0 if not given."""
     text = _text(root, f"size/{side}") or "0"
     if not text.isdecimal():
         raise ValueError(f"{path}: has <{side}> {text!r}; write a whole number of pixels.")
@@ -159,9 +184,10 @@ def _side(path: pathlib.Path, root: ElementTree.Element, side: str) -> int:
 
 
 def _parse_object(where: str, element: ElementTree.Element) -> _Object:
+    """Parse an <object>; `where` names it in messages."""
     for field in ("name", *(f"bndbox/{corner}" for corner in CORNERS)):
         if not _text(element, field):
-            raise ValueError(f"{where} has no <{field.replace('/', '><')}>; give it one.")
+            raise ValueError(f"{where} has no <{field.replace('/', '><')}>; add it.")
     difficult = _text(element, "difficult") or "0"
     if difficult not in ("0", "1"):
         raise ValueError(f"{where} has <difficult> {difficult!r}; write 0 or 1.")
@@ -170,52 +196,58 @@ def _parse_object(where: str, element: ElementTree.Element) -> _Object:
 
 
 def _text(element: ElementTree.Element, path: str) -> str:
+    """Return the stripped text of an element's descendant, empty if there is none."""
     return (element.findtext(path) or "").strip()
 
 
-def _picture_names(files: _Files, parsed: Iterable[_Picture]) -> list[str]:
-    """The file of every XML's picture."""
-    if not files.images.is_dir():
+def _find_images(files: _Files, parsed: Iterable[_Annotation]) -> list[str]:
+    """Return the name of the image file of every XML file."""
+    if not files.image_folder.is_dir():
         raise FileNotFoundError(
-            f"{files.images}: there is no such folder of pictures; give the one that the pictures "
-            f"of {files.listed_by} are in."
+            f"{files.image_folder}: there is no such folder of images; give the one that contains "
+            f"the images of {files.listing}."
         )
-    there = set(os.listdir(files.images))
-    of_stem = collections.defaultdict(list)
-    for name in sorted(there):
-        stem, extension = os.path.splitext(name)
-        if extension.lower() in EXTENSIONS:
-            of_stem[stem].append(name)
-    owner: dict[str, pathlib.Path] = {}
+    existing = set(os.listdir(files.image_folder))
+    names_of_stem = collections.defaultdict(list)
+    for name in sorted(existing):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in IMAGE_SUFFIXES:
+            names_of_stem[stem].append(name)
+    xml_of_image: dict[str, pathlib.Path] = {}
     for path, file_name, _, _ in parsed:
-        candidates = [file_name] if file_name in there else of_stem[path.stem]
+        candidates = [file_name] if file_name in existing else names_of_stem[path.stem]
         if len(candidates) != 1:
             raise FileNotFoundError(
-                f"{path}: <filename> {file_name!r} is not in {files.images}, where its own name "
-                f"fits {' and '.join(candidates) or 'no picture'}; correct <filename>, or give the "
-                "folder of pictures."
+                f"{path}: <filename> {file_name!r} is not in {files.image_folder}, where the name "
+                f"of the XML matches {' and '.join(candidates) or 'no image'}; correct <filename>, "
+                "or give the folder of images."
             )
         name = candidates[0]
-        if name in owner:
+        if name in xml_of_image:
             raise ValueError(
-                f"{path}: is of the picture {name}, and so is {owner[name].name}; correct "
-                "<filename>, or remove one of them."
+                f"{path}: annotates the image {name}, and so does {xml_of_image[name].name}; "
+                "correct <filename>, or remove one of them."
             )
-        owner[name] = path
-    return list(owner)
+        xml_of_image[name] = path
+    return list(xml_of_image)
 
 
 def _content(
-    files: _Files, parsed: Sequence[_Picture], names: Sequence[str], categories: Sequence[str]
+    files: _Files,
+    parsed: Sequence[_Annotation],
+    image_names: Sequence[str],
+    categories: Sequence[str],
 ) -> dict[str, Any]:
-    """COCO's sections; pictures, categories and objects are numbered from 1."""
-    classes = categories or sorted({one.name for picture in parsed for one in picture.objects})
+    """Return the content as in COCO JSON; the ids of all entries count from 1."""
+    classes = categories or sorted(
+        {voc_object.name for annotation in parsed for voc_object in annotation.objects}
+    )
     annotations: list[dict[str, Any]] = []
-    for image_id, picture in enumerate(parsed, start=1):
-        for name, (x1, y1, x2, y2), difficult in picture.objects:
+    for image_id, annotation in enumerate(parsed, start=1):
+        for name, (x1, y1, x2, y2), difficult in annotation.objects:
             if name not in classes:
                 raise ValueError(
-                    f"{picture.path}: has an object {name!r}, and the categories are "
+                    f"{annotation.path}: has an object {name!r}, and the categories are "
                     f"{', '.join(classes)}; correct it, or add it to data.categories."
                 )
             left, top = x1 - files.first_pixel, y1 - files.first_pixel
@@ -228,10 +260,12 @@ def _content(
                     "iscrowd": int(difficult),
                 }
             )
-    sizes = _sizes(files, parsed, names)
+    sizes = _sizes(files, parsed, image_names)
     images = [
         {"id": image_id, "file_name": name, "height": height, "width": width}
-        for image_id, (name, (height, width)) in enumerate(zip(names, sizes, strict=True), start=1)
+        for image_id, (name, (height, width)) in enumerate(
+            zip(image_names, sizes, strict=True), start=1
+        )
     ]
     return {
         "images": images,
@@ -241,9 +275,11 @@ def _content(
 
 
 def _sizes(
-    files: _Files, parsed: Sequence[_Picture], names: Sequence[str]
+    files: _Files, parsed: Sequence[_Annotation], image_names: Sequence[str]
 ) -> list[tuple[int, int]]:
-    """Height and width of every picture: what its XML says, else what its header says."""
-    unsaid = [name for name, picture in zip(names, parsed, strict=True) if not all(picture.size)]
-    read = dict(zip(unsaid, oriented_sizes([files.images / name for name in unsaid]), strict=True))
-    return [read.get(name, picture.size) for name, picture in zip(names, parsed, strict=True)]
+    """Return height and width of every image from its XML, else from the image's header."""
+    sizes = dict(zip(image_names, (annotation.size for annotation in parsed), strict=True))
+    missing = [name for name, size in sizes.items() if not all(size)]
+    paths = [files.image_folder / name for name in missing]
+    sizes |= dict(zip(missing, read_oriented_sizes(paths), strict=True))
+    return list(sizes.values())

@@ -1,0 +1,85 @@
+"""Image files of a dataset: whether all of them exist, and their sizes from their headers."""
+
+import concurrent.futures
+import os
+import pathlib
+from collections.abc import Sequence
+
+from PIL import Image, UnidentifiedImageError
+
+from retinanet_jax.data.decoding import ORIENTATIONS, valid_orientation
+
+NUM_READERS = 16  # threads
+# A PNG with an EXIF orientation contains one of these chunk names or keywords.
+PNG_EXIF_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+
+
+def check_files_exist(name: str, folder: pathlib.Path, file_names: Sequence[str]) -> None:
+    """Check that the image files of a dataset are in its folder.
+
+    Every subfolder is listed once, because a query for each file is slow on network disks.
+
+    Args:
+        name: The dataset's name in messages: the file that lists the images.
+        folder: The folder that the file names are relative to.
+        file_names: The file names.
+
+    Raises:
+        FileNotFoundError: If the folder or an image is missing.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: there is no such folder of images; give the one that the file names of "
+            f"{name} are relative to."
+        )
+    listed = [os.path.normpath(file_name) for file_name in file_names]
+    parents = {os.path.dirname(file_name) for file_name in listed}
+    existing = {
+        os.path.join(parent, file_name)
+        for parent in parents
+        if (folder / parent).is_dir()
+        for file_name in os.listdir(folder / parent)
+    }
+    missing = [file_name for file_name in listed if file_name not in existing]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder}: {len(missing)} of {len(listed)} images of {name} are missing "
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); give the folder "
+            "that their names are relative to, or remove them from it."
+        )
+
+
+def read_oriented_sizes(paths: Sequence[pathlib.Path]) -> list[tuple[int, int]]:
+    """Read height and width of images, after their EXIF orientation, from their headers.
+
+    5,000 images on a local disk take a few seconds; the threads are for disks with a high latency.
+
+    Raises:
+        ValueError: If a file is not an image; the message names it.
+    """
+    with concurrent.futures.ThreadPoolExecutor(NUM_READERS) as readers:
+        return list(readers.map(_read_oriented_size, paths))
+
+
+def _read_oriented_size(path: pathlib.Path) -> tuple[int, int]:
+    """Read height and width of one image."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            # Pillow would decode a whole PNG in search of tags that few have.
+            if image.format == "PNG" and not _has_exif(path.read_bytes()):
+                return height, width
+            orientation = valid_orientation(image, str(path), None)
+    except Exception as error:  # broken content makes Pillow's decoders raise almost anything
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "unknown image format" if unknown else error
+        raise ValueError(
+            f"{path}: the image's size cannot be read ({reason}); replace it, or remove it from "
+            "the dataset."
+        ) from None
+    return (width, height) if ORIENTATIONS[orientation][0] else (height, width)
+
+
+def _has_exif(png: bytes) -> bool:
+    """Whether a PNG may contain an EXIF orientation."""
+    return any(mark in png for mark in PNG_EXIF_MARKS)

@@ -1,0 +1,249 @@
+"""An index of TFDS's shards: made by reading them once, and stored for later runs.
+
+Needs TFDS, not TensorFlow.
+"""
+
+import hashlib
+import io
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from jaxtyping import Bool, Float32, Float64, Int, Int32, Int64
+from PIL import Image
+
+from retinanet_jax.data.decoding import ORIENTATIONS, valid_orientation
+from retinanet_jax.data.sources.tfds_shards import Shards
+from retinanet_jax.utils.progress import make_progress
+
+VERSION = 1  # of the index: raise it with any change of its content
+
+
+class Index(NamedTuple):
+    """Everything but the pixels of N images and their M objects; zero where TFDS stores nothing.
+
+    The objects of an image follow each other, in the order of the images.
+
+    Attributes:
+        spans: Where each encoded image is: the arguments of `Shards.read`.
+        sizes: Height and width of each image.
+        ids: The id of each image.
+        file_names: N strings.
+        counts: The number of objects of each image.
+        boxes: yxyx, as fractions of the image.
+        labels: TFDS's label of each object.
+        crowd: Whether the object is a crowd region, or difficult.
+        areas: The area of each object in square pixels.
+        object_ids: The id of each object.
+    """
+
+    spans: Int64[np.ndarray, "N 4"]
+    sizes: Int32[np.ndarray, "N 2"]
+    ids: Int64[np.ndarray, " N"]
+    file_names: np.ndarray
+    counts: Int64[np.ndarray, " N"]
+    boxes: Float32[np.ndarray, "M 4"]
+    labels: Int64[np.ndarray, " M"]
+    crowd: Bool[np.ndarray, " M"]
+    areas: Float64[np.ndarray, " M"]
+    object_ids: Int64[np.ndarray, " M"]
+
+
+class _Example(NamedTuple):
+    """The parsed content of one record."""
+
+    start: int  # of the encoded image in the record, in bytes
+    length: int
+    size: tuple[int, int]
+    image_id: int
+    file_name: str
+    objects: tuple[np.ndarray, ...]  # boxes, labels, crowd, areas, object_ids
+
+
+def cached_index(name: str, shards: Shards, total: int, paths: Sequence[pathlib.Path]) -> Index:
+    """Return the index of the shards, from a file if there is one.
+
+    Otherwise the index is made and written to the first file that can be written. A stored index
+    belongs to shards of the same names, sizes and modification times.
+
+    Args:
+        name: The dataset's name in messages.
+        shards: The shards to index.
+        total: The number of images that they should contain.
+        paths: The files in which the index may be stored.
+
+    Raises:
+        ValueError: As `build_index` does.
+    """
+    stats = [(os.path.basename(path), os.stat(path)) for path in shards.paths]
+    identity = [(file_name, stat.st_size, stat.st_mtime_ns) for file_name, stat in stats]
+    key = hashlib.sha256(repr((VERSION, identity)).encode()).hexdigest()
+    for path in paths:
+        index = _load(path, key)
+        if index is not None:
+            return index
+    start = time.monotonic()
+    index = build_index(name, shards, total)
+    seconds = time.monotonic() - start
+    for path in paths:
+        if _save(path, key, index):
+            print(f"{name}: indexed {total} images in {seconds:.1f} s, stored in {path}")
+            return index
+    logging.warning(
+        "%s: the index of its images cannot be stored in %s; every run will make it again.",
+        name,
+        " or ".join(map(str, paths)),
+    )
+    return index
+
+
+def build_index(name: str, shards: Shards, total: int) -> Index:
+    """Read every record and return the index; progress is printed.
+
+    Args:
+        name: The dataset's name in messages.
+        shards: The shards to index.
+        total: The number of images that they should contain.
+
+    Raises:
+        ValueError: If there are not `total` images, or one is unusable.
+    """
+    progress = make_progress(f"indexing {name}", total)
+    spans, examples = [], []
+    for shard, record, content in shards:
+        example = _parse(content, f"{name} {shard}:{record}")
+        spans.append((shard, record, example.start, example.length))
+        examples.append(example)
+        if len(examples) <= total:
+            progress(len(examples))
+    if not total or len(examples) != total:
+        raise ValueError(
+            f"{name}: its shards contain {len(examples)} images, where dataset_info.json counts "
+            f"{total}; prepare a dataset that is not empty, again."
+        )
+    return Index(
+        np.array(spans, np.int64),
+        np.array([example.size for example in examples], np.int32),
+        np.array([example.image_id for example in examples], np.int64),
+        np.array([example.file_name for example in examples]),
+        np.array([len(example.objects[0]) for example in examples], np.int64),
+        *map(np.concatenate, zip(*(example.objects for example in examples), strict=True)),
+    )
+
+
+def to_pixels(
+    relative: Float32[np.ndarray, "M 4"], sizes: Int[np.ndarray, "M 2"]
+) -> tuple[Float64[np.ndarray, "M 4"], Bool[np.ndarray, "M 4"]]:
+    """Convert TFDS's boxes to pixels.
+
+    A float32 fraction of the image is off by up to 2**-25 of it, 1.9e-5 pixels in 640. If a
+    coordinate in hundredths of a pixel, as COCO has them, is stored as exactly this float32, that
+    coordinate is returned.
+
+    Args:
+        relative: yxyx boxes as fractions of their images.
+        sizes: Height and width of each box's image.
+
+    Returns:
+        The boxes in pixels, and which of the coordinates are such hundredths.
+    """
+    limits = np.tile(sizes, 2).astype(np.float64)
+    pixels = relative * limits
+    hundredths = np.rint(pixels * 100) / 100
+    exact = (hundredths / limits).astype(np.float32) == relative
+    return np.where(exact, hundredths, pixels), exact
+
+
+def _parse(record: bytes, default_name: str) -> _Example:
+    """Parse a record; `default_name` is the file name of an image that has none."""
+    features = _protocol().Example.FromString(record).features.feature  # absent ones are empty
+    image = features["image"].bytes_list.value[0]
+    start = record.index(image[:64])
+    if not record.startswith(image, start):  # searching for all of it takes much longer
+        start = record.index(image)
+    file_name = b"".join(features["image/filename"].bytes_list.value).decode() or default_name
+    boxes = np.array(list(features["objects/bbox"].float_list.value), np.float32).reshape(-1, 4)
+
+    def field(key: str, dtype: type) -> np.ndarray:
+        feature = features[f"objects/{key}"]
+        values = feature.int64_list.value or feature.float_list.value or [0] * len(boxes)
+        return np.array(list(values), dtype)  # numpy takes a list much faster than a message's
+
+    return _Example(
+        start=start,
+        length=len(image),
+        size=_annotated_size(image, file_name, boxes),
+        image_id=sum(features["image/id"].int64_list.value),
+        file_name=file_name,
+        objects=(
+            boxes,
+            field("label", np.int64),
+            field("is_crowd", bool) | field("is_difficult", bool),
+            field("area", np.float64),
+            field("id", np.int64),
+        ),
+    )
+
+
+def _protocol() -> Any:
+    """Import TFDS's own copy of the messages that TensorFlow defines."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2
+
+
+def _annotated_size(data: bytes, name: str, boxes: Float32[np.ndarray, "n 4"]) -> tuple[int, int]:
+    """Return the height and width of which the boxes are fractions, from the image's header.
+
+    TFDS stores neither. An image with an EXIF orientation that swaps its sides was annotated with
+    that orientation applied, unless more coordinates are hundredths of a pixel without it.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            orientation = valid_orientation(image, name, None)
+            width, height = image.size
+    except Exception as error:  # broken content makes Pillow's decoders raise almost anything
+        raise ValueError(
+            f"{name}: the image's size cannot be read ({error}); replace it and prepare the "
+            "dataset again."
+        ) from None
+    if not ORIENTATIONS[orientation][0]:
+        return height, width
+    oriented, stored = (width, height), (height, width)
+    num_exact = [
+        to_pixels(boxes, np.tile(size, (len(boxes), 1)))[1].sum() for size in (oriented, stored)
+    ]
+    return stored if num_exact[1] > num_exact[0] else oriented
+
+
+def _load(path: pathlib.Path, key: str) -> Index | None:
+    """Load an index; None if there is none, or it is broken or that of other shards."""
+    if not path.exists():
+        return None
+    try:
+        with open(path, "rb") as file, np.load(file) as fields:
+            if str(fields["key"]) != key:
+                return None
+            return Index(*(fields[name] for name in Index._fields))
+    except Exception as error:  # broken content makes zipfile and numpy raise almost anything
+        logging.warning("%s: is broken (%s) and will be made again.", path, error)
+        return None
+
+
+def _save(path: pathlib.Path, key: str, index: Index) -> bool:
+    """Write the index completely or not at all, and return whether it could be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{path.name}-", dir=path.parent) as folder:
+            draft = pathlib.Path(folder) / path.name
+            with open(draft, "wb") as file:
+                np.savez(file, key=np.array(key), **index._asdict())
+            draft.replace(path)
+    except OSError:
+        return False
+    return True
