@@ -97,8 +97,8 @@ class Detector:
             path: The working directory of a training run, of which the checkpoint with the highest
                 AP is loaded, or the newest one if none was evaluated; or the folder of a
                 checkpoint, such as runs/pets/checkpoints/2500.
-            score_threshold: Only detections that score more are returned, 0 <= score_threshold < 1.
-                None: as the checkpoint's config specifies.
+            score_threshold: Only detections with a higher score are returned; at least 0 and less
+                than 1. None: as the checkpoint's config specifies.
             categories: Names of categories; only their detections are returned. None: all.
             max_detections: The most detections of an image, before `categories` are selected.
                 None: as the checkpoint's config specifies.
@@ -126,8 +126,8 @@ class Detector:
     def __call__(self, image: ImageLike) -> Detections:
         """Detect the objects in one image.
 
-        The network is compiled for each shape that images are resized and padded to, when the first
-        image of that shape comes.
+        The network is compiled when the first image of an input shape comes, which is the shape
+        that images are resized and padded to.
 
         Example:
             >>> detector = Detector.load("runs/pets")
@@ -228,12 +228,14 @@ class Detector:
     ) -> list[tuple[int, Detections | ValueError]]:
         """Wait for the detections of a group of images, and return those of each image."""
         arrays = jax.device_get(detections)
-        return [
-            (index, item)
-            if isinstance(item, ValueError)
-            else (index, self._detections(item.image, *(array[example] for array in arrays)))
-            for example, (index, item) in enumerate(group)
-        ]
+        outcomes: list[tuple[int, Detections | ValueError]] = []
+        for example, (index, item) in enumerate(group):
+            if isinstance(item, ValueError):
+                outcomes.append((index, item))
+            else:
+                own_arrays = (array[example] for array in arrays)
+                outcomes.append((index, self._detections(item.image, *own_arrays)))
+        return outcomes
 
     def _detections(
         self,

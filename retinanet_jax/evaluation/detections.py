@@ -35,8 +35,8 @@ class Detection(NamedTuple):
 class Detections:
     """The objects detected in one image, best score first.
 
-    Its length is their number; an index or an iteration gives a `Detection` of each. A notebook
-    displays the image with its boxes.
+    `len(detections)` is their number; `detections[0]` and an iteration return each as a
+    `Detection`. A notebook displays the image with its boxes.
 
     Attributes:
         image: RGB pixels, with the EXIF orientation applied.
