@@ -19,8 +19,8 @@ from retinanet_jax.weights import detectors
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-CACHE_OF_RUNS = ROOT / ".cache" / "runs"
-parity_value = runpy.run_path(str(ROOT / "tests" / "weights" / "conftest.py"))["parity_value"]
+PROGRAM_CACHE = ROOT / ".cache" / "runs"
+parity_value = runpy.run_path(str(ROOT / "tests" / "weights" / "state_dicts.py"))["parity_value"]
 
 
 def cells_of(path):
@@ -101,7 +101,7 @@ def run(program, tmp_path):
         at = next(k for k, cell in enumerate(book.cells) if cell.id == "settings")
         book.cells.insert(at + 1, nbformat.v4.new_code_cell(textwrap.dedent(settings)))
         environment = program.environment()
-        environment["JAX_COMPILATION_CACHE_DIR"] = str(CACHE_OF_RUNS)
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(PROGRAM_CACHE)
         client = NotebookClient(book, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
         client.execute(env=environment)
         return Ran({cell.id: cell.outputs for cell in book.cells if cell.cell_type == "code"})

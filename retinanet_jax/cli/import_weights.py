@@ -59,7 +59,7 @@ def run(values: Any, _: list[str]) -> None:
         values.input,
         output_path(values.output),
         outputs=values.outputs,
-        names=values.categories,
+        category_names=values.categories,
         norm_epsilon=values.norm_epsilon,
         config=values.config,
     )

@@ -1,4 +1,8 @@
-"""Other projects' checkpoints as our variables, and back: a file and whose it is, and a tree."""
+"""Weights of other projects as our variables, and our detectors as state dicts for them.
+
+`load_backbone` and `load_detector` read a file, given the project that wrote it (the source);
+`save_detector` writes one for the project that will load it (the target).
+"""
 
 import functools
 import pathlib
@@ -7,48 +11,63 @@ from typing import Any
 
 import numpy as np
 
-from retinanet_jax.weights import detectors, detectron2, keras, msra, torchvision
+from retinanet_jax.config import choose
+from retinanet_jax.weights import detectors, detectron2, keras, msra, resnet, torchvision
 from retinanet_jax.weights.files import load_arrays as load_arrays
 from retinanet_jax.weights.files import save_arrays as save_arrays
 
-# Name of a source -> (arrays, architecture=, norm=) -> variables of the detector's `backbone`.
+# Source -> function of (arrays, architecture=, norm=) that returns the variables of `backbone`.
 BACKBONE_SOURCES = {
     "keras_resnet50": keras.backbone,
-    "torchvision": torchvision.backbone,
+    "torchvision": functools.partial(
+        resnet.from_state_dict, backbone_format=torchvision.TORCHVISION
+    ),
     "msra": msra.backbone,
-    "detectron2": detectron2.backbone,
+    "detectron2": functools.partial(resnet.from_state_dict, backbone_format=detectron2.CONVERTED),
 }
 DETECTOR_FORMATS = {
-    form.name: form
-    for form in (torchvision.TORCHVISION_V1, torchvision.TORCHVISION_V2, detectron2.DETECTRON2)
+    library_format.name: library_format
+    for library_format in (
+        torchvision.TORCHVISION_V1,
+        torchvision.TORCHVISION_V2,
+        detectron2.DETECTRON2,
+    )
 }
-# Name of a source -> (arrays, architecture=, norm=, num_outputs=) -> variables of the detector.
+# Source -> function of (arrays, architecture=, norm=, num_outputs=) that returns all variables.
 DETECTOR_SOURCES = {
-    name: functools.partial(detectors.to_variables, form=form)
-    for name, form in DETECTOR_FORMATS.items()
+    name: functools.partial(detectors.to_variables, library_format=library_format)
+    for name, library_format in DETECTOR_FORMATS.items()
 }
-# Name of a target -> (variables, architecture=, num_outputs=) -> its arrays by name.
+# Target -> function of (variables, architecture=, num_outputs=) that returns arrays by name.
 DETECTOR_TARGETS = {
-    name: functools.partial(detectors.to_arrays, form=form)
-    for name, form in DETECTOR_FORMATS.items()
+    name: functools.partial(detectors.to_arrays, library_format=library_format)
+    for name, library_format in DETECTOR_FORMATS.items()
 }
 
 
 def load_backbone(
     source: str, path: str | pathlib.Path, *, architecture: str, norm: str
 ) -> dict[str, dict]:
-    """Return the variables {"params", "batch_stats"} of the detector's `backbone` from a file.
+    """Read the variables of the detector's `backbone` from a file.
 
-    `source` says whose file it is (BACKBONE_SOURCES), `architecture` (models.ARCHITECTURES) and
-    `norm` what the backbone is. Raises ValueError for an unknown source, whatever the file's
-    reading raises, and ValueError with the path where the file holds something else.
+    Args:
+        source: The project that wrote the file, one of BACKBONE_SOURCES.
+        path: The file; its suffix decides how it is read (`files.READERS`).
+        architecture: The backbone's architecture, one of models.ARCHITECTURES.
+        norm: The backbone's norm, "frozen_batch" or "batch".
+
+    Returns:
+        The collections "params" and "batch_stats".
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the source is unknown, the file is not readable, or its arrays are not those
+            of the architecture.
     """
-    if source not in BACKBONE_SOURCES:
-        known = ", ".join(BACKBONE_SOURCES)
-        raise ValueError(f"weights source={source!r} is unknown; use one of {known}.")
+    to_variables = choose("source", source, BACKBONE_SOURCES)
     arrays = load_arrays(path)
     try:
-        return BACKBONE_SOURCES[source](arrays, architecture=architecture, norm=norm)
+        return to_variables(arrays, architecture=architecture, norm=norm)
     except ValueError as error:
         raise ValueError(f"weights file {path}: {error}") from None
 
@@ -61,26 +80,37 @@ def load_detector(
     norm: str,
     outputs: str = "coco",
 ) -> dict[str, dict]:
-    """Return the variables {"params", "batch_stats"} of a whole detector from a file.
+    """Read the variables of a whole detector from a file.
 
-    `source` says whose file it is (DETECTOR_SOURCES), `architecture` (models.ARCHITECTURES) and
-    `norm` what the backbone is. `outputs` "coco" keeps, of the 91 that torchvision's COCO models
-    have, the 80 that COCO uses, in the order of its ids; "all" keeps all. Other models keep what
-    they have either way. Raises ValueError for an unknown source or `outputs`, whatever the file's
-    reading raises, and ValueError with the path where the file holds something else.
+    Args:
+        source: The project that wrote the file, one of DETECTOR_SOURCES.
+        path: The file; its suffix decides how it is read (`files.READERS`).
+        architecture: The backbone's architecture, one of models.ARCHITECTURES.
+        norm: The backbone's norm, "frozen_batch" or "batch".
+        outputs: "coco" keeps 80 of the 91 outputs of torchvision's COCO models, those of COCO's
+            categories in the order of their ids; "all" keeps all. Other models keep their outputs
+            either way.
+
+    Returns:
+        The collections "params" and "batch_stats".
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If `source` or `outputs` is unknown, the file is not readable, or its arrays are
+            not those of such a detector.
     """
-    form = _form("source", source)
+    library_format = choose("source", source, DETECTOR_FORMATS)
     _check_outputs(outputs)
     arrays = load_arrays(path)
     try:
         check_source(arrays, source)
-        held = detectors.outputs_held(arrays, form)
-        cut = outputs == "coco" and held == form.num_coco_outputs
+        available = detectors.count_outputs(arrays, library_format)
+        only_coco = outputs == "coco" and available == library_format.num_coco_outputs
         return DETECTOR_SOURCES[source](
             arrays,
             architecture=architecture,
             norm=norm,
-            num_outputs=detectors.NUM_COCO_CLASSES if cut else held,
+            num_outputs=detectors.NUM_COCO_CLASSES if only_coco else available,
         )
     except ValueError as error:
         raise ValueError(f"weights file {path}: {error}") from None
@@ -94,39 +124,43 @@ def save_detector(
     architecture: str,
     outputs: str = "coco",
 ) -> None:
-    """Write a detector's variables as a state dict that `target` (DETECTOR_TARGETS) loads strictly.
+    """Write a detector's variables as a state dict that the target loads strictly.
 
-    `outputs` "coco" gives 80 classes their places among the outputs of the target's COCO models
-    (torchvision has 91; the other 11 then never fire), "all" writes as many as there are. Any other
-    number of classes is written as it is, for a model of so many. Raises ValueError for an unknown
-    target or `outputs`, a network that the target cannot hold, and whatever writing raises.
+    Args:
+        target: The project that will load the file, one of DETECTOR_TARGETS.
+        path: The file; its suffix decides how it is written (`files.WRITERS`).
+        variables: The collections "params" and "batch_stats".
+        architecture: The backbone's architecture, one of models.ARCHITECTURES.
+        outputs: "coco" puts 80 classes at their places among the outputs of the target's COCO
+            models (torchvision's have 91, of which the other 11 then never fire); "all" writes one
+            output per class. Any other number of classes is written as it is.
+
+    Raises:
+        ValueError: If `target`, `outputs` or the file's suffix is unknown, the target has no such
+            network, or the library that writes the file is not installed.
     """
-    form = _form("target", target)
+    library_format = choose("target", target, DETECTOR_FORMATS)
     _check_outputs(outputs)
-    held = detectors.num_classes(variables)
-    spread = outputs == "coco" and held == detectors.NUM_COCO_CLASSES
+    classes = detectors.num_classes(variables)
+    as_coco = outputs == "coco" and classes == detectors.NUM_COCO_CLASSES
     arrays = DETECTOR_TARGETS[target](
         variables,
         architecture=architecture,
-        num_outputs=form.num_coco_outputs if spread else held,
+        num_outputs=library_format.num_coco_outputs if as_coco else classes,
     )
     save_arrays(path, arrays)
 
 
 def check_source(arrays: Mapping[str, np.ndarray], source: str) -> None:
-    """Raise ValueError where `arrays` are those of another source's detector: it says which."""
-    for name, form in DETECTOR_FORMATS.items():
-        if name != source and detectors.is_of(arrays, form):
-            raise ValueError(f"{name} weights, and the source is {source}; ask for {name}.")
-
-
-def _form(kind: str, name: str) -> detectors.Format:
-    if name not in DETECTOR_FORMATS:
-        known = ", ".join(DETECTOR_FORMATS)
-        raise ValueError(f"weights {kind}={name!r} is unknown; use one of {known}.")
-    return DETECTOR_FORMATS[name]
+    """Raise ValueError if `arrays` are of a detector of another source, which the message names."""
+    for name, library_format in DETECTOR_FORMATS.items():
+        if name != source and detectors.has_format(arrays, library_format):
+            raise ValueError(
+                f"these are {name} weights, but the source is {source}; give the source {name}."
+            )
 
 
 def _check_outputs(outputs: str) -> None:
+    """Raise ValueError if `outputs` is unknown."""
     if outputs not in ("coco", "all"):
         raise ValueError(f"outputs={outputs!r} must be 'coco' or 'all'.")

@@ -1,7 +1,8 @@
-"""Weights that others publish: which they are, and fetching them, checked before they appear.
+"""The weights that torchvision and detectron2 publish, and their download.
 
-torchvision writes the beginning of a file's SHA-256 into its name; detectron2 that of the MD5 (its
-MODEL_ZOO.md says so). For the ImageNet weights that detectron2 starts from none is published.
+A downloaded file appears when it is complete and its checksum is right. torchvision has the first
+digits of a file's SHA-256 in its name, detectron2 those of its MD5 (see its MODEL_ZOO.md); for the
+ImageNet weights that detectron2 starts from no checksum is published.
 """
 
 import hashlib
@@ -11,19 +12,18 @@ import pathlib
 import re
 import ssl
 import tempfile
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from typing import NamedTuple
 
-from retinanet_jax.utils.progress import PROGRESS_INTERVAL, format_duration
+from retinanet_jax.utils.progress import make_progress
 
 SCHEMES = ("http://", "https://")
-BESIDE = pathlib.Path("weights")  # where the recipes look for files
-PIECE = 1 << 20  # bytes read at once
-PATIENCE = 60.0  # seconds without a byte
-# And not those of the disk, which are OSErrors too.
+WEIGHTS_FOLDER = pathlib.Path("weights")  # where the configs expect files
+CHUNK = 1 << 20  # bytes per read
+TIMEOUT = 60.0  # seconds without a byte
+# The errors of a connection; those of the disk are OSErrors too.
 NETWORK_ERRORS = (
     urllib.error.URLError,
     http.client.HTTPException,
@@ -34,11 +34,11 @@ NETWORK_ERRORS = (
 
 
 class Published(NamedTuple):
-    """A file that is known by name."""
+    """A file that can be downloaded."""
 
     url: str
-    algorithm: str = ""  # of hashlib; "": its authors publish no checksum
-    prefix: str = ""  # what its hash begins with, in hexadecimal
+    algorithm: str = ""  # of hashlib; "" if no checksum is published
+    prefix: str = ""  # first hexadecimal digits of the checksum
 
 
 TORCHVISION = "https://download.pytorch.org/models"
@@ -46,7 +46,7 @@ TORCHVISION_FILES = (
     # detectors (COCO)
     "retinanet_resnet50_fpn_coco-eeacb38b.pth",
     "retinanet_resnet50_fpn_v2_coco-5905b1c5.pth",
-    # classifiers (ImageNet): where there are two, IMAGENET1K_V1 and V2
+    # classifiers (ImageNet); the first of two is IMAGENET1K_V1, the second V2
     "resnet18-f37072fd.pth",
     "resnet34-b627a593.pth",
     "resnet50-0676ba61.pth",
@@ -75,11 +75,12 @@ DETECTRON2_FILES = (
 
 
 def _published(url: str, algorithm: str) -> Published:
+    """Return the file at a URL of which the name may contain a checksum."""
     prefix = re.search(r"[-_]([0-9a-f]{6,8})\.\w+$", url)
     return Published(url, algorithm, prefix[1]) if prefix else Published(url)
 
 
-# By file name.
+# File name -> file.
 KNOWN = {
     pathlib.PurePosixPath(path).name: _published(f"{host}/{path}", algorithm)
     for host, paths, algorithm in (
@@ -90,118 +91,120 @@ KNOWN = {
 }
 
 
-def locate(wanted: str | os.PathLike) -> pathlib.Path:
-    """The file that a path, a URL or the name of a published file stands for, fetched if need be.
+def locate(file: str | os.PathLike) -> pathlib.Path:
+    """Return the path of a file of weights, which is downloaded if necessary.
 
-    A path that exists is taken as it is. One that does not but ends in a published file's name
-    (as the recipes' do) stands for that file: in the folder weights/, else in the user's cache.
-    Raises FileNotFoundError for anything else, and as `fetch` does.
+    Args:
+        file: A path, a URL, or the name of a published file. A path that does not exist but ends in
+            a published file's name, as in the configs, stands for that file in the folder weights/
+            or else in the user's cache.
+
+    Raises:
+        FileNotFoundError: If there is no such file, and no published file of this name.
+        OSError: If the file cannot be downloaded.
+        ValueError: If its checksum is wrong.
     """
-    path = pathlib.Path(wanted).expanduser()
-    if str(wanted).startswith(SCHEMES):
-        return fetch(str(wanted), cache_folder())
+    path = pathlib.Path(file).expanduser()
+    if str(file).startswith(SCHEMES):
+        return fetch(str(file), cache_folder())
     if path.exists():
         return path
     if path.name not in KNOWN:
         raise FileNotFoundError(
-            f"{wanted} is no file, no URL and no published file's name; those that are known: "
-            f"{', '.join(KNOWN)}."
+            f"{file} does not exist, and is neither a URL nor a published file's name; the known "
+            f"names are {', '.join(KNOWN)}."
         )
-    beside = BESIDE / path.name
-    return beside if beside.exists() else fetch(path.name, cache_folder())
+    local = WEIGHTS_FOLDER / path.name
+    return local if local.exists() else fetch(path.name, cache_folder())
 
 
 def cache_folder() -> pathlib.Path:
-    """Where fetched files stay."""
+    """Return the user's folder of downloaded files."""
     cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(cache) / "retinanet_jax"
 
 
 def fetch(name_or_url: str, folder: pathlib.Path) -> pathlib.Path:
-    """The path of a published file (KNOWN), or of what a URL gives, fetched into `folder`.
+    """Return the path of a published file in `folder`, where it is downloaded unless it is there.
 
-    What is there already is not fetched again. The file appears when it is complete and its
-    checksum, where one is published, is right. Raises ValueError for an unknown name and for
-    another checksum, OSError naming the URL, and where to put the file by hand, where the network
-    does not give it.
+    Args:
+        name_or_url: The name of a published file (KNOWN), or the URL of any file.
+        folder: The folder of downloaded files; it is created if necessary.
+
+    Raises:
+        OSError: If the file cannot be downloaded; the message has the URL, and the path at which to
+            put the file by hand.
+        ValueError: If the name is unknown, or the file's checksum is wrong.
     """
     if not name_or_url.startswith(SCHEMES) and name_or_url not in KNOWN:
-        raise ValueError(f"{name_or_url!r} is no URL, and none of {', '.join(KNOWN)}.")
+        raise ValueError(
+            f"{name_or_url!r} is neither a URL nor a published file's name; the known names are "
+            f"{', '.join(KNOWN)}."
+        )
     published, path = _place(name_or_url, folder)
     if path.exists():
-        _check(path, path, published)
+        _check(path, published, fix=f"remove {path} and run this again")
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    # A folder of its own: several processes may fetch the same file.
+    # Each process downloads into a folder of its own, since several may fetch the same file.
     with tempfile.TemporaryDirectory(prefix="partial-", dir=folder) as partial:
-        fetched = pathlib.Path(partial) / path.name
-        _download(published.url, fetched, path)
-        _check(fetched, path, published)
+        draft = pathlib.Path(partial) / path.name
+        _download(published.url, draft, path)
+        _check(draft, published, fix="the file was removed, run this again")
         path.parent.mkdir(exist_ok=True)
-        fetched.replace(path)
-    unchecked = "" if published.algorithm else "; not checked, for no checksum is published"
+        draft.replace(path)
+    unchecked = "" if published.algorithm else "; not checked, since no checksum is published"
     print(f"{path}: {path.stat().st_size / 1e6:.0f} MB{unchecked}", flush=True)
     return path
 
 
 def _place(name_or_url: str, folder: pathlib.Path) -> tuple[Published, pathlib.Path]:
-    """What is to be fetched, and where it goes."""
+    """Return the file to download, and its path in `folder`."""
     if name_or_url in KNOWN:
         return KNOWN[name_or_url], folder / name_or_url
     name = pathlib.PurePosixPath(urllib.parse.urlparse(name_or_url).path).name
     if not name:
-        raise ValueError(f"{name_or_url} names no file; give the URL of one.")
-    if name in KNOWN:  # a mirror: the same file from elsewhere
+        raise ValueError(f"{name_or_url} names no file; give the URL of a file.")
+    if name in KNOWN:  # a mirror: the same file from another host
         return KNOWN[name]._replace(url=name_or_url), folder / name
-    # Many a file is called model_final.pth.
+    # Many different files are called model_final.pth.
     digest = hashlib.sha256(name_or_url.encode()).hexdigest()[:8]
     return Published(name_or_url), folder / digest / name
 
 
-def _download(url: str, file: pathlib.Path, path: pathlib.Path) -> None:
-    """Writes what `url` gives to `file`, telling how far it is; `path` is where it will be."""
-    by_hand = f"fetch it where there is a network and put it at {path}."
+def _download(url: str, draft: pathlib.Path, path: pathlib.Path) -> None:
+    """Write the content of `url` to `draft` and print progress; `path` is its final place."""
+    by_hand = f"download it where there is a network and put it at {path}."
     try:
         with (
-            urllib.request.urlopen(url, timeout=PATIENCE) as response,
-            file.open("wb") as opened,
+            urllib.request.urlopen(url, timeout=TIMEOUT) as response,
+            draft.open("wb") as opened,
         ):
-            total = int(response.headers.get("Content-Length") or 0)
-            print(f"fetching {url}", flush=True)
-            done, began = 0, time.monotonic()
-            told = began
-            while piece := response.read(PIECE):
-                opened.write(piece)
-                done += len(piece)
-                if time.monotonic() - told > PROGRESS_INTERVAL:
-                    told = time.monotonic()
-                    print(_progress(path.name, done, total, told - began), flush=True)
+            total, done = int(response.headers.get("Content-Length") or 0), 0
+            print(f"downloading {url}", flush=True)
+            progress = make_progress(path.name, total / 1e6 or None, "MB")
+            while chunk := response.read(CHUNK):
+                opened.write(chunk)
+                done += len(chunk)
+                progress(done / 1e6)
     except urllib.error.HTTPError as error:
-        error.close()  # it is the response, too
+        error.close()  # it is also the response
         raise OSError(f"{url} answers {error.code} {error.reason}; {by_hand}") from None
     except NETWORK_ERRORS as error:
         reason = getattr(error, "reason", None) or error
-        raise OSError(f"{url} can't be reached ({reason}); {by_hand}") from None
+        raise OSError(f"{url} cannot be reached ({reason}); {by_hand}") from None
     if total and done != total:
-        raise OSError(f"{url} gave {done} of {total} bytes; run this again, or {by_hand}")
+        raise OSError(f"{url} sent {done} of {total} bytes; run this again, or {by_hand}")
 
 
-def _progress(name: str, done: int, total: int, seconds: float) -> str:
-    if not total:
-        return f"{name}: {done / 1e6:.0f} MB"
-    left = format_duration(seconds * (total - done) / done)
-    return f"{name}: {done / 1e6:.0f}/{total / 1e6:.0f} MB  {left} left"
-
-
-def _check(file: pathlib.Path, path: pathlib.Path, published: Published) -> None:
-    """Raises ValueError where `file`, which is or is to be `path`, is not what was published."""
+def _check(file: pathlib.Path, published: Published, fix: str) -> None:
+    """Raise ValueError, with the `fix`, if a file has another checksum than the published one."""
     if not published.algorithm:
         return
     with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, published.algorithm).hexdigest()
-    if not found.startswith(published.prefix):
-        fix = f"remove {path} and run" if file == path else "nothing was kept; run"
+        digest = hashlib.file_digest(opened, published.algorithm).hexdigest()
+    if not digest.startswith(published.prefix):
         raise ValueError(
-            f"{path.name} from {published.url} has the {published.algorithm} {found}, and the "
-            f"published one begins with {published.prefix}; {fix} this again."
+            f"{file.name} from {published.url} has the {published.algorithm} {digest}, but that of "
+            f"the published file begins with {published.prefix}; {fix}."
         )

@@ -1,6 +1,6 @@
-"""Files of weights by their suffix -> arrays by name, and back.
+"""Files of weights: arrays by name, read and written by the file's suffix.
 
-PyTorch and safetensors are asked for only where a file needs them.
+PyTorch and safetensors are imported only where a file needs them.
 """
 
 import importlib
@@ -15,24 +15,28 @@ import numpy as np
 
 from retinanet_jax.weights import unpickle
 
-# Where a checkpoint holds more than the weights, they are under one of these: PyTorch's training
+# A checkpoint with more than the weights has them under one of these keys: PyTorch's training
 # scripts and detectron2 write the first two, Detectron the last.
 WEIGHTS_KEYS = ("model", "state_dict", "blobs")
 
 
 def load_arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an .npz, .pth, .pt, .safetensors or .pkl file by name.
+    """Read the arrays of a file by name, without running code that the file contains.
 
-    Nothing that the file could ask to run is run. Raises FileNotFoundError where there is no such
-    file, and ValueError where its suffix is another, the library that reads it is not installed,
-    or it is truncated, corrupt, or holds anything but plain arrays by name.
+    Args:
+        path: An .npz, .pth, .pt, .safetensors or .pkl file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the suffix is unknown, the library that reads it is not installed, or the
+            file is truncated, corrupt, or contains anything but arrays by name.
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        # The only file that this project makes by itself.
-        written = path.suffix in ("", ".npz")
+        # Only .npz files are written by this project itself.
+        is_own = path.suffix in ("", ".npz")
         fix = (
-            "scripts/get_resnet50.py writes one." if written else "give the path of one that does."
+            "scripts/get_resnet50.py writes one." if is_own else "give the path of an existing one."
         )
         raise FileNotFoundError(f"weights file {path} does not exist; {fix}")
     if path.suffix not in READERS:
@@ -41,54 +45,59 @@ def load_arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Read numpy's archive; arrays of objects are refused."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    # TypeError: a plain .npy is an array, which `with` does not take. The cause is not quoted: for
-    # anything unknown numpy advises to unpickle it.
+    # TypeError: a plain .npy is an array, which is no context manager. The cause is not quoted: for
+    # any unknown content numpy recommends unpickling.
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error):
         raise _unreadable(path) from None
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-    torch = _library("torch", path)
+    """Read PyTorch's file; floating-point tensors become float32."""
+    torch = _import_library("torch", path)
 
     def to_array(value: Any) -> np.ndarray | None:
         if not isinstance(value, torch.Tensor):
             return None
-        # As float32, since numpy lacks bfloat16.
+        # numpy has no bfloat16.
         return (value.detach().float() if value.is_floating_point() else value).numpy()
 
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # whatever foreign bytes make a parser raise
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # parsers raise anything on unknown bytes
         raise _unreadable(path) from None
-    return _by_name(path, loaded, to_array)
+    return _arrays_by_name(path, content, to_array)
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    safetensors = _library("safetensors.numpy", path)
+    """Read a safetensors file."""
+    safetensors = _import_library("safetensors.numpy", path)
     try:
         return safetensors.load_file(path)
-    except Exception:  # whatever foreign bytes make a parser raise
+    except Exception:  # parsers raise anything on unknown bytes
         raise _unreadable(path) from None
 
 
 def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Read a pickle of arrays, as detectron2 and Detectron publish them."""
+
     def to_array(value: Any) -> np.ndarray | None:
         return value.array if isinstance(value, unpickle.Array) else None
 
     try:
         with path.open("rb") as file:
-            loaded = unpickle.load(file)
+            content = unpickle.load(file)
     except unpickle.RefusedError as error:
         raise ValueError(
-            f"weights file {path} asks for {error}, and loading it could run anything; only plain "
+            f"weights file {path} uses {error}, and loading that could run any code; only plain "
             "arrays and containers are read."
         ) from None
-    except Exception:  # whatever foreign bytes make a parser raise
+    except Exception:  # parsers raise anything on unknown bytes
         raise _unreadable(path) from None
-    return _by_name(path, loaded, to_array)
+    return _arrays_by_name(path, content, to_array)
 
 
 READERS: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
@@ -101,16 +110,21 @@ READERS: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
 
 
 def save_arrays(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays by name to an .npz, .pth, .pt or .safetensors file, complete or not at all.
+    """Write arrays by name to a file, completely or not at all.
 
-    Raises ValueError where the suffix is another or the library that writes it is not installed.
+    Args:
+        path: An .npz, .pth, .pt or .safetensors file; missing parent folders are created.
+        arrays: The arrays by name.
+
+    Raises:
+        ValueError: If the suffix is unknown, or the library that writes it is not installed.
     """
     path = pathlib.Path(path)
     if path.suffix not in WRITERS:
         raise ValueError(f"weights file {path} must end in one of {', '.join(WRITERS)}.")
     write = WRITERS[path.suffix]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".partial{path.suffix}")  # numpy would add a suffix of its own
+    partial = path.with_suffix(f".partial{path.suffix}")  # numpy would append its own suffix
     try:
         write(partial, dict(arrays))
         partial.replace(path)
@@ -119,16 +133,19 @@ def save_arrays(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray]) -> N
 
 
 def _write_npz(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write numpy's archive."""
     np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def _write_torch(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    torch = _library("torch", path)
+    """Write PyTorch's file of tensors."""
+    torch = _import_library("torch", path)
     torch.save({name: torch.from_numpy(value) for name, value in arrays.items()}, path)
 
 
 def _write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    _library("safetensors.numpy", path).save_file(arrays, path)
+    """Write a safetensors file."""
+    _import_library("safetensors.numpy", path).save_file(arrays, path)
 
 
 WRITERS: dict[str, Callable[[pathlib.Path, dict[str, np.ndarray]], None]] = {
@@ -139,42 +156,47 @@ WRITERS: dict[str, Callable[[pathlib.Path, dict[str, np.ndarray]], None]] = {
 }
 
 
-def _by_name(
-    path: pathlib.Path, loaded: Any, to_array: Callable[[Any], np.ndarray | None]
+def _arrays_by_name(
+    path: pathlib.Path, content: Any, to_array: Callable[[Any], np.ndarray | None]
 ) -> dict[str, np.ndarray]:
-    """The arrays of what a file held; ValueError where there is something else among them."""
-    if isinstance(loaded, dict):
+    """Return the arrays of a file's content; ValueError if it contains anything else."""
+    if isinstance(content, dict):
         for key in WEIGHTS_KEYS:
-            if isinstance(loaded.get(key), dict):
-                loaded = loaded[key]
+            if isinstance(content.get(key), dict):
+                content = content[key]
                 break
-    if not isinstance(loaded, dict):
-        raise ValueError(f"weights file {path} holds a {type(loaded).__name__}, no arrays by name.")
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"weights file {path} contains a {type(content).__name__} and not arrays by name; give "
+            "a file with a dict of arrays."
+        )
     arrays = {}
-    for name, value in loaded.items():
+    for name, value in content.items():
         array = to_array(value)
         if array is None or not isinstance(name, str):
             raise ValueError(
-                f"weights file {path} holds a {type(value).__name__} under {name!r}; only arrays "
-                f"by name are read, at its top or under one of {', '.join(WEIGHTS_KEYS)}."
+                f"weights file {path} contains a {type(value).__name__} under {name!r}; only "
+                f"arrays by name are read, at the top or under one of {', '.join(WEIGHTS_KEYS)}."
             )
         arrays[name] = array
     return arrays
 
 
-def _library(name: str, path: pathlib.Path) -> types.ModuleType:
+def _import_library(name: str, path: pathlib.Path) -> types.ModuleType:
+    """Import a module that the file needs; ValueError if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
         package = name.partition(".")[0]
         raise ValueError(
             f"weights file {path} needs {package}, which is not installed; pip install {package}, "
-            "or where that is installed write the arrays to an .npz with numpy.savez."
+            "or where it is installed write the arrays to an .npz with numpy.savez."
         ) from None
 
 
 def _unreadable(path: pathlib.Path) -> ValueError:
+    """Return the error for a file that is truncated, corrupt or of another format."""
     return ValueError(
-        f"weights file {path} is not a readable {path.suffix} of plain arrays; "
+        f"weights file {path} is not a readable {path.suffix} file of plain arrays; "
         "write or download it again."
     )

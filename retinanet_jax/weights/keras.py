@@ -1,7 +1,6 @@
-"""The ImageNet ResNet-50 of Keras (He et al.'s Caffe weights, ported) as our backbone's variables.
+"""Keras' ImageNet ResNet-50 (the Caffe weights of He et al., ported) as variables of our backbone.
 
-What the network must be for the weights to mean what they meant: KERAS_MODEL; what it must be fed:
-KERAS_INPUT, with 0..255 images.
+A network with these weights needs the settings KERAS_MODEL and the input KERAS_INPUT.
 """
 
 from collections.abc import Mapping
@@ -17,70 +16,81 @@ KERAS_INPUT = {
     "mean": (103.939, 116.779, 123.68),
     "std": (1.0, 1.0, 1.0),
 }
-# Caffe's batch norm constant as Keras ported it, and the stride in a stage's first 1x1.
+# Caffe's batch norm epsilon as Keras ported it, and the stride in a stage's first 1x1.
 KERAS_MODEL = {"norm_epsilon": 1e-3, "stride_in_1x1": True}
 
-# The classifier; a backbone has no use for it.
+# The classifier's last layer, which a backbone does not need.
 UNUSED = ("fc1000/kernel", "fc1000/bias")
 
 ARCHITECTURE = "resnet50"
-# Our number of a convolution in its block -> Keras' branch.
+# Our index of a convolution in its block -> Keras' branch.
 BRANCHES = {0: "1", 1: "2a", 2: "2b", 3: "2c"}
 # Our name of a norm's array -> Keras'.
 NORM = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
 
 
 def backbone(arrays: Mapping[str, np.ndarray], *, architecture: str, norm: str) -> dict[str, dict]:
-    """Return {"params", "batch_stats"} for the detector's `backbone`, from arrays by Keras name.
+    """Return the variables of the detector's `backbone` from arrays by Keras' names.
 
-    `architecture` must be "resnet50"; `norm` is the backbone's, "frozen_batch" or "batch". Keras'
-    convolutions carry a bias, ours none: it is folded exactly into the norm that follows, whose
-    mean becomes mean - bias. Raises ValueError for another architecture or norm and, naming the
-    arrays, where any is missing, unknown, misshapen or not finite.
+    Keras' convolutions have a bias and ours have none: it is folded exactly into the norm that
+    follows, of which the mean becomes mean - bias.
+
+    Args:
+        arrays: The file's arrays by name.
+        architecture: The backbone's architecture; it must be "resnet50".
+        norm: The backbone's norm, "frozen_batch" or "batch".
+
+    Returns:
+        The collections "params" and "batch_stats".
+
+    Raises:
+        ValueError: If the architecture or the norm is another, or arrays are missing, unexpected,
+            misshapen or not finite; the message lists them.
     """
     resnet.check_norm(norm)
     if architecture != ARCHITECTURE:
         raise ValueError(
-            f"Keras' weights are of {ARCHITECTURE}, and the backbone is {architecture}; "
-            "change config.model.backbone, or give another file."
+            f"these are Keras weights of {ARCHITECTURE}, but config.model.backbone is "
+            f"{architecture}; change it to {ARCHITECTURE}, or give another file."
         )
-    found = resnet.problems(arrays, _shapes(), lambda name: name in UNUSED)
-    if found:
+    wrong = resnet.wrong_arrays(arrays, _shapes(), lambda name: name in UNUSED)
+    if wrong:
         raise ValueError(
-            f"not Keras' ResNet-50: {found}; give the arrays that scripts/get_resnet50.py writes."
+            f"these are not Keras weights of {ARCHITECTURE}: {wrong}; give the file that "
+            "scripts/get_resnet50.py writes."
         )
     leaves: dict[Path, np.ndarray] = {}
     for layer in resnet.layers(ARCHITECTURE):
         for leaf in LEAVES:
             leaves[layer.path(leaf)] = np.asarray(arrays[_name(layer, leaf)], np.float32)
-        bias = np.asarray(arrays[_bias(layer)], np.float32)
+        bias = np.asarray(arrays[_bias_name(layer)], np.float32)
         leaves[layer.path("mean")] = leaves[layer.path("mean")] - bias
     return resnet.variables(leaves, norm)
 
 
+def _shapes() -> dict[str, Shape]:
+    """Return the shape of each array by Keras' name; kernels are HWIO."""
+    shapes = {}
+    for layer in resnet.layers(ARCHITECTURE):
+        shapes |= {_name(layer, leaf): layer.shape(leaf) for leaf in LEAVES}
+        shapes[_bias_name(layer)] = layer.shape("bias")
+    return shapes
+
+
 def _name(layer: Layer, leaf: str) -> str:
-    """Keras' name of a layer's leaf."""
+    """Return Keras' name of a layer's leaf."""
     convolution, norm = _modules(layer)
     return f"{convolution}/kernel" if leaf == "kernel" else f"{norm}/{NORM[leaf]}"
 
 
-def _bias(layer: Layer) -> str:
-    """Keras' name of the bias that its convolutions have."""
+def _bias_name(layer: Layer) -> str:
+    """Return Keras' name of the bias of a layer's convolution."""
     return f"{_modules(layer)[0]}/bias"
 
 
 def _modules(layer: Layer) -> tuple[str, str]:
-    """(Keras convolution, Keras norm) of a layer."""
+    """Return the names of a layer's convolution and norm in Keras."""
     if layer.stage == 1:
         return "conv1", "bn_conv1"
     block = f"{layer.stage}{'abcdef'[layer.block]}_branch{BRANCHES[layer.index]}"
     return f"res{block}", f"bn{block}"
-
-
-def _shapes() -> dict[str, Shape]:
-    """Shape of every array by Keras name; kernels are HWIO."""
-    shapes = {}
-    for layer in resnet.layers(ARCHITECTURE):
-        shapes |= {_name(layer, leaf): layer.shape(leaf) for leaf in LEAVES}
-        shapes[_bias(layer)] = layer.shape("bias")
-    return shapes

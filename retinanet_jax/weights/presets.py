@@ -1,71 +1,84 @@
-"""The configs that other libraries' weights were trained with."""
+"""The configs and categories of the detectors that other libraries publish."""
 
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from retinanet_jax import weights
-from retinanet_jax.configs import detectron2, torchvision
+from retinanet_jax.config import load_config
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 from retinanet_jax.models import ARCHITECTURES
+from retinanet_jax.weights import detectors
 
-
-class Preset(NamedTuple):
-    """The config that a source's weights were trained with."""
-
-    get_config: Callable[[str], ConfigDict]
-    file: str
-    argument: str
-
-
+# Source -> the config of its weights, as `--config` names it.
 PRESETS = {
-    "torchvision_v1": Preset(torchvision.get_config, "configs/torchvision.py", "v1"),
-    "torchvision_v2": Preset(torchvision.get_config, "configs/torchvision.py", "v2"),
-    "detectron2": Preset(detectron2.get_config, "configs/detectron2.py", "3x"),
+    "torchvision_v1": "configs/torchvision.py:v1",
+    "torchvision_v2": "configs/torchvision.py:v2",
+    "detectron2": "configs/detectron2.py:3x",
 }
-# torchvision's outputs are COCO's ids; 0 and ten others stand for nothing.
-COCO_NAMES = {category.id: category.name for category in COCO_CATEGORIES}
-ALL_CATEGORIES = tuple(Category(k, COCO_NAMES.get(k, f"unused {k}")) for k in range(91))
+# All outputs of torchvision's COCO models. Their indices are COCO's ids, of which 0 and ten others
+# have no category.
+_NAMES = {category.id: category.name for category in COCO_CATEGORIES}
+ALL_CATEGORIES = tuple(Category(index, _NAMES.get(index, f"unused {index}")) for index in range(91))
 
 
 def preset_config(source: str) -> ConfigDict:
-    """A source's config, unlocked, with the epsilon that its published weights are run with."""
-    preset = PRESETS[source]
-    config = preset.get_config(preset.argument).unlock()
-    # torchvision runs the v1 weights that it publishes without an epsilon, and no others.
+    """Return the config of a source's published weights, unlocked.
+
+    Args:
+        source: One of PRESETS.
+    """
+    config = load_config(PRESETS[source]).unlock()
+    # torchvision runs the v1 weights that it publishes, and no others, with an epsilon of 0.
     config.model.norm_epsilon = weights.DETECTOR_FORMATS[source].model["norm_epsilon"]
     return config
 
 
-def categories_of(
+def detector_categories(
     path: pathlib.Path, variables: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[Category, ...]:
-    """COCO's categories, or those of `names`; ValueError where the outputs are not as many."""
-    count = weights.detectors.num_classes(variables)
+    """Return the categories of a detector's outputs.
+
+    Args:
+        path: The file that the detector was read from, for error messages.
+        variables: The detector's variables.
+        names: The categories' names in the order of the outputs; () for COCO's categories.
+
+    Raises:
+        ValueError: If the number of outputs is not that of the categories.
+    """
+    count = detectors.num_classes(variables)
     if names and len(names) != count:
-        raise ValueError(f"{path}: {count} outputs for {len(names)} categories; name each of them.")
+        raise ValueError(
+            f"{path} has {count} outputs, but {len(names)} categories are named; name each output."
+        )
     if names:
-        return tuple(Category(k, name) for k, name in enumerate(names))
+        return tuple(Category(index, name) for index, name in enumerate(names))
     for known in (COCO_CATEGORIES, ALL_CATEGORIES):
         if len(known) == count:
             return known
     raise ValueError(
-        f"{path}: {count} outputs are not COCO's; name them in their order: --categories=NAME,NAME."
+        f"{path} has {count} outputs, which are not COCO's categories; name them in the order of "
+        "the outputs: --categories=NAME,NAME."
     )
 
 
-def backbone_of(names: Iterable[str], otherwise: str) -> str:
-    """The ResNet whose third stage has as many blocks as the `names` of a state dict tell.
+def detect_backbone(names: Iterable[str], default: str) -> str:
+    """Return the ResNet with as many blocks in its third stage as a detector's state dict has.
 
-    The other ones that a preset's library publishes are told apart by nothing else.
+    The other backbones that a preset's library publishes differ in nothing else.
+
+    Args:
+        names: The names of the state dict's arrays.
+        default: The architecture to return if no ResNet of the presets has this number of blocks.
     """
-    found = [re.search(r"\.(?:layer3|res4)\.(\d+)\.", name) for name in names]
-    blocks = len({match[1] for match in found if match})
-    for name in ("resnet50", "resnet101", "resnet152"):
-        if ARCHITECTURES[name]["stage_sizes"][2] == blocks:
-            return name
-    return otherwise
+    matches = [re.search(r"\.(?:layer3|res4)\.(\d+)\.", name) for name in names]
+    blocks = len({match[1] for match in matches if match})
+    for architecture in ("resnet50", "resnet101", "resnet152"):
+        if ARCHITECTURES[architecture]["stage_sizes"][2] == blocks:
+            return architecture
+    return default

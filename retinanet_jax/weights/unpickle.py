@@ -1,8 +1,8 @@
 """Pickles of plain arrays, as Python 2 and 3 write them, read without running what they name.
 
-A pickle is a program: it names classes and functions, and has them called. The few that numpy's
-arrays name are stood in for here by what only keeps shape, type and bytes; numpy's own could be
-told to take bytes for pointers. At any other name the reading ends.
+A pickle is a program: it names classes and functions, and calls them. The few that numpy's arrays
+name are replaced here by stand-ins that only keep shape, type and bytes, since numpy's own could be
+made to take bytes for pointers. Any other name ends the reading.
 """
 
 import collections
@@ -18,16 +18,18 @@ class RefusedError(Exception):
 
 
 def load(file: BinaryIO) -> Any:
-    """Return the containers of a pickle, with an `Array` in place of each numpy array.
+    """Read the containers of a pickle, with an `Array` in place of each numpy array.
 
-    Raises RefusedError, and whatever pickle raises for files that are none or are cut short.
+    Raises:
+        RefusedError: If the pickle names something that no plain array needs.
+        Exception: Any that pickle raises for a file that is truncated or no pickle.
     """
-    # Python 2's strings, the arrays' bytes among them, come as text; latin1 keeps every byte.
+    # Python 2's strings, among them the arrays' bytes, are read as text; latin1 keeps every byte.
     return _Unpickler(file, encoding="latin1").load()
 
 
 class Array:
-    """Stands in for a numpy array; `array` is None where the pickle did not fill it."""
+    """A stand-in for a numpy array; `array` is None until the pickle sets its state."""
 
     array: np.ndarray | None = None
 
@@ -35,57 +37,60 @@ class Array:
         _, shape, dtype, is_fortran, content = state
         if isinstance(content, str):
             content = content.encode("latin1")
-        self.array = _array(content, dtype, shape, "F" if is_fortran else "C")
+        self.array = _to_numpy(content, dtype, shape, "F" if is_fortran else "C")
 
 
 class _Type:
-    """Stands in for numpy.dtype."""
+    """A stand-in for numpy.dtype."""
 
-    kind: str
+    code: str
     order = "="
 
     def __setstate__(self, state: tuple) -> None:
         self.order = state[1]
 
     def to_numpy(self) -> np.dtype:
-        """The type, if it is of booleans, integers or floats."""
-        name = f"{self.order}{self.kind}"
+        """Return the type, which must be of booleans, integers or floats."""
+        name = f"{self.order}{self.code}"
         if not re.fullmatch(r"[<>=|](b1|[iu][1248]|f[248])", name):
             raise RefusedError(f"arrays of type {name!r}")
         return np.dtype(name)
 
 
-def _array(content: bytes, dtype: _Type, shape: tuple[int, ...], order: Any) -> np.ndarray:
+def _to_numpy(content: bytes, dtype: _Type, shape: tuple[int, ...], order: Any) -> np.ndarray:
+    """Return the array that a pickle describes."""
     return np.frombuffer(content, dtype.to_numpy()).reshape(shape, order=order)
 
 
-# What a pickle may call. Functions and no classes: it could set a class's attributes.
+# What a pickle may call. These are functions, since a pickle could set the attributes of classes.
 
 
 def _empty_array(*_: Any) -> Array:
+    """Stand in for the function that makes an array before its state is set."""
     return Array()
 
 
 def _array_from_buffer(content: bytes, dtype: _Type, shape: tuple[int, ...], order: str) -> Array:
-    """How numpy's arrays are pickled by protocol 5."""
-    filled = Array()
-    filled.array = _array(content, dtype, shape, order)
-    return filled
+    """Stand in for the function by which numpy's arrays are pickled with protocol 5."""
+    array = Array()
+    array.array = _to_numpy(content, dtype, shape, order)
+    return array
 
 
-def _type(kind: str, *_: Any) -> _Type:
-    made = _Type()
-    made.kind = kind
-    return made
+def _type(code: str, *_: Any) -> _Type:
+    """Stand in for numpy.dtype's constructor."""
+    dtype = _Type()
+    dtype.code = code
+    return dtype
 
 
 def _encode(text: str, _: str) -> bytes:
-    """How Python 3 pickles bytes by protocol 2."""
+    """Stand in for the function by which Python 3 pickles bytes with protocol 2."""
     return text.encode("latin1")
 
 
 def _no_bytes() -> bytes:
-    """How it pickles none."""
+    """Stand in for the function by which it pickles no bytes."""
     return b""
 
 
@@ -104,6 +109,8 @@ STAND_INS = {
 
 
 class _Unpickler(pickle.Unpickler):
+    """An unpickler that finds the stand-ins only."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in STAND_INS:
             raise RefusedError(repr(f"{module}.{name}"))

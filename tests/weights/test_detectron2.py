@@ -1,23 +1,18 @@
-"""detectron2's converted classifiers as our backbone: torchvision's arrays under other names."""
-
-import re
+"""detectron2's converted classifiers: torchvision's arrays with other names."""
 
 import jax
 import numpy as np
 import pytest
+from state_dicts import detectron2_name
 
-from retinanet_jax.weights import detectron2, torchvision
+from retinanet_jax.weights import BACKBONE_SOURCES
+
+backbone = BACKBONE_SOURCES["detectron2"]
 
 
 def converted(arrays):
-    """What detectron2's converter calls a classifier's arrays, written down from its file."""
-    renamed = {}
-    for name, value in arrays.items():
-        name = re.sub(r"bn(\d)", r"conv\1.norm", name)
-        name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
-        name = re.sub(r"^layer(\d)", lambda found: f"res{int(found[1]) + 1}", name)
-        renamed[name if name.startswith("res") else f"stem.{name}"] = value
-    return renamed
+    """Return a classifier's arrays by the names that detectron2's converter gives them."""
+    return {detectron2_name(name): value for name, value in arrays.items()}
 
 
 @pytest.fixture(scope="module")
@@ -26,25 +21,28 @@ def arrays(state_dict):
 
 
 @pytest.mark.parametrize("norm", ["frozen_batch", "batch"])
-def test_the_same_network_under_other_names_is_the_same_tree(arrays, norm):
+def test_the_same_network_with_other_names_has_the_same_variables(arrays, norm):
     renamed = converted(arrays)
     assert {"stem.fc.weight", "res2.1.conv2.norm.running_var", "res3.0.shortcut.weight"} < set(
         renamed
     )
-    ours = detectron2.backbone(renamed, architecture="resnet18", norm=norm)
-    theirs = torchvision.backbone(arrays, architecture="resnet18", norm=norm)
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    from_detectron2 = backbone(renamed, architecture="resnet18", norm=norm)
+    from_torchvision = BACKBONE_SOURCES["torchvision"](arrays, architecture="resnet18", norm=norm)
+    jax.tree.map(np.testing.assert_array_equal, from_detectron2, from_torchvision)
 
 
-def test_another_architecture_s_file_is_told_by_its_name(zeros):
-    message = "detectron2's weights of resnet101, and the backbone is resnet50; change config.model"
+def test_the_error_for_another_architecture_names_it(zeros):
+    message = (
+        r"these are detectron2 weights of resnet101, but config\.model\.backbone is resnet50; chang"
+    )
     with pytest.raises(ValueError, match=message):
-        detectron2.backbone(converted(zeros("resnet101")), architecture="resnet50", norm="batch")
+        backbone(converted(zeros("resnet101")), architecture="resnet50", norm="batch")
 
 
-def test_an_unknown_array_and_another_norm_are_refused(arrays):
+def test_an_unexpected_array_and_another_norm_are_errors(arrays):
     wrong = converted(arrays) | {"stem.conv2.weight": np.zeros(1)}
-    with pytest.raises(ValueError, match=r"not detectron2's resnet18: unknown: stem\.conv2\.weigh"):
-        detectron2.backbone(wrong, architecture="resnet18", norm="batch")
-    with pytest.raises(ValueError, match="norm='group' cannot hold"):
-        detectron2.backbone(converted(arrays), architecture="resnet18", norm="group")
+    message = r"not detectron2 weights of resnet18: unexpected: stem\.conv2\.weight"
+    with pytest.raises(ValueError, match=message):
+        backbone(wrong, architecture="resnet18", norm="batch")
+    with pytest.raises(ValueError, match="norm='group' has no batch norm statistics"):
+        backbone(converted(arrays), architecture="resnet18", norm="group")

@@ -1,4 +1,4 @@
-"""Fetching published weights: whole and checked, or not there; every failure says what to do."""
+"""A downloaded file is complete and checked or absent, and every error states what to do."""
 
 import hashlib
 import http.server
@@ -9,20 +9,21 @@ import threading
 import pytest
 
 from retinanet_jax.training import initialization
+from retinanet_jax.utils import progress
 from retinanet_jax.weights import download
 from retinanet_jax.weights.download import KNOWN, Published
 
-CONTENT = bytes(range(256)) * 5_000  # more than one piece
+CONTENT = bytes(range(256)) * 5_000  # more than one chunk
 NAME = "resnet50-0676ba61.pth"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Gives CONTENT under /good/..., and what else its paths say."""
+    """A server of CONTENT at /good/..., and of what else a path names (/absent/..., /short/...)."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{path}"
@@ -32,16 +33,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self):
-        self.server.asked.append(self.path)
-        kind = self.path.split("/")[1]
-        if kind == "absent":
+        self.server.requests.append(self.path)
+        answer = self.path.split("/")[1]
+        if answer == "absent":
             self.send_error(404)
             return
         self.send_response(200)
-        if kind != "nolength":
+        if answer != "nolength":
             self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
-        self.wfile.write(CONTENT[: len(CONTENT) // 2] if kind == "short" else CONTENT)
+        self.wfile.write(CONTENT[: len(CONTENT) // 2] if answer == "short" else CONTENT)
 
     def log_message(self, *_):
         pass
@@ -61,10 +62,10 @@ def server(monkeypatch):
 
 @pytest.fixture
 def published(monkeypatch, server):
-    """`published(kind, ...)`: the file NAME is known, and the server gives it as `kind` says."""
+    """`published(answer, ...)`: NAME is published at the path /answer/... of the server."""
 
-    def published(kind, algorithm="sha256", prefix=SHA256[:8]):
-        known = Published(server.url(f"{kind}/{NAME}"), algorithm, prefix)
+    def published(answer, algorithm="sha256", prefix=SHA256[:8]):
+        known = Published(server.url(f"{answer}/{NAME}"), algorithm, prefix)
         monkeypatch.setitem(KNOWN, NAME, known)
 
     return published
@@ -74,10 +75,10 @@ def everything(folder) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-# ---- what is known
+# ---- the published files
 
 
-def test_checksums_are_those_in_the_names():
+def test_the_checksums_are_those_in_the_names():
     for name, known in KNOWN.items():
         assert known.url.startswith("https://")
         assert known.url.endswith(f"/{name}")
@@ -97,84 +98,89 @@ def test_checksums_are_those_in_the_names():
     assert KNOWN["model_final_5bd44e.pkl"].prefix == "5bd44e"
 
 
-# ---- fetching
+# ---- downloading
 
 
 @pytest.mark.parametrize(
     ("algorithm", "prefix"),
     [("sha256", SHA256[:8]), ("md5", hashlib.md5(CONTENT).hexdigest()[:6]), ("", "")],
 )
-@pytest.mark.parametrize("kind", ["good", "nolength"])
-def test_a_published_file_is_fetched_once(
-    server, published, tmp_path, capsys, kind, algorithm, prefix
+@pytest.mark.parametrize("answer", ["good", "nolength"])
+def test_a_published_file_is_downloaded_once(
+    server, published, tmp_path, capsys, answer, algorithm, prefix
 ):
-    published(kind, algorithm, prefix)
+    published(answer, algorithm, prefix)
     path = download.fetch(NAME, tmp_path / "cache")
     assert path == tmp_path / "cache" / NAME
     assert path.read_bytes() == CONTENT
-    told = capsys.readouterr().out
-    assert told.startswith(f"fetching {KNOWN[NAME].url}\n")
-    assert ("not checked" in told) == (not algorithm)
+    output = capsys.readouterr().out
+    assert output.startswith(f"downloading {KNOWN[NAME].url}\n")
+    assert ("not checked" in output) == (not algorithm)
     assert everything(tmp_path) == ["cache", f"cache/{NAME}"]
     umask = os.umask(0)
     os.umask(umask)
-    assert path.stat().st_mode & 0o777 == 0o666 & ~umask  # others may read what is shared
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask  # other users may read it
 
     assert download.fetch(NAME, tmp_path / "cache") == path
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
     assert capsys.readouterr().out == ""
 
 
-def test_progress_and_the_time_left_are_told(monkeypatch, published, tmp_path, capsys):
+def test_progress_and_the_remaining_time_are_printed(monkeypatch, published, tmp_path, capsys):
     published("good")
-    monkeypatch.setattr(download, "PROGRESS_INTERVAL", -1.0)
+    monkeypatch.setattr(progress, "PROGRESS_INTERVAL", -1.0)
     download.fetch(NAME, tmp_path)
     lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(rf"{NAME}: 1/1 MB  \d+ min \d\d s left", lines[1])
+    assert re.fullmatch(rf"{NAME}: 1/1 MB  \d+\.\d MB/s  \d+ min \d\d s left", lines[1])
     assert lines[-1] == f"{tmp_path / NAME}: 1 MB"
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("answer", "message"),
     [
-        ("short", r"gave 640000 of 1280000 bytes; run this again, or fetch it"),
-        ("absent", r"answers 404 Not Found; fetch it where there is a network and put it at"),
+        ("short", r"sent 640000 of 1280000 bytes; run this again, or download it"),
+        ("absent", r"answers 404 Not Found; download it where there is a network and put it at"),
     ],
 )
-def test_a_failure_names_the_url_and_the_place_and_leaves_nothing(published, tmp_path, kind, told):
-    published(kind)
+def test_the_error_names_the_url_and_the_path_and_nothing_is_left(
+    published, tmp_path, answer, message
+):
+    published(answer)
     folder = tmp_path / "cache"
-    with pytest.raises(OSError, match=told) as error:
+    with pytest.raises(OSError, match=message) as error:
         download.fetch(NAME, folder)
     assert str(error.value).startswith(KNOWN[NAME].url)
     assert str(error.value).endswith(f"put it at {folder / NAME}.")
     assert "\n" not in str(error.value)
     assert everything(folder) == []
-    published("good")  # and then it works
+    published("good")  # and the next attempt works
     assert download.fetch(NAME, folder).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/a/w.pth", "http://nowhere.invalid/a/w.pth"])
-def test_without_a_network_the_line_says_what_to_fetch_and_where_to_put_it(
+def test_without_a_network_the_error_names_the_url_and_where_to_put_the_file(
     monkeypatch, tmp_path, url
 ):
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(OSError, match=rf"^{url} can't be reached \(.*\); fetch it where") as error:
+    message = rf"^{url} cannot be reached \(.*\); download it where"
+    with pytest.raises(OSError, match=message) as error:
         download.fetch(url, tmp_path)
     place = str(error.value).split("put it at ")[1].rstrip(".")
     assert everything(tmp_path) == []
-    # What is put there is taken.
+    # A file that is put there is used.
     os.makedirs(os.path.dirname(place))
     with open(place, "wb") as file:
         file.write(CONTENT)
     assert download.fetch(url, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_wrong_checksum_is_refused(published, tmp_path):
+def test_a_wrong_checksum_is_an_error(published, tmp_path):
     published("good", prefix="00000000")
-    told = rf"{NAME} from http.* has the sha256 {SHA256}, .* begins with 00000000; nothing was kept"
-    with pytest.raises(ValueError, match=told):
+    message = (
+        rf"{NAME} from http.* has the sha256 {SHA256}, .* begins with 00000000; the file was rem"
+    )
+    with pytest.raises(ValueError, match=message):
         download.fetch(NAME, tmp_path)
     assert everything(tmp_path) == []
 
@@ -185,10 +191,10 @@ def test_a_file_put_there_by_hand_is_checked_too(server, published, tmp_path):
     with pytest.raises(ValueError, match=f"begins with {SHA256[:8]}; remove {tmp_path / NAME} and"):
         download.fetch(NAME, tmp_path)
     assert (tmp_path / NAME).exists()
-    assert server.asked == []
+    assert server.requests == []
 
 
-def test_a_mirror_of_a_known_file_is_held_to_its_checksum(server, published, tmp_path):
+def test_a_mirror_s_file_must_have_the_published_checksum(server, published, tmp_path):
     published("good", prefix="00000000")
     with pytest.raises(ValueError, match="begins with 00000000"):
         download.fetch(server.url(f"mirror/{NAME}"), tmp_path)
@@ -196,30 +202,29 @@ def test_a_mirror_of_a_known_file_is_held_to_its_checksum(server, published, tmp
     assert download.fetch(server.url(f"mirror/{NAME}"), tmp_path) == tmp_path / NAME
 
 
-def test_two_files_of_one_name_do_not_meet(server, tmp_path, capsys):
+def test_two_files_of_the_same_name_stay_separate(server, tmp_path, capsys):
     urls = [server.url(f"good/{folder}/model_final.pth") for folder in "ab"]
-    one, other = (download.fetch(url, tmp_path) for url in urls)
-    assert one != other
-    assert one.name == other.name == "model_final.pth"
+    first, second = (download.fetch(url, tmp_path) for url in urls)
+    assert first != second
+    assert first.name == second.name == "model_final.pth"
     assert "not checked" in capsys.readouterr().out
-    assert download.fetch(urls[0], tmp_path) == one
-    assert len(server.asked) == 2
+    assert download.fetch(urls[0], tmp_path) == first
+    assert len(server.requests) == 2
 
 
-def test_an_interrupted_fetch_leaves_nothing(monkeypatch, published, tmp_path):
+def test_an_interrupted_download_leaves_nothing(monkeypatch, published, tmp_path):
     published("good")
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(download, "_progress", interrupted)
-    monkeypatch.setattr(download, "PROGRESS_INTERVAL", -1.0)
+    monkeypatch.setattr(download, "make_progress", lambda *_: interrupted)
     with pytest.raises(KeyboardInterrupt):
         download.fetch(NAME, tmp_path)
     assert everything(tmp_path) == []
 
 
-def test_processes_that_fetch_the_same_file_do_not_disturb_each_other(published, tmp_path):
+def test_the_same_file_can_be_downloaded_several_times_at_once(published, tmp_path):
     published("good")
     failed = []
 
@@ -238,15 +243,15 @@ def test_processes_that_fetch_the_same_file_do_not_disturb_each_other(published,
     assert everything(tmp_path) == [NAME]
 
 
-@pytest.mark.parametrize("wanted", ["resnet50.pth", "ftp://somewhere/w.pth"])
-def test_what_is_neither_known_nor_a_url_is_refused(tmp_path, wanted):
-    with pytest.raises(ValueError, match=f"{wanted!r} is no URL, and none of .*eeacb38b"):
-        download.fetch(wanted, tmp_path)
+@pytest.mark.parametrize("name", ["resnet50.pth", "ftp://somewhere/w.pth"])
+def test_a_name_that_is_neither_known_nor_a_url_is_an_error(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name!r} is neither a URL nor .*eeacb38b"):
+        download.fetch(name, tmp_path)
     with pytest.raises(ValueError, match="names no file"):
         download.fetch("http://somewhere/", tmp_path)
 
 
-# ---- where files are looked for
+# ---- finding files
 
 
 @pytest.fixture
@@ -257,7 +262,7 @@ def places(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_the_cache_is_the_users(monkeypatch, tmp_path):
+def test_the_cache_is_in_the_user_s_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert download.cache_folder() == tmp_path / "retinanet_jax"
     monkeypatch.delenv("XDG_CACHE_HOME")
@@ -265,38 +270,40 @@ def test_the_cache_is_the_users(monkeypatch, tmp_path):
     assert str(download.cache_folder()) == "/home/someone/.cache/retinanet_jax"
 
 
-def test_a_file_that_is_there_is_taken_as_it_is(places, server, published):
+def test_an_existing_file_is_used_without_a_check(places, server, published):
     published("absent")
     (places / NAME).write_bytes(b"mine")
     assert download.locate(NAME).read_bytes() == b"mine"
     (places / NAME).rename(places / "mine.npz")
     assert download.locate(places / "mine.npz") == places / "mine.npz"
     (places / "weights").mkdir()
-    (places / "weights" / NAME).write_bytes(b"beside")
-    assert download.locate(NAME).read_bytes() == b"beside"
-    assert server.asked == []
+    (places / "weights" / NAME).write_bytes(b"in weights")
+    assert download.locate(NAME).read_bytes() == b"in weights"
+    assert server.requests == []
 
 
-@pytest.mark.parametrize("wanted", [NAME, f"weights/{NAME}", f"elsewhere/{NAME}"])
-def test_a_published_name_is_fetched_into_the_cache(places, published, wanted):
+@pytest.mark.parametrize("file", [NAME, f"weights/{NAME}", f"elsewhere/{NAME}"])
+def test_a_published_name_is_downloaded_into_the_cache(places, published, file):
     published("good")
-    assert download.locate(wanted) == places / "cache/retinanet_jax" / NAME
+    assert download.locate(file) == places / "cache/retinanet_jax" / NAME
 
 
-def test_a_url_is_fetched_into_the_cache(places, server):
+def test_a_url_is_downloaded_into_the_cache(places, server):
     path = download.locate(server.url("good/w.npz"))
     assert path.read_bytes() == CONTENT
     assert path.parent.parent == places / "cache/retinanet_jax"
 
 
-def test_an_unknown_name_lists_the_known_ones(places):
-    with pytest.raises(FileNotFoundError, match=r"resnet51\.pth is no file, .*model_final_971ab9"):
+def test_the_error_for_an_unknown_name_lists_the_known_ones(places):
+    with pytest.raises(
+        FileNotFoundError, match=r"resnet51\.pth does not exist, .*model_final_971ab9"
+    ):
         download.locate("weights/resnet51.pth")
     assert everything(places) == []
 
 
-def test_the_weights_that_a_recipe_names_are_fetched(config, places, published):
-    """Told from the error: what the server gives is no PyTorch file."""
+def test_the_weights_that_a_config_names_are_downloaded(config, places, published):
+    """The error shows it: what the server sends is not a PyTorch file."""
     published("good")
     config.init.update(source="torchvision", path=f"weights/{NAME}")
     with pytest.raises(ValueError, match=f"weights file {places}/cache/retinanet_jax/{NAME} "):

@@ -1,4 +1,4 @@
-"""Exporting detectors: what another library cannot hold is refused by the field's name."""
+"""Exporting detectors: the error for what the target cannot build names the config field."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ OWN = (Category(1, "egg"), Category(2, "hen"))
 
 @pytest.fixture
 def trained(tmp_path):
-    """`trained(target, categories)`: a checkpoint whose config is the target's preset."""
+    """`trained(target, categories)`: a checkpoint with the config of the target's preset."""
 
     def trained(target, categories=COCO_CATEGORIES):
         config = presets.preset_config(target)
@@ -28,129 +28,135 @@ def trained(tmp_path):
 
 @pytest.mark.parametrize("target", list(PRESETS))
 @pytest.mark.parametrize(
-    ("section", "field", "value", "told"),
+    ("section", "field", "value", "message"),
     [
-        ("anchors", "scales", (1.0, 1.5, 2.0), r"anchors\.scales=\[1\.0, 1\.5, 2\.0\], it has "),
-        ("anchors", "offset", 0.5, r"anchors\.offset=0\.5, it has 0\.0 alone"),
-        ("anchors", "max_level", 6, r"anchors\.max_level=6, it has 7 alone"),
-        ("model", "p6_from", "p4", r"model\.p6_from=p4, it has [cp]5 alone"),
-        ("model", "norm", "group", r"model\.norm=group, it has (frozen_)?batch alone"),
-        ("model", "norm_epsilon", 1e-3, r"model\.norm_epsilon=0\.001, it has (0\.0 or )?1e-05 "),
-        ("model", "head_depth", 3, r"model\.head_depth=3, it has 4 alone"),
-        ("model", "fpn_channels", 128, r"model\.fpn_channels=128, it has 256 alone"),
-        ("model", "backbone_width", 32, r"model\.backbone_width=32, it has 64 alone"),
-        ("model", "head_norm", "batch", r"model\.head_norm=batch, it has (none|group) alone"),
-        ("input", "order", "gbr", r"input\.order=gbr, it has "),
+        ("anchors", "scales", (1.0, 1.5, 2.0), r"anchors\.scales=\[1\.0, 1\.5, 2\.0\], only with "),
+        ("anchors", "offset", 0.5, r"anchors\.offset=0\.5, only with 0\.0;"),
+        ("anchors", "max_level", 6, r"anchors\.max_level=6, only with 7;"),
+        ("model", "p6_from", "p4", r"model\.p6_from=p4, only with [cp]5;"),
+        ("model", "norm", "group", r"model\.norm=group, only with (frozen_)?batch;"),
+        ("model", "norm_epsilon", 1e-3, r"model\.norm_epsilon=0\.001, only with (0\.0 or )?1e-05;"),
+        ("model", "head_depth", 3, r"model\.head_depth=3, only with 4;"),
+        ("model", "fpn_channels", 128, r"model\.fpn_channels=128, only with 256;"),
+        ("model", "backbone_width", 32, r"model\.backbone_width=32, only with 64;"),
+        ("model", "head_norm", "batch", r"model\.head_norm=batch, only with (none|group);"),
+        ("input", "order", "gbr", r"input\.order=gbr, only with "),
     ],
 )
-def test_what_the_target_cannot_have_is_named(trained, target, section, field, value, told):
-    one = trained(target)
-    one.config[section][field] = value
-    with pytest.raises(ValueError, match=rf"run: {target} has no config\.{told}") as error:
-        check_expressible(one, target)
+def test_the_error_names_the_field_that_the_target_cannot_have(
+    trained, target, section, field, value, message
+):
+    example = trained(target)
+    example.config[section][field] = value
+    message = rf"run: {target} has no network with config\.{message}"
+    with pytest.raises(ValueError, match=message) as error:
+        check_expressible(example, target)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("target", list(PRESETS))
-def test_what_the_target_does_not_care_about_is_taken(trained, target):
-    one = trained(target)
-    one.config.model.update(frozen_stages=0, prior_probability=0.5, backbone="resnet101")
-    one.config.data.short_sides = (64,)
-    one.config.detections.max_detections = 7
+def test_fields_that_do_not_concern_the_network_are_free(trained, target):
+    example = trained(target)
+    example.config.model.update(frozen_stages=0, prior_probability=0.5, backbone="resnet101")
+    example.config.data.short_sides = (64,)
+    example.config.detections.max_detections = 7
     for norm in ("batch", "frozen_batch"):
-        one.config.model.norm = norm
-        check_expressible(one, target)
+        example.config.model.norm = norm
+        check_expressible(example, target)
 
 
-def test_settings_that_only_some_targets_have(trained):
-    one = trained("detectron2")
-    one.config.model.stride_in_1x1 = False
-    one.config.input.update(order="rgb", mean=(1.0, 2.0, 3.0))
-    check_expressible(one, "detectron2")
-    told = convert.settings("detectron2", one)
-    assert told[:3] == [
+def test_fields_that_only_some_targets_leave_free(trained):
+    example = trained("detectron2")
+    example.config.model.stride_in_1x1 = False
+    example.config.input.update(order="rgb", mean=(1.0, 2.0, 3.0))
+    check_expressible(example, "detectron2")
+    assert convert.target_settings("detectron2", example)[:3] == [
         "MODEL.RETINANET.NUM_CLASSES 80 of RetinaNet with FPN on resnet50",
         "MODEL.RESNETS.STRIDE_IN_1X1 False",
         "INPUT.FORMAT RGB MODEL.PIXEL_MEAN [1.0, 2.0, 3.0] MODEL.PIXEL_STD [1.0, 1.0, 1.0]",
     ]
     other = trained("torchvision_v1")
     other.config.model.stride_in_1x1 = True
-    with pytest.raises(ValueError, match=r"stride_in_1x1=True, it has False alone"):
+    with pytest.raises(ValueError, match=r"stride_in_1x1=True, only with False;"):
         check_expressible(other, "torchvision_v1")
 
 
-def test_how_torchvision_builds_what_loads_the_file(trained):
-    built, epsilon, labels = convert.settings("torchvision_v1", trained("torchvision_v1"))
-    assert built == ("retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)")
+def test_the_settings_with_which_torchvision_loads_the_file(trained):
+    built, epsilon, labels = convert.target_settings("torchvision_v1", trained("torchvision_v1"))
+    assert built == "retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)"
     assert epsilon.startswith("then eps = 0.0 in every norm of its backbone")
-    assert labels == "labels: COCO's, in the target's own numbers"
-    built, labels = convert.settings("torchvision_v2", trained("torchvision_v2", OWN))
+    assert labels == "labels: COCO's, with the target's own indices"
+    built, labels = convert.target_settings("torchvision_v2", trained("torchvision_v2", OWN))
     assert built.startswith("retinanet_resnet50_fpn_v2(")
     assert built.endswith("num_classes=2)")
     assert labels == "labels: 0 egg, 1 hen"
 
 
-def test_eighty_classes_that_are_not_cocos_keep_their_numbers(trained):
-    eighty = tuple(Category(k, f"kind {k}") for k in range(80))
-    assert convert.outputs_of(trained("torchvision_v1")) == "coco"
-    assert convert.outputs_of(trained("torchvision_v1", eighty)) == "all"
+def test_eighty_classes_that_are_not_cocos_keep_their_indices(trained):
+    eighty = tuple(Category(k, f"class {k}") for k in range(80))
+    assert convert.has_coco_categories(trained("torchvision_v1"))
+    assert not convert.has_coco_categories(trained("torchvision_v1", eighty))
 
 
-# ---- the command
+# ---- whole exports
 
 
 @pytest.fixture
 def loaded(monkeypatch, trained):
-    """The checkpoint that every path stands for."""
-    one = trained("torchvision_v1")
-    monkeypatch.setattr(checkpoint, "load", lambda path: one)
-    return one
+    """The checkpoint that is read from every path."""
+    example = trained("torchvision_v1")
+    monkeypatch.setattr(checkpoint, "load", lambda path: example)
+    return example
 
 
 def test_an_existing_file_is_not_overwritten(loaded, tmp_path):
     (tmp_path / "w.npz").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"w\.npz is there already; give another file"):
+    with pytest.raises(FileExistsError, match=r"w\.npz exists; give another file"):
         convert.export_weights("torchvision_v1", "run", tmp_path / "w.npz")
     assert (tmp_path / "w.npz").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
-    ("target", "name", "told"),
+    ("target", "name", "message"),
     [
         ("torchvision", "w.npz", "target='torchvision' must be one of torchvision_v1, torchvi"),
-        ("torchvision_v2", "w.npz", r"torchvision_v2 has no config\.model\.head_norm=none"),
+        (
+            "torchvision_v2",
+            "w.npz",
+            r"torchvision_v2 has no network with config\.model\.head_norm=none",
+        ),
         ("torchvision_v1", "w.npz", "missing: backbone.*head_depth=4, fpn_channels=256"),
         ("torchvision_v1", "w.txt", "must end in one of"),
     ],
 )
-def test_a_mistake_writes_nothing(loaded, monkeypatch, tmp_path, target, name, told):
+def test_a_mistake_writes_nothing(loaded, monkeypatch, tmp_path, target, name, message):
     variables = {"params": {"classification_head": {"predict": {"bias": np.zeros(720)}}}}
     monkeypatch.setattr(checkpoint, "load", lambda path: loaded._replace(variables=variables))
     if name == "w.txt":
         monkeypatch.setitem(weights.DETECTOR_TARGETS, target, lambda *_, **__: {})
-    with pytest.raises(ValueError, match=told) as error:
+    with pytest.raises(ValueError, match=message) as error:
         convert.export_weights(target, "run", tmp_path / name)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_checkpoint_is_told(tmp_path):
+def test_a_folder_without_a_checkpoint_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint here"):
         convert.export_weights("detectron2", str(tmp_path), tmp_path / "w.npz")
 
 
 @pytest.mark.slow
-def test_an_imported_detector_comes_back_as_it_was(program, tmp_path):
-    """Both commands, on a whole detector of two classes; bit for bit."""
-    form = weights.DETECTOR_FORMATS["torchvision_v2"]
+def test_exporting_an_imported_detector_returns_the_same_bits(program, tmp_path):
+    """Both commands are run, on a whole detector of two classes."""
+    library_format = weights.DETECTOR_FORMATS["torchvision_v2"]
     rng = np.random.default_rng(0)
     arrays = {
         name: rng.standard_normal(shape, np.float32)
-        for name, shape in detectors.shapes(form, "resnet50", 2).items()
+        for name, shape in detectors.shapes(library_format, "resnet50", 2).items()
     }
     np.savez(tmp_path / "w.npz", **arrays)
     status, stdout, stderr = program.run(
-        "import_weights",
+        "import-weights",
         "--source=torchvision_v2",
         f"--input={tmp_path / 'w.npz'}",
         f"--output={tmp_path / 'run'}",
@@ -158,10 +164,10 @@ def test_an_imported_detector_comes_back_as_it_was(program, tmp_path):
     )
     assert status == 0, stderr
     trained = checkpoint.load(tmp_path / "run")
-    assert [tuple(one) for one in trained.categories] == [(0, "egg"), (1, "hen")]
+    assert [tuple(category) for category in trained.categories] == [(0, "egg"), (1, "hen")]
     assert len(traverse_util.flatten_dict(trained.variables)) == len(arrays)
     status, stdout, stderr = program.run(
-        "export_weights",
+        "export-weights",
         "--target=torchvision_v2",
         f"--checkpoint={tmp_path / 'run'}",
         f"--output={tmp_path / 'back.npz'}",

@@ -1,4 +1,4 @@
-"""Caffe2's blobs as our backbone, in the three forms in which Detectron's files have them."""
+"""Arrays with Caffe2's names as our backbone, in the three formats of Detectron's files."""
 
 import re
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retinanet_jax.models import ARCHITECTURES
-from retinanet_jax.weights import torchvision
+from retinanet_jax.weights import BACKBONE_SOURCES, torchvision
 from retinanet_jax.weights.msra import (
     CAFFE2,
     DETECTRON,
@@ -16,11 +16,11 @@ from retinanet_jax.weights.msra import (
     MSRA_INPUT,
     MSRA_MODEL,
     backbone,
+    detect_format,
     is_unused,
-    names,
 )
 
-FORMS = {
+FORMATS = {
     "detectron2": (DETECTRON2, ("gamma", "beta", "running_mean", "running_var")),
     "caffe2": (CAFFE2, ("s", "b", "rm", "riv")),
 }
@@ -28,7 +28,7 @@ EPSILON = 1e-5
 
 
 def blobs(state_dict, suffixes):
-    """torchvision's arrays under Caffe2's blob names, written down from Detectron's files."""
+    """Return torchvision's arrays by Caffe2's names, written down from Detectron's files."""
     norm = dict(zip(("weight", "bias", "running_mean", "running_var"), suffixes, strict=True))
     renamed = {}
     for name, value in state_dict.items():
@@ -36,8 +36,8 @@ def blobs(state_dict, suffixes):
             continue
         module, _, leaf = name.rpartition(".")
         module = module.replace("downsample.0", "branch1").replace("downsample.1", "branch1_bn")
-        module = re.sub(r"conv(\d)$", lambda found: "branch2" + "_abc"[int(found[1])], module)
-        module = re.sub(r"bn(\d)$", lambda found: f"branch2{'_abc'[int(found[1])]}_bn", module)
+        module = re.sub(r"conv(\d)$", lambda match: "branch2" + "_abc"[int(match[1])], module)
+        module = re.sub(r"bn(\d)$", lambda match: f"branch2{'_abc'[int(match[1])]}_bn", module)
         if not module.startswith("layer"):
             module = {"branch2a": "conv1", "branch2a_bn": "res_conv1_bn"}[module]
         module = re.sub(r"^layer(\d)\.(\d+)\.", lambda m: f"res{int(m[1]) + 1}_{m[2]}_", module)
@@ -47,7 +47,7 @@ def blobs(state_dict, suffixes):
 
 
 def folded(arrays):
-    """Detectron's form: mean and variance worked into scale and bias, in float64."""
+    """Return arrays as Detectron has them: mean and variance are folded, in float64."""
     arrays = dict(arrays)
     for name in [name for name in arrays if name.endswith("_rm")]:
         norm = name.removesuffix("_rm")
@@ -60,7 +60,7 @@ def folded(arrays):
 
 @pytest.fixture(scope="module")
 def state(state_dict):
-    """The arrays of a "small" architecture: bottlenecks, two stages of two blocks."""
+    """The state dict of an architecture "small": bottlenecks, two stages of two blocks."""
     with pytest.MonkeyPatch.context() as patch:
         small = {"stage_sizes": (2, 2), "bottleneck": True}
         patch.setitem(ARCHITECTURES, "small", small)
@@ -69,7 +69,7 @@ def state(state_dict):
 
 @pytest.fixture(scope="module")
 def caffe2(state):
-    return blobs(state, FORMS["caffe2"][1])
+    return blobs(state, FORMATS["caffe2"][1])
 
 
 def leaves(tree, path=()):
@@ -78,40 +78,45 @@ def leaves(tree, path=()):
     return {k: v for name, sub in tree.items() for k, v in leaves(sub, (*path, name)).items()}
 
 
-def test_the_blobs_are_named_as_in_the_files(zeros):
-    # From the published R-50.pkl (R-101.pkl has the same form) and X-101-32x8d.pkl.
-    msra = blobs(zeros("resnet50"), FORMS["detectron2"][1])
-    fair = blobs(zeros("resnext101_32x8d"), FORMS["caffe2"][1])
+def test_the_names_are_those_of_the_files(zeros):
+    # From the published R-50.pkl (R-101.pkl has the same format) and X-101-32x8d.pkl.
+    msra = blobs(zeros("resnet50"), FORMATS["detectron2"][1])
+    fair = blobs(zeros("resnext101_32x8d"), FORMATS["caffe2"][1])
     assert {"conv1_w", "res_conv1_bn_gamma", "res5_1_branch2c_bn_running_var"} < set(msra)
     assert {"res_conv1_bn_s", "res2_0_branch1_w", "res4_22_branch2b_bn_riv"} < set(fair)
     assert len(msra) == 53 * 5
     assert len(fair) == 104 * 5
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("file_format", "suffixes"), FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("norm", ["frozen_batch", "batch"])
-def test_the_same_network_under_other_names_is_the_same_tree(state, form, norm):
-    arrays = blobs(state, FORMS[form][1])
-    assert set(names("small", FORMS[form][0]).values()) == set(arrays)
-    ours = leaves(backbone(arrays, architecture="small", norm=norm))
-    theirs = leaves(torchvision.backbone(state, architecture="small", norm=norm))
-    assert ours.keys() == theirs.keys()
-    for path, value in ours.items():
-        np.testing.assert_array_equal(value, theirs[path], strict=True)
+def test_the_same_network_with_other_names_has_the_same_variables(
+    state, file_format, suffixes, norm
+):
+    arrays = blobs(state, suffixes)
+    assert detect_format(arrays) is file_format
+    assert set(file_format.names("small").values()) == set(arrays)
+    from_msra = leaves(backbone(arrays, architecture="small", norm=norm))
+    from_torchvision = leaves(
+        BACKBONE_SOURCES["torchvision"](state, architecture="small", norm=norm)
+    )
+    assert from_msra.keys() == from_torchvision.keys()
+    for path, value in from_msra.items():
+        np.testing.assert_array_equal(value, from_torchvision[path], strict=True)
 
 
-def test_folded_norms_compute_what_the_others_compute(caffe2):
+def test_folded_norms_compute_what_unfolded_ones_compute(caffe2):
     def affine(arrays):
-        """Factor and offset of every norm, as FrozenBatchNorm works them out in float32."""
+        """Return factor and offset of every norm, as FrozenBatchNorm computes them in float32."""
         tree = backbone(arrays, architecture="small", norm="frozen_batch")["batch_stats"]
-        found = {}
+        result = {}
         for path, scale in leaves(tree).items():
             if path[-1] != "scale":
                 continue
             norm = {leaf: leaves(tree)[*path[:-1], leaf] for leaf in ("bias", "mean", "var")}
             factor = scale / np.sqrt(norm["var"] + np.float32(MSRA_MODEL["norm_epsilon"]))
-            found[path[:-1]] = factor, norm["bias"] - norm["mean"] * factor
-        return found
+            result[path[:-1]] = factor, norm["bias"] - norm["mean"] * factor
+        return result
 
     detectron, detectron2 = affine(folded(caffe2)), affine(caffe2)
     assert len(detectron) == 15
@@ -120,9 +125,9 @@ def test_folded_norms_compute_what_the_others_compute(caffe2):
         np.testing.assert_allclose(offset, detectron2[path][1], rtol=1e-5, atol=1e-5)
 
 
-def test_folded_scales_and_biases_pass_through_bit_for_bit(caffe2):
+def test_folded_scales_and_biases_are_not_changed_by_a_bit(caffe2):
     arrays = folded(caffe2)
-    assert set(names("small", DETECTRON).values()) == set(arrays)
+    assert set(DETECTRON.names("small").values()) == set(arrays)
     tree = backbone(arrays, architecture="small", norm="frozen_batch")
     stem = tree["batch_stats"]["stem_norm"]
     np.testing.assert_array_equal(stem["scale"], arrays["res_conv1_bn_s"])
@@ -133,18 +138,22 @@ def test_folded_scales_and_biases_pass_through_bit_for_bit(caffe2):
 
 
 def test_folded_norms_cannot_be_trained(caffe2):
-    with pytest.raises(ValueError, match=r"norm='batch' needs running statistics.*'frozen_batch'"):
+    with pytest.raises(
+        ValueError, match=r"norm='batch' requires running statistics.*'frozen_batch'"
+    ):
         backbone(folded(caffe2), architecture="small", norm="batch")
 
 
-def test_the_shapes_are_detectron2_s_own(test_data, zeros):
-    caffe2 = blobs(zeros("resnet50"), FORMS["caffe2"][1])
+def test_the_shapes_are_those_of_detectron2(test_data, zeros):
+    caffe2 = blobs(zeros("resnet50"), FORMATS["caffe2"][1])
     with np.load(test_data / "parity" / "detectron2_r50_stride_in_1x1_128x160.npz") as golden:
-        theirs = dict(zip(golden["sd_names"].tolist(), golden["sd_shapes"].tolist(), strict=True))
+        reference = dict(
+            zip(golden["sd_names"].tolist(), golden["sd_shapes"].tolist(), strict=True)
+        )
     suffix = {"weight": "s", "bias": "b", "running_mean": "rm", "running_var": "riv"}
     branch = {"shortcut": "1", "conv1": "2a", "conv2": "2b", "conv3": "2c"}
     shapes = {}
-    for name, shape in theirs.items():
+    for name, shape in reference.items():
         stage, *block, conv, last = name.removeprefix("backbone.bottom_up.").split(".")
         if not name.startswith("backbone.bottom_up."):
             continue
@@ -158,29 +167,35 @@ def test_the_shapes_are_detectron2_s_own(test_data, zeros):
     assert shapes == {name: "x".join(map(str, x.shape)) for name, x in caffe2.items()}
 
 
-def test_what_a_backbone_has_no_use_for_may_be_there(caffe2):
+def test_arrays_that_a_backbone_does_not_need_are_allowed(caffe2):
     extra = ("fc1000_w", "fc1000_b", "pred_w", "pred_b", "conv1_b", "res2_0_branch1_w_momentum")
     assert all(map(is_unused, extra))
     more = caffe2 | dict.fromkeys(extra, np.zeros(3))
     backbone(more, architecture="small", norm="frozen_batch")
-    with pytest.raises(ValueError, match=r"not MSRA's small: unknown: res2_0_branch1_b; give"):
+    with pytest.raises(
+        ValueError, match=r"not MSRA weights of small: unexpected: res2_0_branch1_b"
+    ):
         backbone(more | {"res2_0_branch1_b": 1}, architecture="small", norm="frozen_batch")
 
 
-def test_the_groups_of_a_resnext_are_told_from_a_resnet(zeros):
-    arrays = blobs(zeros("resnext101_32x8d"), FORMS["caffe2"][1])
+def test_a_resnext_is_not_taken_for_a_resnet(zeros):
+    arrays = blobs(zeros("resnext101_32x8d"), FORMATS["caffe2"][1])
     tree = backbone(arrays, architecture="resnext101_32x8d", norm="frozen_batch")
     assert tree["params"]["stage2_block0"]["conv2"]["kernel"].shape == (3, 3, 8, 256)
-    with pytest.raises(ValueError, match="weights of resnext101_32x8d, and the backbone is resnet"):
+    with pytest.raises(
+        ValueError, match=r"weights of resnext101_32x8d, but config\.model\.backbone is r"
+    ):
         backbone(arrays, architecture="resnet101", norm="frozen_batch")
 
 
-def test_arrays_of_no_known_form_are_asked_for_by_detectron2_s_names():
-    with pytest.raises(ValueError, match=r"missing: conv1_w, res2_0_branch1_bn_beta, .*unknown: a"):
+def test_the_error_for_an_unknown_format_uses_detectron2_s_names():
+    with pytest.raises(
+        ValueError, match=r"missing: conv1_w, res2_0_branch1_bn_beta, .*unexpected: a"
+    ):
         backbone({"a": np.zeros(1)}, architecture="resnet50", norm="batch")
 
 
-def test_the_inputs_are_bgr_as_detectron2_s_configs_have_them():
+def test_the_inputs_are_bgr_as_in_detectron2_s_configs():
     assert MSRA_INPUT["order"] == FAIR_INPUT["order"] == "bgr"
     assert MSRA_INPUT["mean"] == FAIR_INPUT["mean"] == (103.53, 116.28, 123.675)
     assert MSRA_INPUT["std"] == (1, 1, 1)

@@ -1,28 +1,23 @@
-"""Recipes feed imported weights what they were trained with."""
-
-import importlib
-import pathlib
+"""Configs give imported ImageNet weights the input and the network of their training."""
 
 import pytest
 
-import retinanet_jax.configs
+from retinanet_jax.config import config_files, load_config
 from retinanet_jax.weights import BACKBONE_SOURCES, keras, msra, torchvision
 
-FOLDER = pathlib.Path(retinanet_jax.configs.__path__[0])
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
-# Source -> what the network must be fed, and be.
+CONFIGS = {path.stem: load_config(str(path)) for path in config_files()}
+# Source -> config.input and the fields of config.model that its weights need.
 NEEDED = {
     "keras_resnet50": (keras.KERAS_INPUT, keras.KERAS_MODEL),
     "torchvision": (torchvision.TORCHVISION_INPUT, torchvision.TORCHVISION_MODEL),
     "msra": (msra.MSRA_INPUT, msra.MSRA_MODEL),
     "detectron2": (torchvision.TORCHVISION_INPUT, torchvision.TORCHVISION_MODEL),  # converted
 }
-FAIR = (msra.FAIR_INPUT, msra.FAIR_MODEL)  # the ResNeXt among MSRA's
+FAIR = (msra.FAIR_INPUT, msra.FAIR_MODEL)  # the ResNeXt in MSRA's format
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_input_and_the_network_are_those_of_the_weights(name):
-    config = importlib.import_module(f"retinanet_jax.configs.{name}").get_config()
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_input_and_the_network_are_those_of_the_weights(config):
     source = config.init.source
     if not source:
         return
@@ -33,9 +28,6 @@ def test_the_input_and_the_network_are_those_of_the_weights(name):
     assert config.model.backbone_width == 64
 
 
-def test_every_source_is_held_to_what_it_needs():
+def test_every_source_is_checked():
     assert set(NEEDED) == set(BACKBONE_SOURCES)
-    assert "keras_resnet50" in {
-        importlib.import_module(f"retinanet_jax.configs.{name}").get_config().init.source
-        for name in NAMES
-    }
+    assert "keras_resnet50" in {config.init.source for config in CONFIGS.values()}

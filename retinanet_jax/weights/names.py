@@ -1,0 +1,66 @@
+"""The names that torchvision and detectron2 have for the arrays of our ResNet and our RetinaNet.
+
+A ResNet's arrays have the same names in a classifier's state dict and, after a prefix, in a
+detector's. Whatever a library names otherwise (older files, arrays without a counterpart) is in the
+library's own module.
+"""
+
+from retinanet_jax.weights.resnet import Layer, Path
+
+# Our name of a norm's array -> the name in PyTorch.
+NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+def torchvision_name(layer: Layer, leaf: str) -> str:
+    """Return torchvision's name of an array of a ResNet, as in "layer2.0.conv1.weight"."""
+    block = "" if layer.stage == 1 else f"layer{layer.stage - 1}.{layer.block}."
+    conv, norm = f"conv{layer.index}", f"bn{layer.index}"
+    if not layer.index:
+        conv, norm = "downsample.0", "downsample.1"
+    return f"{block}{conv}.weight" if leaf == "kernel" else f"{block}{norm}.{NORM[leaf]}"
+
+
+def detectron2_name(layer: Layer, leaf: str) -> str:
+    """Return detectron2's name of an array of a ResNet, as in "res3.0.conv1.weight"."""
+    block = "stem." if layer.stage == 1 else f"res{layer.stage}.{layer.block}."
+    conv = f"{block}conv{layer.index}" if layer.index else f"{block}shortcut"
+    return f"{conv}.weight" if leaf == "kernel" else f"{conv}.norm.{NORM[leaf]}"
+
+
+# (part, layer) of our detector outside of the backbone -> (torchvision's module, detectron2's).
+# Between two convolutions of a head detectron2 counts a ReLU.
+_DETECTOR_MODULES: dict[Path, tuple[str, str]] = {
+    ("fpn", "lateral3"): ("backbone.fpn.inner_blocks.0.0", "backbone.fpn_lateral3"),
+    ("fpn", "lateral4"): ("backbone.fpn.inner_blocks.1.0", "backbone.fpn_lateral4"),
+    ("fpn", "lateral5"): ("backbone.fpn.inner_blocks.2.0", "backbone.fpn_lateral5"),
+    ("fpn", "output3"): ("backbone.fpn.layer_blocks.0.0", "backbone.fpn_output3"),
+    ("fpn", "output4"): ("backbone.fpn.layer_blocks.1.0", "backbone.fpn_output4"),
+    ("fpn", "output5"): ("backbone.fpn.layer_blocks.2.0", "backbone.fpn_output5"),
+    ("fpn", "p6"): ("backbone.fpn.extra_blocks.p6", "backbone.top_block.p6"),
+    ("fpn", "p7"): ("backbone.fpn.extra_blocks.p7", "backbone.top_block.p7"),
+    ("classification_head", "conv0"): ("head.classification_head.conv.0.0", "head.cls_subnet.0"),
+    ("classification_head", "conv1"): ("head.classification_head.conv.1.0", "head.cls_subnet.2"),
+    ("classification_head", "conv2"): ("head.classification_head.conv.2.0", "head.cls_subnet.4"),
+    ("classification_head", "conv3"): ("head.classification_head.conv.3.0", "head.cls_subnet.6"),
+    ("classification_head", "predict"): ("head.classification_head.cls_logits", "head.cls_score"),
+    ("box_head", "conv0"): ("head.regression_head.conv.0.0", "head.bbox_subnet.0"),
+    ("box_head", "conv1"): ("head.regression_head.conv.1.0", "head.bbox_subnet.2"),
+    ("box_head", "conv2"): ("head.regression_head.conv.2.0", "head.bbox_subnet.4"),
+    ("box_head", "conv3"): ("head.regression_head.conv.3.0", "head.bbox_subnet.6"),
+    ("box_head", "predict"): ("head.regression_head.bbox_reg", "head.bbox_pred"),
+}
+# The norms are those of torchvision's v2.
+_TORCHVISION_NORMS: dict[Path, str] = {
+    ("classification_head", "norm0"): "head.classification_head.conv.0.1",
+    ("classification_head", "norm1"): "head.classification_head.conv.1.1",
+    ("classification_head", "norm2"): "head.classification_head.conv.2.1",
+    ("classification_head", "norm3"): "head.classification_head.conv.3.1",
+    ("box_head", "norm0"): "head.regression_head.conv.0.1",
+    ("box_head", "norm1"): "head.regression_head.conv.1.1",
+    ("box_head", "norm2"): "head.regression_head.conv.2.1",
+    ("box_head", "norm3"): "head.regression_head.conv.3.1",
+}
+TORCHVISION_MODULES = {
+    ours: torchvision for ours, (torchvision, _) in _DETECTOR_MODULES.items()
+} | _TORCHVISION_NORMS
+DETECTRON2_MODULES = {ours: detectron2 for ours, (_, detectron2) in _DETECTOR_MODULES.items()}
