@@ -1,56 +1,29 @@
-"""The joined detector: input, loss over a batch, and what changes neither."""
+"""The loss of a batch: its normalizers, its choices, and what does not change it."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from random_batches import NUM_CLASSES, SIZE, make_batch
 
 from retinanet_jax import core, modeling
-from retinanet_jax.data.batch import Batch
 from retinanet_jax.models import Outputs
 from retinanet_jax.training import objective
-from retinanet_jax.training.optimizer import make_optimizer
-from retinanet_jax.training.step import TrainState, make_train_step
-
-SIZE = (64, 64)
-NUM_CLASSES = 3
 
 
-def make_batch(rows: int, seed: int = 0) -> Batch:
-    """Pictures of noise with up to 3 boxes each, and one crowd region."""
-    rng = np.random.default_rng(seed)
-    corners = rng.uniform(0, 30, (rows, 3, 2))
-    boxes = np.concatenate([corners, corners + rng.uniform(8, 30, (rows, 3, 2))], axis=-1)
-    return Batch(
-        images=rng.integers(0, 256, (rows, *SIZE, 3), np.uint8),
-        sizes=np.tile(np.float32([60, 50]), (rows, 1)),
-        scales=np.full((rows, 2), 2, np.float32),
-        boxes=boxes.astype(np.float32),
-        classes=rng.integers(0, NUM_CLASSES, (rows, 3), np.int32),
-        mask=rng.random((rows, 3)) < 0.8,
-        crowd_boxes=np.tile(np.float32([0, 0, 20, 20]), (rows, 1, 1)),
-        crowd_mask=np.ones((rows, 1), bool),
-        weights=np.ones(rows, np.float32),
-        index=np.arange(rows, dtype=np.int32),
-        colors=np.tile(np.float32([1.2, 0.7, 1.3, 0.1]), (rows, 1)),
-        dropped=np.zeros(rows, np.int32),
-    )
-
-
-def random_outputs(config, rows: int, seed: int = 0) -> Outputs:
+def random_outputs(config, batch_size: int, seed: int = 0) -> Outputs:
     rng = np.random.default_rng(seed)
     counts = [len(level) for level in modeling.image_anchors(SIZE, config)]
     return Outputs(
-        tuple(rng.normal(size=(rows, n, NUM_CLASSES)).astype(np.float32) for n in counts),
-        tuple(rng.normal(size=(rows, n, 4)).astype(np.float32) for n in counts),
+        tuple(rng.normal(size=(batch_size, n, NUM_CLASSES)).astype(np.float32) for n in counts),
+        tuple(rng.normal(size=(batch_size, n, 4)).astype(np.float32) for n in counts),
     )
 
 
-def loss_of(config):
-    """Jitted `(outputs, batch) -> LossTerms`, from a moving count of 10."""
+def make_loss(config):
+    """Return the jitted `(outputs, batch) -> LossTerms`, with a moving average of 10."""
     return jax.jit(
         lambda outputs, batch: objective.batch_loss(outputs, batch, jnp.float32(10), config)
     )
@@ -58,85 +31,22 @@ def loss_of(config):
 
 @pytest.fixture
 def small(config):
-    """One anchor a cell and three levels: little to compile."""
+    """One anchor per cell and three levels: little to compile."""
     config.anchors.update(max_level=5, scales=(1.0,), ratios=(1.0,))
     config.matching.crowd_ioa = 0.5
     return config
 
 
-# ---- the network's input
-
-
-def test_normalize_by_hand():
-    image = np.array([[[[10, 20, 30]]]], np.uint8)
-    numbers = {"mean": (1.0, 2.0, 3.0), "std": (1.0, 2.0, 4.0), "dtype": jnp.float32}
-    sizes = np.ones((1, 2), np.float32)
-    rgb = modeling.normalize(image, sizes, order="rgb", **numbers)
-    bgr = modeling.normalize(image, sizes, order="bgr", **numbers)
-    assert rgb.ravel().tolist() == [9, 9, 6.75]
-    # The means are in the network's order: 30 - 1, (20 - 2) / 2, (10 - 3) / 4.
-    assert bgr.ravel().tolist() == [29, 9, 1.75]
-
-
-def test_normalize_zeroes_the_padding():
-    images = np.full((2, 4, 6, 3), 200, np.uint8)
-    sizes = np.array([[4, 6], [3, 2]], np.float32)
-    normalize = functools.partial(
-        modeling.normalize, order="rgb", mean=(100.0,) * 3, std=(10.0,) * 3, dtype=jnp.float32
-    )
-    result = np.asarray(normalize(images, sizes))
-    np.testing.assert_array_equal(result[0], 10)
-    np.testing.assert_array_equal(result[1, :3, :2], 10)
-    assert result[1].sum() == 10 * 3 * 2 * 3
-    np.testing.assert_array_equal(jax.jit(normalize)(images, sizes), result)
-
-
-def test_normalize_rounds_once_at_the_end():
-    image = np.full((1, 1, 1, 3), 255, np.uint8)
-    one = modeling.normalize(
-        image,
-        np.ones((1, 2), np.float32),
-        order="rgb",
-        mean=(254.9,) * 3,
-        std=(1.0,) * 3,
-        dtype=jnp.bfloat16,
-    )
-    assert one.dtype == jnp.bfloat16
-    # In bfloat16 254.9 would be 255 and the difference 0.
-    np.testing.assert_allclose(one.astype(np.float32), 0.1, rtol=1e-2)
-
-
-def test_an_unknown_channel_order_is_named(config):
-    config.input.order = "gbr"
-    with pytest.raises(ValueError, match="input.order='gbr' must be 'rgb' or 'bgr'"):
-        modeling.network_input(make_batch(1), config, train=False)
-
-
-def test_colors_are_jittered_in_training_if_the_config_says_so(config):
-    batch = make_batch(1)
-    plain = modeling.network_input(batch, config, train=False)
-    np.testing.assert_array_equal(modeling.network_input(batch, config, train=True), plain)
-    config.data.color_jitter.hue = 0.1
-    np.testing.assert_array_equal(modeling.network_input(batch, config, train=False), plain)
-    jittered = np.array(modeling.network_input(batch, config, train=True))
-    assert np.abs(jittered - plain).mean() > 1
-    assert not jittered[:, 60:].any()
-    assert not jittered[:, :, 50:].any()
-
-
-# ---- the loss
-
-
 def test_the_three_normalizers_by_hand(config):
     class_sums, box_sums = jnp.array([8.0, 3.0, 100.0]), jnp.array([4.0, 1.0, 100.0])
     foreground = jnp.array([4.0, 0.0, 7.0])
-    weights = jnp.array([1.0, 1.0, 0.0])  # the third row is a filler
+    weights = jnp.array([1.0, 1.0, 0.0])  # the third image is a filler
     config.loss.update(box_weight=2.0, ema_momentum=0.9)
 
-    def reduce(normalizer, num_kept=None):
+    def reduce(normalizer, num_selected=None):
         config.loss.normalizer = normalizer
         return objective.reduce_losses(
-            class_sums, box_sums, foreground, num_kept, weights, jnp.float32(10), config.loss
+            class_sums, box_sums, foreground, num_selected, weights, jnp.float32(10), config.loss
         )
 
     batch = reduce("batch")
@@ -148,21 +58,21 @@ def test_the_three_normalizers_by_hand(config):
     ema = reduce("ema")  # 0.9 * 10 + 0.1 * 4 = 9.4
     np.testing.assert_allclose(ema, [(11 + 2 * 5) / 9.4, 11 / 9.4, 5 / 9.4, 4, 9.4], rtol=1e-6)
 
-    # What OHEM kept, 16 + 6 of them, divides the classification alone.
-    num_kept = jnp.array([16, 6, 99])
+    # The hard examples of OHEM, 16 + 6 of them, divide only the classification.
+    num_selected = jnp.array([16, 6, 99])
     for normalizer, plain, classification in (
         ("batch", batch, 11 / 22),
         ("image", image, (8 / 16 + 3 / 6) / 2),
         ("ema", ema, 11 / 22),
     ):
-        mined = reduce(normalizer, num_kept)
-        np.testing.assert_allclose(mined.classification, classification, rtol=1e-6)
-        np.testing.assert_allclose(mined.total, classification + 2 * plain.box, rtol=1e-6)
-        np.testing.assert_array_equal(mined[2:], plain[2:])
+        with_ohem = reduce(normalizer, num_selected)
+        np.testing.assert_allclose(with_ohem.classification, classification, rtol=1e-6)
+        np.testing.assert_allclose(with_ohem.total, classification + 2 * plain.box, rtol=1e-6)
+        np.testing.assert_array_equal(with_ohem[2:], plain[2:])
 
 
 @pytest.mark.parametrize("normalizer", ["batch", "image", "ema"])
-def test_a_batch_without_objects_costs_something_finite(config, normalizer):
+def test_the_loss_of_a_batch_without_objects_is_finite_and_positive(config, normalizer):
     config.loss.normalizer = normalizer
     terms = objective.reduce_losses(
         jnp.ones(2), jnp.zeros(2), jnp.zeros(2), None, jnp.ones(2), jnp.float32(1), config.loss
@@ -179,7 +89,7 @@ def test_a_batch_without_objects_costs_something_finite(config, normalizer):
         ("normalizer", "anchors", "batch, image, ema"),
     ],
 )
-def test_an_unknown_name_is_told_with_those_there_are(small, field, value, choices):
+def test_an_unknown_choice_is_refused_with_the_known_ones(small, field, value, choices):
     small.loss[field] = value
     with pytest.raises(ValueError, match=f"loss.{field}='{value}' must be one of {choices}"):
         jax.eval_shape(
@@ -190,20 +100,20 @@ def test_an_unknown_name_is_told_with_those_there_are(small, field, value, choic
 
 
 @pytest.mark.parametrize("box", ["smooth_l1", "giou"])
-def test_the_loss_is_that_of_core_over_all_levels(small, box):
+def test_the_loss_equals_that_of_core_over_all_levels(small, box):
     small.loss.box = box
     batch, outputs = make_batch(2), random_outputs(small, 2)
-    terms = loss_of(small)(outputs, batch)
+    terms = make_loss(small)(outputs, batch)
     anchors = np.concatenate(modeling.image_anchors(SIZE, small))
-    class_sum, box_sum, foreground = 0.0, 0.0, 0
-    for row in range(2):
+    class_sum, box_sum, num_foreground = 0.0, 0.0, 0
+    for example in range(2):
         targets = core.assign_targets(
             anchors,
-            *(x[row] for x in batch[3:8]),
-            batch.sizes[row],
+            *(x[example] for x in batch[3:8]),
+            batch.sizes[example],
             **small.matching,
         )
-        logits, deltas = (np.concatenate([level[row] for level in part]) for part in outputs)
+        logits, deltas = (np.concatenate([level[example] for level in part]) for part in outputs)
         focal = functools.partial(core.focal_loss, alpha=0.25, gamma=2.0)
         class_sum += core.classification_sum(logits, targets.labels, focal)
         box_sum += (
@@ -211,19 +121,19 @@ def test_the_loss_is_that_of_core_over_all_levels(small, box):
             if box == "giou"
             else core.smooth_l1_sum(deltas, anchors, targets, beta=1 / 9)
         )
-        foreground += int(core.count_foreground(targets.labels))
-    assert foreground > 0
-    assert terms.num_foreground == foreground
-    np.testing.assert_allclose(terms.classification, class_sum / foreground, rtol=1e-5)
-    np.testing.assert_allclose(terms.box, box_sum / foreground, rtol=1e-5)
+        num_foreground += int(core.count_foreground(targets.labels))
+    assert num_foreground > 0
+    assert terms.num_foreground == num_foreground
+    np.testing.assert_allclose(terms.classification, class_sum / num_foreground, rtol=1e-5)
+    np.testing.assert_allclose(terms.box, box_sum / num_foreground, rtol=1e-5)
 
 
-def test_the_elementwise_losses_and_what_joins_them(small):
+def test_the_elementwise_losses_are_special_cases_of_each_other(small):
     outputs, batch = random_outputs(small, 1), make_batch(1)
 
     def classification(name, **numbers):
         small.loss.update(classification=name, **numbers)
-        return float(loss_of(small)(outputs, batch).classification)
+        return float(make_loss(small)(outputs, batch).classification)
 
     plain = classification("cross_entropy")
     balanced = classification("balanced_cross_entropy", alpha=0.5)
@@ -235,10 +145,10 @@ def test_the_elementwise_losses_and_what_joins_them(small):
     assert classification("focal_star", gamma=2.0, star_beta=1.0) < balanced
 
 
-def test_ohem_is_the_mean_of_what_core_keeps_over_all_levels(small):
+def test_ohem_is_the_mean_over_the_hard_examples_of_core(small):
     small.loss.ohem.update(num_examples=8, negatives_per_positive=3)
     batch, outputs = make_batch(2), random_outputs(small, 2)
-    focal = loss_of(small)(outputs, batch)
+    focal = make_loss(small)(outputs, batch)
     small.loss.classification = "ohem"
     anchors = np.concatenate(modeling.image_anchors(SIZE, small))
 
@@ -251,21 +161,23 @@ def test_ohem_is_the_mean_of_what_core_keeps_over_all_levels(small):
         return jax.grad(classification, has_aux=True)(outputs)
 
     @jax.jit
-    def losses_and_kept(logits, gt, size):
+    def losses_and_hard(logits, gt, size):
         targets = core.assign_targets(anchors, *gt, size, **small.matching)
         losses = core.classification_per_anchor(logits, targets.labels, core.cross_entropy)
         return losses, core.hard_examples(losses, anchors, targets.labels, **small.loss.ohem)
 
     gradients, terms = gradients_and_terms(outputs)
-    total, num_kept = 0.0, 0
-    for row in range(2):
-        logits = np.concatenate([level[row] for level in outputs.logits])
-        losses, keep = losses_and_kept(logits, [x[row] for x in batch[3:8]], batch.sizes[row])
-        gradient = np.concatenate([level[row] for level in gradients.logits])
-        np.testing.assert_array_equal(gradient != 0, np.repeat(keep[:, None], NUM_CLASSES, axis=1))
-        total, num_kept = total + losses[keep].sum(), num_kept + keep.sum()
-    assert 8 < num_kept <= 16
-    np.testing.assert_allclose(terms.classification, total / num_kept, rtol=1e-5)
+    total, num_selected = 0.0, 0
+    for example in range(2):
+        logits = np.concatenate([level[example] for level in outputs.logits])
+        losses, hard = losses_and_hard(
+            logits, [x[example] for x in batch[3:8]], batch.sizes[example]
+        )
+        gradient = np.concatenate([level[example] for level in gradients.logits])
+        np.testing.assert_array_equal(gradient != 0, np.repeat(hard[:, None], NUM_CLASSES, axis=1))
+        total, num_selected = total + losses[hard].sum(), num_selected + hard.sum()
+    assert 8 < num_selected <= 16
+    np.testing.assert_allclose(terms.classification, total / num_selected, rtol=1e-5)
     np.testing.assert_allclose(terms.box, focal.box, rtol=1e-6)
 
 
@@ -278,13 +190,13 @@ def test_ohem_is_the_mean_of_what_core_keeps_over_all_levels(small):
         pytest.param("batch", "ohem", marks=pytest.mark.slow),
     ],
 )
-def test_filler_rows_change_neither_loss_nor_gradients(small, normalizer, classification):
+def test_fillers_change_neither_loss_nor_gradients(small, normalizer, classification):
     small.loss.update(normalizer=normalizer, classification=classification)
     batch, outputs = make_batch(2), random_outputs(small, 2)
-    # Two more rows, with ground truth and outputs of their own, but of weight 0.
-    filled = jax.tree.map(lambda a, b: np.concatenate([a, b]), batch, make_batch(2, seed=9))
-    filled = filled._replace(weights=np.float32([1, 1, 0, 0]))
-    more = jax.tree.map(
+    # Two more images, with ground truth and outputs of their own, but of weight 0.
+    filled_batch = jax.tree.map(lambda a, b: np.concatenate([a, b]), batch, make_batch(2, seed=9))
+    filled_batch = filled_batch._replace(weights=np.float32([1, 1, 0, 0]))
+    filled_outputs = jax.tree.map(
         lambda a, b: np.concatenate([a, 50 * b]), outputs, random_outputs(small, 2, seed=9)
     )
 
@@ -298,67 +210,8 @@ def test_filler_rows_change_neither_loss_nor_gradients(small, normalizer, classi
         return terms, gradients
 
     terms, gradients = terms_and_gradients(outputs, batch)
-    terms_filled, gradients_filled = terms_and_gradients(more, filled)
-    np.testing.assert_allclose(terms_filled, terms, rtol=1e-6)
-    for one, two in zip(*map(jax.tree.leaves, (gradients, gradients_filled)), strict=True):
-        np.testing.assert_allclose(two[:2], one, rtol=1e-5, atol=1e-9)
-        assert not two[2:].any()
-
-
-# ---- the network
-
-
-def step_shapes(config):
-    """What one train step returns, as shapes and types."""
-    model = modeling.build_model(config, NUM_CLASSES)
-    optimizer = make_optimizer(config)
-
-    def run(batch):
-        image = jnp.zeros((1, *SIZE, 3))
-        variables = model.init(jax.random.key(0), image, train=False)
-        params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        state = TrainState(
-            jnp.int32(0), params, batch_stats, optimizer.init(params), jnp.float32(100)
-        )
-        outputs = model.apply(
-            variables, modeling.network_input(batch, config, train=True), train=False
-        )
-        return outputs, make_train_step(model, optimizer, config)(state, batch)
-
-    return jax.eval_shape(run, make_batch(2))
-
-
-def test_bfloat16_computes_but_keeps_float32_parameters_and_losses(toy_config):
-    toy_config.dtype = "bfloat16"
-    outputs, (state, metrics) = step_shapes(toy_config)
-    assert {x.dtype for x in jax.tree.leaves(outputs)} == {jnp.dtype("bfloat16")}
-    kept = (state.params, state.batch_stats, state.normalizer, metrics)
-    assert {x.dtype for x in jax.tree.leaves(kept)} == {jnp.dtype("float32")}
-    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
-    assert {x.dtype for x in moments} == {jnp.dtype("float32")}
-
-
-def test_outputs_fit_the_anchors(toy_config):
-    outputs, _ = step_shapes(toy_config)
-    for logits, deltas, anchors in zip(
-        *outputs, modeling.image_anchors(SIZE, toy_config), strict=True
-    ):
-        assert logits.shape == (2, len(anchors), NUM_CLASSES)
-        assert deltas.shape == (2, len(anchors), 4)
-
-
-@pytest.mark.slow
-def test_a_seed_gives_the_same_variables_and_the_prior(toy_config):
-    first, again = (modeling.initialize(toy_config, NUM_CLASSES, seed=3) for _ in range(2))
-    other = modeling.initialize(toy_config, NUM_CLASSES, seed=4)
-    jax.tree.map(np.testing.assert_array_equal, first, again)
-    assert optax.global_norm(jax.tree.map(jnp.subtract, first, other)) > 1
-    assert set(first) == {"params", "batch_stats"}
-    bias = [
-        leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(
-            first["params"]["classification_head"]
-        )
-        if path[-1].key == "bias" and len(leaf) == 9 * NUM_CLASSES
-    ]
-    np.testing.assert_allclose(jax.nn.sigmoid(bias[0]), 0.01, rtol=1e-4)
+    filled_terms, filled_gradients = terms_and_gradients(filled_outputs, filled_batch)
+    np.testing.assert_allclose(filled_terms, terms, rtol=1e-6)
+    for gradient, filled in zip(*map(jax.tree.leaves, (gradients, filled_gradients)), strict=True):
+        np.testing.assert_allclose(filled[:2], gradient, rtol=1e-5, atol=1e-9)
+        assert not filled[2:].any()

@@ -1,4 +1,4 @@
-"""What a run takes from another detector: all but other classes' rows, and never in silence."""
+"""The transfer to other classes: all weights but other classes' rows, and no silent mismatch."""
 
 import json
 
@@ -16,7 +16,7 @@ from retinanet_jax.training.optimizer import make_optimizer
 
 OLD = (Category(3, "dog"), Category(7, "cat"), Category(9, "cow"))
 NEW = (Category(1, "egg"), Category(2, "cow"), Category(3, "hen"), Category(4, "dog"))
-ANCHORS = 9
+NUM_ANCHORS = 9
 KERNEL = ("params", "classification_head", "predict", "kernel")
 BIAS = (*KERNEL[:-1], "bias")
 
@@ -37,8 +37,8 @@ def seeded(shapes, seed):
 
 
 @pytest.fixture
-def trained(toy_config, shapes_of, tmp_path):
-    """A detector of OLD."""
+def source(toy_config, shapes_of, tmp_path):
+    """The checkpoint of a detector of OLD."""
     config = toy_config.copy_and_resolve_references()
     return Checkpoint(seeded(shapes_of(OLD), 1), config, OLD, 5, tmp_path / "5")
 
@@ -47,92 +47,96 @@ def flat(variables):
     return traverse_util.flatten_dict(variables)
 
 
-def rows(variables, path, categories):
+def class_rows(variables, path, categories):
     """An array of the classification output with axes anchor and class."""
     value = flat(variables)[path]
-    return value.reshape(*value.shape[:-1], ANCHORS, len(categories))
+    return value.reshape(*value.shape[:-1], NUM_ANCHORS, len(categories))
 
 
-def test_all_is_kept_but_the_rows_of_other_classes(trained, shapes_of):
+def test_all_is_transferred_but_the_rows_of_other_classes(source, shapes_of):
     before = seeded(shapes_of(NEW), 2)
-    after = transfer.transferred(trained, before, NEW)
+    after = transfer.transfer_variables(source, before, NEW)
     assert jax.tree.structure(after) == jax.tree.structure(before)
     for path, value in flat(after).items():
         if path not in (KERNEL, BIAS):
-            np.testing.assert_array_equal(value, flat(trained.variables)[path])
+            np.testing.assert_array_equal(value, flat(source.variables)[path])
     for path in (KERNEL, BIAS):
         old, new, random = (
-            rows(trained.variables, path, OLD),
-            rows(after, path, NEW),
-            rows(before, path, NEW),
+            class_rows(source.variables, path, OLD),
+            class_rows(after, path, NEW),
+            class_rows(before, path, NEW),
         )
         np.testing.assert_array_equal(new[..., 1], old[..., 2])  # cow
         np.testing.assert_array_equal(new[..., 3], old[..., 0])  # dog
         np.testing.assert_array_equal(new[..., [0, 2]], random[..., [0, 2]])
 
 
-def test_the_same_classes_in_another_order_are_all_kept(trained, shapes_of):
-    after = transfer.transferred(trained, seeded(shapes_of(OLD), 2), OLD[::-1])
+def test_the_same_classes_in_another_order_are_all_transferred(source, shapes_of):
+    after = transfer.transfer_variables(source, seeded(shapes_of(OLD), 2), OLD[::-1])
     for path in (KERNEL, BIAS):
         np.testing.assert_array_equal(
-            rows(after, path, OLD), rows(trained.variables, path, OLD)[..., ::-1]
+            class_rows(after, path, OLD), class_rows(source.variables, path, OLD)[..., ::-1]
         )
 
 
-def test_the_same_classes_under_other_ids_keep_every_array(trained, shapes_of):
-    same = tuple(Category(one.id + 10, one.name) for one in OLD)
-    assert not transfer.fit(trained, shapes_of(OLD), same).reinitialized
-    after = transfer.transferred(trained, seeded(shapes_of(OLD), 2), same)
-    jax.tree.map(np.testing.assert_array_equal, after, trained.variables)
+def test_the_same_classes_with_other_ids_transfer_every_array(source, shapes_of):
+    same = tuple(Category(category.id + 10, category.name) for category in OLD)
+    assert not transfer.plan_transfer(source, shapes_of(OLD), same).reinitialized
+    after = transfer.transfer_variables(source, seeded(shapes_of(OLD), 2), same)
+    jax.tree.map(np.testing.assert_array_equal, after, source.variables)
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [("batch", "frozen_batch"), ("frozen_batch", "batch")])
-def test_frozen_and_trained_norms_take_each_others_arrays(
-    toy_config, shapes_of, tmp_path, theirs, ours
+@pytest.mark.parametrize(
+    ("saved_norm", "norm"), [("batch", "frozen_batch"), ("frozen_batch", "batch")]
+)
+def test_frozen_and_trained_batch_norms_take_each_others_arrays(
+    toy_config, shapes_of, tmp_path, saved_norm, norm
 ):
-    toy_config.model.norm = theirs
+    toy_config.model.norm = saved_norm
     config = toy_config.copy_and_resolve_references()
-    trained = Checkpoint(seeded(shapes_of(OLD), 1), config, OLD, 5, tmp_path)
-    toy_config.model.update(norm=ours, frozen_stages=1, prior_probability=0.1)
-    fitted = transfer.fit(trained, shapes_of(OLD), OLD)
-    transfer.check(fitted, trained, toy_config)
-    assert len(fitted.kept) == len(flat(trained.variables)) == sum(map(len, fitted))
-    after = flat(transfer.transferred(trained, seeded(shapes_of(OLD), 2), OLD))
-    have = flat(trained.variables)
+    source = Checkpoint(seeded(shapes_of(OLD), 1), config, OLD, 5, tmp_path)
+    toy_config.model.update(norm=norm, frozen_stages=1, prior_probability=0.1)
+    plan = transfer.plan_transfer(source, shapes_of(OLD), OLD)
+    transfer.check_transfer(plan, source, toy_config)
+    assert len(plan.transferred) == len(flat(source.variables)) == sum(map(len, plan))
+    after = flat(transfer.transfer_variables(source, seeded(shapes_of(OLD), 2), OLD))
+    saved = flat(source.variables)
     scale = ("backbone", "stem_norm", "scale")
     frozen, trainable = ("batch_stats", *scale), ("params", *scale)
-    assert (frozen in after, trainable in after) == (ours == "frozen_batch", ours == "batch")
-    by_name = {path[1:]: value for path, value in have.items()}
+    assert (frozen in after, trainable in after) == (norm == "frozen_batch", norm == "batch")
+    by_name = {path[1:]: value for path, value in saved.items()}
     for path, value in after.items():
         np.testing.assert_array_equal(value, by_name[path[1:]])
 
 
-def test_the_table_names_what_is_not_simply_kept(trained, shapes_of):
-    table = transfer.table(transfer.fit(trained, shapes_of(NEW), NEW), trained, NEW).splitlines()
+def test_the_table_names_what_is_not_simply_transferred(source, shapes_of):
+    plan = transfer.plan_transfer(source, shapes_of(NEW), NEW)
+    table = transfer.format_table(plan, source, NEW).splitlines()
     assert table[0].endswith("5 (step 5, 3 classes) for 4 classes")
-    kept = len(flat(trained.variables)) - 2
+    count = len(flat(source.variables)) - 2
     assert table[1] == (
-        f"  kept             {kept} arrays  backbone {kept - 22}, box_head 4, "
+        f"  transferred      {count} arrays  backbone {count - 22}, box_head 4, "
         "classification_head 2, fpn 16"
     )
     assert table[2:] == [
-        "  re-initialised    2 arrays  classification_head/predict/bias, "
+        "  re-initialized    2 arrays  classification_head/predict/bias, "
         "classification_head/predict/kernel",
         "  missing           0 arrays",
         "  unexpected        0 arrays",
-        "  of the re-initialised, the rows of 2 classes that both have are kept: cow, dog",
+        "  of the re-initialized, the rows of 2 classes that both have are transferred: cow, dog",
         "  new classes: egg, hen",
     ]
 
 
-def test_the_table_says_where_no_class_is_shared(trained, shapes_of):
+def test_the_table_shows_that_no_class_is_shared(source, shapes_of):
     other = (Category(1, "egg"),)
-    table = transfer.table(transfer.fit(trained, shapes_of(other), other), trained, other)
-    assert table.endswith("0 classes that both have are kept: none\n  new classes: egg")
+    plan = transfer.plan_transfer(source, shapes_of(other), other)
+    table = transfer.format_table(plan, source, other)
+    assert table.endswith("0 classes that both have are transferred: none\n  new classes: egg")
 
 
 @pytest.mark.parametrize(
-    ("section", "change", "told"),
+    ("section", "change", "message"),
     [
         ("model", {"head_depth": 2}, "missing: box_head/conv1/bias, .*model.head_depth is 1 th"),
         ("model", {"backbone": "resnet18"}, "missing: backbone/stage2_block1/conv1/ker.* more"),
@@ -146,44 +150,45 @@ def test_the_table_says_where_no_class_is_shared(trained, shapes_of):
         ("input", {"order": "rgb"}, r"network; config\.input\.order is bgr there and rgb here"),
     ],
 )
-def test_whatever_else_differs_is_refused_by_name(
-    trained, shapes_of, toy_config, section, change, told
+def test_any_other_difference_is_refused_by_name(
+    source, shapes_of, toy_config, section, change, message
 ):
     toy_config[section].update(change)
-    fitted = transfer.fit(trained, shapes_of(NEW), NEW)
-    with pytest.raises(ValueError, match=rf"5: its weights can't start .*{told}") as error:
-        transfer.check(fitted, trained, toy_config)
+    plan = transfer.plan_transfer(source, shapes_of(NEW), NEW)
+    with pytest.raises(ValueError, match=rf"5: its weights cannot start .*{message}") as error:
+        transfer.check_transfer(plan, source, toy_config)
     assert "\n" not in str(error.value)
     # The table has every name.
-    table = transfer.table(fitted, trained, NEW)
-    assert all(name in table for group in fitted[1:] for name in group)
+    table = transfer.format_table(plan, source, NEW)
+    assert all(name in table for group in plan[1:] for name in group)
 
 
-def test_arrays_that_the_configs_do_not_account_for_are_refused_too(trained, shapes_of, toy_config):
-    del trained.variables["params"]["fpn"]["p6"]["bias"]
-    trained.variables["params"]["fpn"]["p8"] = {"bias": np.zeros(1)}
-    fitted = transfer.fit(trained, shapes_of(NEW), NEW)
-    with pytest.raises(ValueError, match="missing: fpn/p6/bias; unexpected: fpn/p8/bias. Give"):
-        transfer.check(fitted, trained, toy_config)
+def test_arrays_that_the_configs_do_not_explain_are_refused_too(source, shapes_of, toy_config):
+    del source.variables["params"]["fpn"]["p6"]["bias"]
+    source.variables["params"]["fpn"]["p8"] = {"bias": np.zeros(1)}
+    plan = transfer.plan_transfer(source, shapes_of(NEW), NEW)
+    with pytest.raises(ValueError, match=r"missing: fpn/p6/bias; unexpected: fpn/p8/bias\. Give"):
+        transfer.check_transfer(plan, source, toy_config)
 
 
-def test_a_checkpoint_that_does_not_fit_is_told_before_anything_compiles(
-    trained, toy_config, tmp_path, monkeypatch
+def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_compiles(
+    source, toy_config, tmp_path, monkeypatch
 ):
-    checkpoint.write_imported(tmp_path / "run", trained.variables, trained.config, OLD)
+    checkpoint.write_imported(tmp_path / "run", source.variables, source.config, OLD)
     toy_config.init.update(source="checkpoint", path=str(tmp_path / "run"))
     toy_config.input.order = "rgb"
     optimizer = make_optimizer(toy_config)
-    monkeypatch.setattr(initialization, "random_state", uncompiled(initialization.random_state))
+    checked = assert_only_traced(initialization.random_train_state)
+    monkeypatch.setattr(initialization, "random_train_state", checked)
     with pytest.raises(ValueError, match=r"config\.input\.order is bgr there and rgb here"):
-        initialization.initial_state(toy_config, NEW, optimizer)
+        initialization.initial_train_state(toy_config, NEW, optimizer)
     toy_config.init.path = str(tmp_path)
     with pytest.raises(FileNotFoundError, match="no checkpoint here"):
-        initialization.initial_state(toy_config, NEW, optimizer)
+        initialization.initial_train_state(toy_config, NEW, optimizer)
 
 
-def uncompiled(function):
-    """Fails where it is not traced for shapes alone."""
+def assert_only_traced(function):
+    """The function, failing unless it is traced only for shapes."""
 
     def checked(*arguments):
         result = function(*arguments)
@@ -195,55 +200,60 @@ def uncompiled(function):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
-def test_a_detector_is_fine_tuned_to_other_classes(trained, toy_config, drawn, tmp_path, capsys):
-    """In this process, two steps; what was frozen is bit for bit what the checkpoint had."""
-    content = json.loads((drawn / "instances.json").read_text())
+def test_a_detector_is_fine_tuned_to_other_classes(
+    source, toy_config, synthetic_dataset, tmp_path, capsys
+):
+    """In this process, two steps; what is frozen stays bit for bit what the checkpoint has."""
+    content = json.loads((synthetic_dataset / "instances.json").read_text())
     names = [category["name"] for category in content["categories"]]
     old = (Category(1, "dog"), Category(2, names[2]), Category(3, names[0]))
-    checkpoint.write_imported(tmp_path / "old", trained.variables, trained.config, old)
-    given = dict(
-        source="coco", annotations=str(drawn / "instances.json"), images=str(drawn / "images")
+    checkpoint.write_imported(tmp_path / "old", source.variables, source.config, old)
+    dataset = dict(
+        source="coco",
+        annotations=str(synthetic_dataset / "instances.json"),
+        images=str(synthetic_dataset / "images"),
     )
-    toy_config.data.train.update(given)
-    toy_config.data.eval.update(given)
+    toy_config.data.train.update(dataset)
+    toy_config.data.eval.update(dataset)
     toy_config.init.update(source="checkpoint", path=str(tmp_path / "old"))
     toy_config.model.frozen_stages = 2
     toy_config.update(total_steps=2, checkpoint_every=1, evaluate_every=2)
     toy_config.optimizer.warmup_steps = 0
-    started = []
-    initial_state = initialization.initial_state
+    initial_states = []
+    initial_train_state = initialization.initial_train_state
 
-    def kept(*arguments):
-        started.append(initial_state(*arguments))
-        return jax.tree.map(lambda x: x.copy(), started[0])
+    def recorded(*arguments):
+        initial_states.append(initial_train_state(*arguments))
+        return jax.tree.map(lambda x: x.copy(), initial_states[0])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(initialization, "initial_state", kept)
+        patch.setattr(initialization, "initial_train_state", recorded)
         loop.train(toy_config, tmp_path / "new", evaluates=False)
-    told = capsys.readouterr().out
-    assert f"rows of 2 classes that both have are kept: {names[0]}, {names[2]}" in told
+    printed = capsys.readouterr().out
+    assert f"rows of 2 classes that both have are transferred: {names[0]}, {names[2]}" in printed
 
-    have, start = flat(trained.variables), flat(jax.device_get(started[0].variables))
+    saved, start = flat(source.variables), flat(jax.device_get(initial_states[0].variables))
     after = checkpoint.load(tmp_path / "new")
-    assert [one.name for one in after.categories] == names
+    assert [category.name for category in after.categories] == names
     end = flat(after.variables)
     for path, value in start.items():
         if path not in (KERNEL, BIAS):
-            np.testing.assert_array_equal(value, have[path])
+            np.testing.assert_array_equal(value, saved[path])
         if path[2].startswith(("stem", "stage2")):
-            np.testing.assert_array_equal(end[path], have[path])
+            np.testing.assert_array_equal(end[path], saved[path])
     for path in (KERNEL, BIAS):
         old_rows, new_rows = (
-            value.reshape(*value.shape[:-1], ANCHORS, -1) for value in (have[path], start[path])
+            value.reshape(*value.shape[:-1], NUM_ANCHORS, -1)
+            for value in (saved[path], start[path])
         )
         np.testing.assert_array_equal(new_rows[..., 2], old_rows[..., 1])
         np.testing.assert_array_equal(new_rows[..., 0], old_rows[..., 2])
         assert np.any(end[path] != start[path])
 
-    # The run itself is resumed as any other; the weights are read once.
+    # The run itself is resumed like any other; the weights are read once.
     (tmp_path / "old").rename(tmp_path / "elsewhere")
     toy_config.update(total_steps=3)
     loop.train(toy_config, tmp_path / "new", evaluates=False)
-    # In the imported weights' own folder nothing goes on.
-    with pytest.raises(ValueError, match="imported weights, which no training can be resumed"):
+    # Training cannot resume in the folder of the imported weights.
+    with pytest.raises(ValueError, match="imported weights, which training cannot resume from"):
         loop.train(toy_config, tmp_path / "elsewhere", evaluates=False)
