@@ -8,7 +8,8 @@ from absl import flags
 
 from retinanet_jax.cli.common import Command, output_path, require
 from retinanet_jax.compilation import use_compilation_cache
-from retinanet_jax.export.artifact import FORMATS, export_detector, servable_of
+from retinanet_jax.export import verification
+from retinanet_jax.export.artifact import FORMATS, export_detector, load_servable
 
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:
@@ -64,7 +65,7 @@ def run(values: Any, _: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # a GPU may multiply with fewer bits
     use_compilation_cache()
     output = output_path(values.output)
-    servable = servable_of(
+    servable = load_servable(
         values.checkpoint,
         image_size=[int(side) for side in values.image_size] or None,
         # An ONNX graph contains its shapes.
@@ -73,7 +74,8 @@ def run(values: Any, _: list[str]) -> None:
         max_detections=values.max_detections,
     )
     images = pathlib.Path(values.images).expanduser() if values.images else None
-    export_detector(values.format, servable, output, images)
+    difference = export_detector(values.format, servable, output, images)
+    print(verification.summary(difference))
     height, width = servable.image_size
     batch = servable.batch_size or "any number of"
     plural = "image" if batch == 1 else "images"

@@ -207,6 +207,6 @@ def element_type(dtype: Any) -> int:
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
-def int64(*values: int) -> np.ndarray:
+def int64(*values: int | np.integer) -> np.ndarray:
     """Return integers in the type in which ONNX operators read axes and sizes."""
     return np.array(values, np.int64)
