@@ -1,7 +1,10 @@
-"""From the config to sources and plans."""
+"""Datasets and plans as the config names them."""
 
 import json
 import shutil
+import subprocess
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -11,10 +14,11 @@ from retinanet_jax.data.sources.coco import CocoSource
 
 
 @pytest.fixture
-def own_data(config, drawn):
-    """A config for the drawn pictures, given as a person gives their own."""
+def own_data(config, synthetic_dataset):
+    """Return a config that trains on the synthetic dataset, given as a user gives their own."""
     config.data.train.update(
-        annotations=str(drawn / "instances.json"), images=str(drawn / "images")
+        annotations=str(synthetic_dataset / "instances.json"),
+        images=str(synthetic_dataset / "images"),
     )
     config.data.eval.update(annotations="", images="")
     return config
@@ -24,7 +28,7 @@ def names(source):
     return {source.file_name(index) for index in range(len(source))}
 
 
-def test_shapes_are_drawn_into_the_workdir(toy_config, tmp_path):
+def test_shapes_are_generated_in_the_workdir(toy_config, tmp_path):
     toy_config.data.train.count, toy_config.data.eval.count = 3, 2
     train, evaluation = input_pipeline.open_sources(toy_config, tmp_path)
     assert (len(train), len(evaluation)) == (3, 2)
@@ -33,36 +37,44 @@ def test_shapes_are_drawn_into_the_workdir(toy_config, tmp_path):
     assert train.read(0) != evaluation.read(0)
 
 
-def test_a_share_is_held_out_where_no_evaluation_data_is_given(own_data, drawn, tmp_path):
+def test_without_evaluation_data_part_of_the_training_data_is_split_off(
+    own_data, synthetic_dataset, tmp_path
+):
     own_data.data.validation_fraction = 0.3
-    train, held_out = input_pipeline.open_sources(own_data, tmp_path)
+    train, validation = input_pipeline.open_sources(own_data, tmp_path)
     again = input_pipeline.open_sources(own_data, tmp_path)[1]
-    assert names(train) | names(held_out) == {p.name for p in (drawn / "images").iterdir()}
-    assert not names(train) & names(held_out)
-    assert names(again) == names(held_out)
-    assert len(held_out) > 0
+    assert names(train) | names(validation) == {
+        p.name for p in (synthetic_dataset / "images").iterdir()
+    }
+    assert not names(train) & names(validation)
+    assert names(again) == names(validation)
+    assert len(validation) > 0
 
 
-def test_a_picture_that_a_run_would_end_at_is_named_before_it(drawn, tmp_path, monkeypatch):
-    shutil.copytree(drawn, tmp_path / "copied")
+def test_an_invalid_image_of_a_small_dataset_is_named_before_the_run(
+    synthetic_dataset, tmp_path, monkeypatch
+):
+    shutil.copytree(synthetic_dataset, tmp_path / "copied")
     source = CocoSource(tmp_path / "copied/instances.json", tmp_path / "copied/images")
     input_pipeline.check_training_data(source)
     broken = tmp_path / "copied/images" / source.file_name(7)
     broken.write_bytes(broken.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=rf"{broken.name}: the picture is corrupt or truncated"):
+    with pytest.raises(ValueError, match=rf"{broken.name}: the image is corrupt or truncated"):
         input_pipeline.check_images(source)
     monkeypatch.setattr(input_pipeline, "MAX_IMAGES_TO_CHECK", len(source) - 1)
     input_pipeline.check_images(source)
 
 
-def test_data_without_a_box_is_refused(drawn, tmp_path):
-    content = json.loads((drawn / "instances.json").read_text())
+def test_training_data_without_a_box_is_an_error(synthetic_dataset, tmp_path):
+    content = json.loads((synthetic_dataset / "instances.json").read_text())
     (tmp_path / "empty.json").write_text(json.dumps({**content, "annotations": []}))
-    with pytest.raises(ValueError, match=r"empty\.json: none of its 20 pictures has a box; there"):
-        input_pipeline.check_training_data(CocoSource(tmp_path / "empty.json", drawn / "images"))
+    with pytest.raises(ValueError, match=r"empty\.json: none of its 20 images has a box; there"):
+        input_pipeline.check_training_data(
+            CocoSource(tmp_path / "empty.json", synthetic_dataset / "images")
+        )
 
 
-def test_evaluation_data_stands_above_the_share(own_data, tmp_path):
+def test_evaluation_data_takes_precedence_over_a_validation_fraction(own_data, tmp_path):
     own_data.data.validation_fraction = 0.3
     own_data.data.eval.update(own_data.data.train)
     train, evaluation = input_pipeline.open_sources(own_data, tmp_path)
@@ -71,13 +83,13 @@ def test_evaluation_data_stands_above_the_share(own_data, tmp_path):
 
 @pytest.mark.parametrize("part", ["train", "eval"])
 @pytest.mark.parametrize("field", ["annotations", "images"])
-def test_missing_data_names_the_flags_to_give(own_data, tmp_path, part, field):
+def test_the_error_for_missing_data_names_the_flags_to_give(own_data, tmp_path, part, field):
     own_data.data.eval.update(own_data.data.train)
     own_data.data[part][field] = ""
-    flag = rf"no data: source='coco' needs --config\.data\.{part}\.{field}=F"
-    with pytest.raises(ValueError, match=flag) as e:
+    flag = rf"no data: source='coco' requires --config\.data\.{part}\.{field}=F"
+    with pytest.raises(ValueError, match=flag) as error:
         input_pipeline.open_sources(own_data, tmp_path)
-    assert "\n" not in str(e.value)
+    assert "\n" not in str(error.value)
 
 
 def test_an_unknown_source_is_named(own_data, tmp_path):
@@ -87,95 +99,106 @@ def test_an_unknown_source_is_named(own_data, tmp_path):
         input_pipeline.open_sources(own_data, tmp_path)
 
 
-def test_sources_that_are_listed_are_merged(own_data, tmp_path, drawn):
-    """Fields of one entry are every source's, the others are taken by turns."""
+def test_listed_sources_are_merged(own_data, tmp_path, synthetic_dataset):
+    """A field with one entry holds for every source; the others have an entry for each."""
     once = input_pipeline.open_training(own_data, tmp_path)
     csv, classes = as_csv(once, tmp_path)
     own_data.data.train.update(
         source="coco, csv",
-        annotations=f"{drawn / 'instances.json'},{csv}",
+        annotations=f"{synthetic_dataset / 'instances.json'},{csv}",
         classes=str(classes),
     )
     both = input_pipeline.open_training(own_data, tmp_path)
     assert len(both) == 2 * len(once)
     assert both.categories == once.categories
     for index in range(len(once)):
-        for place in (index, len(once) + index):
-            for had, has in zip(once.annotations(index), both.annotations(place), strict=True):
-                np.testing.assert_allclose(has, had)
-            assert both.read(place) == once.read(index)
+        for merged_index in (index, len(once) + index):
+            fields = zip(once.annotations(index), both.annotations(merged_index), strict=True)
+            for field, merged_field in fields:
+                np.testing.assert_allclose(merged_field, field)
+            assert both.read(merged_index) == once.read(index)
 
 
 def as_csv(source, folder):
-    """The CSV and its classes that say what `source` says."""
+    """Write the boxes of `source` as a CSV, and return its path and that of the classes."""
     csv, classes = folder / "boxes.csv", folder / "classes.csv"
     lines = []
     for index in range(len(source)):
-        objects = source.annotations(index)
+        annotations, file_name = source.annotations(index), source.file_name(index)
+        boxes = zip(annotations.boxes.tolist(), annotations.classes, strict=True)
         lines += [
-            ",".join(
-                [source.file_name(index), *map(repr, (x1, y1, x2, y2)), source.categories[k].name]
-            )
-            for (y1, x1, y2, x2), k in zip(objects.boxes.tolist(), objects.classes, strict=True)
-        ] or [source.file_name(index) + ",,,,,"]
+            f"{file_name},{x1!r},{y1!r},{x2!r},{y2!r},{source.categories[k].name}"
+            for (y1, x1, y2, x2), k in boxes
+        ] or [f"{file_name},,,,,"]
     csv.write_text("\n".join(lines) + "\n")
-    classes.write_text("".join(f"{one.name},{one.id}\n" for one in source.categories))
+    classes.write_text(
+        "".join(f"{name},{category_id}\n" for category_id, name in source.categories)
+    )
     return csv, classes
 
 
-def test_lists_of_different_lengths_are_refused(own_data, tmp_path):
+def test_lists_of_different_lengths_are_an_error(own_data, tmp_path):
     own_data.data.train.update(source="coco,coco,coco", images="here,there")
     with pytest.raises(ValueError, match=r"data\.train\.images lists 2 sources .* lists 3"):
         input_pipeline.open_training(own_data, tmp_path)
 
 
-def test_categories_that_differ_name_the_remedy_of_voc(own_data, tmp_path, drawn, monkeypatch):
+def test_the_error_for_different_categories_names_the_field_for_voc(
+    own_data, tmp_path, synthetic_dataset, monkeypatch
+):
     own_data.data.eval.update(own_data.data.train)
     own_data.data.eval.source = "voc"
-    one = input_pipeline.open_training(own_data, tmp_path)
-    monkeypatch.setattr(input_pipeline, "VocSource", lambda *_, **__: Renamed(one))
+    source = input_pipeline.open_training(own_data, tmp_path)
+    monkeypatch.setattr(input_pipeline, "VocSource", lambda *_, **__: OtherCategories(source))
     with pytest.raises(ValueError, match=r"--config\.data\.categories="):
         input_pipeline.open_sources(own_data, tmp_path)
 
 
-class Renamed:
+class OtherCategories:
     def __init__(self, source):
         self.name = source.name
-        self.categories = tuple(one._replace(id=one.id + 1) for one in source.categories)
+        self.categories = tuple(
+            category._replace(id=category.id + 1) for category in source.categories
+        )
 
 
-def test_annotations_that_shapes_would_not_read_are_refused(toy_config, tmp_path):
+def test_annotations_for_the_shapes_source_are_an_error(toy_config, tmp_path):
     toy_config.data.train.annotations = "mine.json"
     with pytest.raises(ValueError, match=r"data\.train\.annotations=mine\.json would not be read"):
         input_pipeline.open_sources(toy_config, tmp_path)
 
 
-def test_each_part_is_opened_without_the_other(own_data, tmp_path):
-    """A machine that evaluates need not hold the training pictures, nor the other way round."""
+def test_training_and_evaluation_data_are_opened_separately(own_data, tmp_path):
+    """A machine that evaluates does not need the training images, and vice versa."""
     own_data.data.validation_fraction = 0.0
     with pytest.raises(ValueError, match=r"config\.data\.eval\.annotations"):
         input_pipeline.open_evaluation(own_data, tmp_path)
     assert len(input_pipeline.open_training(own_data, tmp_path)) == 20
 
 
-def test_data_with_a_held_out_share_is_read_once(own_data, tmp_path, monkeypatch):
-    """So its warnings are told once, too."""
+def test_data_with_a_validation_fraction_is_read_once(own_data, tmp_path, monkeypatch):
+    """So its warnings are printed only once."""
     own_data.data.validation_fraction = 0.3
-    read = []
+    parts = []
     open_source = input_pipeline.open_source
-    monkeypatch.setattr(
-        input_pipeline, "open_source", lambda *given: read.append(given[1]) or open_source(*given)
-    )
+
+    def recorded(config, part, workdir):
+        parts.append(part)
+        return open_source(config, part, workdir)
+
+    monkeypatch.setattr(input_pipeline, "open_source", recorded)
     input_pipeline.open_sources(own_data, tmp_path)
-    assert read == ["train"]
+    assert parts == ["train"]
 
 
-def test_both_data_sets_must_have_the_same_categories(own_data, drawn, tmp_path):
-    content = json.loads((drawn / "instances.json").read_text())
+def test_training_and_evaluation_data_must_have_the_same_categories(
+    own_data, synthetic_dataset, tmp_path
+):
+    content = json.loads((synthetic_dataset / "instances.json").read_text())
     content["categories"][0]["name"] = "egg"
     other = tmp_path / "other.json"
     other.write_text(json.dumps(content))
-    own_data.data.eval.update(annotations=str(other), images=str(drawn / "images"))
+    own_data.data.eval.update(annotations=str(other), images=str(synthetic_dataset / "images"))
     with pytest.raises(ValueError, match=r"ellipse.*other\.json.*egg.*same ids and names"):
         input_pipeline.open_sources(own_data, tmp_path)
 
@@ -184,15 +207,33 @@ def test_plans_have_the_numbers_of_the_config(config):
     sizes = np.array([[480, 640]] * 5 + [[640, 480]] * 2)
     config.data.update(batch_size=2, short_sides=(400, 800), scale_jitter=(0.5, 1.0))
 
-    class Pictures:
-        pass
-
-    source = Pictures()
-    source.sizes = sizes
-    plan = input_pipeline.train_plan(config, source)
+    plan = input_pipeline.train_plan(config, types.SimpleNamespace(sizes=sizes))
     assert plan.steps_per_epoch == 4
     assert len({tuple(plan.batch(step).resized[0].tolist()) for step in range(12)}) > 4
     evaluation = input_pipeline.eval_plan(config, sizes, batch_size=3)
     assert evaluation.num_batches == 3
     assert evaluation.batch(0).bucket in {(800, 1088), (1088, 800)}
     assert sorted(evaluation.batch(0).resized[0].tolist()) == [800, 1067]
+
+
+def test_an_unknown_evaluation_shape_is_named(config):
+    config.data.eval_shapes = "square"
+    with pytest.raises(ValueError, match=r"data\.eval_shapes='square' must be one of buckets, own"):
+        input_pipeline.eval_plan(config, np.array([[480, 640]]), batch_size=1)
+
+
+def test_opening_a_dataset_imports_neither_flax_nor_the_network(synthetic_dataset, tmp_path):
+    code = f"""
+import pathlib, sys
+from retinanet_jax import input_pipeline
+from retinanet_jax.config import default_config
+config, folder = default_config(), {str(synthetic_dataset)!r}
+config.data.train.update(annotations=folder + "/instances.json", images=folder + "/images")
+source = input_pipeline.open_training(config, pathlib.Path({str(tmp_path)!r}))
+input_pipeline.train_plan(config, source).batch(0)
+print(len(source))
+unexpected = ("flax", "retinanet_jax.models", "retinanet_jax.modeling", "tensorflow")
+print([name for name in sys.modules if name.startswith(unexpected)])
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.stdout.splitlines() == ["20", "[]"], process.stderr
