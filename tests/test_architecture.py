@@ -1,14 +1,33 @@
-"""The architecture is a test: who may import whom."""
+"""The architecture is a test: which module may import which, and when."""
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "retinanet_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-ISLANDS = ("core", "models", "data")
-LAZY = (
+# Each layer imports from itself and from those before it; the packages of the first layer do not
+# import each other, except for the helpers in utils.
+LAYERS = (
+    ("utils", "core", "models", "data"),
+    ("config",),
+    (
+        "modeling",
+        "input_pipeline",
+        "weights",
+        "checkpoint",
+        "sharding",
+        "compilation",
+        "visualize",
+    ),
+    ("training", "evaluation", "detector", "data_report", "export"),
+    ("cli", "main", "__main__"),
+)
+LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+HEAVY = (
     "tensorflow",
     "tensorflow_datasets",
     "array_record",
@@ -30,21 +49,22 @@ CORE_MAY_IMPORT = (
     "retinanet_jax.core",
     "typing",
 )
+COMMANDS_ONLY = ("absl.app", "absl.flags", "ml_collections.config_flags", "argparse")
 
 
-def is_for_types_alone(node):
+def is_for_types_only(node):
     return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
 
 
 def imported(tree, *, inside_functions):
-    """The modules that a syntax tree imports when it runs; `from a import b` counts as a.b."""
+    """Yield the modules that a syntax tree imports when it runs; `from a import b` is a.b."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"a relative import in line {node.lineno}"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif is_for_types_alone(node):
+        elif is_for_types_only(node):
             continue
         elif inside_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield from imported(node, inside_functions=inside_functions)
@@ -54,24 +74,114 @@ def is_within(name, packages):
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
+def part_of(path):
+    """Return the entry of the package that a file is or lies in: "core", "detector"."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def own_imports(path):
+    """Return the entries of the package that a file imports."""
+    names = imported(ast.parse(path.read_text()), inside_functions=True)
+    parts = [name.split(".") for name in names if name.startswith("retinanet_jax.")]
+    return {part[1] for part in parts if part[1] in LAYER_OF}
+
+
+def test_every_entry_of_the_package_has_a_layer():
+    entries = {path.stem for path in PACKAGE.iterdir() if not path.name.startswith("__pycache")}
+    assert entries - {"py", "__init__"} == set(LAYER_OF)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports(path):
     tree = ast.parse(path.read_text())
     everything = set(imported(tree, inside_functions=True))
     at_import = set(imported(tree, inside_functions=False))
-    island = path.relative_to(PACKAGE).parts[0]
+    part = part_of(path)
 
-    assert not [name for name in at_import if is_within(name, LAZY)]
-    if island in ISLANDS:
-        others = [f"retinanet_jax.{other}" for other in ISLANDS if other != island]
-        assert not [name for name in everything if is_within(name, others)]
-    if island == "core":
+    assert not [name for name in at_import if is_within(name, HEAVY)]
+    if part == "core":
         assert not [name for name in everything if not is_within(name, CORE_MAY_IMPORT)]
-    if island == "data":
+    if part == "data":
         assert not [name for name in everything if is_within(name, ["jax", "flax"])]
+    if part != "__init__":
+        layer = LAYER_OF[part]
+        assert not [name for name in own_imports(path) if LAYER_OF[name] > layer]
+        if layer == 0:
+            assert own_imports(path) <= {part, "utils"}
+    if part not in LAYERS[-1]:
+        assert not [name for name in everything if is_within(name, COMMANDS_ONLY)]
 
 
-def test_the_imports_are_found():
+def module_name(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    names = {module_name(path): path for path in FILES}
+    graph = {}
+    for name, path in names.items():
+        used = imported(ast.parse(path.read_text()), inside_functions=True)
+        # `from package import module` imports the module, `from module import name` its module.
+        modules = {use if use in names else use.rpartition(".")[0] for use in used}
+        graph[name] = (modules & set(names)) - {name, "retinanet_jax"}
+    del graph["retinanet_jax"]  # it imports its public names when they are used
+    while graph:
+        leaves = [name for name, imports in graph.items() if not imports & set(graph)]
+        assert leaves, f"these import each other in a circle: {sorted(graph)}"
+        for name in leaves:
+            del graph[name]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_has_the_name_of_a_standard_one(path):
+    """Python started in the module's folder would import it in the other's place."""
+    assert path.stem not in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_fits_in_350_lines(path):
+    assert len(path.read_text().splitlines()) <= 350
+
+
+# Functions that may be long: core's, with their documentation, the config's and the training loop.
+LONG = {"config.py": {"default_config"}, "training/loop.py": {"train"}}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_function_fits_on_a_screen(path):
+    name = str(path.relative_to(PACKAGE))
+    if part_of(path) == "core":
+        return
+    long = {
+        node.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 50
+    }
+    assert long <= LONG.get(name, set())
+
+
+def modules_after(code):
+    """Return the names of the modules that a fresh process has after it ran `code`."""
+    command = [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import retinanet_jax", ["jax", "numpy", "retinanet_jax.detector"]),
+        ("import retinanet_jax.core", ["flax", "ml_collections", "retinanet_jax.data"]),
+        ("import retinanet_jax.input_pipeline", ["flax", "orbax", "retinanet_jax.models"]),
+        ("import retinanet_jax.detector", ["tensorflow", "pycocotools", "matplotlib"]),
+    ],
+)
+def test_an_import_loads_no_more_than_it_needs(code, absent):
+    assert not set(absent) & set(modules_after(code))
+
+
+def test_the_imports_are_read():
     source = (
         "import a.b\nfrom c import d\ndef f():\n    import e\nif 1:\n    import g\n"
         "if TYPE_CHECKING:\n    import h"

@@ -48,7 +48,7 @@ def config_file(tmp_path):
             "config.optimizer.learning_rate? config.optimizer has clip_norm, drop_factor, drops, "
             "learning_rate, momentum, name,",
         ),
-        ("--config.optimiser.learning_rate=0.1", "did you mean config.optimizer.learning_rate?"),
+        ("--config.optimiser.lr=1", "config.optimizer."),  # codespell:ignore
         ("--config.total_step=7", "did you mean config.total_steps?"),
         ("--config.total_steps=many", "total_steps"),
         (
