@@ -1,6 +1,7 @@
 """Detections of image files, written to a folder as JSON, as CSV and drawn on the images."""
 
 import csv
+import functools
 import io
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -57,33 +58,42 @@ def predict_files(
     """
     outcomes = detector.batch_with_errors(image_paths, batch_size)
     output.mkdir(parents=True, exist_ok=True)
-
-    def draw(image: ImageOutcome) -> ImageOutcome:
-        if isinstance(image.outcome, Detections) and draw_threshold is not None:
-            write_jpeg(image.drawing_path, image.outcome.draw(draw_threshold))
-        return image
-
+    images = map(ImageOutcome, image_paths, outcomes, drawing_paths(image_paths, output))
+    if draw_threshold is not None:  # in threads, while the device computes the next images
+        images = map_ahead(functools.partial(write_drawing, threshold=draw_threshold), images)
     results, rows, errors = [], [], []
     print_progress = make_progress("predicting", len(image_paths))
-    # Drawn in threads, while the device computes the next images.
-    images = map(ImageOutcome, image_paths, outcomes, drawing_paths(image_paths, output))
-    for image_id, (path, outcome, _) in enumerate(map_ahead(draw, images), 1):
+    for image_id, (path, outcome, _) in enumerate(images, 1):
         if isinstance(outcome, ValueError):
             errors.append(str(outcome))
         else:
-            name = str(path)
-            results += [{**result, "file_name": name} for result in outcome.to_coco(image_id)]
-            rows += [(name, d.class_name, d.category_id, d.score, *d.box) for d in outcome]
+            results += [{**result, "file_name": str(path)} for result in outcome.to_coco(image_id)]
+            rows += [(path, d.class_name, d.category_id, d.score, *d.box) for d in outcome]
         print_progress(image_id)
     write_json(output / "detections.json", results)
     if table:
         write_csv(output / "detections.csv", rows)
-    summary = f"{len(results)} detections in {len(image_paths) - len(errors)} images"
-    if draw_threshold is not None:
-        num_confident = sum(result["score"] >= draw_threshold for result in results)
-        summary += f" ({num_confident} with a score of {draw_threshold:g} or more are drawn)"
-    print(f"{summary}: {output / 'detections.json'}")
+    num_images = len(image_paths) - len(errors)
+    print(f"{summary(results, num_images, draw_threshold)}: {output / 'detections.json'}")
     return errors
+
+
+def summary(
+    results: Sequence[dict[str, Any]], num_images: int, draw_threshold: float | None
+) -> str:
+    """Return how many detections there are in the images, and how many of them are drawn."""
+    counts = f"{len(results)} detections in {num_images} images"
+    if draw_threshold is None:
+        return counts
+    num_confident = sum(result["score"] >= draw_threshold for result in results)
+    return f"{counts} ({num_confident} with a score of {draw_threshold:g} or more are drawn)"
+
+
+def write_drawing(image: ImageOutcome, threshold: float) -> ImageOutcome:
+    """Write the drawing of an image, unless the image could not be read, and return `image`."""
+    if isinstance(image.outcome, Detections):
+        write_jpeg(image.drawing_path, image.outcome.draw(threshold))
+    return image
 
 
 def drawing_paths(image_paths: Sequence[pathlib.Path], output: pathlib.Path) -> list[pathlib.Path]:
