@@ -1,4 +1,4 @@
-"""The benchmark's laws, and the compiled cost of what it measures: what must not grow unnoticed."""
+"""The benchmark's laws, and the compiled cost of what it measures, which must not grow."""
 
 import json
 import os
@@ -10,15 +10,18 @@ import sys
 import jax
 import pytest
 
+from scripts.benchmark import __main__ as command
+from scripts.benchmark import processes, rows, timing, workloads
+
 ROOT = pathlib.Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "benchmark.py"
+PROGRAM = ROOT / "scripts" / "benchmark"
 CACHE = ROOT / ".cache" / "runs"  # of programs compiled by earlier runs of the suite
 
-# FLOPs as convolutions are written for a CPU, and bytes moved and held (arguments, results,
-# temporaries) as compiled for it; R50-FPN, 80 classes, batch 1, float32. A change that makes one
-# smaller lowers its bound; one that must make it larger says why. The assertion tells the new
-# numbers; jax 0.10.2 gave these.
-COSTS: dict[tuple[str, int], dict[str, float]] = {  # by name and side of the picture
+# FLOPs of the program as written for a CPU; the bytes that it moves and the memory that it takes
+# (arguments, results, temporaries) as compiled for a CPU. R50-FPN, 80 classes, batch 1, float32. A change that
+# reduces one lowers its bound; one that must increase it gives the reason. The assertion prints the
+# new numbers; these are of jax 0.10.2.
+COSTS: dict[tuple[str, int], dict[str, float]] = {  # by name and side of the image
     ("forward", 512): {"flops": 6.178e10},
     ("training step", 512): {"flops": 1.684e11},
     ("matching", 256): {"flops": 9.207e5, "bytes": 2.265e6, "memory": 4.443e5},
@@ -28,43 +31,39 @@ COSTS: dict[tuple[str, int], dict[str, float]] = {  # by name and side of the pi
 SLACK = 1.1  # another jax fuses a little differently
 
 
-@pytest.fixture(scope="module")
-def benchmark(load_script):
-    return load_script(SCRIPT)
-
-
-def test_both_take_turns(benchmark, monkeypatch):
+def test_functions_are_timed_alternately(monkeypatch):
     clock = iter([0.0, 1.0, 10.0, 14.0, 20.0, 23.0, 30.0, 34.0])
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     order = []
-    runs = {name: lambda name=name: order.append(name) for name in ("ours", "theirs")}
-    assert benchmark.race(runs, 2) == {"ours": [1.0, 3.0], "theirs": [4.0, 4.0]}
-    assert order == ["ours", "theirs", "ours", "theirs"]
+    runs = {name: lambda name=name: order.append(name) for name in ("ours", "reference")}
+    seconds = timing.time_interleaved(runs, 2)
+    assert seconds == {"ours": [1.0, 3.0], "reference": [4.0, 4.0]}
+    assert order == ["ours", "reference", "ours", "reference"]
 
 
-def test_ratios_are_those_of_the_rounds(benchmark):
+def test_ratios_are_those_of_the_rounds():
     """The machine was ten times slower in the last round, which changes no ratio."""
-    assert benchmark.median_ratio([1, 2, 30], [2, 4, 60]) == 0.5
+    assert timing.median_ratio([1, 2, 30], [2, 4, 60]) == 0.5
     # 1/2, 3 and 4; that of the medians would be 2.
-    assert benchmark.median_ratio([1, 12, 4], [2, 4, 1]) == 3.0
+    assert timing.median_ratio([1, 12, 4], [2, 4, 1]) == 3.0
 
 
-def test_figures_by_hand(benchmark):
-    setting = benchmark.Setting((64, 96), 8, "bfloat16")
-    most = benchmark.Ceilings({"float32": 1.0, "bfloat16": 100.0}, 1000.0)
-    seconds = {"ours": [9.0, 2.0, 2.0], "theirs": [9.0, 8.0, 4.0]}
-    assert benchmark.figures(seconds, setting, 80.0, 500.0, most) == {
+def test_figures_by_hand():
+    setting = workloads.Setting((64, 96), 8, "bfloat16")
+    ceilings = timing.Ceilings({"float32": 1.0, "bfloat16": 100.0}, 1000.0)
+    seconds = {"ours": [9.0, 2.0, 2.0], "reference": [9.0, 8.0, 4.0]}
+    assert rows.derived_figures(seconds, setting, 80.0, 500.0, ceilings) == {
         "seconds": 2.0,
         "images_per_second": 4.0,
         "flops_per_second": 40.0,
-        "share_of_matmul": 0.4,
+        "fraction_of_matmul": 0.4,
         "bytes_per_second": 250.0,
-        "share_of_copy": 0.25,
-        "their_seconds": 8.0,
+        "fraction_of_copy": 0.25,
+        "reference_seconds": 8.0,
         "ratio": 0.5,
     }
-    alone = benchmark.figures({"ours": [2.0]}, setting, 80.0, 500.0, most)
-    assert alone["their_seconds"] is alone["ratio"] is None
+    without = rows.derived_figures({"ours": [2.0]}, setting, 80.0, 500.0, ceilings)
+    assert without["reference_seconds"] is without["ratio"] is None
 
 
 @pytest.mark.parametrize(
@@ -80,56 +79,58 @@ def test_figures_by_hand(benchmark):
         (lambda batch: 10 + (4 if batch < 3 else 3.9) * batch, 100, 23),
     ],
 )
-def test_the_largest_batch_is_found_by_few_compilations(benchmark, memory, limit, batch):
-    asked = []
-    found = benchmark.largest_batch(lambda n: asked.append(n) or memory(n), limit)
-    assert found == batch
-    assert len(asked) == len(set(asked)) <= 5
+def test_the_largest_batch_takes_few_compilations(memory, limit, batch):
+    compiled = []
+    largest = processes.largest_batch(lambda n: compiled.append(n) or memory(n), limit)
+    assert largest == batch
+    assert len(compiled) == len(set(compiled)) <= 5
 
 
-def test_rows_are_planned(benchmark):
-    settings = [benchmark.Setting((64, 64), 2, "float32")]
-    rows = benchmark.plan_rows(["inference", "train"], settings)
-    assert [(name, setting.batch) for name, _, setting in rows] == [
+def test_inference_is_also_planned_with_single_images():
+    settings = [workloads.Setting((64, 64), 2, "float32")]
+    planned = rows.plan_rows(["inference", "train"], settings)
+    assert [(name, setting.batch) for name, _, setting in planned] == [
         ("inference", 1),
         ("inference", 2),
         ("training step", 2),
     ]
-    one = benchmark.plan_rows(["inference"], [settings[0]._replace(batch=1)])
-    assert len(one) == 1
-    assert benchmark.plan_rows(["startup"], settings) == []
+    assert len(rows.plan_rows(["inference"], [settings[0]._replace(batch=1)])) == 1
+    assert rows.plan_rows(["startup"], settings) == []
 
 
-def test_the_batch_follows_size_and_device(benchmark):
+def test_the_batch_depends_on_size_and_device():
     sizes = [(256, 256), (512, 512), (512, 544)]
-    assert [benchmark.default_batch(size, "cpu") for size in sizes] == [2, 2, 1]
-    assert [benchmark.default_batch(size, "gpu") for size in sizes] == [64, 32, 16]
+    assert [command.default_batch(size, "cpu") for size in sizes] == [2, 2, 1]
+    assert [command.default_batch(size, "gpu") for size in sizes] == [64, 32, 16]
 
 
 @pytest.mark.parametrize(
-    ("argument", "told"),
+    ("argument", "message"),
     [
         ("--sizes=256x256,800x1333", "size '800x1333' must be HEIGHTxWIDTH, multiples of 32"),
         ("--sizes=256", "size '256' must be"),
-        ("--what=forward,backward", "--what='backward' must be one of train, inference, forward"),
-        ("--dtypes=float16", "--dtypes='float16' must be one of float32, bfloat16"),
+        (
+            "--what=forward,backward",
+            "argument --what: 'backward' must be one of train, inference, forward",
+        ),
+        ("--dtypes=float16", "argument --dtypes: 'float16' must be one of float32, bfloat16"),
     ],
 )
-def test_a_mistake_is_told(benchmark, argument, told):
-    with pytest.raises(ValueError, match=told) as raised:
-        benchmark.parse_arguments([argument])
+def test_an_invalid_argument_is_reported(argument, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        command.parse_arguments([argument])
     assert "\n" not in str(raised.value)
 
 
-def test_columns_stand_under_their_titles(benchmark):
-    columns = (*benchmark.COLUMNS, *benchmark.PEER_COLUMNS)
-    row = {field: 1.5 for _, field, _, _ in columns}
+def test_numbers_are_aligned_with_their_titles():
+    columns = (*rows.COLUMNS, *rows.REFERENCE_COLUMNS)
+    row = {column.field: 1.5 for column in columns}
     row |= {"name": "NMS", "size": (800, 1344), "batch": 16, "dtype": "bfloat16"}
-    row |= {"their_variant": "", "ratio": None}
-    head = benchmark.table_head(columns)
+    row |= {"reference_variant": "", "ratio": None}
+    head = rows.table_head(columns)
     for line in (
-        benchmark.table_line(row, columns),
-        benchmark.table_line({**row, "ratio": 0.5}, columns),
+        rows.table_line(row, columns),
+        rows.table_line({**row, "ratio": 0.5}, columns),
     ):
         assert len(line) == len(head)
         for title, text in (("ms", "1500.00"), ("of copy", "150%"), ("batch", "16")):
@@ -137,46 +138,47 @@ def test_columns_stand_under_their_titles(benchmark):
             assert line[:end].endswith(text)
 
 
-def test_seconds_until_a_line(benchmark, tmp_path, monkeypatch):
+def test_seconds_until_a_line(tmp_path, monkeypatch):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho other; sleep .1; echo step 1/1 done; sleep .2\n")
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(benchmark.sys, "executable", str(python))
-    assert 0.1 < benchmark.seconds_to_line("step 1/", "main", [], tmp_path) < 0.3
+    monkeypatch.setattr(processes.sys, "executable", str(python))
+    assert 0.1 < processes.seconds_to_line("step 1/", ["retinanet_jax.main"], tmp_path) < 0.3
     with pytest.raises(ValueError, match="ended with status 0; run it"):
-        benchmark.seconds_to_line("step 2/", "main", [], tmp_path)
+        processes.seconds_to_line("step 2/", ["retinanet_jax.main"], tmp_path)
 
 
-def cost(benchmark, name: str, side: int) -> dict[str, float]:
-    makers = {name: make for group in benchmark.GROUPS.values() for name, make in group.items()}
-    work = benchmark.make_work(benchmark.Setting((side, side), 1, "float32"), "resnet50", "")
-    call = makers[name](work)
+def cost(name: str, side: int) -> dict[str, float]:
+    makers = {name: make for group in workloads.GROUPS.values() for name, make in group.items()}
+    workload = workloads.make_workload(workloads.Setting((side, side), 1, "float32"))
+    call = makers[name](workload)
     if name in ("training step", "forward"):  # compiling would take half a minute
-        return {"flops": benchmark.count_flops(call)}
-    _, facts = benchmark.build(call)
+        return {"flops": timing.count_flops(call)}
+    _, facts = timing.compile_call(call)
     compiled = {key: facts[key] for key in ("bytes", "memory")}
-    return {"flops": benchmark.count_flops(call), **compiled}
+    return {"flops": timing.count_flops(call), **compiled}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "side"), list(COSTS))
-def test_costs_do_not_grow(benchmark, name, side):
-    measured, bounds = cost(benchmark, name, side), COSTS[name, side]
+def test_costs_do_not_grow(name, side):
+    measured, bounds = cost(name, side), COSTS[name, side]
     assert measured.keys() == bounds.keys()
     assert all(measured[key] <= SLACK * bounds[key] for key in bounds), measured
-    # Much less is good news to write down, or work that is not counted any more.
+    # Much less is an improvement to record, or work that is no longer counted.
     assert all(measured[key] >= bounds[key] / SLACK for key in bounds), measured
 
 
 @pytest.mark.slow
-def test_parts_make_up_the_forward_pass(benchmark):
-    """By their FLOPs: a module's name that changed would leave a part empty or make it all."""
-    work = benchmark.make_work(benchmark.Setting((64, 64), 1, "float32"), "resnet18", "")
+def test_the_parts_add_up_to_the_forward_pass():
+    """By their FLOPs: if a module's name changed, a part would be empty or the whole."""
+    setting = workloads.Setting((64, 64), 1, "float32", backbone="resnet18")
+    workload = workloads.make_workload(setting)
     whole, *parts = (
-        benchmark.count_flops(make(work))
+        timing.count_flops(make(workload))
         for make in (
-            benchmark.network,
-            *(benchmark.GROUPS["parts"][name] for name in ("backbone", "FPN", "heads")),
+            workloads.network,
+            *(workloads.GROUPS["parts"][name] for name in ("backbone", "FPN", "heads")),
         )
     )
     assert min(parts) > 0.01 * whole
@@ -184,12 +186,12 @@ def test_parts_make_up_the_forward_pass(benchmark):
 
 
 @pytest.mark.slow
-def test_it_runs_and_writes_its_figures(benchmark, tmp_path):
+def test_it_runs_and_writes_its_figures(tmp_path):
     """Without torch, on what compiles fastest."""
     arguments = ("--what=forward,inference", "--sizes=64x64", "--batch=1", "--backbone=resnet18")
     done = subprocess.run(
         [
-            *(sys.executable, SCRIPT, *arguments),
+            *(sys.executable, PROGRAM, *arguments),
             *("--cached", "--repeat=2", f"--json={tmp_path / 'b.json'}"),
         ],
         env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(CACHE)},
@@ -203,17 +205,17 @@ def test_it_runs_and_writes_its_figures(benchmark, tmp_path):
     assert set(record["ceilings"][0]["flops"]) == {"float32"}
     assert [row["name"] for row in record["rows"]] == ["forward", "inference"]
     for row in record["rows"]:
-        assert {field for _, field, _, _ in benchmark.COLUMNS} <= set(row)
+        assert {column.field for column in rows.COLUMNS} <= set(row)
         assert len(row["rounds"]["ours"]) == 2
         assert row["seconds"] > 0
-        assert row["share_of_matmul"] > 0
+        assert row["fraction_of_matmul"] > 0
     assert record["rows"][1]["flops"] > record["rows"][0]["flops"]
     assert len(done.stdout.splitlines()) == 3 + 2
     assert "[2/2] inference" in done.stderr
 
 
-def test_it_tells_a_mistake_in_one_line():
-    done = subprocess.run([sys.executable, SCRIPT, "--sizes=1"], capture_output=True, text=True)
+def test_an_invalid_argument_ends_it_with_one_line():
+    done = subprocess.run([sys.executable, PROGRAM, "--sizes=1"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: size '1' must be")
+    assert done.stderr.startswith("error: argument --sizes: size '1' must be")
     assert done.stderr.count("\n") == 1
