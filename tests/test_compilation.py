@@ -1,4 +1,4 @@
-"""CompiledByShape for several shapes of picture: the jitted function's results, compiled beforehand."""
+"""CompiledByShape: the jitted function's results, compiled before the batches arrive."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ def batch_of(height, width):
 
 
 class Traced:
-    """A step that remembers the shapes it was compiled for."""
+    """A step that records the image shapes it was compiled for."""
 
     def __init__(self):
         self.shapes = []
@@ -37,25 +37,25 @@ def compiler():
         yield compiler
 
 
-def test_each_shape_is_compiled_once_and_the_results_are_the_functions_own(compiler, capsys):
+def test_each_shape_is_compiled_once_and_the_results_are_those_of_the_function(compiler, capsys):
     traced = Traced()
     programs = compilation.CompiledByShape("adding", traced.jitted, compiler)
     state, expected = jnp.zeros(4), 0
     prepared = [batch_of(8, 16), batch_of(16, 8)]
     programs.prepare(state, prepared)
-    for height, width in ((16, 8), (8, 16), (16, 8), (32, 32)):  # the last was not announced
+    for height, width in ((16, 8), (8, 16), (16, 8), (32, 32)):  # the last was not prepared
         before, state = state, programs(state, batch_of(height, width))
-        assert before.is_deleted()  # donated, as the jitted function says
+        assert before.is_deleted()  # donated, as the jitted function specifies
         expected += 2 * height * width * 3 * 7 * 2
         assert state.tolist() == [expected] * 4
     assert sorted(traced.shapes) == [(8, 16), (16, 8), (32, 32)]
-    told = capsys.readouterr().out.splitlines()
-    assert told[0] == "compiling adding, shapes of pictures: 2"
-    assert sum("compiled adding" in line for line in told) == 3
-    assert "compiled adding 3/3: 32 x 32" in told[-1]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "compiling adding for image shapes: 2"
+    assert sum("compiled adding" in line for line in lines) == 3
+    assert "compiled adding 3/3: 32 x 32" in lines[-1]
 
 
-def test_what_is_wrong_with_the_function_is_told_where_it_is_called(compiler):
+def test_an_error_of_the_function_is_raised_where_it_is_called(compiler):
     def refuse(state, batch):
         raise ValueError("config.loss.box='l3' must be one of ...")
 
@@ -67,11 +67,11 @@ def test_what_is_wrong_with_the_function_is_told_where_it_is_called(compiler):
 
 @pytest.mark.parametrize(("platform", "waits"), [("cpu", False), ("gpu", True)])
 def test_no_step_disturbs_an_accelerators_compiler(compiler, monkeypatch, platform, waits):
-    go_on = threading.Event()
+    may_finish = threading.Event()
 
     def step(state, batch):
         if batch.images.shape[1] == 16:
-            assert go_on.wait(60)
+            assert may_finish.wait(60)
         return state
 
     programs = compilation.CompiledByShape("waiting", jax.jit(step), compiler)
@@ -81,11 +81,11 @@ def test_no_step_disturbs_an_accelerators_compiler(compiler, monkeypatch, platfo
     stepped.start()
     stepped.join(0.5 if waits else 30)
     assert stepped.is_alive() == waits
-    go_on.set()
+    may_finish.set()
     stepped.join()
 
 
-def test_a_run_that_ends_leaves_what_was_not_begun(monkeypatch):
+def test_a_run_that_ends_cancels_compilations_that_have_not_begun(monkeypatch):
     monkeypatch.setattr(compilation, "MAX_THREADS", 1)
     traced = Traced()
     with compilation.start_compiler() as compiler:
@@ -96,8 +96,8 @@ def test_a_run_that_ends_leaves_what_was_not_begun(monkeypatch):
 
 
 @pytest.mark.parametrize("resize", ["bilinear", "bilinear_float"])
-def test_the_shapes_are_those_of_the_batches_that_come(toy_config, drawn, resize):
-    """Types too; in order of appearance; only those that a run uses."""
+def test_the_prepared_shapes_are_those_of_the_batches(toy_config, synthetic_dataset, resize):
+    """With their types, in order of appearance, and only those that a run uses."""
     toy_config.data.update(
         batch_size=4,
         eval_batch_size=4,
@@ -107,25 +107,25 @@ def test_the_shapes_are_those_of_the_batches_that_come(toy_config, drawn, resize
         resize=resize,
         loader="numpy",
     )
-    source = CocoSource(drawn / "instances.json", drawn / "images")
+    source = CocoSource(synthetic_dataset / "instances.json", synthetic_dataset / "images")
 
     def shapes(batch):
         return jax.tree.map(lambda x: (x.shape, x.dtype), batch)
 
-    for plan, num_steps, distinct in (
+    for plan, num_steps, num_shapes in (
         (input_pipeline.train_plan(toy_config, source), 5, 2),
         (input_pipeline.eval_plan(toy_config, source.sizes, batch_size=4), 5, 1),
     ):
         steps = range(num_steps)
-        come = [shapes(b) for b in input_pipeline.host_batches(toy_config, source, plan, steps)]
-        expected = [shapes(b) for b in batch_shapes(source, plan, steps)]
-        assert expected == list(dict.fromkeys(come))
-        assert len(expected) == distinct
+        batches = [shapes(b) for b in input_pipeline.host_batches(toy_config, source, plan, steps)]
+        prepared = [shapes(b) for b in batch_shapes(source, plan, steps)]
+        assert prepared == list(dict.fromkeys(batches))
+        assert len(prepared) == num_shapes
 
 
 @pytest.fixture
 def user_folder(monkeypatch, tmp_path):
-    """Where the user's caches are; jax's setting is restored afterwards."""
+    """The folder of the user's caches; jax's setting is restored afterwards."""
     before = jax.config.jax_compilation_cache_dir
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)

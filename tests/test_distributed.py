@@ -1,4 +1,4 @@
-"""Many hosts: two processes train and evaluate as one process does on as many devices."""
+"""Several hosts: two processes train and evaluate like one with as many devices."""
 
 import json
 import pathlib
@@ -31,7 +31,7 @@ resnet.ARCHITECTURES["toy"] = {{"stage_sizes": (1, 1, 1, 1), "bottleneck": False
 
 
 def run(program, workdir: pathlib.Path, *arguments: str, processes: int) -> list[str]:
-    """Two devices, shared by the processes; what each process prints."""
+    """Run the processes with two devices in total; return what each of them prints."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -52,72 +52,73 @@ def run(program, workdir: pathlib.Path, *arguments: str, processes: int) -> list
                     preamble=PREAMBLE.format(devices=2 // processes),
                 )
             )
-        told = [process.communicate(timeout=1200) for process in started]
+        outputs = [process.communicate(timeout=1200) for process in started]
     finally:
         for process in started:
             process.kill()
-    for process, (_, stderr) in zip(started, told, strict=True):
+    for process, (_, stderr) in zip(started, outputs, strict=True):
         assert process.returncode == 0, stderr
-    # The collectives' library has a line of its own.
-    return [re.sub(r"\[Gloo\].*\n", "", stdout) for stdout, _ in told]
+    # The library of the collectives prints a line of its own.
+    return [re.sub(r"\[Gloo\].*\n", "", stdout) for stdout, _ in outputs]
 
 
 def read(path: pathlib.Path):
     return json.loads(path.read_text())
 
 
-def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
-    """To float32's rounding: the hosts' sums are added by another library."""
-    lines, others = (
+def assert_same_run(first: pathlib.Path, second: pathlib.Path) -> None:
+    """Up to float32's rounding: another library adds the sums of the hosts."""
+    first_lines, second_lines = (
         [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        for workdir in (one, other)
+        for workdir in (first, second)
     )
-    assert [line["step"] for line in lines] == [1, 2]
-    for line, its_other in zip(lines, others, strict=True):
+    assert [line["step"] for line in first_lines] == [1, 2]
+    for line, other in zip(first_lines, second_lines, strict=True):
         for name in set(line) - {"images_per_second", "data_wait"}:
-            assert line[name] == pytest.approx(its_other[name], rel=1e-5), name
-    found, found_too = (
+            assert line[name] == pytest.approx(other[name], rel=1e-5), name
+    first_scores, second_scores = (
         sorted((d["image_id"], d["score"]) for d in read(workdir / "eval/2_detections.json"))
-        for workdir in (one, other)
+        for workdir in (first, second)
     )
-    assert len({image_id for image_id, _ in found}) == 8
-    np.testing.assert_allclose(found, found_too, rtol=1e-4)
-    metrics, its_other = (read(workdir / "eval/2.json") for workdir in (one, other))
-    assert metrics["AP"] == pytest.approx(its_other["AP"], abs=1e-3)
-    assert metrics["AR100"] == pytest.approx(its_other["AR100"], abs=1e-2)
+    assert len({image_id for image_id, _ in first_scores}) == 8
+    np.testing.assert_allclose(first_scores, second_scores, rtol=1e-4)
+    metrics, other = (read(workdir / "eval/2.json") for workdir in (first, second))
+    assert metrics["AP"] == pytest.approx(other["AP"], abs=1e-3)
+    assert metrics["AR100"] == pytest.approx(other["AR100"], abs=1e-2)
 
 
 @pytest.mark.slow
-def test_two_processes_are_as_good_as_one(program, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    for workdir in (one, two):
+def test_two_processes_train_like_one(program, tmp_path):
+    single, double = tmp_path / "single", tmp_path / "double"
+    for workdir in (single, double):
         workdir.mkdir()
-        program.share_compiled(workdir)
-    (said,) = run(program, one, processes=1)
-    first, second = run(program, two, processes=2)
-    assert "2 x 1 devices" in said
+        program.use_shared_cache(workdir)
+    (printed,) = run(program, single, processes=1)
+    first, second = run(program, double, processes=2)
+    assert "2 x 1 devices" in printed
     assert "2 x 1 devices" in first
     assert "step 2/2" in first
     assert first.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all") == 1
-    assert second == ""  # the first one speaks for both
-    assert_same_run(two, one)
-    assert len(list((two / "tensorboard").iterdir())) == 1
+    assert second == ""  # only the first host prints
+    assert_same_run(double, single)
+    assert len(list((double / "tensorboard").iterdir())) == 1
 
-    # CheckpointManager are whole, and can be read by a single process of other devices.
-    assert sorted(p.name for p in (two / "checkpoints").iterdir()) == ["1", "2"]
+    # The checkpoints are complete, and a single process with other devices can read them.
+    assert sorted(p.name for p in (double / "checkpoints").iterdir()) == ["1", "2"]
     for step in (1, 2):
-        ours, theirs = (
-            checkpoint.load(workdir / f"checkpoints/{step}").variables for workdir in (two, one)
+        of_double, of_single = (
+            checkpoint.load(workdir / f"checkpoints/{step}").variables
+            for workdir in (double, single)
         )
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, theirs)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), of_double, of_single)
 
-    # Both go on from the same one, and evaluate it.
-    (two / "checkpoints/2").rename(tmp_path / "away")
-    first, _ = run(program, two, processes=2)
+    # Both processes resume from the same checkpoint, and evaluate it.
+    (double / "checkpoints/2").rename(tmp_path / "away")
+    first, _ = run(program, double, processes=2)
     assert "steps 1 to 2" in first
-    assert_same_run(two, one)
-    before = read(two / "eval/2.json")
-    first, second = run(program, two, "--mode=evaluate", processes=2)
+    assert_same_run(double, single)
+    before = read(double / "eval/2.json")
+    first, second = run(program, double, "--mode=evaluate", processes=2)
     assert "Average Precision" in first
     assert second == ""
-    assert read(two / "eval/2.json") == before
+    assert read(double / "eval/2.json") == before

@@ -1,4 +1,4 @@
-"""The mesh: its checks, and a step that is the same however it is shared."""
+"""The mesh: its checks, and one step with equal results on any number of devices."""
 
 import types
 
@@ -30,18 +30,23 @@ def test_space_must_divide_the_devices(space):
         sharding.make_mesh(space)
 
 
-@pytest.mark.parametrize(("hosts", "own"), [(2, 1), (2, 3), (4, 1)])
-def test_a_picture_is_shared_within_a_host(hosts, own):
-    """Two hosts' pictures would become one, the one above the other."""
-    devices = [types.SimpleNamespace(process_index=i // own) for i in range(hosts * own)]
-    with pytest.raises(ValueError, match=rf"space=2 must divide .* host \({own}\); try space=1"):
+@pytest.mark.parametrize(("num_hosts", "num_local"), [(2, 1), (2, 3), (4, 1)])
+def test_an_image_is_split_only_within_a_host(num_hosts, num_local):
+    """Otherwise the images of two hosts would become one, stacked vertically."""
+    devices = [
+        types.SimpleNamespace(process_index=i // num_local) for i in range(num_hosts * num_local)
+    ]
+    message = rf"space=2 must divide .* host \({num_local}\); try space=1"
+    with pytest.raises(ValueError, match=message):
         sharding.make_mesh(2, devices=devices)
 
 
-def test_a_batch_must_be_shared_evenly():
+def test_a_batch_must_be_split_evenly():
     mesh = sharding.make_mesh(2)
     sharding.check_batch_size("data.batch_size", 8, mesh)
-    with pytest.raises(ValueError, match="data.batch_size=6 must be a multiple of the 4 .* try 8"):
+    with pytest.raises(
+        ValueError, match=r"data\.batch_size=6 must be a multiple of the 4 .* try 8"
+    ):
         sharding.check_batch_size("data.batch_size", 6, mesh)
 
 
@@ -49,22 +54,22 @@ def test_every_device_needs_a_row_of_every_level():
     mesh = sharding.make_mesh(4)
     sharding.check_heights(((512, 64), (800, 64)), 7, mesh)  # 4 rows, and 7 as 2 + 2 + 2 + 1
     sharding.check_heights(((64, 64),), 7, sharding.make_mesh(1))
-    told = r"space=4 .* height 128: level 7 has 1 rows .* try space=1, or .* at least 512 rows"
-    with pytest.raises(ValueError, match=told):
+    message = r"space=4 .* height 128: level 7 has 1 rows.* try space=1, or .* at least 512\."
+    with pytest.raises(ValueError, match=message):
         sharding.check_heights(((800, 64), (128, 64)), 7, mesh)
     with pytest.raises(ValueError, match="has 5 rows"):  # 2 + 2 + 1 + 0
         sharding.check_heights(((640, 64),), 7, mesh)
 
 
-def test_pictures_must_be_cut_evenly():
+def test_images_must_be_split_evenly():
     mesh = sharding.make_mesh(3, devices=jax.devices()[:6])
     sharding.check_heights(((960, 64), (1344, 64)), 7, mesh)
-    with pytest.raises(ValueError, match="space=3 .* height 1024 evenly; .* multiples of 3"):
+    with pytest.raises(ValueError, match=r"space=3 .* height 1024 evenly; .* multiples of 3"):
         sharding.check_heights(((960, 64), (1024, 64)), 7, mesh)
 
 
 def make_batch() -> Batch:
-    """8 pictures, unlike in size, objects and crowds, of 4 rows on level 7; the last a filler."""
+    """8 different images with boxes and crowds, with 4 rows on level 7; the last is a filler."""
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 40, (8, 3, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(8, 60, (8, 3, 2))], axis=-1)
@@ -84,15 +89,15 @@ def make_batch() -> Batch:
     )
 
 
-def test_rows_lie_along_data_and_heights_along_space():
+def test_a_batch_is_split_over_data_and_heights_over_space():
     mesh = sharding.make_mesh(2)
     batch = make_batch()
-    placed = sharding.put_batch(batch, sharding.batch_shardings(mesh))
-    for name, host, device in zip(Batch._fields, batch, placed, strict=True):
+    global_batch = sharding.put_batch(batch, sharding.batch_shardings(mesh))
+    for name, host, device in zip(Batch._fields, batch, global_batch, strict=True):
         np.testing.assert_array_equal(device, host)
         assert device.sharding.spec == (P("data", "space") if name == "images" else P("data"))
-    assert placed.images.addressable_shards[0].data.shape == (2, 256, 64, 3)
-    assert placed.boxes.addressable_shards[0].data.shape == (2, 3, 4)
+    assert global_batch.images.addressable_shards[0].data.shape == (2, 256, 64, 3)
+    assert global_batch.boxes.addressable_shards[0].data.shape == (2, 3, 4)
 
 
 def floats_to_64(tree):
@@ -116,7 +121,7 @@ def double_step(toy_config):
             lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
         )
     rng = np.random.default_rng(1)
-    # Drawn here, for compiling the network's own initialisation takes longer than the step.
+    # Sampled here, because compiling the network's own initialization takes longer than the step.
     variables = jax.tree_util.tree_map_with_path(
         lambda path, x: (
             rng.uniform(0.5, 1.5, x.shape)
@@ -149,15 +154,15 @@ def double_step(toy_config):
 
 
 @pytest.mark.slow
-def test_a_step_on_8_devices_is_that_on_1(double_step):
+def test_a_step_on_8_devices_equals_one_on_1_device(double_step):
     """All parameters, statistics, moments and metrics, in float64, where no decision flips."""
     state, metrics = double_step(1, 1)
     assert metrics["num_foreground"] > 5
     assert metrics["gradient_norm"] > 1e-3
     assert {x.dtype for x in jax.tree.leaves((state.params, metrics["loss"]))} == {np.dtype(float)}
     for space in (1, 2, 4):
-        for one, shared in zip(
+        for single, split in zip(
             *map(jax.tree.leaves, ((state, metrics), double_step(8, space))), strict=True
         ):
-            assert shared.dtype == one.dtype
-            np.testing.assert_allclose(shared, one, rtol=1e-10, atol=1e-10)
+            assert split.dtype == single.dtype
+            np.testing.assert_allclose(split, single, rtol=1e-10, atol=1e-10)
