@@ -1,1 +1,1 @@
-"""The recipes: every number of a run lives in one of these files."""
+"""The configs: one file for each run, with every number that it sets."""

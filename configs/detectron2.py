@@ -9,14 +9,14 @@ AP:       37.4 (1x) and 38.7 (3x) on val2017 are detectron2's numbers (its model
 Hours:    not measured here. detectron2's 0.205 s a step on 8 V100 (its model zoo) are 5.1 for 1x
           and 15.4 for 3x.
 
-Against the paper: short sides of 640 to 800 pixels, L1, a moving count of foreground anchors as the
-divisor, anchors centred on their cell's corner and matched in the padding too, boxes clipped after
-NMS, Pillow's antialiased resizing.
+Unlike in the paper: short sides of 640 to 800 pixels, L1, losses divided by a moving average of the
+number of foreground anchors, anchors centered on their cell's corner and also matched in the
+padding, boxes clipped after NMS, and Pillow's antialiased resizing.
 
-Evaluation pads as detectron2 does and so compiles a program for every shape, 53 with sizes like
-COCO's; --config.data.eval_shapes=buckets does with eight. What stays different in training: a few
-shapes for the padding, pictures without objects are trained on, crowd regions are background rather
-than left out, biases have no weight decay. docs/presets.md has all.
+Evaluation pads as detectron2 does, and therefore compiles a program for every shape: 53 with sizes
+like COCO's; --config.data.eval_shapes=buckets compiles eight. Training differs from detectron2's in
+this: a few shapes for the padding, images without objects are trained on, crowd regions are
+background instead of being left out, biases have no weight decay. docs/presets.md has all details.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from retinanet_jax.configs import r50_fpn
 
 SHORT_SIDES = (640, 672, 704, 736, 768, 800)
-# Sides and forms both vary, so that eight shapes leave 14% padding on forms like COCO's.
+# Both sides and aspect ratios vary, so eight shapes have 14% padding with ratios like COCO's.
 BUCKETS = (
     (800, 800),
     (704, 1024),
@@ -37,7 +37,7 @@ BUCKETS = (
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg` is "1x" or "3x" or "tiny" or one with "tiny"; "" is "1x"."""
+    """Return the config; `arg` is "1x" (the default), "3x", "tiny", or one with "tiny"."""
     config = r50_fpn.get_config().unlock()
     start_from(config, "resnet50", "weights/R-50.pkl")
     config.data.update(short_sides=SHORT_SIDES, buckets=BUCKETS)
@@ -56,7 +56,7 @@ def make_3x(config: ConfigDict) -> None:
 
 
 def start_from(config: ConfigDict, backbone: str, path: str) -> None:
-    """Takes MSRA's ImageNet weights at `path`, and makes network and pixels as they want them."""
+    """Start from MSRA's ImageNet weights at `path`, with the network and pixels they require."""
     config.model.update(backbone=backbone, stride_in_1x1=True, norm_epsilon=1e-5)
     config.init.update(source="msra", path=path)
     config.input.update(order="bgr", mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0))

@@ -1,21 +1,22 @@
-"""Your own pictures in COCO format: an ImageNet ResNet-50 becomes a detector of your classes.
+"""Your own images in COCO format: an ImageNet ResNet-50 becomes a detector of your classes.
 
 Command:  python -m retinanet_jax.main --config=configs/finetune.py --workdir=runs/mine
             --config.data.train.annotations=mine/train.json --config.data.train.images=mine/train
-Give --config.data.eval.annotations and .images too where there is a validation set; otherwise a
-fifth of the training pictures is held out, by a hash of the file name: the same ones each time.
-Names and number of classes come from the data.
-From a detector of COCO, which retinanet_jax.import_weights wrote to runs/coco, give instead
+Give --config.data.eval.annotations and .images as well if there is a validation set; otherwise a
+fifth of the training images is held out, chosen by a hash of the file name, so that it is always
+the same fifth. The names and the number of the classes come from the dataset.
+To start from a detector of COCO, which `retinanet-jax import-weights` wrote to runs/coco, give
             --config=configs/finetune.py:torchvision_v1 --config.init.path=runs/coco
-            (or :torchvision_v2, :detectron2; with --config.model.backbone=resnet101 for that one).
-            Everything is kept but the rows of other classes; the run prints a table of it.
-            From a detector trained here, give the config that it was trained with, and
+            (or :torchvision_v2, :detectron2; with --config.model.backbone=resnet101 for that
+            backbone). All weights are transferred except those of classes that only one of the
+            datasets has; the run prints a table of them.
+            To start from a detector trained here, give the config that it was trained with, and
             --config.init.source=checkpoint --config.init.path=ITS_WORKDIR
 Expects:  ImageNet weights at weights/resnet50.npz (scripts/get_resnet50.py writes them).
 Measured: 296 photographs of playing cards (6 classes), --config.data.flip=False, 67 for testing:
           AP .517, AP50 .730 after 1,000 steps, .636, .813 after 1,500 and .731, .907 at the end,
-          2,500, in 48 minutes on two CPU cores that had other work too (seed 0, one run,
-          jax 0.10.2, 2026-11-23).
+          2,500, in 48 minutes on two CPU cores with other load (seed 0, one run, jax 0.10.2,
+          2026-11-23).
 """
 
 import functools
@@ -24,7 +25,7 @@ from ml_collections import ConfigDict
 
 from retinanet_jax.configs import detectron2, r50_fpn, torchvision
 
-# What each detector was trained with; torchvision runs its own v1 without an epsilon.
+# The config of each detector; torchvision runs its own v1 without an epsilon.
 DETECTORS = {
     "torchvision_v1": lambda: torchvision.get_config("v1"),
     "torchvision_v2": lambda: torchvision.get_config("v2"),
@@ -34,7 +35,7 @@ EPSILONS = {"torchvision_v1": 0.0}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg` is one of DETECTORS or "tiny" or both; "" starts from an ImageNet backbone."""
+    """Return the config; `arg` is one of DETECTORS, "tiny", both, or "": an ImageNet backbone."""
     config = r50_fpn.get_config().unlock()
     config.update(total_steps=2_500, checkpoint_every=250, evaluate_every=500)
     config.data.train.update(annotations="", images="")
@@ -48,8 +49,8 @@ def get_config(arg: str = "") -> ConfigDict:
         eval_short_side=256,
         long_side=480,
     )
-    # New layers learn faster with group norm, AdamW and GIoU; a few hundred pictures don't
-    # need the paper's 256 channels, and leave the early stages as ImageNet made them.
+    # New layers learn faster with group norm, AdamW and GIoU; a few hundred images need neither
+    # the paper's 256 channels nor training of the early ImageNet stages.
     config.model.update(fpn_channels=128, head_depth=3, head_norm="group", frozen_stages=3)
     config.loss.box = "giou"
     config.optimizer.update(
@@ -66,11 +67,11 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def start_from(config: ConfigDict, detector: str) -> None:
-    """Takes what an imported detector's weights mean from where it was trained."""
-    theirs = DETECTORS[detector]()
+    """Copy the fields that define the meaning of an imported detector's weights."""
+    trained_with = DETECTORS[detector]()
     for section in ("model", "anchors", "input"):
-        config[section].update(theirs[section])
-    # Batches of 2 have no statistics to train norms with; frozen ones hold the same arrays.
+        config[section].update(trained_with[section])
+    # Batches of 2 are too small to train norms with; frozen norms have the same arrays.
     config.model.update(norm="frozen_batch", frozen_stages=3)
-    config.model.norm_epsilon = EPSILONS.get(detector, theirs.model.norm_epsilon)
+    config.model.norm_epsilon = EPSILONS.get(detector, trained_with.model.norm_epsilon)
     config.init.update(source="checkpoint", path="")

@@ -7,7 +7,7 @@ Expects:  COCO as configs/r50_fpn.py does; the authors' ImageNet weights at weig
 AP:       on test-dev 31.9, 34.4, 36.0, 37.1, 37.8 at 400 to 800 pixels are the paper's numbers
           (Table 1e); not measured here.
 Hours:    not measured here. The authors' later code took 0.666 s a step at 800 pixels on 8 GPUs
-          (Detectron's model zoo), which is 16.7 in all.
+          (Detectron's model zoo), which makes 16.7 hours.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from retinanet_jax.configs import detectron2, r50_fpn
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg` is a short side of Table 1e ("400" to "800") or "tiny" or both; "" is "800"."""
+    """Return the config; `arg` is a short side of Table 1e ("400" to "800"), "tiny" or both."""
     config = r50_fpn.get_config().unlock()
     detectron2.start_from(config, "resnet101", "weights/R-101.pkl")
     return r50_fpn.finished(config, arg, r50_fpn.SHORT_SIDES)

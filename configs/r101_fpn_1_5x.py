@@ -1,4 +1,4 @@
-"""RetinaNet R101-FPN of the paper's Table 2: scale jitter, and half as many steps again.
+"""RetinaNet R101-FPN of the paper's Table 2: scale jitter and 1.5 times as many steps.
 
 Command:  python -m retinanet_jax.main --config=configs/r101_fpn_1_5x.py --workdir=runs/r101_1_5x
 Expects:  what configs/r101_fpn.py does.
@@ -7,7 +7,8 @@ AP:       39.1 on test-dev is the paper's number (Table 2; 59.1 at IoU .5, 42.3 
 Hours:    not measured here. 135,000 steps at the 0.666 s of Detectron's model zoo (8 GPUs, at 800
           pixels throughout) are 25.
 
-The paper says "scale jitter" and no more. The range is that of detectron2, the authors' later code.
+The paper does not give the range of its "scale jitter"; this is the one of detectron2, the authors'
+later code.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +17,7 @@ from retinanet_jax.configs import detectron2, r50_fpn, r101_fpn
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg` is "" or "tiny"."""
+    """Return the config; `arg` is "" or "tiny"."""
     config = r101_fpn.get_config().unlock()
     config.total_steps = 135_000  # so the drops are at 90k and 120k
     config.evaluate_every = 15_000

@@ -1,8 +1,8 @@
-"""RetinaNet R50-FPN at 800 pixels: the recipe of the paper, and the base of every other config.
+"""RetinaNet R50-FPN at 800 pixels, as in the paper; all other configs start from this one.
 
 Command:  python -m retinanet_jax.main --config=configs/r50_fpn.py --workdir=runs/r50_fpn
           (--config=configs/r50_fpn.py:600 trains and tests at 600 pixels; :400, :500, :700, :800.
-          --config=configs/r50_fpn.py:tiny draws its own pictures and takes about a minute.)
+          --config=configs/r50_fpn.py:tiny trains on synthetic images, in about a minute.)
 Expects:  COCO under data/coco (train2017/, val2017/, annotations/), ImageNet weights at
           weights/resnet50.npz (scripts/get_resnet50.py writes them).
 AP:       on test-dev 30.5, 32.5, 34.3, 35.1, 35.7 at 400 to 800 pixels are the paper's numbers
@@ -10,9 +10,10 @@ AP:       on test-dev 30.5, 32.5, 34.3, 35.1, 35.7 at 400 to 800 pixels are the 
 Hours:    not measured here. The authors' later code took 12.1 on 8 GPUs at 800 pixels (Detectron's
           model zoo), the paper's 10 to 35 for the models of Table 1e.
 
-A config that differs starts from this one (`config = r50_fpn.get_config()`) and sets what differs;
-a field that this file lacks is an error, so every switch there is can be read here. Behind a colon
-a config takes an argument: names with commas between them, as in configs/r50_fpn.py:600,tiny.
+The fields and their default values are in retinanet_jax/config.py. A config of your own starts from
+this one (`config = r50_fpn.get_config().unlock()`) and sets the fields that differ; a field that
+does not exist is an error. After a colon a config takes an argument, names separated by commas:
+configs/r50_fpn.py:600,tiny.
 """
 
 import functools
@@ -22,8 +23,8 @@ from ml_collections import ConfigDict
 
 from retinanet_jax.config import default_config
 
-# Table 1e's short sides other than 800, each with its buckets. The square holds what is nearly so;
-# the wide ones end where 4:3, 3:2 and the long side's limit do.
+# Table 1e's short sides other than 800, each with its buckets: one for images that are nearly
+# square, and others that end at 4:3, 3:2 and the limit of the long side.
 BUCKETS = {
     400: ((448, 448), (416, 544), (416, 608), (416, 672), (544, 416), (608, 416), (672, 416)),
     500: ((544, 544), (512, 672), (512, 768), (512, 864), (672, 512), (768, 512), (864, 512)),
@@ -33,18 +34,18 @@ BUCKETS = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg` is a short side of Table 1e ("400" to "800") or "tiny" or both; "" is "800"."""
+    """Return the config; `arg` is a short side of Table 1e ("400" to "800"), "tiny" or both."""
     config = default_config()
     return finished(config, arg, SHORT_SIDES)
 
 
 def resize_to(config: ConfigDict, short_side: int) -> None:
-    """Trains and tests at one of the short sides of Table 1e, in the proportion of 800 to 1333."""
+    """Train and evaluate at a short side of Table 1e; the long side is at most 5/3 of it."""
     config.data.update(short_sides=(short_side,), eval_short_side=short_side)
     config.data.update(long_side=round(short_side * 5 / 3), buckets=BUCKETS[short_side])
 
 
-# What the argument may be beside "tiny"; 800 is what the base has.
+# The possible arguments besides "tiny"; the default config already has 800.
 SHORT_SIDES = {str(side): functools.partial(resize_to, short_side=side) for side in BUCKETS}
 SHORT_SIDES["800"] = lambda config: None
 
@@ -52,10 +53,15 @@ SHORT_SIDES["800"] = lambda config: None
 def finished(
     config: ConfigDict, arg: str, choices: Mapping[str, Callable[[ConfigDict], None]] = {}
 ) -> ConfigDict:
-    """Applies a recipe's argument and locks it: a misspelt field is an error from here on.
+    """Apply a config's argument and lock the config, so that a misspelled field is an error.
 
-    `arg` holds names with commas between them: at most one of `choices`, the recipe's own (what
-    each does to the config), and "tiny". Raises ValueError for any other name, and for two choices.
+    Args:
+        config: The config, unlocked; it is changed.
+        arg: Names separated by commas: at most one of `choices`, and "tiny".
+        choices: The arguments that this config knows, with the function that applies each.
+
+    Raises:
+        ValueError: If a name is unknown, or there are two choices.
     """
     names = arg.split(",") if arg else []
     for name in names:
@@ -73,10 +79,10 @@ def finished(
 
 
 def make_tiny(config: ConfigDict) -> None:
-    """Shrinks any config to a minute on a laptop: a toy network on a few drawn pictures."""
-    drawn = dict(source="shapes", annotations="", images="", image_size=96)
-    config.data.train.update(drawn, count=16, seed=1)
-    config.data.eval.update(drawn, count=8, seed=2)
+    """Shrink any config to a minute on a laptop: a toy network and a few synthetic images."""
+    synthetic = dict(source="shapes", annotations="", images="", image_size=96)
+    config.data.train.update(synthetic, count=16, seed=1)
+    config.data.eval.update(synthetic, count=8, seed=2)
     config.data.update(
         validation_fraction=0.0,
         batch_size=4,

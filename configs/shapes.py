@@ -1,7 +1,7 @@
-"""The embedded default: a small RetinaNet learns six drawn shapes from scratch, on two CPU cores.
+"""The default: a small RetinaNet learns six synthetic shapes from scratch on two CPU cores.
 
 Command:  python -m retinanet_jax.main --workdir=runs/shapes
-Measured: AP .603, AP50 .854 on the 200 held-out pictures, in 4.5 minutes of training on two CPU
+Measured: AP .603, AP50 .854 on the 200 held-out images, in 4.5 minutes of training on two CPU
           cores shared with other work (seed 0, one run, jax 0.10.2, 2026-11-23).
 """
 
@@ -11,12 +11,12 @@ from retinanet_jax.configs import r50_fpn
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg` is "" or "tiny"."""
+    """Return the config; `arg` is "" or "tiny"."""
     config = r50_fpn.get_config().unlock()
     config.update(total_steps=2_400, log_every=50, checkpoint_every=600, evaluate_every=1_200)
-    drawn = dict(source="shapes", annotations="", images="", image_size=128)
-    config.data.train.update(drawn, count=2000, seed=1)
-    config.data.eval.update(drawn, count=200, seed=2)
+    synthetic = dict(source="shapes", annotations="", images="", image_size=128)
+    config.data.train.update(synthetic, count=2000, seed=1)
+    config.data.eval.update(synthetic, count=200, seed=2)
     config.data.update(
         batch_size=8,
         eval_batch_size=8,
@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
         head_norm="group",
     )
     config.init.update(source="", path="")
-    config.anchors.base_scale = 2.0  # figures are 19 to 83 pixels
+    config.anchors.base_scale = 2.0  # the shapes are 19 to 83 pixels
     config.loss.box = "giou"
     config.detections.top_k = 300
     config.optimizer.update(

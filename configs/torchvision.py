@@ -9,24 +9,24 @@ AP:       36.4 (v1) and 41.5 (v2) on val2017 are torchvision's numbers (its weig
           measured here.
 Hours:    not measured here. torchvision's runs were on 8 V100; their hours are not published.
 
-v1 against the paper: 26 epochs, L1, losses averaged by picture, P6 from P5, anchors in whole pixels
-and spread evenly over the padded picture, 300 detections kept. v2 against v1: P6 from C5,
-GroupNorm in the heads, trained batch norms, GIoU, AdamW, short sides of 480 to 800 pixels
-(pytorch/vision#5756).
+v1 unlike the paper: 26 epochs, L1, losses averaged over images, P6 from P5, anchors in whole pixels
+and spread evenly over the padded image, 300 detections. v2 unlike v1: P6 from C5, GroupNorm in the
+heads, trained batch norms, GIoU, AdamW, short sides of 480 to 800 pixels (pytorch/vision#5756).
 
-Prediction and evaluation are torchvision's to rounding, which scripts/compare_torchvision.py shows.
-Evaluation therefore compiles a program for every shape, 53 with sizes like COCO's;
---config.data.eval_shapes=buckets does with eight. What stays different in training: a few shapes
-for the padding, 80 classes for its 91 outputs, pictures without objects are trained on, crowd
-regions are background rather than left out, biases have no weight decay. docs/presets.md has all.
+Prediction and evaluation equal torchvision's to rounding, as scripts/compare_torchvision.py checks.
+Evaluation therefore compiles a program for every shape: 53 with sizes like COCO's;
+--config.data.eval_shapes=buckets compiles eight. Training differs from torchvision's in this: a few
+shapes for the padding, 80 classes instead of 91 outputs, images without objects are trained on,
+crowd regions are background instead of being left out, biases have no weight decay. docs/presets.md
+has all details.
 """
 
 from ml_collections import ConfigDict
 
 from retinanet_jax.configs import r50_fpn
 
-STEPS_PER_EPOCH = 7_393  # of 16 of the 118,287 pictures of train2017, the last one not full
-# Sides and forms both vary, so that eight shapes leave 21% padding on forms like COCO's.
+STEPS_PER_EPOCH = 7_393  # 118,287 images of train2017 in batches of 16, the last of them smaller
+# Both sides and aspect ratios vary, so eight shapes have 21% padding with ratios like COCO's.
 V2_BUCKETS = (
     (640, 640),
     (608, 928),
@@ -39,7 +39,7 @@ V2_BUCKETS = (
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg` is "v1" or "v2" or "tiny" or one with "tiny"; "" is "v1"."""
+    """Return the config; `arg` is "v1" (the default), "v2", "tiny", or one with "tiny"."""
     config = r50_fpn.get_config().unlock()
     config.total_steps = 26 * STEPS_PER_EPOCH
     config.data.update(resize="bilinear_float", eval_shapes="own")

@@ -2,19 +2,19 @@
 
 Command:  python -m retinanet_jax.main --config=configs/tpu_640.py --workdir=runs/tpu_640
           (on a pod the same on every host, with --distributed)
-Expects:  what configs/r50_fpn.py does, and memory for 256 pictures over all devices; with less,
-          lower --config.data.batch_size: the learning rate follows, --config.total_steps does not.
-AP:       37.7 on val2017 is the number of srihari-humbarwadi/retinanet-tensorflow2.x (its
-          resnet50-640x640-3x-256), whose recipe this is; not measured here. TensorFlow's Model
-          Garden, by like settings but with jitter of 0.8 to 1.2, has 34.3 after 12 epochs and 36.8
+Expects:  what configs/r50_fpn.py does, and memory for 256 images over all devices; with less, lower
+          --config.data.batch_size: the learning rate follows, --config.total_steps does not.
+AP:       37.7 on val2017 is the number of srihari-humbarwadi/retinanet-tensorflow2.x for the run
+          that this config follows (resnet50-640x640-3x-256); not measured here. TensorFlow's Model
+          Garden, with similar settings but jitter of 0.8 to 1.2, has 34.3 after 12 epochs and 36.8
           after 72.
-Hours:    not measured here. Theirs took 50 minutes on a TPU v3-32, at some 1,270 pictures/s.
+Hours:    not measured here. That run took 50 minutes on a TPU v3-32, at some 1,270 images/s.
 
-36 epochs of large-scale jitter: each picture is scaled by 0.5 to 2 and cropped to the square.
-gamma 1.5, no ignored band of IoU, P6 from P5, Huber loss of 0.1 with the weight 50 / 4 (mean of the
-four coordinates), which is smooth L1 at 50 / 4 * 0.1. What is different from theirs: a cosine for
-the drops at 11,250 and 15,000 steps, GroupNorm for the heads' batch norms a level, no Nesterov,
-1,000 candidates a level, clipping at norm 10.
+36 epochs of large-scale jitter: each image is scaled by 0.5 to 2 and cropped to the square. gamma
+1.5, no ignored range of IoU, P6 from P5, Huber loss of 0.1 with the weight 50 / 4 (the mean of the
+four coordinates), which is smooth L1 at 50 / 4 * 0.1. Unlike that run: a cosine instead of drops at
+11,250 and 15,000 steps, GroupNorm instead of the heads' batch norms per level, no Nesterov, 1,000
+candidates per level, gradients clipped at norm 10.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ from retinanet_jax.configs import r50_fpn
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg` is "" or "tiny"."""
+    """Return the config; `arg` is "" or "tiny"."""
     config = r50_fpn.get_config().unlock()
     config.update(total_steps=16_875, checkpoint_every=500, evaluate_every=2_500)
     config.dtype = "bfloat16"

@@ -1,4 +1,4 @@
-"""RetinaNet ResNeXt-101-32x8d-FPN: the paper's best, of its Table 2.
+"""RetinaNet ResNeXt-101-32x8d-FPN: the paper's best model (Table 2).
 
 Command:  python -m retinanet_jax.main --config=configs/x101_32x8d_fpn.py --workdir=runs/x101
 Expects:  COCO as configs/r50_fpn.py does; the authors' ImageNet weights at weights/X-101-32x8d.pkl,
@@ -17,10 +17,10 @@ from retinanet_jax.configs import detectron2, r50_fpn, r101_fpn_1_5x
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg` is "" or "tiny"."""
+    """Return the config; `arg` is "" or "tiny"."""
     config = r101_fpn_1_5x.get_config().unlock()
     detectron2.start_from(config, "resnext101_32x8d", "weights/X-101-32x8d.pkl")
-    # Checkpoint by FAIR, unlike the plain ResNets.
+    # FAIR trained these weights itself, unlike MSRA's ResNets.
     config.model.stride_in_1x1 = False
     config.input.std = (57.375, 57.12, 58.395)
     return r50_fpn.finished(config, arg)
