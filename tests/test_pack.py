@@ -1,4 +1,4 @@
-"""Packing a config's datasets: what is written, and that a run reads it without TensorFlow."""
+"""Packing a config's datasets: the packed folders, and a run from them without TensorFlow."""
 
 import json
 
@@ -97,7 +97,7 @@ def test_a_validation_fraction_is_packed_with_the_training_data(coco_config, tmp
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ((), "give --config=FILE and --output=DIR"),
+        ((), "give --config=FILE --output=DIR"),
         (
             ("--config=configs/shapes.py", "--output=o", "--part=test"),
             "--part=test: value should be one",

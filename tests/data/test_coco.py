@@ -15,7 +15,7 @@ def two_images(folder):
     return folder
 
 
-def test_boxes_classes_and_crowd_by_hand(folder):
+def test_boxes_classes_and_crowd(folder):
     two_images(folder)
     folder.add_box(1, [10, 5, 20, 30], category_id=7)
     folder.add_box(1, [0, 0, 60, 40], category_id=3, iscrowd=1)
@@ -190,7 +190,7 @@ def test_a_missing_folder_and_a_missing_or_invalid_json_are_refused(folder, tmp_
         CocoSource(path, folder.images)
 
 
-def test_real_coco(test_data, caplog):
+def test_images_of_coco(test_data, caplog):
     source = CocoSource(test_data / "coco21/instances.json", test_data / "coco21/images")
     annotations = [source.annotations(index) for index in range(len(source))]
     assert len(source) == 21

@@ -31,7 +31,7 @@ def table(tmp_path, encode) -> Table:
     return Table(tmp_path, encode)
 
 
-def test_a_table_written_by_hand(table):
+def test_images_boxes_and_classes(table):
     table.lines = [
         "b.jpg,,,,,",
         "a.jpg,10,5,30,35,dog",
@@ -72,7 +72,7 @@ def test_classes_are_sorted_by_their_ids(table):
     assert [source.annotations(index).classes.tolist() for index in (0, 1)] == [[1], [0]]
 
 
-def test_paths_are_relative_to_the_folder_or_the_csv_or_absolute(table, tmp_path_factory):
+def test_paths_are_absolute_or_relative_to_the_folder_or_the_csv(table, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "deep").mkdir()
     (table.folder / "a.jpg").rename(elsewhere / "deep/a.jpg")

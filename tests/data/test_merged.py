@@ -120,7 +120,7 @@ def test_a_category_gets_the_id_of_the_first_source_with_its_name():
         "b", [Category(1, "dog"), Category(3, "emu")], [2], [(1, 0, 1), (2, 0, 3)]
     )
     both = merge([ConstantSource("a", [CAT, DOG], [1], [(1, 0, 3)]), other])
-    # emu's 3 is already dog's, so it gets one more than 7.
+    # emu's 3 is already dog's, so it gets 8, the next id above 7.
     assert both.categories == (DOG, CAT, Category(8, "emu"))
     assert annotated(both) == [("a0.jpg", "dog"), ("b0.jpg", "dog"), ("b0.jpg", "emu")]
     assert evaluated(both) == annotated(both)

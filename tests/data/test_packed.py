@@ -87,6 +87,11 @@ def test_a_packed_dataset_differs_from_the_source_only_in_its_pixels(source, wri
     assert (packed_source.short_side, packed_source.long_side) == (96, 160)
 
 
+def test_the_files_have_the_names_that_version_0_1_wrote(written):
+    names = {path.name for path in written.iterdir()}
+    assert names == {"pictures.bin", "objects.npz", "ground_truth.json", "packed.json"}
+
+
 def test_the_pixels_of_a_small_image(folder, encode, tmp_path):
     """From 2 x 4 to 1 x 2, a pixel is the mean of four; in 4 x 8, the corners are unchanged."""
     values = np.array([[0, 20, 100, 120], [40, 60, 200, 220]], np.uint8)
@@ -186,7 +191,7 @@ def test_images_that_packing_did_not_reduce_are_enlarged_without_a_warning(
     assert not caplog.records
 
 
-def test_the_split_and_subsets_are_equal_to_the_source_s(source, written):
+def test_splits_and_subsets_equal_those_of_the_source(source, written):
     for part, expected in zip(
         split_by_hash(PackedSource(written), 0.4), split_by_hash(source, 0.4), strict=True
     ):

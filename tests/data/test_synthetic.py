@@ -65,6 +65,13 @@ def test_a_written_dataset_is_reused_and_other_folders_are_not_changed(tmp_path)
     assert (tmp_path / "mine" / "precious.txt").read_text() == "keep"
 
 
+def test_a_dataset_that_version_0_1_wrote_is_recognized(tmp_path):
+    settings = {"seed": 3, "images": 2, "image_size": 64, "version": 1}
+    (tmp_path / "recipe.json").write_text(json.dumps(settings))
+    synthetic.write_shapes(tmp_path, seed=3, num_images=2, image_size=64)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+
+
 def test_an_interruption_leaves_no_files(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -233,7 +233,7 @@ def test_category_ids_of_coco(prepared):
     assert ids | after_gaps | {"person": 1, "toothbrush": 90} == ids
 
 
-def test_real_coco(test_data, tmp_path, caplog):
+def test_images_of_coco(test_data, tmp_path, caplog):
     content = json.loads((test_data / "coco21/instances.json").read_text())
     content["images"].sort(key=lambda image: image["id"])
     content["annotations"].sort(key=lambda annotation: (annotation["image_id"], annotation["id"]))
@@ -591,7 +591,7 @@ VOC_OBJECT = """<object><name>{}</name><pose>Left</pose><truncated>0</truncated>
 </object>"""
 
 
-def test_voc(tmp_path, caplog):
+def test_voc_2007(tmp_path, caplog):
     root = tmp_path / "unpacked" / "VOCdevkit" / "VOC2007"
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
@@ -651,8 +651,7 @@ def test_a_dataset_with_only_the_required_features(tmp_path, caplog):
     data = jpeg(50, 100, 1)
     fractions = [[0.2, 0.1, 0.6, 0.5], [0.5, 0.5, 1.1, 1.0], [0.5, 0.5, 0.5, 1.0]]
     boxes = [{"bbox": np.array(box), "label": 1} for box in fractions]
-    # Images of the same size begin with the same bytes; there is one before it in the record and
-    # one after.
+    # Images of the same size begin with the same bytes; two of them surround it in the record.
     features = own_features(**{name: tfds.features.Image() for name in ("before", "later")})
     others = {"before": io.BytesIO(jpeg(50, 100, 2)), "later": io.BytesIO(jpeg(50, 100, 3))}
     prepare_own(tmp_path, features, [{"image": io.BytesIO(data), "objects": boxes, **others}])

@@ -75,7 +75,7 @@ def devkit(tmp_path, image) -> Devkit:
     return Devkit(tmp_path / "VOC2007", image)
 
 
-def test_a_devkit(devkit):
+def test_images_and_boxes_of_a_devkit(devkit):
     devkit.add("2007_000032", voc_xml(voc_object("dog", 1, 1, 60, 40)))
     devkit.add("000005", voc_xml(voc_object("cat", 11, 6, 30, 35), voc_object("dog", 7, 8, 7, 8)))
     devkit.add("000009", voc_xml())
@@ -92,7 +92,7 @@ def test_a_devkit(devkit):
     assert source.read(1) == devkit.image
     assert source.annotations(0).boxes.tolist() == [[0, 0, 40, 60]]  # the whole image
     boxes, classes, crowd = source.annotations(1)
-    assert boxes.tolist() == [[5, 10, 35, 30], [7, 6, 8, 7]]  # the second is one pixel
+    assert boxes.tolist() == [[5, 10, 35, 30], [7, 6, 8, 7]]  # the second is a single pixel
     assert classes.tolist() == [0, 1]
     assert not crowd.any()
     assert source.annotations(2).boxes.shape == (0, 4)
@@ -308,7 +308,7 @@ def test_the_message_for_a_devkit_without_splits_names_the_folder_of_xml(devkit)
     assert devkit.load_side_by_side().annotations(0).boxes.tolist() == [[1, 1, 9, 9]]
 
 
-def test_an_xml_without_an_image_with_two_or_with_that_of_another_is_refused(tmp_path, image):
+def test_each_xml_requires_exactly_one_image_of_its_own(tmp_path, image):
     def load():
         return VocSource(tmp_path, images=None, split="", categories=())
 

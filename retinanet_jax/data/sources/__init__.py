@@ -1,1 +1,1 @@
-"""Dataset sources: annotations and image files in the formats people have."""
+"""Datasets in the formats that people have, each as a `base.Source`."""

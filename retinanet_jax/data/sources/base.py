@@ -1,7 +1,7 @@
 """The interface of a dataset: sizes and annotations up front, encoded images on demand.
 
 `Source` is what plans, pipelines, training and evaluation know of a dataset; the other modules of
-this folder implement it, one for each format. Subsets and the split into training and validation
+this folder implement it for the formats. Subsets and the split into training and validation
 images are sources too.
 """
 
@@ -24,12 +24,12 @@ class Category(NamedTuple):
 
 
 class Annotations(NamedTuple):
-    """The n annotated objects of one image.
+    """The n annotated objects of an image.
 
     Attributes:
         boxes: yxyx in pixels of the original image.
         classes: Indices into the source's `categories`.
-        crowd: Whether the box is a region of many objects (COCO's `iscrowd`) and not one object.
+        crowd: Whether a box is a region of many objects (COCO's `iscrowd`) instead of an object.
     """
 
     boxes: Float32[np.ndarray, "n 4"]
@@ -58,28 +58,28 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def annotations(self, index: int) -> Annotations:
-        """Return the objects of one image, of which there may be none."""
+        """Return the objects of the image at `index`; there may be none."""
 
     @abc.abstractmethod
     def file_name(self, index: int) -> str:
-        """Return the name that the dataset gives one image."""
+        """Return the name that the dataset gives the image at `index`."""
 
     @abc.abstractmethod
     def read(self, index: int) -> bytes | None:
-        """Return one encoded image, or None if the source stores pixels instead of files.
+        """Return the encoded image at `index`, or None if the source stores pixels, not files.
 
         Raises:
             FileNotFoundError: If the image is missing; the message names its file and id.
         """
 
     def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
-        """Return one image as RGB pixels, with its EXIF orientation applied.
+        """Return the image at `index` as RGB pixels, with its EXIF orientation applied.
 
         A source that stores pixels may return them in another size than `sizes`.
 
         Raises:
             FileNotFoundError: If the image is missing.
-            ValueError: If the image is corrupt or its size is not the declared one.
+            ValueError: If the image is corrupt, or its size is not `sizes[index]`.
         """
         data = self.read(index)
         assert data is not None, f"{type(self).__name__} must implement `read` or `image`"

@@ -1,4 +1,4 @@
-"""Image files of a dataset: whether all of them exist, and their sizes from their headers."""
+"""The image files of a dataset: a check that all of them exist, and their sizes."""
 
 import concurrent.futures
 import os
@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from retinanet_jax.data.decoding import ORIENTATIONS, valid_orientation
 
 NUM_READERS = 16  # threads
-# A PNG with an EXIF orientation contains one of these chunk names or keywords.
+# Chunk names and keywords; a PNG with an EXIF orientation contains at least one of them.
 PNG_EXIF_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
@@ -29,8 +29,8 @@ def check_files_exist(name: str, folder: pathlib.Path, file_names: Sequence[str]
     """
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder}: there is no such folder of images; give the one that the file names of "
-            f"{name} are relative to."
+            f"{folder}: there is no such folder of images; give the folder that "
+            f"the file names of {name} are relative to."
         )
     listed = [os.path.normpath(file_name) for file_name in file_names]
     parents = {os.path.dirname(file_name) for file_name in listed}
@@ -50,7 +50,7 @@ def check_files_exist(name: str, folder: pathlib.Path, file_names: Sequence[str]
 
 
 def read_oriented_sizes(paths: Sequence[pathlib.Path]) -> list[tuple[int, int]]:
-    """Read height and width of images, after their EXIF orientation, from their headers.
+    """Read the heights and widths of images, after their EXIF orientation, from their headers.
 
     5,000 images on a local disk take a few seconds; the threads are for disks with a high latency.
 
@@ -62,7 +62,7 @@ def read_oriented_sizes(paths: Sequence[pathlib.Path]) -> list[tuple[int, int]]:
 
 
 def _read_oriented_size(path: pathlib.Path) -> tuple[int, int]:
-    """Read height and width of one image."""
+    """Read the height and width of an image, after its EXIF orientation, from its header."""
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -81,5 +81,5 @@ def _read_oriented_size(path: pathlib.Path) -> tuple[int, int]:
 
 
 def _has_exif(png: bytes) -> bool:
-    """Whether a PNG may contain an EXIF orientation."""
+    """Return whether a PNG may contain an EXIF orientation."""
     return any(mark in png for mark in PNG_EXIF_MARKS)

@@ -58,15 +58,15 @@ class InstancesSource(Source):
         check_files_exist(self.name, self._folder, self._file_names)
 
     def annotations(self, index: int) -> Annotations:
-        """Return the objects of one image that can be trained on."""
+        """Return the objects of the image at `index` that can be trained on."""
         return self._annotations[index]
 
     def file_name(self, index: int) -> str:
-        """Return the path of one image relative to the image folder."""
+        """Return the path of the image at `index`, relative to the image folder."""
         return self._file_names[index]
 
     def read(self, index: int) -> bytes:
-        """Return the content of one image file.
+        """Return the content of the image file at `index`.
 
         Raises:
             FileNotFoundError: If the file is missing.
@@ -106,7 +106,7 @@ class InstancesSource(Source):
     def _read_categories(self, categories: list[dict]) -> None:
         """Check the categories and store them sorted by id."""
         if not categories:
-            raise ValueError(f"{self.name}: has no categories; name at least one.")
+            raise ValueError(f"{self.name}: has no categories; give it at least one.")
         ids = self._unique_ids("category", categories)
         names = [self._field("category", category, "name", str) for category in categories]
         repeated = [name for name, count in collections.Counter(names).items() if count > 1]
@@ -183,7 +183,7 @@ class InstancesSource(Source):
         raise ValueError(f"{self.name}: {label} has {problem}; correct or remove it.")
 
     def _warn(self, annotations: list[dict], problem: str) -> None:
-        """Log one warning that counts the annotations and names the first."""
+        """Log a warning that counts the annotations and names the first."""
         if annotations:
             first = self._label("annotation", annotations[0])
             logging.warning(

@@ -1,4 +1,4 @@
-"""Several sources as one, with their categories united by name."""
+"""The union of several sources; their categories are matched by name."""
 
 import bisect
 import itertools
@@ -13,11 +13,11 @@ from retinanet_jax.data.sources.base import Annotations, Category, Source
 
 
 def merge(sources: Sequence[Source]) -> Source:
-    """Return one source of the images of all `sources`, in order; a single one is returned as is.
+    """Return a source of the images of all `sources`, in order; a single source is not changed.
 
     Categories are equal if their names are, whatever their ids. A category gets the id that the
-    first source with its name gives it or, if that id is already taken by another name, one more
-    than the largest id so far. Images keep their ids if these are unique over all sources and are
+    first source with its name gives it or, if that id already belongs to another name, the next
+    id above the largest so far. Images keep their ids if these are unique over all sources and are
     otherwise numbered from 1, and so are annotations. A warning lists categories that a source
     lacks, because training treats their objects in its images as background.
     """
@@ -36,7 +36,7 @@ class _Merged(Source):
         self.image_ids = _make_unique(
             [image_id for source in sources for image_id in source.image_ids]
         )
-        self.categories = _unite([source.categories for source in sources])
+        self.categories = _unite_categories([source.categories for source in sources])
         _warn_of_lacking_categories(self.categories, sources)
         class_of = {category.name: k for k, category in enumerate(self.categories)}
         # For each source: the merged class of each of its own classes.
@@ -107,7 +107,9 @@ def _make_unique(ids: list[int]) -> list[int]:
     return ids if len(set(ids)) == len(ids) else list(range(1, len(ids) + 1))
 
 
-def _unite(categories_of_sources: Iterable[tuple[Category, ...]]) -> tuple[Category, ...]:
+def _unite_categories(
+    categories_of_sources: Iterable[tuple[Category, ...]],
+) -> tuple[Category, ...]:
     """Return every name once, sorted by id."""
     name_of: dict[int, str] = {}
     for categories in categories_of_sources:

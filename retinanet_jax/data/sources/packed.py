@@ -3,7 +3,7 @@
 It is meant for hosts that cannot feed their accelerator, for small datasets, and for machines
 without TensorFlow. `retinanet-jax pack` writes the folder, which contains:
 
-- the pixels of all images, uint8 RGB, one image after the other and nothing else (`PIXELS`),
+- the pixels of all images, uint8 RGB, without anything in between (`PIXELS`),
 - ids, sizes (original and packed) and boxes of all images (`OBJECTS`),
 - the ground truth that AP is computed against, as COCO JSON (`GROUND_TRUTH`),
 - categories, file names, how the images were resized, and the sizes of the other files (`HEADER`).
@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
 from retinanet_jax.data import transforms
-from retinanet_jax.data.sizes import resized_sizes
+from retinanet_jax.data.sizes import Length, resized_sizes
 from retinanet_jax.data.sources.base import Annotations, Category, Source
 from retinanet_jax.utils.files import write_folder
 from retinanet_jax.utils.threads import map_ahead
@@ -73,25 +73,25 @@ class PackedSource(Source):
         self._pixels = np.asarray(np.memmap(self._folder / PIXELS, np.uint8, "r"))
 
     def annotations(self, index: int) -> Annotations:
-        """Return the objects of one image, in pixels of the original image."""
+        """Return the objects of the image at `index`, in pixels of the original image."""
         start, stop = self._object_bounds[index : index + 2]
         return Annotations(*(field[start:stop] for field in self._objects))
 
     def file_name(self, index: int) -> str:
-        """Return the name that the packed dataset gave one image."""
+        """Return the name that the original dataset gives the image at `index`."""
         return self._file_names[index]
 
     def read(self, index: int) -> None:
         """Return None, because there are no image files."""
 
     def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
-        """Return the resized pixels, a read-only view of the file."""
+        """Return the packed pixels of the image at `index`, a read-only view of the file."""
         height, width = self._packed_sizes[index].tolist()
         start, stop = self._pixel_bounds[index : index + 2]
         return self._pixels[start:stop].reshape(height, width, 3)
 
     def ground_truth(self) -> dict[str, Any]:
-        """Read the packed dataset's ground truth, which training need not keep in memory."""
+        """Read the original dataset's ground truth, which training need not keep in memory."""
         return json.loads((self._folder / GROUND_TRUTH).read_bytes())
 
 
@@ -99,8 +99,8 @@ def write_packed(
     source: Source,
     folder: str | os.PathLike,
     *,
-    short_side: float,
-    long_side: float,
+    short_side: Length,
+    long_side: Length,
     resize: str,
     num_threads: int | None = None,
     progress: Callable[[int], None],
@@ -117,13 +117,13 @@ def write_packed(
             enlarged, so a plan with the same sides sees the same pixels as from the files.
         long_side: The largest long side in pixels.
         resize: The method of resizing, of `transforms.PIXEL_TYPES`; its pixels must be bytes.
-        num_threads: The number of threads; None means one for each core.
+        num_threads: The number of threads; None means the number of cores.
         progress: Called with the number of images written so far.
 
     Raises:
         OSError: If the disk is too small.
         ValueError: If `folder` contains something else, `resize` does not give bytes, or `source`
-            has no images or one that cannot be decoded.
+            has no images or an image cannot be decoded.
     """
     _check_packable(source, resize)
     folder = pathlib.Path(folder)
@@ -223,7 +223,7 @@ def _bounds(counts: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N+1"]:
 
 
 def _is_written(folder: pathlib.Path, header: dict[str, Any]) -> bool:
-    """Whether the folder contains what the header describes; ValueError if something else."""
+    """Return whether the folder exists with this header; raise ValueError for another header."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     existing = _read_header(folder)
@@ -238,7 +238,7 @@ def _is_written(folder: pathlib.Path, header: dict[str, Any]) -> bool:
 
 
 def _read_header(folder: pathlib.Path) -> dict[str, Any]:
-    """Read the file `HEADER`; ValueError or FileNotFoundError if it is not a packed folder's."""
+    """Read the file `HEADER`, and check that it describes a packed folder."""
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder}: there is no such folder of packed images; retinanet-jax pack writes one."

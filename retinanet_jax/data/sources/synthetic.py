@@ -102,7 +102,7 @@ def write_shapes(
 
 
 def _is_written(directory: pathlib.Path, settings: dict[str, int]) -> bool:
-    """Whether the directory contains this dataset; ValueError if it contains something else."""
+    """Return whether the dataset exists; raise ValueError if the directory has other content."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False
     path = directory / SETTINGS
@@ -150,7 +150,7 @@ def _write(directory: pathlib.Path, settings: dict[str, int]) -> None:
 
 
 def generate_image(seed: int, index: int, image_size: int) -> tuple[Image.Image, list[Figure]]:
-    """Return one square image of a seed, and the figures in it from back to front."""
+    """Return the square image at `index` of a seed, and its figures from back to front."""
     rng = np.random.Generator(np.random.Philox(key=[seed, index]))
     canvas = sample_background(rng, image_size)
     front = np.full((image_size, image_size), -1)  # the index of the figure in front, at each pixel

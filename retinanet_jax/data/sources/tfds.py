@@ -84,16 +84,16 @@ class TfdsSource(Source):
         self._read_objects(index, order, features)
 
     def annotations(self, index: int) -> Annotations:
-        """Return the objects of one image that can be trained on."""
+        """Return the objects of the image at `index` that can be trained on."""
         start, stop = self._bounds[index : index + 2].tolist()
         return Annotations(*(field[start:stop] for field in self._trained))
 
     def file_name(self, index: int) -> str:
-        """Return the image's file name or, if it has none, the record's place in the shards."""
+        """Return the file name of the image at `index`, else the record's place in the shards."""
         return self._file_names[index]
 
     def read(self, index: int) -> bytes:
-        """Return one encoded image as TFDS stores it; for COCO that is the published file.
+        """Return the encoded image at `index` as TFDS stores it; for COCO, the published file.
 
         Raises:
             FileNotFoundError: If its shard is missing.
@@ -227,7 +227,7 @@ class TfdsSource(Source):
         self._bounds = np.searchsorted(self._image_indices[has_area], np.arange(len(self) + 1))
 
     def _warn(self, mask: Bool[np.ndarray, " M"], problem: str) -> None:
-        """Log one warning that counts the objects of the mask and names the first."""
+        """Log a warning that counts the objects of the mask and names the first."""
         if mask.any():
             first = int(mask.argmax())
             file_name = self._file_names[self._image_indices[first]]

@@ -55,7 +55,7 @@ class Index(NamedTuple):
 
 
 class _Example(NamedTuple):
-    """The parsed content of one record."""
+    """The parsed content of a record."""
 
     start: int  # of the encoded image in the record, in bytes
     length: int
@@ -66,7 +66,7 @@ class _Example(NamedTuple):
 
 
 def cached_index(name: str, shards: Shards, total: int, paths: Sequence[pathlib.Path]) -> Index:
-    """Return the index of the shards, from a file if there is one.
+    """Return the index of the shards, from a file if it has been stored.
 
     Otherwise the index is made and written to the first file that can be written. A stored index
     belongs to shards of the same names, sizes and modification times.
@@ -111,7 +111,7 @@ def build_index(name: str, shards: Shards, total: int) -> Index:
         total: The number of images that they should contain.
 
     Raises:
-        ValueError: If there are not `total` images, or one is unusable.
+        ValueError: If there are not `total` images, or an image is unusable.
     """
     progress = make_progress(f"indexing {name}", total)
     spans, examples = [], []

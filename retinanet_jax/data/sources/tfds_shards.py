@@ -90,7 +90,7 @@ def open_shards(name: str, info: Any, split: str) -> Shards:
 
     Raises:
         FileNotFoundError: If shards are missing.
-        ValueError: If there is no such split, or the file format is not one of FORMATS.
+        ValueError: If there is no such split, or the file format is not in FORMATS.
     """
     parts = split.split("+")
     unknown = [part for part in parts if part not in info.splits]

@@ -28,7 +28,7 @@ class VocSource(InstancesSource):
     "Difficult" objects become crowd regions: they are not trained on as objects, and pycocotools
     ignores detections of them (for a region it compares the fraction of the detection that lies
     inside). The parts of an object, such as a person's head, are not read. The image of an XML file
-    is the one that its <filename> names or, if there is no such file, the one with the stem of the
+    is the file that <filename> names or, if there is no such file, the file with the stem of the
     XML file. A missing size is read from the image's header.
     """
 
@@ -129,7 +129,7 @@ def _find_files(root: pathlib.Path, images: str | os.PathLike | None, split: str
 
 
 def _split_names(root: pathlib.Path) -> list[str]:
-    """Return the splits of all classes; the others, such as cat_train, are of one class."""
+    """Return the splits of all classes; the others, such as cat_train, are of a single class."""
     names = sorted(path.stem for path in (root / "ImageSets" / "Main").glob("*.txt"))
     return [name for name in names if "_" not in name] or names
 
@@ -204,8 +204,8 @@ def _find_images(files: _Files, parsed: Iterable[_Annotation]) -> list[str]:
     """Return the name of the image file of every XML file."""
     if not files.image_folder.is_dir():
         raise FileNotFoundError(
-            f"{files.image_folder}: there is no such folder of images; give the one that contains "
-            f"the images of {files.listing}."
+            f"{files.image_folder}: there is no such folder of images; give the folder that "
+            f"contains the images of {files.listing}."
         )
     existing = set(os.listdir(files.image_folder))
     names_of_stem = collections.defaultdict(list)
