@@ -1,4 +1,4 @@
-"""The device mesh, and how each array is split over it. Only this module names devices.
+"""The device mesh, and how each array is split over it. No other module places arrays on devices.
 
 The mesh has two axes: `data` splits a batch into images, `space` splits the height of the images,
 for images that are too large for one device. The compiler exchanges the borders that convolutions

@@ -194,19 +194,14 @@ def reduce_losses(
 ) -> LossTerms:
     """Return the loss of a batch from the sums over each image's anchors.
 
-    loss.normalizer names the count that divides them: "batch", the paper's, is the number of
-    foreground anchors of the batch; "image" is torchvision's, the number of the image, and then the
-    mean over images; "ema" is detectron2's moving average of the batch's number.
-
     Args:
         class_sums: Classification loss of each image.
         box_sums: Box loss of each image.
-        num_foreground: Number of foreground anchors of each image.
-        num_selected: Number of hard examples of each image; with OHEM they divide the
-            classification loss, those of the image for "image" and those of the batch otherwise.
-            None without OHEM.
+        num_foreground: Number of foreground anchors of each image. They normalize both losses.
+        num_selected: Number of hard examples of each image. With OHEM they normalize the
+            classification loss instead. None without OHEM.
         weights: 1 for each image of the dataset, 0 for a filler.
-        normalizer: The moving average before this batch.
+        normalizer: Moving average of the number of foreground anchors before this batch.
         loss: A run's `config.loss`.
 
     Raises:
@@ -215,24 +210,44 @@ def reduce_losses(
     batch_foreground = jnp.sum(weights * num_foreground)
     if loss.normalizer == "ema":
         normalizer = core.ema_normalizer(normalizer, batch_foreground, momentum=loss.ema_momentum)
-
-    def image_factors(counts: Array, moving_average: Array) -> Array:
-        """Return the factor of each image's sum: its weight over the normalizer."""
-        match loss.normalizer:
-            case "batch":
-                return weights / jnp.maximum(jnp.sum(weights * counts), 1)
-            case "image":
-                return weights / jnp.maximum(counts, 1) / jnp.maximum(jnp.sum(weights), 1)
-            case "ema":
-                return weights / moving_average
-            case name:
-                raise unknown_choice("loss.normalizer", name, NORMALIZERS)
-
-    class_factors = box_factors = image_factors(num_foreground, normalizer)
+    class_factors = box_factors = image_factors(
+        num_foreground, weights, normalizer, method=loss.normalizer
+    )
     if num_selected is not None:
         # Their number is nearly the same at every step: it needs no moving average.
         batch_selected = jnp.maximum(jnp.sum(weights * num_selected), 1)
-        class_factors = image_factors(num_selected, batch_selected)
+        class_factors = image_factors(num_selected, weights, batch_selected, method=loss.normalizer)
     classification, box = jnp.sum(class_factors * class_sums), jnp.sum(box_factors * box_sums)
     total = classification + loss.box_weight * box
     return LossTerms(total, classification, box, batch_foreground, normalizer)
+
+
+def image_factors(
+    counts: Float[Array, " B"] | Int[Array, " B"],
+    weights: Float[Array, " B"],
+    moving_average: Float[Array, ""],
+    *,
+    method: str,
+) -> Float[Array, " B"]:
+    """Return the factor of each image's sum: the image's weight over the normalizing count.
+
+    Args:
+        counts: Number of anchors of each image.
+        weights: 1 for each image of the dataset, 0 for a filler.
+        moving_average: The count that "ema" divides by.
+        method: "batch", the paper's, divides by the count of the batch; "image", torchvision's, by
+            that of the image, and then averages over the images; "ema", detectron2's, by a moving
+            average of the batch's count.
+
+    Raises:
+        ValueError: If `method` is none of NORMALIZERS.
+    """
+    match method:
+        case "batch":
+            return weights / jnp.maximum(jnp.sum(weights * counts), 1)
+        case "image":
+            return weights / jnp.maximum(counts, 1) / jnp.maximum(jnp.sum(weights), 1)
+        case "ema":
+            return weights / moving_average
+        case _:
+            raise unknown_choice("loss.normalizer", method, NORMALIZERS)
