@@ -88,7 +88,7 @@ class Detector:
     ) -> "Detector":
         """Load a detector from a checkpoint.
 
-        Example:
+        Examples:
             >>> detector = Detector.load("runs/pets", score_threshold=0.3)
             >>> detector.class_names
             ('dog', 'cat')
@@ -129,7 +129,7 @@ class Detector:
         The network is compiled when the first image of an input shape comes, which is the shape
         that images are resized and padded to.
 
-        Example:
+        Examples:
             >>> detector = Detector.load("runs/pets")
             >>> detections = detector("living_room.jpg")
             >>> detections
@@ -161,7 +161,7 @@ class Detector:
         batch is full or until 4 * batch_size later images have come. A batch that is not full is
         filled up with copies, so each input shape is compiled once.
 
-        Example:
+        Examples:
             >>> detector = Detector.load("runs/pets")
             >>> paths = ["living_room.jpg", "garden.jpg"]
             >>> for path, detections in zip(paths, detector.batch(paths, batch_size=2)):

@@ -69,7 +69,7 @@ def focal_loss(
     Returns:
         The losses, in at least float32.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from retinanet_jax import core
         >>> logits = jnp.array([4.0, 0.0, -4.0])  # probabilities of .98, .50 and .02

@@ -132,7 +132,7 @@ def assign_targets(
     Raises:
         ValueError: If there is no ground truth at all, or `match` rejects the thresholds.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from retinanet_jax import core
         >>> targets = core.assign_targets(

@@ -68,7 +68,7 @@ def detect(
     Raises:
         ValueError: If `clip` or `nms` is unknown or the numbers of levels differ.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from retinanet_jax import core
         >>> anchors = jnp.array([[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]], float)

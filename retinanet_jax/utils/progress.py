@@ -11,7 +11,7 @@ def make_progress(
 ) -> Callable[[float], None]:
     """Return a function that prints a line of progress every few seconds, and at the end.
 
-    Example:
+    Examples:
         >>> progress = make_progress("predicting", total=100)
         >>> progress(12)  # predicting: 12/100 images  2.4 images/s  0 min 36 s left
 
