@@ -252,7 +252,7 @@ def test_the_example_of_the_documentation_runs(
     monkeypatch.chdir(tmp_path)
     text = inspect.getdoc(getattr(Detector, name))
     example = doctest.DocTestParser().get_doctest(text, {"Detector": Detector}, name, None, 0)
-    assert "Example:\n" in text
+    assert "Examples:\n" in text
     assert example.examples
     report = []
     outcome = doctest.DocTestRunner(verbose=False).run(example, out=report.append)
