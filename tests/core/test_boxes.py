@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_boxes import boxes
 
 from retinanet_jax.core import boxes as box_ops
 from retinanet_jax.core.boxes import MAX_LOG_SIZE
@@ -14,22 +15,18 @@ settings.load_profile("jax")
 
 @st.composite
 def box_arrays(draw, rows=5, smallest=0):
-    """Integer boxes "rows 4", so that every area is exact."""
-    numbers = st.integers(0, 50)
+    """Generate integer boxes "rows 4", so that every area is exact."""
+    corners = st.integers(0, 50)
     sides = st.integers(smallest, 50)
     return np.array(
         [
             [y, x, y + height, x + width]
             for y, x, height, width in draw(
-                st.lists(st.tuples(numbers, numbers, sides, sides), min_size=rows, max_size=rows)
+                st.lists(st.tuples(corners, corners, sides, sides), min_size=rows, max_size=rows)
             )
         ],
         np.float32,
     )
-
-
-def boxes(*rows):
-    return np.array(rows, np.float32)
 
 
 def test_area_is_height_times_width_and_zero_when_inverted():
@@ -87,13 +84,13 @@ def test_overlap_of_degenerate_boxes_has_finite_value_and_gradient(function, pai
     assert np.all(np.isfinite(gradients))
 
 
-def test_clip_cuts_height_and_width_apart():
+def test_clip_limits_height_and_width_separately():
     result = box_ops.clip(boxes([-5, -5, 30, 30], [12, 25, 18, 29], [1, 2, 3, 4]), 10, 20)
     np.testing.assert_array_equal(result, boxes([0, 0, 10, 20], [10, 20, 10, 20], [1, 2, 3, 4]))
 
 
 def test_encode_by_hand():
-    # Centre (8, 18) to (10, 16), sides (4, 8) to (8, 8): 1/2 down, 1/4 left, twice as high.
+    # Center (8, 18) to (10, 16), sides (4, 8) to (8, 8): 1/2 down, 1/4 left, twice as high.
     deltas = box_ops.encode(boxes([6, 12, 14, 20]), boxes([6, 14, 10, 22]))
     np.testing.assert_allclose(deltas, boxes([0.5, -0.25, np.log(2), 0]), rtol=1e-6)
 
@@ -109,7 +106,7 @@ def test_an_anchor_encodes_itself_as_exactly_zero(anchors):
     np.testing.assert_array_equal(box_ops.encode(anchors, anchors), np.zeros_like(anchors))
 
 
-def test_decode_limits_growth_but_not_shrinking():
+def test_decode_limits_how_much_boxes_grow_not_how_much_they_shrink():
     anchor = boxes([0, 0, 16, 16])
     grown = box_ops.decode(boxes([0, 0, 50, MAX_LOG_SIZE]), anchor)
     np.testing.assert_allclose(grown, boxes([-492, -492, 508, 508]), rtol=1e-5)
@@ -125,22 +122,22 @@ def test_decode_computes_half_precision_deltas_in_the_anchors_precision():
     np.testing.assert_array_equal(decoded, box_ops.decode(deltas.astype(jnp.float32), anchors))
 
 
-def test_formats_by_hand():
+def test_conversions_by_hand():
     box = boxes([1, 2, 5, 9])
     np.testing.assert_array_equal(box_ops.yxyx_to_xyxy(box), boxes([2, 1, 9, 5]))
     np.testing.assert_array_equal(box_ops.yxyx_to_xywh(box), boxes([2, 1, 7, 4]))
 
 
 @given(box_arrays())
-def test_formats_come_back(some_boxes):
-    for there, back in (
+def test_conversions_invert_each_other(some_boxes):
+    for convert, invert in (
         (box_ops.yxyx_to_xyxy, box_ops.xyxy_to_yxyx),
         (box_ops.yxyx_to_xywh, box_ops.xywh_to_yxyx),
     ):
-        np.testing.assert_array_equal(back(there(some_boxes)), some_boxes)
+        np.testing.assert_array_equal(invert(convert(some_boxes)), some_boxes)
 
 
-ONE = (
+UNARY = (
     box_ops.area,
     box_ops.yxyx_to_xyxy,
     box_ops.xyxy_to_yxyx,
@@ -148,7 +145,7 @@ ONE = (
     box_ops.xywh_to_yxyx,
     lambda a: box_ops.clip(a, 20, 30),
 )
-TWO = (
+BINARY = (
     box_ops.intersection,
     box_ops.paired_iou,
     box_ops.pairwise_iou,
@@ -158,11 +155,11 @@ TWO = (
 )
 
 
-@pytest.mark.parametrize("function", ONE + TWO)
+@pytest.mark.parametrize("function", UNARY + BINARY)
 def test_jit_and_vmap_change_nothing(function):
     corners = np.random.default_rng(0).uniform(0, 40, (2, 3, 5, 2))
     sides = np.random.default_rng(1).uniform(1, 40, (2, 3, 5, 2))
     both = np.concatenate([corners, corners + sides], axis=-1).astype(np.float32)
-    arguments = both[:1] if function in ONE else both
+    arguments = both[:1] if function in UNARY else both
     each = np.stack([function(*row) for row in zip(*arguments, strict=True)])
     np.testing.assert_allclose(jax.jit(jax.vmap(function))(*arguments), each, rtol=1e-5, atol=1e-5)

@@ -21,46 +21,47 @@ jitted = jax.jit(hard_examples, static_argnames=tuple(RULE))
 
 
 def random_image(generator, size):
-    """Losses, boxes that overlap much, and labels of all three kinds."""
+    """Return losses, boxes with large overlaps, and foreground, background and ignored labels."""
     corner = generator.uniform(0, 40, (size, 2))
     sides = generator.uniform(10, 30, (size, 2))
     return (
-        generator.permutation(size).astype(np.float32) / size,  # no two alike
+        generator.permutation(size).astype(np.float32) / size,  # all different
         np.concatenate([corner, corner + sides], axis=-1).astype(np.float32),
         generator.choice([IGNORE, BACKGROUND, BACKGROUND, 0, 7], size),
     )
 
 
-def mined_one_by_one(losses, boxes, labels, rule):
-    """The definition, with lists: the oracle."""
+def hard_examples_by_lists(losses, boxes, labels, rule):
+    """Return what the definition gives, computed with lists: the reference."""
     iou = np.asarray(pairwise_iou(boxes, boxes))
-    one_in = 1 + rule["negatives_per_positive"]
+    group_size = 1 + rule["negatives_per_positive"]
     eligible = [i for i in np.argsort(-losses) if labels[i] != IGNORE]
     candidates = eligible[: rule["num_candidates"]]
-    if one_in > 1:
-        share = rule["num_candidates"] // one_in
-        positives = [i for i in eligible if labels[i] >= 0][:share]
-        negatives = [i for i in eligible if labels[i] < 0][: rule["num_candidates"] - share]
+    if group_size > 1:
+        num_positives = rule["num_candidates"] // group_size
+        num_negatives = rule["num_candidates"] - num_positives
+        positives = [i for i in eligible if labels[i] >= 0][:num_positives]
+        negatives = [i for i in eligible if labels[i] < 0][:num_negatives]
         candidates = [i for i in eligible if i in positives or i in negatives]
-    stay = []
+    remaining = []
     for i in candidates:
-        if not any(iou[i, j] > rule["iou_threshold"] for j in stay):
-            stay.append(i)
-    kept = stay[: rule["num_examples"]]
-    if one_in > 1:
-        positives = [i for i in stay if labels[i] >= 0][: rule["num_examples"] // one_in]
-        negatives = [i for i in stay if labels[i] < 0]
-        kept = positives + negatives[: (one_in - 1) * max(len(positives), 1)]
-    return np.isin(np.arange(len(losses)), kept)
+        if not any(iou[i, j] > rule["iou_threshold"] for j in remaining):
+            remaining.append(i)
+    selected = remaining[: rule["num_examples"]]
+    if group_size > 1:
+        positives = [i for i in remaining if labels[i] >= 0][: rule["num_examples"] // group_size]
+        negatives = [i for i in remaining if labels[i] < 0]
+        selected = positives + negatives[: (group_size - 1) * max(len(positives), 1)]
+    return np.isin(np.arange(len(losses)), selected)
 
 
 def row_of_boxes(*starts):
-    """Boxes of 10 x 10 pixels in one row."""
+    """Return boxes of 10 x 10 pixels in one row."""
     start = np.array(starts, np.float32)
     return np.stack([start * 0, start, start * 0 + 10, start + 10], axis=1)
 
 
-def test_the_hardest_of_neighbours_are_kept_by_hand():
+def test_the_hardest_of_overlapping_anchors_are_selected_by_hand():
     boxes = row_of_boxes(0, 2, 20, 40, 60, 80)  # IoU of the first two: 8 / 12
     losses = np.array([4, 5, 3, 9, 1, 2], np.float32)
     labels = np.array([0, BACKGROUND, BACKGROUND, IGNORE, BACKGROUND, 3])
@@ -68,17 +69,17 @@ def test_the_hardest_of_neighbours_are_kept_by_hand():
     assert keep.tolist() == [False, True, True, False, False, True]
     keep = jitted(losses, boxes, labels, **dict(RULE, iou_threshold=0.7))
     assert keep.tolist() == [True, True, True, False, False, False]
-    # What is no candidate is neither kept nor a rival: three candidates give two examples.
+    # Only candidates are selected or suppress others: three candidates give two examples.
     keep = jitted(losses, boxes, labels, **dict(RULE, num_candidates=3))
     assert keep.tolist() == [False, True, True, False, False, False]
 
 
-def test_of_equal_losses_the_first_is_kept():
+def test_of_equal_losses_the_first_is_selected():
     keep = jitted(np.ones(5, np.float32), row_of_boxes(0, 0, 20, 40, 60), np.zeros(5, int), **RULE)
     assert keep.tolist() == [True, False, True, True, False]
 
 
-def test_negatives_are_in_proportion_to_the_positives_kept():
+def test_negatives_are_in_proportion_to_the_selected_positives():
     boxes, labels = row_of_boxes(*range(0, 200, 20)), np.array([BACKGROUND] * 7 + [0, 1, 2])
     losses = np.arange(10, 0, -1).astype(np.float32)  # the positives are the easiest
     keep = functools.partial(jitted, losses, boxes, labels)
@@ -86,7 +87,7 @@ def test_negatives_are_in_proportion_to_the_positives_kept():
     assert plain.tolist() == [True] * 6 + [False] * 4
     two_to_one = keep(**dict(RULE, num_examples=6, negatives_per_positive=2))
     assert two_to_one.tolist() == [True] * 4 + [False] * 3 + [True, True, False]
-    # There is room for two positives and four negatives, but one positive alone.
+    # Two positives and four negatives would fit, but there is only one positive.
     labels[7:9] = IGNORE
     one_positive = keep(**dict(RULE, num_examples=6, negatives_per_positive=2))
     assert one_positive.tolist() == [True] * 2 + [False] * 7 + [True]
@@ -117,15 +118,15 @@ def test_hard_negatives_do_not_crowd_out_the_positives():
         ]
     ),
 )
-def test_mining_is_its_definition(seed, rule):
+def test_hard_examples_equal_the_definition(seed, rule):
     image = random_image(np.random.default_rng(seed), 50)
     keep = np.asarray(jitted(*image, **rule))
-    np.testing.assert_array_equal(keep, mined_one_by_one(*image, rule))
+    np.testing.assert_array_equal(keep, hard_examples_by_lists(*image, rule))
     assert keep.sum() <= rule["num_examples"]
     assert not np.any(keep & (image[2] == IGNORE))
 
 
-def test_nothing_to_learn_from_keeps_nothing():
+def test_ignored_anchors_are_never_selected():
     for negatives_per_positive in (0, 2):
         rule = dict(RULE, negatives_per_positive=negatives_per_positive)
         keep = jitted(
@@ -135,7 +136,7 @@ def test_nothing_to_learn_from_keeps_nothing():
 
 
 @pytest.mark.parametrize("negatives_per_positive", [0, 1])
-def test_only_kept_anchors_have_a_gradient(negatives_per_positive):
+def test_only_selected_anchors_have_a_gradient(negatives_per_positive):
     generator = np.random.default_rng(0)
     _, boxes, labels = random_image(generator, 50)
     rule = dict(RULE, num_examples=10, negatives_per_positive=negatives_per_positive)
@@ -157,27 +158,27 @@ def test_jit_and_vmap_change_nothing(negatives_per_positive):
     images = [random_image(generator, 50) for _ in range(3)]
     boxes = images[0][1]
     rule = dict(RULE, num_examples=12, negatives_per_positive=negatives_per_positive)
-    one = functools.partial(hard_examples, **rule)
-    losses, labels = (
-        np.stack(rows) for rows in (list(zip(*images, strict=True))[i] for i in (0, 2))
-    )
-    batched = jax.jit(jax.vmap(one, in_axes=(0, None, 0)))(losses, boxes, labels)
-    for row in range(3):
-        np.testing.assert_array_equal(batched[row], jax.jit(one)(losses[row], boxes, labels[row]))
+    select = functools.partial(hard_examples, **rule)
+    all_losses, _, all_labels = zip(*images, strict=True)
+    losses, labels = np.stack(all_losses), np.stack(all_labels)
+    batched = jax.jit(jax.vmap(select, in_axes=(0, None, 0)))(losses, boxes, labels)
+    for index in range(3):
+        expected = jax.jit(select)(losses[index], boxes, labels[index])
+        np.testing.assert_array_equal(batched[index], expected)
 
 
 @pytest.mark.parametrize(
     "changes",
     [dict(num_examples=101), dict(negatives_per_positive=3), dict(negatives_per_positive=-1)],
 )
-def test_numbers_without_room_for_each_other_are_refused(changes):
+def test_sizes_that_contradict_each_other_are_refused(changes):
     image = random_image(np.random.default_rng(0), 5)
     with pytest.raises(ValueError, match="num_candidates >= num_examples > negatives_per_positive"):
         hard_examples(*image, **dict(RULE, **changes))
 
 
 @pytest.mark.parametrize("negatives_per_positive", [0, 3])
-def test_memory_of_mining_200000_anchors(negatives_per_positive):
+def test_memory_of_hard_examples_of_200000_anchors(negatives_per_positive):
     shapes = (
         jax.ShapeDtypeStruct((200_000,), np.float32),
         jax.ShapeDtypeStruct((200_000, 4), np.float32),
@@ -186,5 +187,5 @@ def test_memory_of_mining_200000_anchors(negatives_per_positive):
     rule = dict(RULE, num_candidates=2000, num_examples=128)
     rule.update(negatives_per_positive=negatives_per_positive)
     compiled = jitted.lower(*shapes, **rule).compile()
-    # Two bytes a pair of candidates, next to nothing an anchor. Measured: 8.1e6.
+    # Two bytes per pair of candidates, almost nothing per anchor. Measured: 8.1e6.
     assert compiled.memory_analysis().temp_size_in_bytes < 12e6

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_boxes import boxes
 
 from retinanet_jax.core import (
     BACKGROUND,
@@ -23,28 +24,24 @@ EVERYWHERE = np.array([1000, 1000], np.float32)
 NO_CROWD = (np.zeros((1, 4), np.float32), np.array([False]))
 
 
-def boxes(*rows):
-    return np.array(rows, np.float32).reshape(-1, 4)
-
-
-def real(array):
+def all_real(array):
     return np.ones(len(array), bool)
 
 
 def random_boxes(generator, *shape, limit=60):
-    """Integer boxes, so that an IoU is the same float however it is computed."""
+    """Return integer boxes, so that an IoU is the same float however it is computed."""
     corner = generator.integers(0, limit, (*shape, 2))
     sides = generator.integers(1, limit, (*shape, 2))
     return np.concatenate([corner, corner + sides], axis=-1).astype(np.float32)
 
 
 def match_by_matrix(anchors, gt_boxes, gt_mask, eligible, low_quality):
-    """The definition, with the A x M matrix in numpy: the oracle."""
+    """Return what the definition gives, with an A x M matrix in numpy: the reference."""
     top_left = np.maximum(anchors[:, None, :2], gt_boxes[None, :, :2])
     bottom_right = np.minimum(anchors[:, None, 2:], gt_boxes[None, :, 2:])
-    shared = np.prod(np.maximum(bottom_right - top_left, 0), axis=-1)
+    overlap = np.prod(np.maximum(bottom_right - top_left, 0), axis=-1)
     area_a, area_b = (np.prod(b[:, 2:] - b[:, :2], axis=-1) for b in (anchors, gt_boxes))
-    iou = np.where(gt_mask, shared / (area_a[:, None] + area_b - shared), 0)  # A M
+    iou = np.where(gt_mask, overlap / (area_a[:, None] + area_b - overlap), 0)  # A M
     best = iou.max(axis=1)
     foreground = best >= 0.5
     if low_quality:
@@ -59,49 +56,49 @@ def test_thresholds_by_hand():
     # Slices of the object: their IoU is their height / 10. The last is disjoint.
     heights = [10, 5, 4.9, 4, 3.9]
     anchors = boxes(*([0, 0, height, 10] for height in heights), [50, 50, 60, 60])
-    matches = match(anchors, gt, real(gt), **THRESHOLDS, low_quality=False)
+    matches = match(anchors, gt, all_real(gt), **THRESHOLDS, low_quality=False)
     assert matches.tolist() == [0, 0, IGNORE, IGNORE, BACKGROUND, BACKGROUND]
     assert matches.dtype == np.int32
 
 
-def test_low_quality_takes_every_tied_best_anchor():
+def test_low_quality_matches_every_tied_best_anchor():
     gt = boxes([0, 0, 10, 10])
     anchors = boxes([0, 0, 3, 10], [7, 0, 10, 10], [0, 0, 2, 10])
-    forced = match(anchors, gt, real(gt), **THRESHOLDS, low_quality=True)
+    forced = match(anchors, gt, all_real(gt), **THRESHOLDS, low_quality=True)
     assert forced.tolist() == [0, 0, BACKGROUND]
-    plain = match(anchors, gt, real(gt), **THRESHOLDS, low_quality=False)
+    plain = match(anchors, gt, all_real(gt), **THRESHOLDS, low_quality=False)
     assert plain.tolist() == [BACKGROUND] * 3
 
 
-def test_a_forced_anchor_takes_its_own_best_ground_truth():
-    # The anchor is the only one near both. It is the best of the small one, but prefers the large.
+def test_a_forced_match_is_with_the_anchors_own_best_ground_truth():
+    # The anchor is the best of both ground truths, and its own best is the large one.
     gt = boxes([0, 0, 2, 10], [0, 0, 10, 10])
     anchors = boxes([0, 0, 8, 10])
-    assert match(anchors, gt, real(gt), **MATCHING).tolist() == [1]
+    assert match(anchors, gt, all_real(gt), **MATCHING).tolist() == [1]
 
 
-def test_the_first_of_equal_ground_truths_wins():
+def test_of_equal_ground_truths_the_first_is_matched():
     gt = boxes([0, 0, 8, 10], [0, 0, 10, 10], [0, 0, 10, 10])
-    assert match(boxes([0, 0, 10, 10]), gt, real(gt), **MATCHING).tolist() == [1]
+    assert match(boxes([0, 0, 10, 10]), gt, all_real(gt), **MATCHING).tolist() == [1]
 
 
-def test_a_ground_truth_that_no_anchor_touches_forces_nothing():
+def test_a_ground_truth_without_overlap_forces_no_match():
     gt = boxes([80, 80, 90, 90])
-    assert match(boxes([0, 0, 10, 10]), gt, real(gt), **MATCHING).tolist() == [BACKGROUND]
+    assert match(boxes([0, 0, 10, 10]), gt, all_real(gt), **MATCHING).tolist() == [BACKGROUND]
 
 
 @pytest.mark.parametrize("rows", [0, 3])
 def test_no_ground_truth_is_all_background(rows):
     gt = np.full((rows, 4), np.nan, np.float32)
-    matches = match(boxes([0, 0, 10, 10], [0, 0, 0, 0]), gt, ~real(gt), **MATCHING)
+    matches = match(boxes([0, 0, 10, 10], [0, 0, 0, 0]), gt, ~all_real(gt), **MATCHING)
     assert matches.tolist() == [BACKGROUND] * 2
 
 
-def test_ineligible_anchors_are_ignored_and_do_not_compete():
+def test_ineligible_anchors_are_ignored_and_never_best():
     gt = boxes([0, 0, 10, 10])
     anchors = boxes([0, 0, 10, 10], [0, 0, 3, 10], [50, 50, 60, 60])
     eligible = np.array([False, True, False])
-    matches = match(anchors, gt, real(gt), **MATCHING, eligible=eligible)
+    matches = match(anchors, gt, all_real(gt), **MATCHING, eligible=eligible)
     assert matches.tolist() == [IGNORE, 0, IGNORE]
 
 
@@ -110,10 +107,10 @@ jitted_match = jax.jit(match, static_argnames=("foreground_iou", "background_iou
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.booleans())
-def test_match_equals_the_matrix(seed, share, low_quality):
+def test_match_equals_the_matrix(seed, fraction, low_quality):
     generator = np.random.default_rng(seed)
     anchors, gt = random_boxes(generator, 200), random_boxes(generator, 9)
-    gt_mask, eligible = generator.random(9) < share, generator.random(200) < 0.8
+    gt_mask, eligible = generator.random(9) < fraction, generator.random(200) < 0.8
     matches = jitted_match(
         anchors, gt, gt_mask, **THRESHOLDS, low_quality=low_quality, eligible=eligible
     )
@@ -121,7 +118,7 @@ def test_match_equals_the_matrix(seed, share, low_quality):
     np.testing.assert_array_equal(matches, expected)
 
 
-def test_low_quality_finds_the_best_anchor_of_inexact_boxes():
+def test_low_quality_matches_the_best_anchor_of_inexact_boxes():
     # IoUs here are not exact: the maximum must be compared with the bits that it was taken from.
     generator = np.random.default_rng(0)
     anchors = np.concatenate(
@@ -146,7 +143,7 @@ def test_low_quality_finds_the_best_anchor_of_inexact_boxes():
 
 
 @pytest.mark.parametrize("name", ["torchvision_v1", "detectron2_r50_stride_in_1x1"])
-def test_parity(test_data, name):
+def test_matches_equal_torchvisions_and_detectron2s(test_data, name):
     golden = np.load(test_data / "parity" / f"{name}_128x160.npz")
     anchors, gt = xyxy_to_yxyx(golden["anchors"]), xyxy_to_yxyx(golden["gt_boxes"][0])
     expected = golden["matched_idxs"][0]
@@ -156,53 +153,70 @@ def test_parity(test_data, name):
             [expected, BACKGROUND],
             IGNORE,
         )
-    np.testing.assert_array_equal(match(anchors, gt, real(gt), **MATCHING), expected)
+    np.testing.assert_array_equal(match(anchors, gt, all_real(gt), **MATCHING), expected)
 
 
 def test_targets_by_hand():
     anchors = boxes([0, 0, 10, 10], [0, 0, 10, 4], [50, 50, 60, 60])
     gt = boxes([0, 0, 10, 9])
-    targets = assign_targets(anchors, gt, np.array([7]), real(gt), *NO_CROWD, EVERYWHERE, **TARGETS)
+    targets = assign_targets(
+        anchors, gt, np.array([7]), all_real(gt), *NO_CROWD, EVERYWHERE, **TARGETS
+    )
     assert targets.labels.tolist() == [7, IGNORE, BACKGROUND]
     np.testing.assert_array_equal(targets.boxes, boxes([0, 0, 10, 9], *anchors[1:]))
 
 
-def test_anchors_centred_in_the_padding_are_ignored():
-    # The picture is 20 high and 30 wide. A centre on the border is outside.
+def test_anchors_with_centers_in_the_padding_are_ignored():
+    # The image is 20 high and 30 wide. A center on the border is outside.
     anchors = boxes([5, 5, 15, 15], [15, 5, 25, 15], [5, 25, 15, 35], [14, 24, 24, 34])
     gt = boxes([12, 2, 20, 18])
-    arguments = (anchors, gt, np.array([0]), real(gt), *NO_CROWD, np.array([20, 30], np.float32))
+    arguments = (
+        anchors,
+        gt,
+        np.array([0]),
+        all_real(gt),
+        *NO_CROWD,
+        np.array([20, 30], np.float32),
+    )
     ignored = assign_targets(*arguments, **dict(TARGETS, ignore_padding=True))
     assert ignored.labels.tolist() == [0, IGNORE, IGNORE, BACKGROUND]
-    kept = assign_targets(*arguments, **TARGETS)
-    assert kept.labels.tolist() == [BACKGROUND, 0, BACKGROUND, BACKGROUND]
+    not_ignored = assign_targets(*arguments, **TARGETS)
+    assert not_ignored.labels.tolist() == [BACKGROUND, 0, BACKGROUND, BACKGROUND]
 
 
-def test_crowds_turn_background_inside_them_into_ignore():
+def test_background_anchors_in_crowd_regions_are_ignored():
     anchors = boxes([0, 0, 10, 10], [0, 6, 10, 16], [0, 5, 10, 15], [50, 50, 60, 60])
     gt = boxes([0, 0, 10, 10])
     crowd = boxes([0, 10, 10, 90], [0, 0, 90, 90])
-    arguments = (anchors, gt, np.array([3]), real(gt), crowd, np.array([True, False]), EVERYWHERE)
-    on = assign_targets(*arguments, **dict(TARGETS, crowd_ioa=0.5))
-    assert on.labels.tolist() == [3, IGNORE, BACKGROUND, BACKGROUND]  # 0, 0.6, 0.5 inside, 0
-    off = assign_targets(*arguments, **TARGETS)
-    assert off.labels.tolist() == [3, BACKGROUND, BACKGROUND, BACKGROUND]
+    arguments = (
+        anchors,
+        gt,
+        np.array([3]),
+        all_real(gt),
+        crowd,
+        np.array([True, False]),
+        EVERYWHERE,
+    )
+    ignored = assign_targets(*arguments, **dict(TARGETS, crowd_ioa=0.5))
+    assert ignored.labels.tolist() == [3, IGNORE, BACKGROUND, BACKGROUND]  # 0, 0.6, 0.5 inside, 0
+    not_ignored = assign_targets(*arguments, **TARGETS)
+    assert not_ignored.labels.tolist() == [3, BACKGROUND, BACKGROUND, BACKGROUND]
 
 
-def test_a_crowd_leaves_foreground_alone():
+def test_foreground_anchors_in_crowd_regions_are_foreground():
     gt = boxes([0, 0, 10, 10])
     crowd = boxes([0, 0, 90, 90])
     targets = assign_targets(
-        gt, gt, np.array([3]), real(gt), crowd, real(crowd), EVERYWHERE,
+        gt, gt, np.array([3]), all_real(gt), crowd, all_real(crowd), EVERYWHERE,
         **dict(TARGETS, crowd_ioa=0.5),
     )  # fmt: skip
     assert targets.labels.tolist() == [3]
 
 
-def test_crowd_share_is_of_the_anchor_and_of_one_region():
+def test_crowd_ioa_is_a_fraction_of_the_anchor_and_of_one_region():
     crowd = boxes([0, 0, 10, 4], [0, 6, 10, 10], [0, 0, 10, 10])
-    share = max_crowd_ioa(boxes([0, 0, 10, 10]), crowd, np.array([True, True, False]))
-    np.testing.assert_allclose(share, [0.4], rtol=1e-6)
+    ioa = max_crowd_ioa(boxes([0, 0, 10, 10]), crowd, np.array([True, True, False]))
+    np.testing.assert_allclose(ioa, [0.4], rtol=1e-6)
 
 
 def scene(seed, num_gt=4, num_crowd=2):
@@ -210,9 +224,9 @@ def scene(seed, num_gt=4, num_crowd=2):
     return (
         random_boxes(generator, num_gt),
         generator.integers(0, 20, num_gt).astype(np.int32),
-        real(range(num_gt)),
+        all_real(range(num_gt)),
         random_boxes(generator, num_crowd),
-        real(range(num_crowd)),
+        all_real(range(num_crowd)),
         np.array([70, 80], np.float32),
     )
 
@@ -223,12 +237,12 @@ ALL_ON = dict(MATCHING, crowd_ioa=0.5, ignore_padding=True)
 def test_padding_changes_nothing():
     anchors = random_boxes(np.random.default_rng(9), 300)
     gt, classes, gt_mask, crowd, crowd_mask, size = scene(0)
-    rubbish = np.tile(anchors[:1], (5, 1))
+    filler = np.tile(anchors[:1], (5, 1))
     padded = (
-        np.concatenate([gt, rubbish]),
+        np.concatenate([gt, filler]),
         np.pad(classes, (0, 5), constant_values=19),
         np.pad(gt_mask, (0, 5)),
-        np.concatenate([crowd, rubbish]),
+        np.concatenate([crowd, filler]),
         np.pad(crowd_mask, (0, 5)),
         size,
     )
@@ -244,26 +258,31 @@ def test_jit_and_vmap_change_nothing():
     function = functools.partial(assign_targets, **ALL_ON)
     batched = jax.jit(jax.vmap(function, in_axes=(None, *[0] * 6)))
     result = batched(anchors, *map(np.stack, zip(*scenes, strict=True)))
-    for index, one in enumerate(scenes):
-        expected = function(anchors, *one)
+    for index, arguments in enumerate(scenes):
+        expected = function(anchors, *arguments)
         np.testing.assert_array_equal(result.labels[index], expected.labels)
         np.testing.assert_array_equal(result.boxes[index], expected.boxes)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.5, 0.4), (-0.1, 0.5), (0.4, 1.5), (0.0, 0.0)])
-def test_wrong_thresholds_are_named(low, high):
+def test_invalid_thresholds_are_refused_with_their_values(low, high):
     gt = boxes([0, 0, 10, 10])
     with pytest.raises(ValueError, match=f"background_iou={low} and foreground_iou={high}"):
-        match(gt, gt, real(gt), foreground_iou=high, background_iou=low, low_quality=True)
+        match(gt, gt, all_real(gt), foreground_iou=high, background_iou=low, low_quality=True)
 
 
-def test_ground_truth_without_rows_is_named():
+def test_ground_truth_without_rows_is_refused():
     nothing = boxes()
     with pytest.raises(ValueError, match="gt_boxes has 0 rows"):
         assign_targets(
-            boxes([0, 0, 1, 1]), nothing, np.zeros(0, int), real(nothing), *NO_CROWD, EVERYWHERE,
+            boxes([0, 0, 1, 1]),
+            nothing,
+            np.zeros(0, int),
+            all_real(nothing),
+            *NO_CROWD,
+            EVERYWHERE,
             **TARGETS,
-        )  # fmt: skip
+        )
 
 
 def test_memory_of_200000_anchors_and_100_ground_truths():

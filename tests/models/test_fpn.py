@@ -1,4 +1,4 @@
-"""The pyramid: sums worked out by hand, and where P6 comes from."""
+"""The pyramid: sums computed by hand, and the input of P6."""
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,15 @@ KEY = jax.random.key(0)
 
 
 def constant_maps(*values, channels=1):
-    """C3, C4, C5 of an image of 128x128, each of one value."""
+    """Return C3, C4 and C5 of an image of 128x128, each of one value."""
     return tuple(
         jnp.full((1, size, size, channels), value)
         for size, value in zip((16, 8, 4), values, strict=True)
     )
 
 
-def tap(module, maps):
-    """Variables whose kernels pass the central pixel of the first channel on, with no bias."""
+def identity_variables(module, maps):
+    """Return variables with which every convolution copies the first channel."""
     shapes = jax.eval_shape(lambda: module.init(KEY, maps))
 
     def fill(x):
@@ -42,32 +42,32 @@ def test_upsample_is_nearest_resizing():
     np.testing.assert_array_equal(upsample(x), jax.image.resize(x, (2, 6, 10, 4), "nearest"))
 
 
-def test_the_pyramid_sums_from_the_top():
+def test_each_level_adds_the_coarser_ones():
     fpn = FPN(channels=1)
     maps = constant_maps(1.0, 2.0, 4.0)
-    pyramid = fpn.apply(tap(fpn, maps), maps)
+    pyramid = fpn.apply(identity_variables(fpn, maps), maps)
     assert [np.unique(p).tolist() for p in pyramid] == [[7], [6], [4], [4], [4]]
 
 
-def test_p7_sees_p6_after_relu_and_p6_is_given_before():
+def test_p7_is_computed_from_relu_of_p6_and_p6_is_returned_without():
     fpn = FPN(channels=1)
     maps = constant_maps(1.0, 2.0, -4.0)
-    *_, p6, p7 = fpn.apply(tap(fpn, maps), maps)
+    *_, p6, p7 = fpn.apply(identity_variables(fpn, maps), maps)
     assert np.unique(p6).tolist() == [-4]
     assert np.unique(p7).tolist() == [0]
 
 
 @pytest.mark.parametrize(("p6_from", "expected"), [("c5", 4), ("p5", 40)])
-def test_p6_comes_from_the_map_that_is_named(p6_from, expected):
+def test_p6_is_computed_from_the_configured_map(p6_from, expected):
     fpn = FPN(channels=1, p6_from=p6_from)
     maps = constant_maps(1.0, 2.0, 4.0)
-    variables = tap(fpn, maps)
+    variables = identity_variables(fpn, maps)
     variables["params"]["output5"]["kernel"] *= 10  # p5 = 40, p5 before its 3x3 = 4
     assert np.unique(fpn.apply(variables, maps)[3]).tolist() == [expected]
 
 
 @pytest.mark.parametrize("max_level", [5, 6, 7])
-def test_levels_halve_and_round_up(max_level):
+def test_each_level_is_half_the_size_rounded_up(max_level):
     fpn = FPN(channels=8, max_level=max_level)
     maps = tuple(jnp.zeros((2, 100 // 2**i, 168 // 2**i, 4)) for i in (0, 1, 2))
     pyramid, _ = jax.eval_shape(lambda: fpn.init_with_output(KEY, maps))
@@ -92,6 +92,6 @@ def test_kernels_start_uniform_with_variance_one_over_fan_in():
         ({"max_level": 8}, "max_level=8 must be 5, 6 or 7"),
     ],
 )
-def test_unknown_options_are_named(options, message):
+def test_unknown_options_are_refused_with_those_that_exist(options, message):
     with pytest.raises(ValueError, match=message):
         FPN(**options).init(KEY, constant_maps(1.0, 1.0, 1.0))

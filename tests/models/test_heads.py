@@ -1,4 +1,4 @@
-"""Heads: the order of what comes out, and what they start at."""
+"""Heads: the order of the outputs, and their initial values."""
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +29,13 @@ def test_cells_are_row_major():
 
 
 @pytest.mark.parametrize("norm", ["none", "group"])
-def test_levels_share_the_head(norm):
+def test_all_levels_use_the_same_head(norm):
     head = Head(outputs=2, num_anchors=3, depth=2, channels=8, norm=norm)
     x, other = jax.random.normal(KEY, (2, 1, 4, 4, 8))
     variables = head.init(KEY, (x,))
-    alone, *_ = head.apply(variables, (x,))
-    _, among = head.apply(variables, (other, x))
-    np.testing.assert_array_equal(among, alone)
+    (one_level,) = head.apply(variables, (x,))
+    _, second_level = head.apply(variables, (other, x))
+    np.testing.assert_array_equal(second_level, one_level)
 
 
 @pytest.mark.parametrize(("prior", "start"), [(0.01, 0.01), (0.3, 0.3), (None, 0.5)])
@@ -45,7 +45,7 @@ def test_outputs_start_at_the_prior_probability(prior, start):
     np.testing.assert_allclose(jax.nn.sigmoid(out), start, rtol=1e-5)
 
 
-def test_kernels_start_normal_with_deviation_001():
+def test_kernels_start_normal_with_a_standard_deviation_of_001():
     head = Head(outputs=80, num_anchors=9, depth=1, channels=32)
     params = head.init(KEY, (jnp.zeros((1, 2, 2, 32)),))["params"]
     for layer in ("conv0", "predict"):
@@ -53,7 +53,7 @@ def test_kernels_start_normal_with_deviation_001():
         np.testing.assert_array_equal(params[layer]["bias"], 0)
 
 
-def test_depth_and_norm_give_the_layers():
+def test_depth_and_norm_determine_the_layers():
     def layers(**options):
         head = Head(outputs=4, num_anchors=9, channels=32, **options)
         params = jax.eval_shape(lambda: head.init(KEY, (jnp.zeros((1, 2, 2, 32)),)))["params"]
@@ -76,6 +76,6 @@ def test_depth_and_norm_give_the_layers():
         ({"prior_probability": 1.0}, "prior_probability=1.0 must lie between 0 and 1"),
     ],
 )
-def test_unusable_options_are_named(options, message):
+def test_invalid_options_are_refused_with_their_value(options, message):
     with pytest.raises(ValueError, match=message):
         Head(outputs=1, num_anchors=1, **options).init(KEY, (jnp.zeros((1, 2, 2, 8)),))

@@ -1,4 +1,4 @@
-"""Norms: what is trained, what is kept, and in which precision."""
+"""Norms: values, statistics, initial values and precision."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from retinanet_jax.models import FrozenBatchNorm, make_norm
 KEY = jax.random.key(0)
 
 
-def norm(kind, channels, *, train=False, dtype=None, zero_scale=False):
+def norm(name, channels, *, train=False, dtype=None, zero_scale=False):
     return make_norm(
-        kind, channels=channels, train=train, epsilon=1e-5, dtype=dtype, zero_scale=zero_scale
+        name, channels=channels, train=train, epsilon=1e-5, dtype=dtype, zero_scale=zero_scale
     )
 
 
-def frozen(scale, bias, mean, var):
+def frozen_variables(scale, bias, mean, var):
     arrays = {"scale": scale, "bias": bias, "mean": mean, "var": var}
     return {
         "batch_stats": {name: jnp.asarray(value, jnp.float32) for name, value in arrays.items()}
@@ -24,7 +24,7 @@ def frozen(scale, bias, mean, var):
 
 
 def test_frozen_batch_norm_by_hand():
-    variables = frozen(scale=[10, 1], bias=[5, 0], mean=[1, 0], var=[3.75, 0])
+    variables = frozen_variables(scale=[10, 1], bias=[5, 0], mean=[1, 0], var=[3.75, 0])
     y = FrozenBatchNorm(epsilon=0.25).apply(variables, jnp.full((1, 1, 1, 2), 3.0))
     # (3 - 1) / sqrt(4) * 10 + 5, and (3 - 0) / sqrt(0.25)
     np.testing.assert_allclose(y.ravel(), [15, 6], rtol=1e-6)
@@ -42,12 +42,12 @@ def test_a_new_frozen_batch_norm_is_the_identity():
     np.testing.assert_array_equal(y, x)
 
 
-@pytest.mark.parametrize("kind", ["frozen_batch", "batch", "group"])
-def test_bfloat16_is_rounded_once(kind):
+@pytest.mark.parametrize("name", ["frozen_batch", "batch", "group"])
+def test_bfloat16_is_rounded_once(name):
     x = (100 + jax.random.normal(KEY, (2, 4, 4, 32))).astype(jnp.bfloat16)
-    half = norm(kind, 32, train=True, dtype=jnp.bfloat16)
+    half = norm(name, 32, train=True, dtype=jnp.bfloat16)
     variables = half.init(KEY, x)
-    full = norm(kind, 32, train=True, dtype=jnp.float32)
+    full = norm(name, 32, train=True, dtype=jnp.float32)
     y, _ = half.apply(variables, x, mutable=["batch_stats"])
     expected, _ = full.apply(variables, x.astype(jnp.float32), mutable=["batch_stats"])
     assert y.dtype == jnp.bfloat16
@@ -55,7 +55,7 @@ def test_bfloat16_is_rounded_once(kind):
     np.testing.assert_array_equal(y, expected.astype(jnp.bfloat16))
 
 
-def test_batch_norm_trains_on_the_batch_and_moves_a_tenth():
+def test_batch_norm_uses_the_batch_and_updates_a_tenth_of_its_statistics():
     x = jnp.array([0.0, 2.0]).reshape(2, 1, 1, 1)
     layer = norm("batch", 1, train=True)
     y, updated = layer.apply(layer.init(KEY, x), x, mutable=["batch_stats"])
@@ -67,27 +67,29 @@ def test_batch_norm_trains_on_the_batch_and_moves_a_tenth():
 @pytest.mark.parametrize(
     ("channels", "groups"), [(8, 8), (24, 8), (32, 32), (48, 16), (64, 32), (256, 32)]
 )
-def test_group_norm_has_32_groups_or_fewer_that_divide(channels, groups):
+def test_group_norm_has_32_groups_or_the_largest_power_of_two_that_divides(channels, groups):
     assert norm("group", channels).num_groups == groups
 
 
-def test_group_norm_keeps_images_apart():
+def test_group_norm_normalizes_each_image_by_itself():
     x = jax.random.normal(KEY, (2, 4, 4, 64))
     layer = norm("group", 64)
     variables = layer.init(KEY, x)
-    both, alone = layer.apply(variables, x), layer.apply(variables, x[:1])
-    np.testing.assert_allclose(both[:1], alone, rtol=1e-5, atol=1e-6)
+    both, first = layer.apply(variables, x), layer.apply(variables, x[:1])
+    np.testing.assert_allclose(both[:1], first, rtol=1e-5, atol=1e-6)
     grouped = both.reshape(2, 16, 32, 2)  # two channels a group
     np.testing.assert_allclose(grouped.mean((1, 3)), 0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "start"), [("batch", 0.0), ("group", 0.0), ("frozen_batch", 1.0)])
-def test_only_a_trained_scale_may_start_at_zero(kind, start):
-    variables = norm(kind, 4, zero_scale=True).init(KEY, jnp.ones((1, 1, 1, 4)))
-    collection = "batch_stats" if kind == "frozen_batch" else "params"
+@pytest.mark.parametrize(("name", "start"), [("batch", 0.0), ("group", 0.0), ("frozen_batch", 1.0)])
+def test_only_a_trained_scale_can_start_at_zero(name, start):
+    variables = norm(name, 4, zero_scale=True).init(KEY, jnp.ones((1, 1, 1, 4)))
+    collection = "batch_stats" if name == "frozen_batch" else "params"
     np.testing.assert_array_equal(variables[collection]["scale"], start)
 
 
-def test_an_unknown_norm_is_named():
-    with pytest.raises(ValueError, match="norm='layer' is unknown; use one of frozen_batch, batch"):
+def test_an_unknown_norm_is_refused_with_those_that_exist():
+    with pytest.raises(
+        ValueError, match="norm='layer' is unknown; use one of frozen_batch, batch, group"
+    ):
         norm("layer", 4)

@@ -1,4 +1,4 @@
-"""The whole network: known sizes, one prediction an anchor, clear errors."""
+"""The whole network: published sizes, one prediction per anchor, clear errors."""
 
 import re
 
@@ -24,7 +24,7 @@ TINY = {"backbone": "resnet18", "backbone_width": 8, "fpn_channels": 16, "head_d
 
 
 def build(size=(64, 96), **options):
-    """Shapes of the outputs and variables, without computing."""
+    """Return the shapes of the outputs and variables, without computing."""
     model = RetinaNet(**REQUIRED | options)
     images = jnp.zeros((2, *size, 3))
     return jax.eval_shape(lambda: model.init_with_output(KEY, images, train=False))
@@ -43,24 +43,24 @@ def count(tree):
         ({"norm": "batch", "head_norm": "group"}, 38_198_935),
     ],
 )
-def test_parameters_are_torchvision_s(options, parameters):
+def test_the_number_of_parameters_is_torchvisions(options, parameters):
     _, variables = build(**options)
     assert count(variables["params"]) == parameters
 
 
-def test_the_tree_has_four_parts():
+def test_the_parameters_have_four_parts():
     _, variables = build()
     assert set(variables["params"]) == {"backbone", "fpn", "classification_head", "box_head"}
     assert set(variables["batch_stats"]) == {"backbone"}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_backbone_fits(name):
+def test_every_backbone_works(name):
     outputs, _ = build(backbone=name)
     assert [x.shape[1] for x in outputs.logits] == [9 * n for n in (96, 24, 6, 2, 1)]
 
 
-def test_one_prediction_an_anchor():
+def test_there_is_one_prediction_per_anchor():
     outputs, _ = build(size=(800, 1344), **TINY)
     assert sum(x.shape[1] for x in outputs.logits) == 201_600
     assert {(x.shape[0], x.shape[2]) for x in outputs.logits} == {(2, 91)}
@@ -69,7 +69,7 @@ def test_one_prediction_an_anchor():
     ]
 
 
-def test_levels_may_end_earlier():
+def test_the_pyramid_can_end_at_p6():
     outputs, variables = build(**TINY, max_level=6)
     assert len(outputs.logits) == len(outputs.deltas) == 4
     assert "p7" not in variables["params"]["fpn"]
@@ -86,7 +86,7 @@ def test_bfloat16_outputs_from_float32_parameters(options):
     ("size", "fixed"),
     [((800, 1333), "(800, 1344)"), ((1, 32), "(32, 32)"), ((65, 0), "(96, 32)")],
 )
-def test_an_image_size_that_does_not_fit_is_named_with_its_fix(size, fixed):
+def test_an_image_size_that_the_stride_does_not_divide_is_refused_with_its_fix(size, fixed):
     message = f"image_size={size} must be divisible by the stride of C5 (32); try {fixed}."
     with pytest.raises(ValueError, match=re.escape(message)):
         build(size=size, **TINY)
@@ -101,7 +101,7 @@ def test_an_image_size_that_does_not_fit_is_named_with_its_fix(size, fixed):
         ({"head_norm": "batch"}, "head norm='batch' is unknown"),
     ],
 )
-def test_unknown_parts_are_named(options, message):
+def test_unknown_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)
 
@@ -112,7 +112,7 @@ def test_only_class_logits_start_at_the_prior():
     @jax.jit
     def biases(key, images):
         params = model.init(key, images, train=False)["params"]
-        # All else is dead code to the compiler.
+        # The compiler drops all else as dead code.
         return [params[head]["predict"]["bias"] for head in ("classification_head", "box_head")]
 
     classification, box = biases(KEY, jnp.zeros((1, 32, 32, 3)))
@@ -121,7 +121,7 @@ def test_only_class_logits_start_at_the_prior():
 
 
 @pytest.mark.slow
-def test_images_do_not_see_each_other(monkeypatch):
+def test_images_do_not_influence_each_other(monkeypatch):
     shallow = {"stage_sizes": (1, 1, 1, 1), "bottleneck": False}  # quicker to compile
     monkeypatch.setitem(ARCHITECTURES, "shallow", shallow)
     options = {"num_classes": 3, "backbone": "shallow"}
