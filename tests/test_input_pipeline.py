@@ -149,17 +149,12 @@ def test_the_error_for_different_categories_names_the_field_for_voc(
     own_data.data.eval.update(own_data.data.train)
     own_data.data.eval.source = "voc"
     source = input_pipeline.open_training(own_data, tmp_path)
-    monkeypatch.setattr(input_pipeline, "VocSource", lambda *_, **__: OtherCategories(source))
+    source.categories = tuple(
+        category._replace(id=category.id + 1) for category in source.categories
+    )
+    monkeypatch.setattr(input_pipeline, "VocSource", lambda *_, **__: source)
     with pytest.raises(ValueError, match=r"--config\.data\.categories="):
         input_pipeline.open_sources(own_data, tmp_path)
-
-
-class OtherCategories:
-    def __init__(self, source):
-        self.name = source.name
-        self.categories = tuple(
-            category._replace(id=category.id + 1) for category in source.categories
-        )
 
 
 def test_annotations_for_the_shapes_source_are_an_error(toy_config, tmp_path):

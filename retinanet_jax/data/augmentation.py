@@ -46,8 +46,8 @@ class Augmentation:
     short_sides: Sequence[Length]
     short_side_sampling: str
     long_side: Length
-    scale_jitter: tuple[Length, Length] | None
-    crop_size: tuple[int, int] | None
+    scale_jitter: Sequence[Length] | None
+    crop_size: Sequence[int] | None
     flip: bool
     rot90: bool
     color_jitter: Mapping[str, Length]

@@ -8,7 +8,7 @@ from jaxtyping import Int, Int32
 from retinanet_jax.data.sizes import SIZE_MULTIPLE, round_up
 
 
-def make_buckets(buckets: Sequence[tuple[int, int]]) -> Int32[np.ndarray, "b 2"]:
+def make_buckets(buckets: Sequence[Sequence[int]]) -> Int32[np.ndarray, "b 2"]:
     """Return the configured (height, width), smallest area first.
 
     The last bucket is (largest height, largest width), so that every image that fits in any bucket
@@ -79,7 +79,7 @@ def check_images_fit(
         )
 
 
-def check_crop_fits(crop_size: tuple[int, int], buckets: Int[np.ndarray, "b 2"]) -> None:
+def check_crop_fits(crop_size: Sequence[int], buckets: Int[np.ndarray, "b 2"]) -> None:
     """Raise ValueError if the last bucket does not contain the (height, width) of the crop."""
     if (np.asarray(crop_size) > buckets[-1]).any():
         needed = tuple(round_up(side) for side in crop_size)

@@ -55,7 +55,7 @@ def load_by_tf(
         options.threading.private_threadpool_size = num_threads
     waiting: dict[int, BatchPlan] = {}  # plans of batches that are being loaded
 
-    def plan_step(step: np.ndarray) -> Int32[np.ndarray, "B 11"]:
+    def plan_step(step: np.int64) -> Int32[np.ndarray, "B 11"]:
         batch_plan = waiting[int(step)] = host_plan(int(step))
         return _plan_columns(batch_plan)
 
@@ -206,7 +206,7 @@ def _plan_columns(batch_plan: BatchPlan) -> Int32[np.ndarray, "B 11"]:
 
 
 def _tf_plan(
-    tf: ModuleType, plan_step: Callable[[np.ndarray], np.ndarray], step: Any, batch_size: int
+    tf: ModuleType, plan_step: Callable[[np.int64], np.ndarray], step: Any, batch_size: int
 ) -> Any:
     """Return the plan's columns of one step as a tensor."""
     columns = tf.numpy_function(plan_step, [step], tf.int32)
@@ -234,7 +234,7 @@ def _tf_image(
     index, bucket, resized, offset, size, rot90_k, flip = tf.split(columns, [1, 2, 2, 2, 2, 1, 1])
 
     def decode_in_python():
-        def pixels(index: np.ndarray, resized: np.ndarray, file: bytes) -> np.ndarray:
+        def pixels(index: np.int32, resized: np.ndarray, file: bytes) -> np.ndarray:
             if file:
                 return reader.decode(int(index), file)
             return reader.pixels(int(index), tuple(resized.tolist()))

@@ -102,7 +102,7 @@ class TrainPlan:
         *,
         seed: int,
         batch_size: int,
-        buckets: Sequence[tuple[int, int]],
+        buckets: Sequence[Sequence[int]],
         resize: str,
     ):
         _check_batch_size(batch_size)
@@ -207,7 +207,7 @@ class EvalPlan:
         sizes: Int[np.ndarray, "N 2"],
         *,
         batch_size: int,
-        buckets: Sequence[tuple[int, int]],
+        buckets: Sequence[Sequence[int]],
         resize: str,
         short_side: Length,
         long_side: Length,

@@ -19,7 +19,7 @@ PIXEL_TYPES = {"bilinear": np.uint8, "bilinear_float": np.float32, "pillow": np.
 
 STRIP_HEIGHT = 64  # rows that are resized at once: few enough to stay in the processor's cache
 
-Pixels = UInt8[np.ndarray, "h w 3"] | Float32[np.ndarray, "h w 3"]  # RGB in 0..255
+Pixels = UInt8[np.ndarray, "_ _ 3"] | Float32[np.ndarray, "_ _ 3"]  # RGB in 0..255
 
 
 class Geometry(NamedTuple):

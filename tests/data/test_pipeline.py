@@ -14,7 +14,6 @@ from retinanet_jax.data.augmentation import COLORS, Augmentation
 from retinanet_jax.data.batch import IDENTITY_COLORS
 from retinanet_jax.data.pipeline import batches, padded_counts
 from retinanet_jax.data.plan import BatchPlan, EvalPlan, TrainPlan
-from retinanet_jax.data.sources.base import subset
 from retinanet_jax.data.sources.coco import CocoSource
 
 BUCKETS = ((96, 160), (160, 96))
@@ -383,29 +382,12 @@ def test_an_invalid_image_is_named_in_one_line_with_no_trace_of_the_loader(
     assert "tensorflow" not in str(caught.value).lower()
 
 
-class RecordingSource:
-    """A source that records which images have been requested."""
-
-    def __init__(self, source):
-        self._source = source
-        self.requested = []
-
-    def __getattr__(self, name):
-        return getattr(self._source, name)
-
-    def __len__(self):
-        return len(self._source)
-
-    def image(self, index):
-        self.requested.append(index)
-        return self._source.image(index)
-
-
-def test_threads_load_at_most_the_prefetched_batches_and_end_with_the_loader(planted):
-    source = RecordingSource(planted)
+def test_threads_load_at_most_the_prefetched_batches_and_end_with_the_loader(planted, monkeypatch):
+    requested, image = [], planted.image
+    monkeypatch.setattr(planted, "image", lambda index: requested.append(index) or image(index))
     before = threading.active_count()
     loaded = batches(
-        source,
+        planted,
         train_plan(planted),
         start_step=0,
         num_steps=None,
@@ -418,21 +400,15 @@ def test_threads_load_at_most_the_prefetched_batches_and_end_with_the_loader(pla
     assert threading.active_count() > before
     loaded.close()
     assert threading.active_count() == before
-    assert 4 <= len(source.requested) <= 3 * 4
+    assert 4 <= len(requested) <= 3 * 4
 
 
-def test_an_image_smaller_than_requested_is_logged_once(planted, loader, caplog):
-    class Small(type(subset(planted, []))):
-        def read(self, index):
-            return None
-
-        def image(self, index):
-            return np.zeros((30, 30, 3), np.uint8)
-
-    plan = train_plan(planted)
-    small = Small(planted, range(len(planted)))
+def test_an_image_smaller_than_requested_is_logged_once(planted, loader, caplog, monkeypatch):
+    monkeypatch.setattr(planted, "read", lambda index: None)
+    monkeypatch.setattr(planted, "image", lambda index: np.zeros((30, 30, 3), np.uint8))
     caplog.set_level("WARNING", logger="absl")
-    assert not any(batch.images.any() for batch in load(small, plan, num_steps=5, loader=loader))
+    loaded = load(planted, train_plan(planted), num_steps=5, loader=loader)
+    assert not any(batch.images.any() for batch in loaded)
     (line,) = [record.getMessage() for record in caplog.records]
     assert "at a height of 30, and " in line
     assert "\n" not in line
@@ -442,8 +418,8 @@ def test_an_unknown_loader_or_a_fraction_out_of_range_is_an_error(planted):
     plan = train_plan(planted)
     with pytest.raises(ValueError, match=r"loader='tfdata' must be one of 'tf', 'numpy'\."):
         load(planted, plan, num_steps=1, loader="tfdata")
-    with pytest.raises(ValueError, match=r"min_visible=25 must be a fraction"):
-        load(planted, plan, num_steps=1, min_visible=25)
+    with pytest.raises(ValueError, match=r"min_visible=25\.0 must be a fraction"):
+        load(planted, plan, num_steps=1, min_visible=25.0)
 
 
 def test_without_tensorflow_the_error_of_the_tf_loader_names_the_remedy(planted, monkeypatch):
