@@ -1,9 +1,9 @@
 #!/bin/sh
-# Runs a command of this project in a virtual environment that it makes where there is none.
+# Run a command of this project in a virtual environment, which is created if it does not exist.
 #
-#   sh scripts/with_venv.sh EXTRAS COMMAND...     EXTRAS: of setup.cfg ("" for none, test, dev, cuda, tpu)
+#   sh scripts/with_venv.sh EXTRAS COMMAND...     EXTRAS: extras of setup.cfg, "" for none
 #
-# The environment is .venv beside this folder, or $VENV; the interpreter is python3, or $PYTHON.
+# The environment is .venv in the project's folder, or $VENV; the interpreter is python3, or $PYTHON.
 set -eu
 extras=$1
 shift
@@ -16,7 +16,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     exit 1
 fi
 if [ ! -x "$venv/bin/python" ]; then
-    echo "making $venv, once: some 2.4 GB of packages, minutes on a slow line" >&2
+    echo "creating $venv, once: about 2.4 GB of packages, minutes with a slow connection" >&2
     "$python" -m venv "$venv"
 fi
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root${extras:+[$extras]}"

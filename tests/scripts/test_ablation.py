@@ -1,11 +1,12 @@
-"""The small table: rows differ in their loss alone, finished ones are kept, and it can be read."""
+"""The small table: its rows differ only in the loss, and finished rows are not run again."""
 
 import json
 import pathlib
 
+import jax
 import pytest
 
-from retinanet_jax.config import field_names
+from retinanet_jax.config import flatten
 from retinanet_jax.configs import ablations
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "ablation.py"
@@ -17,14 +18,14 @@ def script(load_script):
 
 
 class Runs:
-    """Stands in for training: which runs were asked for, and what comes of one."""
+    """A replacement for training that records the runs and returns a given outcome."""
 
     def __init__(self):
-        self.asked = []
+        self.started = []
         self.outcome = lambda name: {"AP": 0.5, "AP50": 0.75, "diverged": ""}
 
     def __call__(self, config, workdir):
-        self.asked.append((workdir.name, config.seed))
+        self.started.append((workdir.name, config.seed))
         return self.outcome(workdir.name)
 
 
@@ -35,20 +36,11 @@ def runs(script, monkeypatch) -> Runs:
     return runs
 
 
-def flat(config) -> dict:
-    def at(name):
-        value = config
-        for part in name.split("."):
-            value = value[part]
-        return value
-
-    return {name: at(name) for name in field_names(config)}
-
-
-def test_rows_differ_in_loss_and_prior_alone(script, tmp_path):
-    """Same pictures, seed, steps, optimizer, network."""
+def test_rows_differ_only_in_loss_and_prior(script, tmp_path):
+    """The images, seed, steps, optimizer and network are the same."""
     first, *others = [
-        flat(script.row_config(row, seed=3, steps=40, output=tmp_path)) for row in script.ROWS
+        dict(flatten(script.row_config(row, seed=3, steps=40, output=tmp_path)))
+        for row in script.ROWS
     ]
     for other in others:
         changed = {name for name in first if first[name] != other[name]}
@@ -66,12 +58,12 @@ def test_the_rows_are_the_papers(script):
     assert {"ce", "ce-prior", "alpha=.75", "gamma=2"} <= set(script.ROWS)
 
 
-def test_finished_rows_are_kept_and_others_run(script, runs, tmp_path):
+def test_only_rows_without_a_result_are_run(script, runs, tmp_path):
     script.run_all(tmp_path, ["ce", "gamma=2"], [0], 40)
-    assert runs.asked == [("ce-seed0-40", 0), ("gamma=2-seed0-40", 0)]
-    runs.asked.clear()
+    assert runs.started == [("ce-seed0-40", 0), ("gamma=2-seed0-40", 0)]
+    runs.started.clear()
     results = script.run_all(tmp_path, ["ce", "gamma=2"], [0, 1], 40)
-    assert runs.asked == [("ce-seed1-40", 1), ("gamma=2-seed1-40", 1)]
+    assert runs.started == [("ce-seed1-40", 1), ("gamma=2-seed1-40", 1)]
     assert [(x["row"], x["seed"]) for x in results] == [
         ("ce", 0),
         ("gamma=2", 0),
@@ -80,7 +72,7 @@ def test_finished_rows_are_kept_and_others_run(script, runs, tmp_path):
     ]
 
 
-def test_a_result_of_other_steps_is_another_result(script, runs, tmp_path):
+def test_a_result_belongs_to_its_number_of_steps(script, runs, tmp_path):
     script.run_all(tmp_path, ["ce"], [0], 40)
     runs.outcome = lambda name: {"AP": 0.1, "AP50": 0.2, "diverged": ""}
     assert script.run_all(tmp_path, ["ce"], [0], 80)[0]["AP"] == 0.1
@@ -88,7 +80,7 @@ def test_a_result_of_other_steps_is_another_result(script, runs, tmp_path):
     assert len(json.loads((tmp_path / "ablation.json").read_text())) == 2
 
 
-def test_what_was_done_before_an_interruption_is_kept(script, runs, tmp_path):
+def test_results_before_an_interruption_are_saved(script, runs, tmp_path):
     def interrupted(name):
         if name.startswith("gamma"):
             raise KeyboardInterrupt
@@ -104,7 +96,7 @@ def test_a_run_that_diverges_is_a_result(script, monkeypatch, tmp_path):
     def diverges(*_):
         raise FloatingPointError("the loss became nan within steps 1..50")
 
-    monkeypatch.setattr(script.program, "run", diverges)
+    monkeypatch.setattr(script.train_command, "train_or_evaluate", diverges)
     config = script.row_config("ce", seed=0, steps=40, output=tmp_path)
     result = script.run_row(config, tmp_path / "ce")
     assert result == {
@@ -131,11 +123,11 @@ def test_the_table_by_hand(script):
 
 @pytest.mark.slow
 def test_a_row_trains(script, one_device, monkeypatch, tmp_path):
-    """The true setting, on fewer and smaller pictures."""
-    whole = script.row_config
+    """The actual config, with fewer and smaller images."""
+    row_config = script.row_config
 
     def small(row, **setting):
-        config = whole(row, **setting).unlock()
+        config = row_config(row, **setting).unlock()
         for part in (config.data.train, config.data.eval):
             part.update(count=8, image_size=64)
         config.data.update(buckets=((64, 64),), short_sides=(64,), eval_short_side=64, long_side=64)
@@ -143,8 +135,8 @@ def test_a_row_trains(script, one_device, monkeypatch, tmp_path):
         return config
 
     monkeypatch.setattr(script, "row_config", small)
-    # The program moves the compilation cache; what comes after wants the suite's.
-    monkeypatch.setattr(script.program.jax.config, "update", lambda *_: None)
+    # The command changes the compilation cache; later tests need that of the suite.
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
     (result,) = script.run_all(tmp_path, ["ce-prior"], [0], 2)
     assert 0 <= result["AP"] < 0.2
     assert json.loads((tmp_path / "ablation.json").read_text()) == [result]

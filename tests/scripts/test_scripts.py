@@ -1,4 +1,4 @@
-"""What the README tells people to type."""
+"""The shell script that the README runs commands with."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
     ("extras", "requirement"), [("", f"{ROOT}"), ("test", f"{ROOT}[test]"), ("dev", f"{ROOT}[dev]")]
 )
 def test_with_venv_installs_the_extras_and_runs_the_command(tmp_path, extras, requirement):
-    """With a stand-in for the environment's python, which tells what it was asked."""
+    """With a replacement for the environment's python, which prints what it would install."""
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text('#!/bin/sh\nfor last; do :; done\necho "installs $last"\n')
