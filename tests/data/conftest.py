@@ -1,34 +1,13 @@
 """A COCO dataset of a few images that tests modify."""
 
-import io
 import json
 import pathlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from seeded_images import encode_image
 
 from retinanet_jax.data.sources.coco import CocoSource
-
-
-def encode_image(
-    pixels: np.ndarray,
-    file_format: str = "PNG",
-    *,
-    mode: str | None = None,
-    orientation: int = 1,
-    **options,
-) -> bytes:
-    image = Image.fromarray(pixels)
-    if mode:
-        image = image.convert(mode)
-    if orientation != 1:
-        tags = Image.Exif()
-        tags[0x0112] = orientation
-        options["exif"] = tags.tobytes()
-    file = io.BytesIO()
-    image.save(file, file_format, **options)
-    return file.getvalue()
 
 
 @pytest.fixture

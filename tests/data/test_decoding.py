@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from seeded_images import smooth
 
 from retinanet_jax.data import decoding, tf_transforms, transforms
 
@@ -14,12 +15,6 @@ CORNERS = np.array([[[250, 0, 0], [0, 0, 250]], [[0, 250, 0], [250, 250, 250]]],
 
 def blocks(height: int, width: int) -> np.ndarray:
     return CORNERS.repeat(height // 2, axis=0).repeat(width // 2, axis=1)
-
-
-def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Return an image that JPEG changes little, as it changes photographs."""
-    noise = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
-    return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF"])

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from seeded_images import smooth
 
 from retinanet_jax.data.augmentation import Augmentation
 from retinanet_jax.data.pipeline import batches
@@ -51,10 +51,8 @@ def source(folder, encode):
     rng = np.random.default_rng(0)
     for number in range(1, 10):
         height, width = rng.integers(50, 260, 2).tolist()
-        small = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8))
-        pixels = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
         file_format = ("JPEG", "PNG")[number % 2]
-        folder.add_image(height, width, encode(pixels, file_format))
+        folder.add_image(height, width, encode(smooth(height, width, number), file_format))
         for k in range(number % 4):
             box = [5 + k, 4, 20.5, 30.25]
             folder.add_box(number, box, category_id=(3, 7)[k % 2], iscrowd=int(k == 2))

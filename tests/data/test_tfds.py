@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from seeded_images import encode_image, noise
 from tfds_archives import CATEGORIES, Archives, prepare, prepare_own
 
 from retinanet_jax.data.augmentation import COLORS, Augmentation
@@ -33,13 +33,7 @@ ALL_PREPARED = list(itertools.product(YEARS, FORMATS))
 
 def jpeg(height, width, seed, *, mode="RGB", orientation=1) -> bytes:
     """Return an image of noise, which differs for every seed."""
-    rng = np.random.default_rng(seed)
-    image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).convert(mode)
-    tags = Image.Exif()
-    tags[0x0112] = orientation
-    file = io.BytesIO()
-    image.save(file, "JPEG", exif=tags.tobytes())
-    return file.getvalue()
+    return encode_image(noise(height, width, seed), "JPEG", mode=mode, orientation=orientation)
 
 
 def write_dataset(folder: pathlib.Path, ids, first_annotation: int):

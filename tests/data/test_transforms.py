@@ -8,13 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from seeded_images import noise
 
 from retinanet_jax.data import tf_transforms, transforms
 from retinanet_jax.data.transforms import Geometry
-
-
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def uncropped(resized: tuple[int, int], *, flip: bool = False, rot90_k: int = 0) -> Geometry:
@@ -263,6 +260,6 @@ def test_tensorflow_resizes_bit_for_bit_equally(size, method):
 
 
 def test_tensorflow_flips_and_pads_equally():
-    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    image = noise(5, 7)
     assert np.array_equal(tf_transforms.flip(image).numpy(), transforms.flip(image))
     assert np.array_equal(tf_transforms.pad(image, (8, 9)).numpy(), transforms.pad(image, 8, 9))

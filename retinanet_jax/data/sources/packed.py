@@ -3,10 +3,10 @@
 It is meant for hosts that cannot feed their accelerator, for small datasets, and for machines
 without TensorFlow. `retinanet-jax pack` writes the folder, which contains:
 
-- the pixels of all images, uint8 RGB, without anything in between (`PIXELS`),
-- ids, sizes (original and packed) and boxes of all images (`OBJECTS`),
-- the ground truth that AP is computed against, as COCO JSON (`GROUND_TRUTH`),
-- categories, file names, how the images were resized, and the sizes of the other files (`HEADER`).
+- `pictures.bin`: the pixels of all images, uint8 RGB, without anything in between,
+- `objects.npz`: ids, sizes (original and packed) and boxes of all images,
+- `ground_truth.json`: the ground truth that AP is computed against, as COCO JSON,
+- `packed.json`: categories, file names, how the images were resized, and the size of each file.
 """
 
 import hashlib
