@@ -74,6 +74,7 @@ def run(values: Any, _: list[str]) -> None:
         max_detections=values.max_detections,
     )
     images = pathlib.Path(values.images).expanduser() if values.images else None
+    print(f"writing {values.format}, then comparing it with the checkpoint", flush=True)
     difference = export_detector(values.format, servable, output, images)
     print(verification.summary(difference))
     height, width = servable.image_size
