@@ -1,75 +1,55 @@
-"""From picture files to detections: ours beside torchvision's own, on the same seeded weights.
+"""Compare our detections with torchvision's, from image files on, with the same seeded weights.
 
-Run: python scripts/compare_torchvision.py [--version v1 v2] [--sides 800 1333] PICTURE_OR_FOLDER...
+Run: python scripts/compare_torchvision.py [--version v1 v2] [--sides 800 1333] IMAGE_OR_FOLDER...
 
-Prints a line a picture, and ends with status 1 where a box differs by more than 0.05 pixels of the
-original picture or a score by more than 1e-4, or where more than 0.2% of all detections have no
-counterpart.
-Needs PyTorch and torchvision. Every shape of the padded picture compiles anew: half a minute each
-on a few cores, which smaller --sides shorten.
+It prints a line per image, and exits with status 1 if a box differs by more than 0.05 pixels of
+the original image, a score by more than 1e-4, or if more than 0.2% of all detections have no
+counterpart. PyTorch and torchvision are required. Each shape of a padded image is compiled, which
+takes half a minute on a few cores; smaller --sides take less.
 """
 
 import argparse
 import json
 import pathlib
+import runpy
 import sys
 import tempfile
 import time
-import zlib
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image, ImageOps
 
 from retinanet_jax import checkpoint, core, weights
-from retinanet_jax.configs import torchvision as recipe
+from retinanet_jax.config import load_config
 from retinanet_jax.data.image_files import find_images
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.detector import Detector
-from retinanet_jax.export import verification
-from retinanet_jax.export.verification import BOX_TOLERANCE, SCORE_TOLERANCE, DetectionArrays
+from retinanet_jax.export.verification import (
+    BOX_TOLERANCE,
+    SCORE_TOLERANCE,
+    DetectionArrays,
+    DetectionDifference,
+    compare_detections,
+)
 
 NUM_OUTPUTS = 91  # COCO's ids from 0 to 90
-UNMATCHED_SHARE = 0.002
+MAX_UNMATCHED = 0.002  # as a fraction of all detections
+STATE_DICTS = pathlib.Path(__file__).parent.parent / "tests" / "weights" / "state_dicts.py"
 
 
-class Difference(NamedTuple):
-    """Between two lists of detections of one picture."""
-
-    detections: int  # of theirs
-    box: float  # largest difference of a coordinate, of those that have a counterpart
-    score: float
-    unmatched: int  # of theirs and ours together
-
-
-def seeded(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Values for one entry of a state dict, such that about one score in a hundred passes 0.05.
-
-    Norms are random too, or a wrong epsilon would not show; each block's last one is small, or 16
-    of them would add up to huge activations.
-    """
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    kind = name.rpartition(".")[2]
-    if kind == "num_batches_tracked":
-        return np.zeros(shape, np.int64)
-    if kind == "running_var":
-        values = rng.uniform(0.5, 1.5, shape)
-    elif kind == "running_mean":
-        values = rng.normal(0, 0.1, shape)
-    elif kind == "bias":
-        values = rng.normal(-5.0 if "cls_logits" in name else 0.0, 0.1, shape)
-    elif len(shape) == 1:
-        values = rng.uniform(0.2, 0.4, shape) if ".bn3." in name else rng.uniform(0.6, 1.4, shape)
-    else:
-        gains = {"cls_logits": 0.7, "bbox_reg": 0.25, "fpn": 0.5}
-        gain = next((gain for part, gain in gains.items() if part in name), 2**0.5)
-        values = rng.normal(0, gain / np.prod(shape[1:]) ** 0.5, shape)
-    return values.astype(np.float32)
+def seeded_state_dict(model: Any, seed: int) -> dict[str, np.ndarray]:
+    """Return random values for a model, with which one score in a hundred or so passes 0.05."""
+    parity_value = runpy.run_path(str(STATE_DICTS))["parity_value"]
+    return {
+        name: parity_value(name, tuple(value.shape), seed, -5.0, bias_deviations=(0.1, 0.1))
+        for name, value in model.state_dict().items()
+    }
 
 
-def their_detector(version: str, sides: tuple[int, int], seed: int):
-    """torchvision's model in evaluation, with seeded weights."""
+def make_reference(version: str, sides: tuple[int, int], seed: int) -> Any:
+    """Return torchvision's model in evaluation mode, with seeded weights."""
     import torch
     from torchvision.models import detection
 
@@ -81,32 +61,29 @@ def their_detector(version: str, sides: tuple[int, int], seed: int):
         min_size=sides[0],
         max_size=sides[1],
     )
-    state = {
-        name: torch.from_numpy(seeded(name, tuple(value.shape), seed))
-        for name, value in model.state_dict().items()
-    }
-    model.load_state_dict(state)
+    arrays = seeded_state_dict(model, seed)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
     return model.eval()
 
 
-def their_detections(model, path: pathlib.Path) -> DetectionArrays:
-    """Of a picture file, read as torchvision's users read it."""
+def reference_detections(model: Any, path: pathlib.Path) -> DetectionArrays:
+    """Return torchvision's detections in an image file, which is read as in its documentation."""
     import torch
     from torchvision.transforms import functional
 
     with Image.open(path) as file:
-        picture = functional.to_tensor(ImageOps.exif_transpose(file).convert("RGB"))
+        image = functional.to_tensor(ImageOps.exif_transpose(file).convert("RGB"))
     with torch.inference_mode():
-        (found,) = model([picture])
-    boxes, scores, classes = (found[name].numpy() for name in ("boxes", "scores", "labels"))
+        (outputs,) = model([image])
+    boxes, scores, classes = (outputs[name].numpy() for name in ("boxes", "scores", "labels"))
     return DetectionArrays(core.xyxy_to_yxyx(boxes), scores, classes)
 
 
-def our_detector(version: str, sides: tuple[int, int], model) -> Detector:
-    """The imported weights of `model`, in the preset as it stands but for the sides."""
+def make_detector(version: str, sides: tuple[int, int], model: Any) -> Detector:
+    """Return our detector with the weights of `model` and, except for the sides, the preset."""
     import torch
 
-    config = recipe.get_config(version).unlock()
+    config = load_config(f"configs/torchvision.py:{version}").unlock()
     config.data.update(short_sides=sides[:1], eval_short_side=sides[0], long_side=sides[1])
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "detector.pth"
@@ -118,64 +95,86 @@ def our_detector(version: str, sides: tuple[int, int], model) -> Detector:
             norm=config.model.norm,
             outputs="all",
         )
-    categories = tuple(Category(number, str(number)) for number in range(NUM_OUTPUTS))
-    trained = checkpoint.Checkpoint(variables, config, categories, 0, pathlib.Path("torchvision"))
-    return Detector(trained)
+    categories = tuple(Category(index, str(index)) for index in range(NUM_OUTPUTS))
+    return Detector(
+        checkpoint.Checkpoint(variables, config, categories, 0, pathlib.Path("torchvision"))
+    )
 
 
 def our_detections(detector: Detector, path: pathlib.Path) -> DetectionArrays:
-    """Of a picture file, as the predict command reads it."""
+    """Return our detections in an image file, which is read as by the predict command."""
     detections = detector(path)
     boxes = core.xyxy_to_yxyx(detections.boxes)
     return DetectionArrays(boxes, detections.scores, detections.classes)
 
 
-def compare(theirs: DetectionArrays, ours: DetectionArrays) -> Difference:
-    """Each of theirs, best score first, with the nearest one left of ours of its class."""
-    order = np.argsort(-theirs.scores, kind="stable")
-    best_first = DetectionArrays(*(x[order] for x in theirs))
-    # Every one counts that has no counterpart, however low its score.
-    one = verification.compare_detections(best_first, ours, certain_score=-np.inf)
-    return Difference(one.num_detections, one.box, one.score, one.num_unmatched)
+def compare(reference: DetectionArrays, actual: DetectionArrays) -> DetectionDifference:
+    """Compare each reference detection, best first, with the nearest remaining one of its class."""
+    order = np.argsort(-reference.scores, stable=True)
+    best_first = DetectionArrays(*(x[order] for x in reference))
+    # Each detection without a counterpart counts, however low its score.
+    return compare_detections(best_first, actual, certain_score=-np.inf)
+
+
+def compare_version(
+    version: str, sides: tuple[int, int], seed: int, images: list[pathlib.Path]
+) -> list[dict[str, Any]]:
+    """Return the differences of each image, and print them."""
+    reference = make_reference(version, sides, seed)
+    detector = make_detector(version, sides, reference)
+    results = []
+    for path in images:
+        start = time.monotonic()
+        difference = compare(reference_detections(reference, path), our_detections(detector, path))
+        results.append({"version": version, "image": path.name, **difference._asdict()})
+        print(
+            f"{version:4}{path.name:32}{difference.num_detections:10}{difference.box:10.5f}"
+            f"{difference.score:10.2e}{difference.num_unmatched:10}"
+            f"{time.monotonic() - start:7.1f}",
+            flush=True,
+        )
+    return results
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("pictures", nargs="+")
-    parser.add_argument("--version", nargs="+", choices=("v1", "v2"), default=["v1", "v2"])
-    parser.add_argument("--sides", nargs=2, type=int, default=(800, 1333))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=pathlib.Path, help="where the figures go too")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("images", nargs="+", help="image files, and folders of them")
+    parser.add_argument(
+        "--version",
+        nargs="+",
+        choices=("v1", "v2"),
+        default=["v1", "v2"],
+        help="torchvision's detectors to compare with; the default is both",
+    )
+    parser.add_argument(
+        "--sides",
+        nargs=2,
+        type=int,
+        default=(800, 1333),
+        help="pixels of the short side and most pixels of the long side; the default is 800 1333",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights; the default is 0")
+    parser.add_argument("--json", type=pathlib.Path, help="file to which the results are written")
     options = parser.parse_args()
-    pictures, sides, lines = find_images(options.pictures), tuple(options.sides), []
-    print(f"{'':4}{'picture':32}{'found':>6}{'box':>10}{'score':>10}{'unmatched':>10}{'s':>7}")
+    images, sides, results = find_images(options.images), tuple(options.sides), []
+    print(f"{'':4}{'image':32}{'detections':>10}{'box':>10}{'score':>10}{'unmatched':>10}{'s':>7}")
     for version in options.version:
-        theirs = their_detector(version, sides, options.seed)
-        ours = our_detector(version, sides, theirs)
-        for path in pictures:
-            began = time.monotonic()
-            one = compare(their_detections(theirs, path), our_detections(ours, path))
-            lines.append({"version": version, "picture": path.name, **one._asdict()})
-            print(
-                f"{version:4}{path.name:32}{one.detections:6}{one.box:10.5f}{one.score:10.2e}"
-                f"{one.unmatched:10}{time.monotonic() - began:7.1f}",
-                flush=True,
-            )
+        results += compare_version(version, sides, options.seed, images)
     if options.json:
         versions = {name: sys.modules[name].__version__ for name in ("torch", "torchvision", "jax")}
-        record = {"sides": sides, "seed": options.seed, "versions": versions, "pictures": lines}
+        record = {"sides": sides, "seed": options.seed, "versions": versions, "images": results}
         options.json.write_text(json.dumps(record, indent=1) + "\n")
-    box, score = (max(line[name] for line in lines) for name in ("box", "score"))
-    unmatched = sum(line["unmatched"] for line in lines)
-    share = unmatched / max(1, 2 * sum(line["detections"] for line in lines))
+    box, score = (max(result[name] for result in results) for name in ("box", "score"))
+    num_unmatched = sum(result["num_unmatched"] for result in results)
+    unmatched = num_unmatched / max(1, 2 * sum(result["num_detections"] for result in results))
     print(
         f"largest difference of a box {box:.5f} pixels, of a score {score:.2e}; "
-        f"{share:.3%} without a counterpart"
+        f"{unmatched:.3%} of the detections have no counterpart"
     )
-    if box > BOX_TOLERANCE or score > SCORE_TOLERANCE or share > UNMATCHED_SHARE:
-        sys.exit("error: that is more than rounding explains.")
+    if box > BOX_TOLERANCE or score > SCORE_TOLERANCE or unmatched > MAX_UNMATCHED:
+        sys.exit("error: the detections differ by more than rounding explains.")
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")  # a GPU may multiply in fewer bits
+    jax.config.update("jax_platforms", "cpu")  # a GPU may multiply with fewer bits
     main()

