@@ -222,7 +222,7 @@ def test_histograms_are_plotted(planted):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "error: give --config=FILE and --output=DIR."),
+        ((), "error: give --config=FILE --output=DIR; --help explains them."),
         (("--config=configs/shpes.py", "--output={tmp}/o"), "configs/shpes.py"),
         (("--config=configs/r50_fpn.py", "--output={tmp}/o"), "data/coco/"),
         (("--config=configs/shapes.py:tiny", "--output={tmp}/file"), "{tmp}/file"),
@@ -236,7 +236,7 @@ def test_histograms_are_plotted(planted):
         ),
     ],
 )
-def test_a_mistake_ends_in_one_line(program, tmp_path, arguments, message):
+def test_an_invalid_flag_ends_the_command_with_one_line(program, tmp_path, arguments, message):
     (tmp_path / "file").write_text("")
     status, _, stderr = program.run("inspect", *(a.format(tmp=tmp_path) for a in arguments))
     assert status == 1
