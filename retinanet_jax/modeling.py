@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 
 from retinanet_jax import core
-from retinanet_jax.core.types import Array
+from retinanet_jax.core.structures import Array
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.models import RetinaNet, conv_general_dilated
 

@@ -35,7 +35,7 @@ from retinanet_jax.core.losses import (
 from retinanet_jax.core.matching import assign_targets, match, max_crowd_ioa
 from retinanet_jax.core.nms import non_maximum_suppression, soft_non_maximum_suppression
 from retinanet_jax.core.postprocess import Candidates, detect, select_candidates
-from retinanet_jax.core.types import BACKGROUND, IGNORE, Array, Detections, Targets
+from retinanet_jax.core.structures import BACKGROUND, IGNORE, Array, Detections, Targets
 
 __all__ = [
     "BACKGROUND",

@@ -1,6 +1,6 @@
 """Boxes: areas, overlaps, clipping, the regression targets, and conversions of the format.
 
-Every function works elementwise over leading axes, which broadcast. `core.types` defines a box.
+Every function works elementwise over leading axes, which broadcast. `core.structures` defines boxes.
 """
 
 import math
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from retinanet_jax.core.types import Array
+from retinanet_jax.core.structures import Array
 
 # The sides of a decoded box are at most 1000 / 16 times its anchor's, as in detectron2 and
 # torchvision: exp() of an untrained network's output stays finite.

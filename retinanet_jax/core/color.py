@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from retinanet_jax.core.types import Array
+from retinanet_jax.core.structures import Array
 
 LUMA = (0.299, 0.587, 0.114)  # weights of R, G and B in a pixel's gray value (ITU-R BT.601)
 

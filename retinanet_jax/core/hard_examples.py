@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from retinanet_jax.core.nms import non_maximum_suppression
-from retinanet_jax.core.types import BACKGROUND, IGNORE, Array
+from retinanet_jax.core.structures import BACKGROUND, IGNORE, Array
 
 
 def hard_examples(

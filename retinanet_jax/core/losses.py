@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Num
 
 from retinanet_jax.core.boxes import decode, encode, giou
-from retinanet_jax.core.types import IGNORE, Array, Targets
+from retinanet_jax.core.structures import IGNORE, Array, Targets
 
 
 def cross_entropy(

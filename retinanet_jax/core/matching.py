@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from retinanet_jax.core.boxes import area, intersection, paired_iou
-from retinanet_jax.core.types import BACKGROUND, IGNORE, Array, Targets
+from retinanet_jax.core.structures import BACKGROUND, IGNORE, Array, Targets
 
 
 def match(

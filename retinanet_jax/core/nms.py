@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from retinanet_jax.core import boxes as box_ops
-from retinanet_jax.core.types import Array
+from retinanet_jax.core.structures import Array
 
 NMS_BLOCK = 256  # boxes that an iteration of NMS processes together
 

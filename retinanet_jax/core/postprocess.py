@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from retinanet_jax.core import boxes as box_ops
 from retinanet_jax.core.nms import non_maximum_suppression, soft_non_maximum_suppression
-from retinanet_jax.core.types import Array, Detections
+from retinanet_jax.core.structures import Array, Detections
 
 
 class Candidates(NamedTuple):

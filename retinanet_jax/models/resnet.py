@@ -203,9 +203,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(
         self, images: Float[Array, "B H W 3"], train: bool
-    ) -> tuple[
-        Float[Array, "B h8 w8 C3"], Float[Array, "B h16 w16 C4"], Float[Array, "B h32 w32 C5"]
-    ]:
+    ) -> tuple[Float[Array, "B _ _ _"], ...]:
         """Return (C3, C4, C5), the maps of strides 8, 16 and 32.
 
         Args:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import core
 from retinanet_jax.config import unknown_choice
-from retinanet_jax.core.types import Array
+from retinanet_jax.core.structures import Array
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.modeling import image_anchors
 from retinanet_jax.models import Outputs

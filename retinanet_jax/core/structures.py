@@ -1,4 +1,4 @@
-"""The result types and label values of `core`, and the letters of its shapes.
+"""The results and label values of `core`, its box format, and the letters of its shapes.
 
     A  anchors of an image          K  classes                    M  ground truths, padded
     a  anchors of a cell            L  levels of the pyramid      C  crowd regions, padded
