@@ -55,21 +55,18 @@ def import_weights(
             categories; "all" keeps all.
         category_names: The categories' names in the order of the outputs; () for COCO's categories.
         norm_epsilon: The epsilon of the backbone's norms; None for that of `config`.
-        config: The config with which the weights were trained; None for the source's preset, with
-            the backbone that the file contains.
+        config: The config of the weights; None for the source's preset with the file's backbone.
 
     Raises:
         OSError: If `output` exists, or the file does not exist or cannot be downloaded.
-        ValueError: If the source is unknown, the file is not readable or not such a detector's, the
-            config describes another network, or the categories are not as many as the outputs.
+        ValueError: If the source is unknown, the file is not such a detector's, the config is
+            another network's, or the categories are not as many as the outputs.
     """
     choose("source", source, PRESETS)
     if output.exists():
         raise FileExistsError(f"--output={output} exists; give another folder.")
     path = download.locate(file)
-    config = _network_config(source, path, config)
-    if norm_epsilon is not None:
-        config.model.norm_epsilon = norm_epsilon
+    config = _network_config(source, path, config, norm_epsilon)
     variables = weights.load_detector(
         source,
         path,
@@ -88,14 +85,19 @@ def import_weights(
     return Checkpoint(variables, config, categories, step=0, folder=output)
 
 
-def _network_config(source: str, path: pathlib.Path, config: ConfigDict | None) -> ConfigDict:
+def _network_config(
+    source: str, path: pathlib.Path, config: ConfigDict | None, norm_epsilon: float | None
+) -> ConfigDict:
     """Return a checked copy of `config`, or the source's preset with the file's backbone."""
-    if config is not None:
+    if config is None:
+        config = preset_config(source)
+        config.model.backbone = detect_backbone(weights.load_arrays(path), config.model.backbone)
+    else:
         check_fields(config)
-        return config.copy_and_resolve_references().unlock()
-    preset = preset_config(source)
-    preset.model.backbone = detect_backbone(weights.load_arrays(path), preset.model.backbone)
-    return preset
+        config = config.copy_and_resolve_references().unlock()
+    if norm_epsilon is not None:
+        config.model.norm_epsilon = norm_epsilon
+    return config
 
 
 def next_commands(source: str, imported: Checkpoint) -> list[str]:

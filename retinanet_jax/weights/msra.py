@@ -1,7 +1,6 @@
 """The ImageNet weights that Detectron and detectron2 start from, as variables of our backbone.
 
-These are MSRA's (R-50.pkl and R-101.pkl of He et al.) and FAIR's (X-101-32x8d.pkl), with the names of
-their arrays in Caffe2. A network with them needs the settings MSRA_MODEL or FAIR_MODEL, and the
+They are R-50.pkl and R-101.pkl of MSRA (He et al.) and X-101-32x8d.pkl of FAIR; the arrays have Caffe2's names. A network with them needs the settings MSRA_MODEL or FAIR_MODEL, and the
 input MSRA_INPUT or FAIR_INPUT.
 """
 
