@@ -1,7 +1,8 @@
 """The ImageNet weights that Detectron and detectron2 start from, as variables of our backbone.
 
-They are R-50.pkl and R-101.pkl of MSRA (He et al.) and X-101-32x8d.pkl of FAIR; the arrays have Caffe2's names. A network with them needs the settings MSRA_MODEL or FAIR_MODEL, and the
-input MSRA_INPUT or FAIR_INPUT.
+They are R-50.pkl and R-101.pkl of MSRA (He et al.) and X-101-32x8d.pkl of FAIR; the arrays have
+Caffe2's names. A network with them needs the settings MSRA_MODEL or FAIR_MODEL, and the input
+MSRA_INPUT or FAIR_INPUT.
 """
 
 from collections.abc import Callable, Mapping
