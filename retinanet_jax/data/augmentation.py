@@ -138,20 +138,20 @@ def sample_transforms(
         resize: The resize method, a key of `transforms.PIXEL_TYPES`.
         largest_bucket: (height, width) that limits the scale jitter.
     """
-    draw = functools.partial(random_bits, seed, epoch, count=len(sizes))
+    bits = functools.partial(random_bits, seed, epoch, count=len(sizes))
     rot90_k = np.zeros(len(sizes), np.int32)
     if augmentation.rot90:
-        rot90_k = uniform_integers(draw(Stream.ROT90), 4)
+        rot90_k = uniform_integers(bits(Stream.ROT90), 4)
 
-    resized = _sample_sizes(augmentation, sizes, draw, rot90_k, resize, largest_bucket)
+    resized = _sample_sizes(augmentation, sizes, bits, rot90_k, resize, largest_bucket)
     rotated = rot90_sizes(resized, rot90_k)
     crop_size = augmentation.crop_size
     size = np.minimum(rotated, crop_size) if crop_size else rotated
-    offset_bits = np.stack([draw(Stream.OFFSET_Y), draw(Stream.OFFSET_X)], axis=1)
-    color_bits = [draw(stream) for stream in COLOR_STREAMS]
+    offset_bits = np.stack([bits(Stream.OFFSET_Y), bits(Stream.OFFSET_X)], axis=1)
+    color_bits = [bits(stream) for stream in COLOR_STREAMS]
     return ImageTransforms(
         resized=resized,
-        flip=uniform(draw(Stream.FLIP)) < (0.5 if augmentation.flip else 0.0),
+        flip=uniform(bits(Stream.FLIP)) < (0.5 if augmentation.flip else 0.0),
         rot90_k=rot90_k,
         offset=uniform_integers(offset_bits, rotated - size + 1),
         size=size.astype(np.int32),
@@ -162,18 +162,18 @@ def sample_transforms(
 def _sample_sizes(
     augmentation: Augmentation,
     sizes: Int[np.ndarray, "N 2"],
-    draw: Callable[[Stream], UInt64[np.ndarray, " N"]],
+    bits: Callable[[Stream], UInt64[np.ndarray, " N"]],
     rot90_k: Int32[np.ndarray, " N"],
     resize: str,
     largest_bucket: Int[np.ndarray, " 2"],
 ) -> Int32[np.ndarray, "N 2"]:
     """Sample the heights and widths that the images are resized to."""
-    chosen = uniform_integers(draw(Stream.SHORT_SIDE), len(augmentation.possible_short_sides))
+    chosen = uniform_integers(bits(Stream.SHORT_SIDE), len(augmentation.possible_short_sides))
     short_sides = augmentation.possible_short_sides[chosen]
     fitted = fit_sizes(sizes, short_sides, augmentation.long_side, resize)
     if augmentation.scale_jitter:
         low, high = augmentation.scale_jitter
-        factor = low + (high - low) * uniform(draw(Stream.SCALE))
+        factor = low + (high - low) * uniform(bits(Stream.SCALE))
         if not augmentation.crop_size:
             # Without the jitter, the largest bucket contains every image.
             limit = largest_bucket / rot90_sizes(fitted, rot90_k)

@@ -49,36 +49,13 @@ def load_by_tf(
         OSError: If an image cannot be read.
     """
     tf = _import_tensorflow()
-    options = tf.data.Options()
-    options.deterministic = True
-    if num_threads:
-        options.threading.private_threadpool_size = num_threads
     waiting: dict[int, BatchPlan] = {}  # plans of batches that are being loaded
 
     def plan_step(step: np.int64) -> Int32[np.ndarray, "B 11"]:
         batch_plan = waiting[int(step)] = host_plan(int(step))
         return _plan_columns(batch_plan)
 
-    first = host_plan(0)
-    batch_size, method = len(first.index), first.resize
-    reader = _ImageReader(source)
-    unconverted = tf.autograph.experimental.do_not_convert  # TensorFlow would parse this file
-    parallel = num_threads or tf.data.AUTOTUNE
-    dataset = (
-        tf.data.Dataset.range(steps.start, steps.stop)
-        .map(unconverted(lambda step: _tf_plan(tf, plan_step, step, batch_size)))
-        # All files of a batch in one call, because entering Python is slow. Several batches are
-        # read at the same time.
-        .map(unconverted(lambda plan: _tf_read(tf, reader, plan)), num_parallel_calls=parallel)
-        .unbatch()
-        .map(
-            unconverted(lambda *example: _tf_image(tf, reader, method, *example)),
-            num_parallel_calls=parallel,
-        )
-        .batch(batch_size, drop_remainder=True)
-        .prefetch(prefetch)
-        .with_options(options)
-    )
+    dataset = _tf_dataset(tf, source, plan_step, host_plan(0), steps, prefetch, num_threads)
     iterator = dataset.as_numpy_iterator()
     for step in steps:
         try:
@@ -188,6 +165,45 @@ def _import_tensorflow() -> ModuleType:
     with contextlib.suppress(RuntimeError):
         tf.config.set_visible_devices([], "GPU")
     return tf
+
+
+def _tf_dataset(
+    tf: ModuleType,
+    source: Source,
+    plan_step: Callable[[np.int64], np.ndarray],
+    example_plan: BatchPlan,
+    steps: range,
+    prefetch: int,
+    num_threads: int | None,
+) -> Any:
+    """Return a tf.data dataset of the images of each step.
+
+    `plan_step` returns the `_plan_columns` of a step; `example_plan` has the batch size and the
+    resize method of all steps.
+    """
+    options = tf.data.Options()
+    options.deterministic = True
+    if num_threads:
+        options.threading.private_threadpool_size = num_threads
+    batch_size, method = len(example_plan.index), example_plan.resize
+    reader = _ImageReader(source)
+    unconverted = tf.autograph.experimental.do_not_convert  # TensorFlow would parse this file
+    parallel = num_threads or tf.data.AUTOTUNE
+    return (
+        tf.data.Dataset.range(steps.start, steps.stop)
+        .map(unconverted(lambda step: _tf_plan(tf, plan_step, step, batch_size)))
+        # All files of a batch in one call, because entering Python is slow. Several batches are
+        # read at the same time.
+        .map(unconverted(lambda plan: _tf_read(tf, reader, plan)), num_parallel_calls=parallel)
+        .unbatch()
+        .map(
+            unconverted(lambda *example: _tf_image(tf, reader, method, *example)),
+            num_parallel_calls=parallel,
+        )
+        .batch(batch_size, drop_remainder=True)
+        .prefetch(prefetch)
+        .with_options(options)
+    )
 
 
 def _plan_columns(batch_plan: BatchPlan) -> Int32[np.ndarray, "B 11"]:
