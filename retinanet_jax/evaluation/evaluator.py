@@ -8,16 +8,16 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
+from PIL import Image
 
 from retinanet_jax import checkpoint, core, input_pipeline, sharding, visualize
 from retinanet_jax.compilation import CompiledByShape, Compiler, start_compiler
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.pipeline import batch_shapes
 from retinanet_jax.data.sources.base import Source
-from retinanet_jax.evaluation.coco_metrics import METRICS, coco_api, coco_metrics, coco_results
+from retinanet_jax.evaluation.coco_metrics import coco_api, coco_metrics, coco_results
 from retinanet_jax.modeling import build_model, detect
 from retinanet_jax.models import RetinaNet
-from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.utils.files import write_json
 from retinanet_jax.utils.progress import make_progress
 from retinanet_jax.utils.threads import one_in_flight
@@ -109,14 +109,25 @@ class Evaluator:
             yield self._detect(variables, sharding.put_batch(host_batch, shardings))
 
 
+class Evaluation(NamedTuple):
+    """The outcome of an evaluation."""
+
+    metrics: dict[str, Any]  # see `coco_metrics`
+    comparison: Image.Image | None  # ground truth and detections of some images, on the first host
+
+    @property
+    def ap(self) -> float:
+        """AP, or -1 where it is undefined because the dataset has no ground truth."""
+        return -1.0 if self.metrics["AP"] is None else self.metrics["AP"]
+
+
 def write_evaluation(
     results: list[dict[str, Any]],
     source: Source,
     step: int,
     workdir: pathlib.Path,
     evaluator: str,
-    metric_writer: MetricWriter | None,
-) -> float:
+) -> Evaluation:
     """Compute AP, print its table and write the results to `workdir`/eval.
 
     The first host writes STEP_detections.json (the results), STEP.json (the metrics, with AP by
@@ -128,26 +139,19 @@ def write_evaluation(
         step: The training step after which the detections were computed.
         workdir: The working directory of the run.
         evaluator: The package that computes AP (config.evaluator).
-        metric_writer: Gets the metrics and the images as well, unless None.
-
-    Returns:
-        AP, or -1 where it is undefined because the dataset has no ground truth.
     """
     print(f"computing AP of {len(results)} detections", flush=True)
     metrics, table = coco_metrics(source.ground_truth(), results, evaluator)
-    if jax.process_index() == 0:
-        print(f"{source.name}: {len(source)} images after step {step}\n{table}", flush=True)
-        folder = workdir / "eval"
-        folder.mkdir(exist_ok=True)
-        write_json(folder / f"{step}_detections.json", results)
-        write_json(folder / f"{step}.json", metrics)
-        comparison = visualize.comparison_sheet(source, results)
-        comparison.save(folder / f"{step}.jpg", quality=90)
-        if metric_writer is not None:
-            scalars = {f"eval/{name}": metrics[name] or 0.0 for name in METRICS}
-            metric_writer.write_scalars(step, scalars)
-            metric_writer.write_image(step, "ground_truth_and_detections", np.asarray(comparison))
-    return -1.0 if metrics["AP"] is None else metrics["AP"]
+    if jax.process_index() != 0:
+        return Evaluation(metrics, comparison=None)
+    print(f"{source.name}: {len(source)} images after step {step}\n{table}", flush=True)
+    folder = workdir / "eval"
+    folder.mkdir(exist_ok=True)
+    write_json(folder / f"{step}_detections.json", results)
+    write_json(folder / f"{step}.json", metrics)
+    comparison = visualize.comparison_sheet(source, results)
+    comparison.save(folder / f"{step}.jpg", quality=90)
+    return Evaluation(metrics, comparison)
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -173,4 +177,4 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     variables = sharding.put_replicated(trained.variables, mesh)
     with start_compiler() as compiler:
         results = Evaluator(config, model, source, mesh, compiler).run(variables, trained.step)
-    write_evaluation(results, source, trained.step, workdir, config.evaluator, metric_writer=None)
+    write_evaluation(results, source, trained.step, workdir, config.evaluator)

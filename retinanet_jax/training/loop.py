@@ -14,7 +14,7 @@ from retinanet_jax.data.pipeline import batch_shapes
 from retinanet_jax.data.plan import TrainPlan
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.evaluation import coco_metrics
-from retinanet_jax.evaluation.evaluator import Evaluator, write_evaluation
+from retinanet_jax.evaluation.evaluator import Evaluation, Evaluator, write_evaluation
 from retinanet_jax.modeling import build_model
 from retinanet_jax.training.initialization import restore_or_initialize
 from retinanet_jax.training.metrics import MetricWriter
@@ -83,9 +83,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
                 ap = None
                 if evaluator and eval_data and is_due(step, config.evaluate_every, total):
                     results = evaluator.run(state.variables, step)
-                    ap = write_evaluation(
-                        results, eval_data, step, workdir, config.evaluator, writer
+                    evaluation = write_evaluation(
+                        results, eval_data, step, workdir, config.evaluator
                     )
+                    log_evaluation(step, evaluation, writer)
+                    ap = evaluation.ap
                     writer.restart_clock(step)
                 if ap is not None or is_due(step, config.checkpoint_every, total):
                     finite_metrics(step, metrics, config)  # a diverged state must not be resumed
@@ -113,6 +115,17 @@ def log_step(
         FloatingPointError: If the loss or its gradient is not finite.
     """
     writer.write_step(step, finite_metrics(step, metrics, config), config.data.batch_size)
+
+
+def log_evaluation(step: int, evaluation: Evaluation, writer: MetricWriter) -> None:
+    """Write the metrics of an evaluation, and some images with their detections."""
+    metrics = evaluation.metrics
+    writer.write_scalars(
+        step, {f"eval/{name}": metrics[name] or 0.0 for name in coco_metrics.METRICS}
+    )
+    if evaluation.comparison is not None:
+        image = np.asarray(evaluation.comparison)
+        writer.write_image(step, "ground_truth_and_detections", image)
 
 
 def finite_metrics(step: int, metrics: dict[str, Array], config: ConfigDict) -> dict[str, float]:

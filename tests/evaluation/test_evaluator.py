@@ -70,10 +70,8 @@ def test_the_files_that_an_evaluation_writes(source, tmp_path, capsys):
         for annotation in truth["annotations"]
     ]
     as_given = copy.deepcopy(results)
-    ap = evaluator.write_evaluation(
-        results, source, 30, tmp_path, "pycocotools", metric_writer=None
-    )
-    assert ap == pytest.approx(1)
+    evaluation = evaluator.write_evaluation(results, source, 30, tmp_path, "pycocotools")
+    assert evaluation.ap == pytest.approx(1)
     assert sorted(p.name for p in (tmp_path / "eval").iterdir()) == [
         "30.jpg",
         "30.json",
@@ -90,10 +88,8 @@ def test_the_files_that_an_evaluation_writes(source, tmp_path, capsys):
 
 def test_an_undefined_ap_is_below_every_other(source_without_objects, tmp_path):
     """So that its checkpoint is not the best one."""
-    ap = evaluator.write_evaluation(
-        [], source_without_objects, 1, tmp_path, "pycocotools", metric_writer=None
-    )
-    assert ap == -1
+    evaluation = evaluator.write_evaluation([], source_without_objects, 1, tmp_path, "pycocotools")
+    assert evaluation.ap == -1
 
 
 @pytest.mark.slow
