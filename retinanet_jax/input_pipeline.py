@@ -23,7 +23,7 @@ from retinanet_jax.data.plan import EvalPlan, Plan, TrainPlan
 from retinanet_jax.data.sources import synthetic
 from retinanet_jax.data.sources.base import Source, split_by_hash
 from retinanet_jax.data.sources.coco import CocoSource
-from retinanet_jax.data.sources.csv import CsvSource
+from retinanet_jax.data.sources.csv_files import CsvSource
 from retinanet_jax.data.sources.merged import merge
 from retinanet_jax.data.sources.packed import PackedSource, write_packed
 from retinanet_jax.data.sources.tfds import TfdsSource

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from retinanet_jax.data.sources.csv import CsvSource
+from retinanet_jax.data.sources.csv_files import CsvSource
 
 
 class Table:
