@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from retinanet_jax.data.sources.coco import CocoSource
-from retinanet_jax.data.sources.csv import CsvSource
+from retinanet_jax.data.sources.csv_files import CsvSource
 from retinanet_jax.data.sources.voc import VocSource
 from retinanet_jax.evaluation.coco_metrics import coco_metrics
 
