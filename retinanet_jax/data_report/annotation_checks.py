@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from retinanet_jax.data.sources.base import Category, Source
+from retinanet_jax.data.sources.boxes import OUTSIDE_TOLERANCE
 from retinanet_jax.data_report.findings import (
     ERROR,
     INFO,
@@ -22,7 +23,6 @@ DUPLICATE_IOU = 0.95  # two boxes with at least this IoU are taken to mark the s
 ERROR_FRACTION = 0.01  # of the boxes: if more are invalid, the finding is an error
 MANY_EMPTY = 0.5  # fraction of the images
 RARE = 10  # boxes
-OUTSIDE = 1.0  # pixels by which a box may exceed its image, because of rounding
 
 
 class AnnotatedBoxes(NamedTuple):
@@ -139,8 +139,8 @@ def check_boxes_without_area(source: Source, boxes: AnnotatedBoxes) -> Finding:
 
 
 def check_boxes_outside(source: Source, boxes: AnnotatedBoxes) -> Finding:
-    """Report boxes that extend beyond their image by more than `OUTSIDE` pixels."""
-    indices = np.flatnonzero((boxes.outside > OUTSIDE) & ~boxes.empty_mask)
+    """Report boxes that extend beyond their image by more than `OUTSIDE_TOLERANCE` pixels."""
+    indices = np.flatnonzero((boxes.outside > OUTSIDE_TOLERANCE) & ~boxes.empty_mask)
     message = f"{len(indices)} of {len(boxes.ids)} boxes extend beyond their image by over a pixel"
     advice = "make sure that they were annotated on images of this size; training clips them."
     examples = _annotation_labels(source, boxes, indices)
