@@ -1,6 +1,7 @@
 """Boxes: areas, overlaps, clipping, the regression targets, and conversions of the format.
 
-Every function works elementwise over leading axes, which broadcast. `core.structures` defines boxes.
+Every function works elementwise over leading axes, which broadcast. `core.structures` defines the
+format of boxes.
 """
 
 import math

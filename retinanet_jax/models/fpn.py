@@ -19,8 +19,7 @@ class FPN(nn.Module):
     """The feature pyramid P3 to P7 of the backbone's maps C3 to C5.
 
     1x1 lateral convolutions, sums from the coarsest map down, and 3x3 output convolutions, with
-    biases and without norms (https://arxiv.org/abs/1708.02002, section 4, "Feature
-    Pyramid Network Backbone").
+    biases and without norms (https://arxiv.org/abs/1708.02002, section 4).
 
     Attributes:
         channels: Number of channels of every level.
