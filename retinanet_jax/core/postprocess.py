@@ -88,8 +88,10 @@ def detect(
         ...     soft_sigma=0.5,
         ...     class_agnostic=False,
         ... )
-        >>> print(detections.scores.round(2), detections.classes, detections.mask)
-        [0.88 0.5  0.  ] [0 1 0] [ True  True False]
+        >>> [f"{score:.2f}" for score in detections.scores]  # the second box is suppressed
+        ['0.88', '0.50', '0.00']
+        >>> detections.classes.tolist(), detections.mask.tolist()
+        ([0, 1, 0], [True, True, False])
         >>> print(detections.boxes)
         [[ 0.  0. 20. 20.]
          [40. 40. 50. 60.]
