@@ -1,34 +1,35 @@
-"""The documents name only what is there: fields, flags, files, modules, links."""
+"""The documentation mentions only commands, flags, fields, files, names and links that exist."""
 
 import configparser
 import functools
 import importlib
-import importlib.util
 import json
 import pathlib
 import pkgutil
 import re
+import shlex
 
 import pytest
 
 import retinanet_jax
 from retinanet_jax import Detector
-from retinanet_jax.config import field_names
-from retinanet_jax.configs import r50_fpn
+from retinanet_jax.__main__ import COMMANDS
+from retinanet_jax.cli.common import run_command
+from retinanet_jax.config import default_config, flatten, load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDERS = ("configs", "docs", "notebooks", "retinanet_jax", "scripts", "tests")
-FIELDS = set(field_names(r50_fpn.get_config()))
+FIELDS = {name for name, _ in flatten(default_config())}
 SECTIONS = {field.rsplit(".", n)[0] for field in FIELDS for n in range(1, field.count(".") + 1)}
-MODULES = {module.name for module in pkgutil.iter_modules(retinanet_jax.__path__)}
+MODULES = {module.name for module in pkgutil.iter_modules(retinanet_jax.__path__[:1])}
 SUFFIXES = ("ipynb", "jaxexport", "json", "jsonl", "md", "npz", "onnx", "pkl", "png", "py", "txt")
-# Their Python can be run as it stands.
+# Pages with Python that runs without other files.
 WITH_PYTHON = ("architecture.md", "configuration.md")
 
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "configs" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "notebooks").glob("*.ipynb")),
 ]
 each_document = pytest.mark.parametrize(
@@ -38,43 +39,77 @@ each_document = pytest.mark.parametrize(
 
 @functools.cache
 def text_of(path):
-    """A document's text; a notebook's is that of its cells without code."""
+    """Return the text of a document; of a notebook, the text of its markdown cells."""
     content = path.read_text()
     if path.suffix != ".ipynb":
         return content
     cells = json.loads(content)["cells"]
-    return "\n\n".join("".join(one["source"]) for one in cells if one["cell_type"] == "markdown")
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
 
 
 def commands_of(text):
-    """(module or script, arguments) of each of the project's commands."""
-    joined = re.sub(r"\s*\\\n\s*", " ", text)
-    pattern = r"python (?:-m (retinanet_jax[\w.]*)|(scripts/[\w.]+))([^`\n#]*)"
-    return [
-        (module or script, arguments) for module, script, arguments in re.findall(pattern, joined)
+    """Return (command, arguments) of each command of the package; "main" is the module main."""
+    text = re.sub(r"\s*\\\n\s*", " ", text)
+    matches = re.findall(
+        r"(?:(?<![\w/.-])retinanet-jax |python -m retinanet_jax )([a-z-]+)([^`\n#]*)"
+        r"|python -m retinanet_jax\.(\w+)([^`\n#]*)",
+        text,
+    )
+    return [(name or module, first or second) for name, first, module, second in matches]
+
+
+def scripts_of(text):
+    """Return (script, arguments) of each command that runs a script of the project."""
+    text = re.sub(r"\s*\\\n\s*", " ", text)
+    return re.findall(r"python (scripts/[\w.]+)([^`\n#]*)", text)
+
+
+def check_command(name, arguments):
+    """Parse a command as the program does, without running it; arguments with "..." are omitted."""
+    assert name in {*COMMANDS, "main"}, f"there is no command {name!r}"
+    module = COMMANDS[name][0] if name in COMMANDS else "train"
+    command = importlib.import_module(f"retinanet_jax.cli.{module}").COMMAND
+    given = [argument for argument in shlex.split(arguments) if "..." not in argument]
+    assert run_command(command._replace(run=lambda *_: 0), ["retinanet-jax", *given]) == 0
+
+
+def script_flags(script):
+    """Return the flags that a script defines with argparse."""
+    path = ROOT / script
+    files = path.rglob("*.py") if path.is_dir() else [path]
+    return {"help", *re.findall(r'"--([\w-]+)"', "\n".join(file.read_text() for file in files))}
+
+
+def test_commands_and_scripts_are_extracted():
+    text = (
+        "```sh\nretinanet-jax pack --output=a \\\n    --part=eval  # --not\n"
+        "X=1 python -m retinanet_jax.main --workdir=b\npython scripts/ablation.py c --rows d\n```\n"
+        "`python -m retinanet_jax configs` lists"
+    )
+    assert commands_of(text) == [
+        ("pack", " --output=a --part=eval  "),
+        ("main", " --workdir=b"),
+        ("configs", ""),
     ]
+    assert scripts_of(text) == [("scripts/ablation.py", " c --rows d")]
+    assert script_flags("scripts/ablation.py") >= {"seeds", "rows"}
 
 
-@functools.cache
-def sources_of(program):
-    """The files that define a command's flags, as text."""
-    path = ROOT / program if program.endswith(".py") else ROOT / program.replace(".", "/")
-    files = path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
-    return "\n".join(file.read_text() for file in files)
-
-
-def flags_of(program):
-    """absl's DEFINE_...("name" and argparse's "--name"."""
-    source = sources_of(program)
-    defined = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)
-    return {*defined, *re.findall(r'"--([\w-]+)"', source), "help"}
-
-
-def test_a_command_is_found_with_its_flags():
-    text = "```sh\npython -m retinanet_jax.pack --output=a \\\n    --part=eval  # --not\n```\n"
-    assert commands_of(text) == [("retinanet_jax.pack", " --output=a --part=eval  ")]
-    assert flags_of("retinanet_jax.pack") == {"config", "output", "part", "help"}
-    assert flags_of("scripts/ablation.py") >= {"seeds", "rows"}
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("predict", "--chekpoint=a"),
+        ("train", "--config=configs/absent.py"),
+        ("train", "--config=configs/shapes.py:absent"),
+        ("train", "--config.data.absent=1"),
+        ("train", "--config.data.batch_size=many"),
+        ("train", "--mode=absent"),
+        ("main", "surplus"),
+    ],
+)
+def test_a_wrong_command_does_not_pass(name, arguments):
+    with pytest.raises(SystemExit, match="error: "):
+        check_command(name, arguments)
 
 
 @each_document
@@ -82,42 +117,48 @@ def test_fields_exist(path):
     text = text_of(path)
     flags = re.findall(r"--config\.([a-z0-9_.]+)", text)
     spans = re.findall(r"`(?:config\.)?([a-z0-9_]+\.[a-z0-9_.]+)(?:=[^`]*)?`", text)
-    named = flags + [span for span in spans if span.split(".")[0] in SECTIONS]
-    named += re.findall(r"`config\.([a-z0-9_.]+)(?:=[^`]*)?`", text)
-    named = {name.rstrip(".") for name in named if name.split(".")[-1] not in SUFFIXES}
-    assert not named - FIELDS - SECTIONS
+    names = flags + [span for span in spans if span.split(".")[0] in SECTIONS]
+    names += re.findall(r"`config\.([a-z0-9_.]+)(?:=[^`]*)?`", text)
+    names = {name.rstrip(".") for name in names if name.split(".")[-1] not in SUFFIXES}
+    assert not names - FIELDS - SECTIONS
 
 
 @each_document
-def test_commands_have_their_flags(path):
-    for program, arguments in commands_of(text_of(path)):
-        if program.startswith("retinanet_jax"):
-            assert importlib.util.find_spec(program), program
-        assert sources_of(program)
-        named = set(re.findall(r"(?<!\S)--([\w-]+)(?![\w.-])", arguments))
-        assert not named - flags_of(program), program
+def test_commands_are_accepted(path):
+    for name, arguments in commands_of(text_of(path)):
+        check_command(name, arguments)
+
+
+@each_document
+def test_scripts_exist_with_their_flags(path):
+    for script, arguments in scripts_of(text_of(path)):
+        assert (ROOT / script).exists(), script
+        names = set(re.findall(r"(?<!\S)--([\w-]+)(?![\w.-])", arguments))
+        assert not names - script_flags(script), script
 
 
 @each_document
 def test_files_exist(path):
     pattern = rf"(?<![\w/.-])((?:{'|'.join(FOLDERS)})/[\w.*/-]*)"
-    for named in re.findall(pattern, text_of(path)):
-        assert list(ROOT.glob(named.rstrip(".-/"))), named
+    for name in re.findall(pattern, text_of(path)):
+        # NAME stands for any.
+        assert list(ROOT.glob(name.rstrip(".-/").replace("NAME", "*"))), name
 
 
 @each_document
-def test_recipes_take_the_arguments(path):
-    for recipe, argument in re.findall(r"configs/(\w+)\.py:([\w=.@,+-]+)", text_of(path)):
-        importlib.import_module(f"retinanet_jax.configs.{recipe}").get_config(argument.strip(".,"))
+def test_configs_accept_their_arguments(path):
+    for config, argument in re.findall(r"configs/(\w+)\.py:([\w=.@,+-]+)", text_of(path)):
+        load_config(f"configs/{config}.py:{argument.strip('.,')}")
 
 
 @each_document
 def test_names_of_the_package_exist(path):
     spans = re.findall(r"`(?:retinanet_jax\.)?([a-z_]+)\.(\w+)[^`]*`", text_of(path))
     for module, name in spans:
-        if module in MODULES - SECTIONS and name not in SUFFIXES:
+        is_field = module in SECTIONS or (module == "config" and name in FIELDS | SECTIONS)
+        if module in MODULES and name not in SUFFIXES and not is_field:
             package = importlib.import_module(f"retinanet_jax.{module}")
-            # `detector` is also what a Detector is called.
+            # `detector` is also the usual name of a Detector.
             assert hasattr(package, name) or hasattr(Detector, name), f"{module}.{name}"
 
 
@@ -130,7 +171,7 @@ def test_extras_exist(path):
 
 
 def anchors_of(path):
-    """What links to the headings of a document end in."""
+    """Return the anchors of a document's headings."""
     headings = re.findall(r"^#+ (.*)$", text_of(path), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -147,10 +188,25 @@ def test_links_resolve(path):
         assert not anchor or anchor in anchors_of(target), link
 
 
-def test_every_page_is_in_the_index():
-    index = text_of(ROOT / "docs" / "README.md")
-    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+@each_document
+def test_no_placeholder_is_left(path):
+    assert "OWNER" not in path.read_text()
+
+
+def test_every_page_is_in_the_index_and_in_the_site():
+    docs = ROOT / "docs"
+    index, site = text_of(docs / "README.md"), (docs / "mkdocs.yml").read_text()
+    pages = {str(page.relative_to(docs)) for page in docs.rglob("*.md")} - {"README.md"}
     assert not [page for page in sorted(pages) if f"]({page})" not in index]
+    assert not [page for page in sorted(pages) if f"- {page}\n" not in site]
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "api").glob("*.md")), ids=lambda p: p.stem)
+def test_the_api_reference_describes_what_exists(page):
+    names = re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
+    assert names
+    for name in names:
+        assert pkgutil.resolve_name(name).__doc__, name
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON)

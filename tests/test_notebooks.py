@@ -1,4 +1,4 @@
-"""The notebooks: clean in the repository, and every cell runs, on a CPU with tiny settings."""
+"""The notebooks: without outputs in the repository, and every cell runs on a CPU, with tiny settings."""
 
 import ast
 import json
@@ -13,28 +13,27 @@ from PIL import Image
 
 from retinanet_jax import checkpoint, weights
 from retinanet_jax.config import check_fields
-from retinanet_jax.configs import r50_fpn
 from retinanet_jax.weights import detectors
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 PROGRAM_CACHE = ROOT / ".cache" / "runs"
-parity_value = runpy.run_path(str(ROOT / "tests" / "weights" / "state_dicts.py"))["parity_value"]
+state_dicts = runpy.run_path(str(ROOT / "tests" / "weights" / "state_dicts.py"))
 
 
 def cells_of(path):
     return json.loads(path.read_text())["cells"]
 
 
-def source_of(name, cell):
-    """The code of a notebook's cell."""
-    cells = {one["id"]: one for one in cells_of(ROOT / "notebooks" / f"{name}.ipynb")}
-    return "".join(cells[cell]["source"])
+def source_of(name, cell_id):
+    """Return the code of a notebook's cell."""
+    cells = {cell["id"]: cell for cell in cells_of(ROOT / "notebooks" / f"{name}.ipynb")}
+    return "".join(cells[cell_id]["source"])
 
 
 @each_notebook
-def test_outputs_are_cleared_and_each_cell_is_introduced(path):
+def test_outputs_are_cleared_and_each_cell_has_a_heading(path):
     cells = cells_of(path)
     ids = [cell["id"] for cell in cells]
     assert len(set(ids)) == len(ids)
@@ -44,20 +43,22 @@ def test_outputs_are_cleared_and_each_cell_is_introduced(path):
     assert [cell["id"] for cell in code if "parameters" in cell["metadata"].get("tags", ())] == [
         "settings"
     ]
-    # But for the one that shows the devices, right after the installation.
-    bare = [two["id"] for one, two in zip(cells, cells[1:], strict=False) if one in code]
-    assert [ident for ident in bare if not ident.endswith("-text") and ident != "more"] == [
-        "devices"
-    ]
+    # Except for the cell that shows the devices, right after the installation.
+    after_code = [cell for before, cell in zip(cells, cells[1:], strict=False) if before in code]
+    assert [
+        cell["id"]
+        for cell in after_code
+        if not cell["id"].endswith("-text") and cell["id"] != "more"
+    ] == ["devices"]
 
 
 @each_notebook
 def test_settings_are_plain_values(path):
-    """So that a person, papermill or a test can put others in their place."""
+    """A person, papermill or a test can then replace them."""
     settings = ast.parse(source_of(path.stem, "settings"))
-    for one in settings.body:
-        assert isinstance(one, ast.Assign)
-        ast.literal_eval(one.value)
+    for statement in settings.body:
+        assert isinstance(statement, ast.Assign)
+        ast.literal_eval(statement.value)
 
 
 @pytest.mark.parametrize("data", ["shapes", "own", "coco"])
@@ -66,92 +67,90 @@ def test_every_choice_of_data_is_a_config(data):
     exec(source_of("train", "settings"), names)
     names |= {"DATA": data, "CHANGES": {"data.batch_size": 3}}
     exec(source_of("train", "config"), names)
-    check_fields(names["config"], r50_fpn.get_config())
+    check_fields(names["config"])
     assert names["config"].data.batch_size == 3
     with pytest.raises(KeyError, match="total_steps"):
         exec(source_of("train", "config"), names | {"CHANGES": {"total_step": 3}})
 
 
-def test_an_installed_package_is_left_alone():
-    """And where there is none, pip is asked for what the machine has."""
-    cell = source_of("train", "install")
+@each_notebook
+def test_an_installed_package_is_not_installed_again(path):
+    cell = source_of(path.stem, "install")
     assert "%pip" in cell
     exec(cell.replace("%pip", "assert False; #"), {})
 
 
-class Ran(dict):
-    """A finished notebook's outputs by cell: text, and whether there was a picture."""
+class Outputs(dict):
+    """The outputs of a finished notebook by cell: text and images."""
 
-    def text(self, cell):
-        return "".join(one.get("text", "") for one in self[cell])
+    def text(self, cell_id):
+        return "".join(output.get("text", "") for output in self[cell_id])
 
-    def pictures(self, cell):
-        return sum("image/png" in one.get("data", {}) for one in self[cell])
+    def num_images(self, cell_id):
+        return sum("image/png" in output.get("data", {}) for output in self[cell_id])
 
 
 @pytest.fixture
 def run(program, tmp_path):
-    """`run(name, settings)`: every cell in a kernel of its own, with other settings."""
+    """`run(name, settings)`: the outputs of a notebook with other settings, in its own kernel."""
 
     def run(name, settings):
         import nbformat
         from nbclient import NotebookClient
 
         book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-        at = next(k for k, cell in enumerate(book.cells) if cell.id == "settings")
-        book.cells.insert(at + 1, nbformat.v4.new_code_cell(textwrap.dedent(settings)))
+        index = next(k for k, cell in enumerate(book.cells) if cell.id == "settings")
+        book.cells.insert(index + 1, nbformat.v4.new_code_cell(textwrap.dedent(settings)))
         environment = program.environment()
         environment["JAX_COMPILATION_CACHE_DIR"] = str(PROGRAM_CACHE)
         client = NotebookClient(book, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
         client.execute(env=environment)
-        return Ran({cell.id: cell.outputs for cell in book.cells if cell.cell_type == "code"})
+        return Outputs({cell.id: cell.outputs for cell in book.cells if cell.cell_type == "code"})
 
     return run
 
 
 @pytest.mark.slow
 def test_train(run, tiny_run, tmp_path):
-    """The second half of the tiny run again, whose programs are compiled by then."""
+    """The second half of the tiny run again; its programs are compiled already."""
     shutil.copytree(tiny_run.workdir, tmp_path, symlinks=True, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "checkpoints" / "8")
     (tmp_path / "eval" / "8.json").unlink()
-    ran = run(
+    outputs = run(
         "train",
         """
-        import operator
-
-        from retinanet_jax.command import field_names
+        from retinanet_jax.config import flatten
         from retinanet_jax.configs import shapes
 
-        tiny = shapes.get_config("tiny")
-        CHANGES = {name: operator.attrgetter(name)(tiny) for name in field_names(tiny)}
+        CHANGES = dict(flatten(shapes.get_config("tiny")))
         CHANGES |= {"data.eval_batch_size": 1, "detections.score_threshold": 0.001}
         WORKDIR = "."
         """,
     )
-    assert "steps 4 to 8" in ran.text("train")
-    assert "after step 8\nAP " in ran.text("table")
-    assert ran.pictures("curve") == ran.pictures("draw") == 1
+    assert "steps 4 to 8" in outputs.text("train")
+    assert "after step 8\nAP " in outputs.text("table")
+    assert outputs.num_images("curve") == outputs.num_images("draw") == 1
     assert checkpoint.load(tmp_path / "checkpoints" / "8").step == 8
 
 
 @pytest.mark.slow
 def test_detect_with_imported_weights(run, tmp_path):
-    """A file as torchvision's, of a smaller backbone, on a small picture."""
-    form = weights.DETECTOR_FORMATS["torchvision_v1"]
-    named = detectors.shapes(form, "resnet18", form.num_coco_outputs)
-    arrays = {name: parity_value(name, shape, 0, -2.0) for name, shape in named.items()}
+    """A file like torchvision's, with a smaller backbone, and a small image."""
+    library = weights.DETECTOR_FORMATS["torchvision_v1"]
+    shapes = detectors.shapes(library, "resnet18", library.num_coco_outputs)
+    parity_value = state_dicts["parity_value"]
+    arrays = {name: parity_value(name, shape, 0, -2.0) for name, shape in shapes.items()}
     np.savez(tmp_path / "weights.npz", **arrays)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "picture.png")
-    ran = run(
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    outputs = run(
         "detect",
         """
-        from retinanet_jax.import_weights import preset_config
+        from retinanet_jax.weights.presets import preset_config
 
         SOURCE = "torchvision_v1"
         WEIGHTS = "weights.npz"
-        PICTURE = "picture.png"
+        IMAGE = "image.png"
         THRESHOLD = 0.1
         config = preset_config(SOURCE)
         config.model.backbone = "resnet18"
@@ -160,21 +159,22 @@ def test_detect_with_imported_weights(run, tmp_path):
         """,
     )
     assert (tmp_path / "runs" / "coco" / "checkpoints").is_dir()
-    assert ran.pictures("detect") == 1
-    found = json.loads((tmp_path / "detections.json").read_text())
-    assert found
-    assert ran.text("table").startswith(f"{len(found)} found, of 80 kinds")
+    assert outputs.num_images("detect") == 1
+    results = json.loads((tmp_path / "detections.json").read_text())
+    assert results
+    assert outputs.text("table").startswith(f"{len(results)} detections of 80 categories")
 
 
 @pytest.mark.slow
-def test_the_focal_loss(run, tiny_run):
-    ran = run("focal_loss", f"CHECKPOINT, BATCHES = {str(tiny_run.workdir)!r}, 2")
-    figures = ("figure1", "gradient", "figure4", "shares", "prior")
-    assert [ran.pictures(cell) for cell in figures] == [1] * len(figures)
+def test_focal_loss(run, tiny_run):
+    outputs = run("focal_loss", f"CHECKPOINT, BATCHES = {str(tiny_run.workdir)!r}, 2")
+    figures = ("figure1", "gradient", "figure4", "fractions", "prior")
+    assert [outputs.num_images(cell_id) for cell_id in figures] == [1] * len(figures)
     # The paper: 100 times lower at p_t = .9, and 1000 times at .968 (section 3.2).
-    assert "p_t 0.9    cross entropy 0.1054  focal loss 0.001054  100 times" in ran.text("figure1")
-    assert "p_t 0.968  cross entropy 0.0325  focal loss 0.000033  977 times" in ran.text("figure1")
+    figure1 = outputs.text("figure1")
+    assert "p_t 0.9    cross entropy 0.1054  focal loss 0.001054  100 times" in figure1
+    assert "p_t 0.968  cross entropy 0.0325  focal loss 0.000033  977 times" in figure1
     # 96 x 96 pixels: (12^2 + 6^2 + 3^2 + 2^2 + 1) cells of 9 anchors, of 2 batches of 1.
-    assert "step 8: 3,492 anchors" in ran.text("detector")
-    # At pi = .5 what an anchor costs does not depend on what it is: 6 classes x log 2 x .5.
-    assert "cross entropy, pi 0.5 : foreground    2.079" in ran.text("prior")
+    assert "step 8: 3,492 anchors" in outputs.text("detector")
+    # With pi = .5 foreground and background have the same loss: 6 classes x log 2 x .5.
+    assert "cross entropy, pi 0.5 : foreground    2.079" in outputs.text("prior")
