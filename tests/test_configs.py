@@ -1,8 +1,7 @@
-"""Every recipe loads, is complete, and describes data, a network and a step that can be trained."""
+"""Every config loads, is complete, and describes data, a network and a step that can be trained."""
 
 import importlib
 import json
-import pathlib
 import re
 import types
 
@@ -11,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import retinanet_jax.configs
 from retinanet_jax import input_pipeline, modeling
-from retinanet_jax.config import check_fields, field_names
+from retinanet_jax.config import CONFIGS, check_fields, config_files, default_config, flatten
 from retinanet_jax.configs import ablations, detectron2, r50_fpn, torchvision
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.training import loop
@@ -22,8 +20,7 @@ from retinanet_jax.training.step import TrainState, make_train_step
 from retinanet_jax.weights import msra
 from retinanet_jax.weights import torchvision as torchvision_weights
 
-FOLDER = pathlib.Path(retinanet_jax.configs.__path__[0])
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+NAMES = [path.stem for path in config_files()]
 NUM_CLASSES = 6
 TRAIN2017 = 118_287
 
@@ -33,49 +30,43 @@ def load(name: str, arg: str = ""):
 
 
 def arguments(name: str) -> list[str]:
-    """What a recipe takes behind the colon, by its own word."""
-    with pytest.raises(ValueError, match="unknown") as refused:
+    """Return the arguments that a config accepts, which its error message lists."""
+    with pytest.raises(ValueError, match="unknown") as error:
         load(name, "?")
-    return str(refused.value).rstrip(".").split("this config knows ")[1].split(", ")
+    return str(error.value).rstrip(".").split("this config knows ")[1].split(", ")
 
 
-# Every recipe with each of its arguments: (name, argument).
+# Every config with each of its arguments: (name, argument).
 VARIANTS = [(name, arg) for name in NAMES for arg in ["", *arguments(name)]]
 FULL = [(name, arg) for name, arg in VARIANTS if arg != "tiny"]
 
 
-def tiny(arg: str) -> str:
+def with_tiny(arg: str) -> str:
     return f"{arg},tiny" if arg else "tiny"
 
 
-def sections(config) -> dict[str, type]:
-    """Dotted names of all fields, with the types of their values."""
-    names = field_names(config)
-    return {name: type(config[name] if "." not in name else at(config, name)) for name in names}
-
-
-def at(config, name: str):
-    for part in name.split("."):
-        config = config[part]
-    return config
+def fields_of(config) -> dict[str, object]:
+    """Return the value of each field by its dotted name."""
+    return dict(flatten(config))
 
 
 # ---- fields
 
 
-def test_the_recipes_are_all_here():
+def test_all_configs_exist():
     assert {"r50_fpn", "r101_fpn", "r101_fpn_1_5x", "x101_32x8d_fpn", "ablations"} <= set(NAMES)
     assert {"shapes", "finetune", "detectron2", "torchvision", "tpu_640"} <= set(NAMES)
 
 
 @pytest.mark.parametrize(("name", "arg"), VARIANTS)
-def test_every_recipe_has_every_field_of_its_type_and_no_other(name, arg):
-    config, base = load(name, arg), r50_fpn.get_config()
-    check_fields(config, base)
+def test_every_config_has_all_fields_with_their_types_and_no_other(name, arg):
+    config = load(name, arg)
+    check_fields(config)
+    values, defaults = fields_of(config), fields_of(default_config())
     wrong = {
-        field: (have, sections(base)[field])
-        for field, have in sections(config).items()
-        if have != sections(base)[field] and at(base, field) is not None
+        field: (type(values[field]), type(default))
+        for field, default in defaults.items()
+        if type(values[field]) is not type(default) and default is not None
     }
     assert not wrong
     assert config.is_locked
@@ -84,7 +75,7 @@ def test_every_recipe_has_every_field_of_its_type_and_no_other(name, arg):
 
 
 @pytest.mark.parametrize(("name", "arg"), VARIANTS)
-def test_the_cadences_fit_each_other(name, arg):
+def test_the_intervals_are_multiples_of_each_other(name, arg):
     config = load(name, arg)
     assert config.evaluate_every % config.checkpoint_every == 0
     assert config.optimizer.warmup_steps < config.total_steps
@@ -94,15 +85,15 @@ def test_the_cadences_fit_each_other(name, arg):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_is_a_record_that_names_its_own_command(name):
+def test_a_docstring_states_the_command_and_the_ap(name):
     docstring = importlib.import_module(f"retinanet_jax.configs.{name}").__doc__
     command = re.search(r"Command:\s+python -m retinanet_jax\.main( --config=(\S+))? ", docstring)
-    # The embedded default needs no --config.
-    given, _, arg = (command.group(2) or "").partition(":")
-    assert given in (f"configs/{name}.py", "" if name == "shapes" else None)
+    # The default config needs no --config.
+    file, _, arg = (command.group(2) or "").partition(":")
+    assert file in (f"configs/{name}.py", "" if name == "shapes" else None)
     load(name, arg)
-    for file in re.findall(r"configs/(\w+)\.py", docstring):
-        assert file in NAMES
+    for other in re.findall(r"configs/(\w+)\.py", docstring):
+        assert other in NAMES
     assert re.search(r"^(AP|Measured):", docstring, re.MULTILINE)
 
 
@@ -110,13 +101,13 @@ def test_a_recipe_is_a_record_that_names_its_own_command(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_unknown_argument_is_refused_with_the_known_ones(name):
+def test_the_error_of_an_unknown_argument_lists_those_that_exist(name):
     with pytest.raises(ValueError, match=r"config argument 'tinny' is unknown; .* tiny\.$"):
         load(name, "tinny")
 
 
 @pytest.mark.parametrize("arg", ["600,700", "tiny,600,700"])
-def test_two_choices_are_refused(arg):
+def test_two_choices_are_an_error(arg):
     message = f"config argument '{arg}' asks for 600 and 700; give one."
     with pytest.raises(ValueError, match=message):
         load("r50_fpn", arg)
@@ -126,7 +117,7 @@ def test_arguments_may_come_in_any_order():
     assert load("r50_fpn", "600,tiny").to_dict() == load("r50_fpn", "tiny,600").to_dict()
 
 
-def test_an_empty_name_is_refused():
+def test_an_empty_argument_is_an_error():
     with pytest.raises(ValueError, match="config argument '' is unknown"):
         load("r50_fpn", "600,")
 
@@ -134,7 +125,7 @@ def test_an_empty_name_is_refused():
 # ---- the numbers
 
 
-def test_the_papers_numbers():
+def test_the_numbers_of_the_paper():
     config = r50_fpn.get_config()
     assert config.data.batch_size * config.total_steps == 16 * 90_000
     assert scaled_learning_rate(config) == 0.01
@@ -157,23 +148,23 @@ def test_the_papers_numbers():
         ("torchvision", "v2", (16 * 7_393, 22 * 7_393)),
     ],
 )
-def test_the_learning_rate_drops_when_it_should(name, arg, drops):
+def test_the_learning_rate_drops_at_the_published_steps(name, arg, drops):
     config = load(name, arg)
     rate = make_schedule(config)
     peak = scaled_learning_rate(config)
-    for number, step in enumerate(drops):
-        np.testing.assert_allclose(rate(step - 1), peak * 0.1**number, rtol=1e-5)
-        np.testing.assert_allclose(rate(step + 1), peak * 0.1 ** (number + 1), rtol=1e-5)
+    for index, step in enumerate(drops):
+        np.testing.assert_allclose(rate(step - 1), peak * 0.1**index, rtol=1e-5)
+        np.testing.assert_allclose(rate(step + 1), peak * 0.1 ** (index + 1), rtol=1e-5)
 
 
-def test_epochs_are_whole_ones_of_train2017():
+def test_runs_are_whole_epochs_of_train2017():
     assert torchvision.STEPS_PER_EPOCH == -(-TRAIN2017 // 16)
     assert load("torchvision").total_steps == 26 * torchvision.STEPS_PER_EPOCH
     tpu = load("tpu_640")
     assert 36 <= tpu.total_steps * tpu.data.batch_size / TRAIN2017 < 37
 
 
-def test_warm_up_begins_where_the_peers_begin():
+def test_warmup_starts_at_the_learning_rate_of_the_reference_implementations():
     for name, first in {"detectron2": 1e-5, "torchvision": 1e-5, "tpu_640": 0.0067}.items():
         config = load(name)
         assert config.optimizer.warmup_steps == 1_000
@@ -182,7 +173,7 @@ def test_warm_up_begins_where_the_peers_begin():
         assert abs(float(rate(0)) - slope - first) < 0.02 * first
 
 
-def test_detectron2s_numbers():
+def test_the_numbers_of_detectron2():
     config = load("detectron2")
     assert config.data.short_sides == (640, 672, 704, 736, 768, 800)
     assert (config.loss.normalizer, config.loss.ema_start, config.loss.ema_momentum) == (
@@ -196,28 +187,27 @@ def test_detectron2s_numbers():
     assert (config.optimizer.clip_norm, config.model.norm) == (0, "frozen_batch")
 
 
-def test_torchvisions_numbers():
-    one, two = load("torchvision", "v1"), load("torchvision", "v2")
-    for config in (one, two):
+def test_the_numbers_of_torchvision():
+    v1, v2 = load("torchvision", "v1"), load("torchvision", "v2")
+    for config in (v1, v2):
         assert (config.anchors.rounding, config.anchors.stride_rule) == ("torchvision", "grid")
         assert (config.anchors.offset, config.detections.max_detections) == (0, 300)
         assert (config.loss.normalizer, config.matching.ignore_padding) == ("image", False)
-    assert (one.model.p6_from, one.model.norm, one.model.head_norm) == (
+    assert (v1.model.p6_from, v1.model.norm, v1.model.head_norm) == (
         "p5",
         "frozen_batch",
         "none",
     )
-    assert (two.model.p6_from, two.model.norm, two.model.head_norm) == ("c5", "batch", "group")
-    assert (one.loss.box, one.loss.beta, two.loss.box) == ("smooth_l1", 0, "giou")
-    assert (one.optimizer.name, one.optimizer.learning_rate) == ("sgd", 0.01)
-    assert (two.optimizer.name, two.optimizer.learning_rate) == ("adamw", 1e-4)
-    assert (two.optimizer.weight_decay, two.data.short_sides[::10]) == (0.05, (480, 800))
-    assert len(two.data.short_sides) == 11
+    assert (v2.model.p6_from, v2.model.norm, v2.model.head_norm) == ("c5", "batch", "group")
+    assert (v1.loss.box, v1.loss.beta, v2.loss.box) == ("smooth_l1", 0, "giou")
+    assert (v1.optimizer.name, v1.optimizer.learning_rate) == ("sgd", 0.01)
+    assert (v2.optimizer.name, v2.optimizer.learning_rate) == ("adamw", 1e-4)
+    assert (v2.optimizer.weight_decay, v2.data.short_sides[::10]) == (0.05, (480, 800))
+    assert len(v2.data.short_sides) == 11
 
 
-def test_the_pixels_are_those_of_the_weights():
-    """What the network and its input must be, as the importers say."""
-    wanted = {
+def test_the_input_and_the_network_are_those_that_the_weights_require():
+    expected = {
         "msra resnet": (msra.MSRA_INPUT, msra.MSRA_MODEL),
         "msra resnext": (msra.FAIR_INPUT, msra.FAIR_MODEL),
         "torchvision resnet": (
@@ -225,25 +215,24 @@ def test_the_pixels_are_those_of_the_weights():
             torchvision_weights.TORCHVISION_MODEL,
         ),
     }
-    seen = set()
+    tested = set()
     for name, arg in FULL:
         config = load(name, arg)
         if config.init.source not in ("msra", "torchvision"):
             continue
         key = f"{config.init.source} {re.match('[a-z]*', config.model.backbone).group()}"
-        expected_input, expected_model = wanted[key]
+        expected_input, expected_model = expected[key]
         assert config.input.to_dict() == expected_input
         assert {field: config.model[field] for field in expected_model} == expected_model
-        seen.add(key)
-    assert seen == set(wanted)
+        tested.add(key)
+    assert tested == set(expected)
 
 
 @pytest.mark.parametrize("row", ablations.ROWS)
-def test_a_row_changes_what_its_table_is_about_and_no_more(row):
-    base, config = ablations.get_config(), ablations.get_config(row)
-    names = list(field_names(base))
-    changed = {name for name in names if at(base, name) != at(config, name)}
-    kind = row.partition("=")[0]
+def test_a_row_changes_only_the_fields_that_its_table_is_about(row):
+    base, values = fields_of(ablations.get_config()), fields_of(ablations.get_config(row))
+    changed = {name for name, value in base.items() if value != values[name]}
+    group = row.partition("=")[0]
     backbone = {"model.backbone", "model.norm_epsilon", "init.source", "init.path", "input.mean"}
     allowed = {
         "ce": {"loss.classification", "model.prior_probability"},
@@ -256,11 +245,11 @@ def test_a_row_changes_what_its_table_is_about_and_no_more(row):
         | {"loss.classification", "loss.ohem.num_examples", "loss.ohem.iou_threshold"},
     }
     allowed["ohem13"] = allowed["ohem"] | {"loss.ohem.negatives_per_positive"}
-    assert changed <= allowed[kind]
+    assert changed <= allowed[group]
     assert changed or row in ("gamma=2", "anchors=3x3")
 
 
-def test_rows_by_hand():
+def test_the_fields_of_some_rows():
     row = ablations.get_config
     assert row("ce").model.prior_probability == 0.5
     assert row("ce-prior").model.prior_probability == 0.01
@@ -285,13 +274,13 @@ def test_rows_by_hand():
     assert row("ohem=256@.7").loss.ohem.iou_threshold == 0.7
 
 
-# ---- the table of the README
+# ---- the tables of configs/README.md
 
 
 def table_rows() -> list[dict[str, str]]:
-    """The rows of configs/README.md's tables, by the names of their columns."""
+    """Return the rows of the tables in configs/README.md, by the names of their columns."""
     rows, header = [], []
-    for line in (FOLDER / "README.md").read_text().splitlines():
+    for line in (CONFIGS / "README.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if not line.startswith("|"):
             header = []
@@ -307,13 +296,13 @@ def variant(row: dict[str, str]) -> tuple[str, str]:
     return name.removesuffix(".py"), arg
 
 
-def test_the_readme_lists_every_recipe_with_every_argument_once():
+def test_the_tables_list_every_config_with_every_argument_once():
     listed = [variant(row) for row in table_rows()]
     assert sorted(listed) == sorted(FULL)
 
 
 @pytest.mark.parametrize("row", table_rows(), ids=lambda row: row["config"].strip("`"))
-def test_the_readmes_numbers_are_the_configs(row):
+def test_the_numbers_of_a_row_are_those_of_its_config(row):
     name, arg = variant(row)
     config = load(name, arg)
     if name == "ablations":
@@ -330,7 +319,7 @@ def test_the_readmes_numbers_are_the_configs(row):
 
 
 @pytest.mark.parametrize("row", table_rows(), ids=lambda row: row["config"].strip("`"))
-def test_the_readmes_ap_stands_in_the_recipe(row):
+def test_the_ap_of_a_row_is_in_the_docstring_of_its_config(row):
     name, _ = variant(row)
     docstring = importlib.import_module(f"retinanet_jax.configs.{name}").__doc__
     if name != "ablations" and row["AP"]:
@@ -340,8 +329,8 @@ def test_the_readmes_ap_stands_in_the_recipe(row):
 # ---- the plan
 
 
-def like_coco(count: int) -> np.ndarray:
-    """Heights and widths of forms like train2017's, the longest and the squares among them."""
+def coco_like_sizes(count: int) -> np.ndarray:
+    """Return heights and widths like train2017's, including squares and the longest images."""
     rng = np.random.default_rng(0)
     short = rng.choice(
         [480, 427, 426, 428, 425, 424, 360, 375, 333, 500, 612, 0],
@@ -357,10 +346,10 @@ def like_coco(count: int) -> np.ndarray:
     return sizes
 
 
-SIZES = like_coco(4_000)
-# Of a batch's pixels. Sides of 400 and 500 are far from multiples of 32; where sides vary as well
-# as forms, eight shapes can't fit both.
-MOST_PADDING = {
+SIZES = coco_like_sizes(4_000)
+# Fractions of the pixels of a batch. Sides of 400 and 500 are far from multiples of 32; if both the
+# short sides and the aspect ratios vary, eight buckets cannot fit them all.
+MAX_PADDING = {
     "r50_fpn": 0.05,
     "r50_fpn:400": 0.08,
     "r50_fpn:500": 0.065,
@@ -372,7 +361,7 @@ MOST_PADDING = {
 @pytest.mark.parametrize(
     ("name", "arg"), [(name, arg) for name, arg in FULL if name not in ("shapes", "ablations")]
 )
-def test_every_recipe_plans_pictures_like_cocos(name, arg):
+def test_every_config_plans_images_like_cocos(name, arg):
     config = load(name, arg)
     plan = input_pipeline.train_plan(config, types.SimpleNamespace(sizes=SIZES))
     assert len(plan.buckets) <= 8
@@ -385,35 +374,35 @@ def test_every_recipe_plans_pictures_like_cocos(name, arg):
     assert sum(int(x) for x in evaluation.weights.sum(axis=1)) == len(SIZES)
 
 
-@pytest.mark.parametrize(("name", "arg"), [(name, tiny(arg)) for name, arg in FULL])
-def test_every_tiny_recipe_plans_drawn_pictures(name, arg):
+@pytest.mark.parametrize(("name", "arg"), [(name, with_tiny(arg)) for name, arg in FULL])
+def test_every_tiny_config_plans_synthetic_images(name, arg):
     config = load(name, arg)
     assert config.data.train.source == config.data.eval.source == "shapes"
-    drawn = np.full((config.data.train.count, 2), config.data.train.image_size)
-    plan = input_pipeline.train_plan(config, types.SimpleNamespace(sizes=drawn))
+    sizes = np.full((config.data.train.count, 2), config.data.train.image_size)
+    plan = input_pipeline.train_plan(config, types.SimpleNamespace(sizes=sizes))
     assert {plan.batch(step).bucket for step in range(config.total_steps)} == {(96, 96)}
-    input_pipeline.eval_plan(config, drawn, batch_size=config.data.eval_batch_size)
+    input_pipeline.eval_plan(config, sizes, batch_size=config.data.eval_batch_size)
 
 
 @pytest.mark.parametrize("name", ["r50_fpn", *(f"r50_fpn:{side}" for side in r50_fpn.BUCKETS)])
-def test_one_side_pads_little(name):
-    assert padding_overhead(*name.split(":")) <= MOST_PADDING.get(name, 0.05)
+def test_a_single_short_side_has_little_padding(name):
+    assert padding_overhead(*name.split(":")) <= MAX_PADDING.get(name, 0.05)
 
 
 @pytest.mark.parametrize("name", ["detectron2", "torchvision:v2"])
-def test_many_sides_pad_more(name):
-    assert 0.05 < padding_overhead(*name.split(":")) <= MOST_PADDING[name]
+def test_several_short_sides_have_more_padding(name):
+    assert 0.05 < padding_overhead(*name.split(":")) <= MAX_PADDING[name]
 
 
 def padding_overhead(name: str, arg: str = "") -> float:
-    """Of the pixels of an epoch's batches."""
+    """Return the fraction of the pixels of an epoch's batches that is padding."""
     plan = input_pipeline.train_plan(load(name, arg), types.SimpleNamespace(sizes=SIZES))
     batches = [plan.batch(step) for step in range(plan.steps_per_epoch)]
     pixels = sum(int(batch.size.prod(axis=1) @ batch.weights) for batch in batches)
     return 1 - pixels / sum(len(batch.index) * np.prod(batch.bucket) for batch in batches)
 
 
-def test_jittered_recipes_share_their_buckets():
+def test_configs_with_scale_jitter_have_the_same_buckets():
     for name in ("r101_fpn_1_5x", "x101_32x8d_fpn"):
         assert load(name).data.buckets == detectron2.BUCKETS
 
@@ -422,9 +411,12 @@ def test_jittered_recipes_share_their_buckets():
 
 
 def structure(config) -> str:
-    """What of a config decides more of the program than a constant in it."""
-    names = [name for name in field_names(config) if not name.startswith("init.")]
-    fields = {name: at(config, name) for name in names if not name.startswith("data.")}
+    """Return the part of a config that determines more of the program than a constant in it."""
+    fields = {
+        name: value
+        for name, value in fields_of(config).items()
+        if not name.startswith(("init.", "data."))
+    }
     switches = {name: value for name, value in fields.items() if isinstance(value, str | bool)}
     off = ("loss.beta", "loss.ohem.negatives_per_positive", "optimizer.clip_norm")
     return json.dumps(
@@ -435,26 +427,26 @@ def structure(config) -> str:
     )
 
 
-def kinds(variants: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The first variant of each structure: the others differ in constants alone."""
+def structures(variants: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the first variant of each structure; the others differ only in constants."""
     first = {}
     for name, arg in variants:
         first.setdefault(structure(load(name, arg)), (name, arg))
     return list(first.values())
 
 
-# The number of anchors is a shape, not a constant: the most there are stand for the others.
-KINDS = [*kinds(FULL), ("ablations", "anchors=4x3")]
+# The number of anchors is a shape, not a constant; the largest one represents the others.
+STRUCTURES = [*structures(FULL), ("ablations", "anchors=4x3")]
 QUICK = [("ablations", "ohem=128@.7,tiny"), ("torchvision", "v2,tiny"), ("tpu_640", "tiny")]
 
 
 def batch_shapes(config) -> Batch:
-    """The shapes of the largest bucket's batch."""
-    rows = config.data.batch_size
+    """Return the shapes of a batch of the largest bucket."""
+    batch_size = config.data.batch_size
     size = max(config.data.buckets, key=np.prod)
 
     def array(dtype, *shape):
-        return jax.ShapeDtypeStruct((rows, *shape), dtype)
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
 
     return Batch(
         images=array(np.uint8, *size, 3),
@@ -475,11 +467,11 @@ def batch_shapes(config) -> Batch:
 @pytest.mark.parametrize(
     ("name", "arg"),
     [
-        pytest.param(*kind, marks=() if kind in QUICK else pytest.mark.slow)
-        for kind in [*KINDS, *QUICK]
+        pytest.param(*variant, marks=() if variant in QUICK else pytest.mark.slow)
+        for variant in [*STRUCTURES, *QUICK]
     ],
 )
-def test_every_recipe_builds_its_network_and_its_step(name, arg):
+def test_every_config_builds_its_network_and_its_step(name, arg):
     config = load(name, arg)
     model = modeling.build_model(config, NUM_CLASSES)
     optimizer = make_optimizer(config)
@@ -498,14 +490,14 @@ def test_every_recipe_builds_its_network_and_its_step(name, arg):
         return state, step(state, batch), modeling.detect(variables, batch, model, config)
 
     before, (after, metrics), detections = jax.eval_shape(one_step, batch_shapes(config))
-    # What a step returns, the next one takes.
+    # The next step accepts what a step returns.
     assert jax.tree.structure(before) == jax.tree.structure(after)
     assert jax.tree.all(
         jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, before, after)
     )
     assert {x.shape for x in metrics.values()} == {()}
-    rows = config.data.batch_size
-    assert detections.boxes.shape == (rows, config.detections.max_detections, 4)
+    expected = (config.data.batch_size, config.detections.max_detections, 4)
+    assert detections.boxes.shape == expected
 
 
 @pytest.mark.slow
@@ -519,8 +511,8 @@ def test_every_recipe_builds_its_network_and_its_step(name, arg):
         ("tpu_640", ""),
     ],
 )
-def test_every_kind_of_loss_normalizer_optimizer_and_view_trains(name, arg, one_device, tmp_path):
-    config = load(name, tiny(arg)).unlock()
+def test_every_loss_normalizer_optimizer_and_augmentation_trains(name, arg, one_device, tmp_path):
+    config = load(name, with_tiny(arg)).unlock()
     config.update(total_steps=3, checkpoint_every=3, evaluate_every=3)
     loop.train(config, tmp_path, evaluates=False)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -1,6 +1,7 @@
-"""The notebooks: without outputs in the repository, and every cell runs on a CPU, with tiny settings."""
+"""The notebooks have no outputs in the repository, and every cell runs on a CPU in tiny settings."""
 
 import ast
+import itertools
 import json
 import pathlib
 import runpy
@@ -44,7 +45,7 @@ def test_outputs_are_cleared_and_each_cell_has_a_heading(path):
         "settings"
     ]
     # Except for the cell that shows the devices, right after the installation.
-    after_code = [cell for before, cell in zip(cells, cells[1:], strict=False) if before in code]
+    after_code = [cell for before, cell in itertools.pairwise(cells) if before in code]
     assert [
         cell["id"]
         for cell in after_code

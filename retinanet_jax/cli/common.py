@@ -80,6 +80,32 @@ def define_config(
     )
 
 
+def define_checkpoint(values: flags.FlagValues) -> None:
+    """Define --checkpoint."""
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "A working directory that training wrote, or one checkpoint in it.",
+        flag_values=values,
+    )
+
+
+def define_detection_limits(values: flags.FlagValues) -> None:
+    """Define --score_threshold and --max_detections."""
+    flags.DEFINE_float(
+        "score_threshold",
+        None,
+        "Only detections with a higher score are returned. The default is the checkpoint's own.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "max_detections",
+        None,
+        "The largest number of detections per image. The default is the checkpoint's own.",
+        flag_values=values,
+    )
+
+
 def require(values: flags.FlagValues, **examples: str) -> None:
     """Raise ValueError if flags are missing; `examples` are their names and placeholders."""
     if any(not values[name].value for name in examples):

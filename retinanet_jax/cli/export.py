@@ -6,7 +6,13 @@ from typing import Any
 import jax
 from absl import flags
 
-from retinanet_jax.cli.common import Command, output_path, require
+from retinanet_jax.cli.common import (
+    Command,
+    define_checkpoint,
+    define_detection_limits,
+    output_path,
+    require,
+)
 from retinanet_jax.compilation import use_compilation_cache
 from retinanet_jax.export import verification
 from retinanet_jax.export.artifact import FORMATS, export_detector, load_servable
@@ -14,12 +20,7 @@ from retinanet_jax.export.artifact import FORMATS, export_detector, load_servabl
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     """Define the flags of `export`."""
-    flags.DEFINE_string(
-        "checkpoint",
-        None,
-        "A working directory that training wrote, or one checkpoint in it.",
-        flag_values=values,
-    )
+    define_checkpoint(values)
     flags.DEFINE_enum(
         "format", None, list(FORMATS), "The format of the artifact.", flag_values=values
     )
@@ -39,18 +40,7 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
         "The number of images per call. The default is any number, and 1 in ONNX.",
         flag_values=values,
     )
-    flags.DEFINE_float(
-        "score_threshold",
-        None,
-        "Only detections with a higher score are returned. The default is the checkpoint's own.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "max_detections",
-        None,
-        "The largest number of detections per image. The default is the checkpoint's own.",
-        flag_values=values,
-    )
+    define_detection_limits(values)
     flags.DEFINE_string(
         "images",
         None,

@@ -4,7 +4,7 @@ from typing import Any
 
 from absl import flags
 
-from retinanet_jax.cli.common import Command, output_path, require
+from retinanet_jax.cli.common import Command, define_checkpoint, output_path, require
 from retinanet_jax.weights.convert import export_weights
 from retinanet_jax.weights.presets import PRESETS
 
@@ -14,12 +14,7 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_enum(
         "target", None, list(PRESETS), "The library that will load the file.", flag_values=values
     )
-    flags.DEFINE_string(
-        "checkpoint",
-        None,
-        "A working directory that training wrote, or one checkpoint in it.",
-        flag_values=values,
-    )
+    define_checkpoint(values)
     flags.DEFINE_string(
         "output",
         None,

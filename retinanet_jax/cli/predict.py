@@ -5,7 +5,13 @@ from typing import Any
 
 from absl import flags
 
-from retinanet_jax.cli.common import Command, output_path, require
+from retinanet_jax.cli.common import (
+    Command,
+    define_checkpoint,
+    define_detection_limits,
+    output_path,
+    require,
+)
 from retinanet_jax.compilation import use_compilation_cache
 from retinanet_jax.data.image_files import find_images
 from retinanet_jax.detector import Detector
@@ -14,30 +20,14 @@ from retinanet_jax.evaluation.predictions import COLUMNS, predict_files
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     """Define the flags of `predict`."""
-    flags.DEFINE_string(
-        "checkpoint",
-        None,
-        "A working directory that training wrote, or one checkpoint in it.",
-        flag_values=values,
-    )
+    define_checkpoint(values)
     flags.DEFINE_string(
         "output",
         None,
         "The folder that detections.json and the annotated images are written to.",
         flag_values=values,
     )
-    flags.DEFINE_float(
-        "score_threshold",
-        None,
-        "Only detections with a higher score are returned. The default is the checkpoint's own.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "max_detections",
-        None,
-        "The largest number of detections per image. The default is the checkpoint's own.",
-        flag_values=values,
-    )
+    define_detection_limits(values)
     flags.DEFINE_list(
         "categories",
         None,
