@@ -1,4 +1,4 @@
-"""The notebooks have no outputs in the repository, and every cell runs on a CPU in tiny settings."""
+"""Notebooks have no outputs in the repository, and every cell runs on a CPU with tiny settings."""
 
 import ast
 import itertools
