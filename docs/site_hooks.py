@@ -9,12 +9,11 @@ import posixpath
 import re
 from typing import Any
 
-from mkdocs.structure.files import File, Files
-
 DOCS = pathlib.Path(__file__).parent
 ROOT = DOCS.parent
 FILES = ("CHANGELOG.md", "configs/*.md", "configs/*.py", "notebooks/*.ipynb")
 FOLDER = "repository"  # of the site
+CODE = re.compile(r"(```.*?```)", re.DOTALL)
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)\s#]+)")
 
 
@@ -24,8 +23,10 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def on_files(files: Files, config: Any) -> Files:
+def on_files(files: Any, config: Any) -> Any:
     """Add the files of the repository that pages link to."""
+    from mkdocs.structure.files import File
+
     for pattern in FILES:
         for path in sorted(ROOT.glob(pattern)):
             uri = f"{FOLDER}/{path.relative_to(ROOT).as_posix()}"
@@ -42,7 +43,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         target = posixpath.normpath(posixpath.join(folder, match[1]))
         return posixpath.relpath(site_path(target), page_folder)
 
-    return LINK.sub(site_link, markdown)
+    parts = CODE.split(markdown)  # prose and code in turn
+    parts[::2] = [LINK.sub(site_link, prose) for prose in parts[::2]]
+    return "".join(parts)
 
 
 def repository_path(uri: str) -> str:

@@ -7,7 +7,9 @@ import json
 import pathlib
 import pkgutil
 import re
+import runpy
 import shlex
+import types
 
 import pytest
 
@@ -207,6 +209,28 @@ def test_the_api_reference_describes_what_exists(page):
     assert names
     for name in names:
         assert pkgutil.resolve_name(name).__doc__, name
+
+
+@pytest.mark.parametrize(
+    ("page", "markdown", "expected"),
+    [
+        ("data.md", "[a](results.md#b)", "[a](results.md#b)"),
+        ("data.md", "[a](../configs/README.md)", "[a](repository/configs/README.md)"),
+        ("api/core.md", "[a](../export.md)", "[a](../export.md)"),
+        ("repository/configs/README.md", "[a](../docs/data.md)", "[a](../../data.md)"),
+        ("repository/configs/README.md", "[a](r50_fpn.py)", "[a](r50_fpn.py)"),
+        ("data.md", "[a](https://b.c/d) [e](#f)", "[a](https://b.c/d) [e](#f)"),
+        (
+            "data.md",
+            '```python\nf["a"](b.c)\n```\n[d](../e)',
+            '```python\nf["a"](b.c)\n```\n[d](repository/e)',
+        ),
+    ],
+)
+def test_links_of_the_site_are_those_of_the_repository(page, markdown, expected):
+    hooks = runpy.run_path(str(ROOT / "docs" / "site_hooks.py"))
+    described = types.SimpleNamespace(file=types.SimpleNamespace(src_uri=page))
+    assert hooks["on_page_markdown"](markdown, described) == expected
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON)
