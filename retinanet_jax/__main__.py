@@ -7,20 +7,20 @@ from collections.abc import Sequence
 
 import retinanet_jax
 
-# For each command its module and what it does.
+# The module in `cli` and the summary of each command, by its name.
 COMMANDS = {
-    "train": ("train", "Train a detector, evaluate it and keep its checkpoints."),
+    "train": ("train", "Train a detector and evaluate it."),
     "evaluate": ("evaluate", "Compute the COCO average precision of a checkpoint."),
-    "predict": ("predict", "Detect objects in images, and draw and write what is detected."),
-    "inspect": ("inspect_data", "Report what is wrong with a dataset before training on it."),
+    "predict": ("predict", "Detect objects in images, and write and draw the detections."),
+    "inspect": ("inspect_data", "Report the problems of a dataset before training on it."),
     "pack": ("pack", "Decode and resize a dataset once, so that training needs no decoder."),
     "import-weights": (
         "import_weights",
-        "Make a checkpoint of torchvision's or detectron2's weights.",
+        "Convert a detector of torchvision or detectron2 to a checkpoint.",
     ),
     "export-weights": (
         "export_weights",
-        "Write a checkpoint as weights of torchvision or detectron2.",
+        "Write a checkpoint's weights for torchvision or detectron2.",
     ),
     "export": ("export", "Write a detector that runs without this package."),
     "configs": ("configs", "List the configs with the average precision to expect."),
@@ -29,7 +29,14 @@ PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that `argv` names (by default the process's own) and return its status."""
+    """Run the command that `argv` names and return its exit status.
+
+    Args:
+        argv: The program's name, the command's name and its arguments; None for `sys.argv`.
+
+    Raises:
+        SystemExit: With an error message of one line if there is no such command.
+    """
     program, *arguments = sys.argv if argv is None else argv
     name = arguments[0] if arguments else "--help"
     if name in COMMANDS:
@@ -42,12 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif name in ("--help", "-h", "help"):
         print(help_text())
     else:
-        sys.exit(f"error: {name!r} is not a command; there are {', '.join(COMMANDS)}.")
+        commands = ", ".join(COMMANDS)
+        sys.exit(f"error: {name!r} is not a command; the commands are {commands}.")
     return 0
 
 
 def help_text() -> str:
-    """Return the list of commands."""
+    """Return the usage of the program and its list of commands."""
     width = max(map(len, COMMANDS))
     return "\n".join(
         [
@@ -56,7 +64,7 @@ def help_text() -> str:
             *(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()),
             "",
             "`retinanet-jax COMMAND --help` explains the flags of a command, and",
-            "`retinanet-jax --version` prints the versions of the package and of what it runs on.",
+            "`retinanet-jax --version` prints the versions of the package and its dependencies.",
         ]
     )
 

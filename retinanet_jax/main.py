@@ -1,4 +1,4 @@
-"""Train and evaluate: `python -m retinanet_jax.main` is `retinanet-jax train`.
+"""Train and evaluate; `python -m retinanet_jax.main` is the same as `retinanet-jax train`.
 
 python -m retinanet_jax.main [--config=FILE[:ARGUMENT]] --workdir=DIR
     [--mode=train_and_evaluate|train|evaluate] [--config.FIELD=VALUE ...]

@@ -1,1 +1,1 @@
-"""Commands: one file each, flags and then one call."""
+"""The commands of `retinanet-jax`: one module each, which defines the flags and makes one call."""

@@ -1,6 +1,7 @@
-"""How a command runs: its flags, its help, and its errors in one line.
+"""The runner of all commands: it parses the flags, prints the help, and reports errors in one line.
 
-Each command has flags of its own, not absl's global ones, so that several can run in one process.
+Each command defines its own set of flags instead of absl's global one, so that several commands can
+run in one process.
 """
 
 import contextlib
@@ -29,10 +30,10 @@ class Command(NamedTuple):
 
     usage: str  # the command line, without the program's name
     description: str  # full sentences, for --help
-    define_flags: Callable[[flags.FlagValues, list[str]], None]  # (the command's flags, argv)
+    define_flags: Callable[[flags.FlagValues, list[str]], None]  # (flag values, argv)
     run: Callable[[Any, list[str]], int | None]  # (flag values, positional arguments) -> status
-    takes_arguments: bool = False  # positional ones
-    memory_flag: str = "--config.data.batch_size"  # what to lower when the device's memory is full
+    takes_arguments: bool = False  # whether it accepts positional arguments
+    memory_flag: str = "--config.data.batch_size"  # to lower if the device's memory is too small
     interrupted: str = "stopped"  # printed after Ctrl-C
 
 
@@ -49,7 +50,7 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
     """
     values = flags.FlagValues()
     with flag_errors_in_one_line():
-        argv = own_flags([argv[0], *map(resolve_config, with_equals_sign(argv[1:]))])
+        argv = apply_jax_flags([argv[0], *map(resolve_config, with_equals_sign(argv[1:]))])
         check_config_flags(argv)
         command.define_flags(values, argv)
         flags.DEFINE_bool("traceback", False, TRACEBACK_HELP, flag_values=values)
@@ -67,13 +68,13 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
 def define_config(
     values: flags.FlagValues, argv: list[str], default: str | None, description: str
 ) -> None:
-    """Define --config=FILE[:ARGUMENT] and, by `argv`, the --config.FIELD=VALUE that override it.
+    """Define --config=FILE[:ARGUMENT], and the --config.FIELD=VALUE flags that `argv` contains.
 
     Args:
-        values: Where the flag is defined.
-        argv: The command line, with the overrides.
-        default: The file that is used without the flag; None for none.
-        description: The flag's help.
+        values: The flags of the command, to which these are added.
+        argv: The command line.
+        default: The config file if the flag is not given; None if there is no default.
+        description: The help of --config.
     """
     config_flags.DEFINE_config_file(
         "config", default, description, flag_values=values, lock_config=True, sys_argv=argv
@@ -85,7 +86,7 @@ def define_checkpoint(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "checkpoint",
         None,
-        "A working directory that training wrote, or one checkpoint in it.",
+        "The working directory of a training run, or the folder of one of its checkpoints.",
         flag_values=values,
     )
 
@@ -95,19 +96,21 @@ def define_detection_limits(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "score_threshold",
         None,
-        "Only detections with a higher score are returned. The default is the checkpoint's own.",
+        "Only detections with a higher score are returned. The default is the threshold in the "
+        "checkpoint's config.",
         flag_values=values,
     )
     flags.DEFINE_integer(
         "max_detections",
         None,
-        "The largest number of detections per image. The default is the checkpoint's own.",
+        "The largest number of detections per image. The default is the limit in the checkpoint's "
+        "config.",
         flag_values=values,
     )
 
 
 def require(values: flags.FlagValues, **examples: str) -> None:
-    """Raise ValueError if flags are missing; `examples` are their names and placeholders."""
+    """Raise ValueError if a flag has no value; `examples` maps each flag to a placeholder."""
     if any(not values[name].value for name in examples):
         flags_needed = " ".join(f"--{name}={example}" for name, example in examples.items())
         raise ValueError(f"give {flags_needed}; --help explains them.")
@@ -137,8 +140,8 @@ def resolve_config(argument: str) -> str:
     return argument
 
 
-def own_flags(argv: list[str]) -> list[str]:
-    """Return the arguments without --jax_..., which are jax's own settings and are applied here."""
+def apply_jax_flags(argv: list[str]) -> list[str]:
+    """Apply the --jax_... flags, which are jax's own settings, and return the other arguments."""
     if not any(argument.startswith("--jax") for argument in argv):
         return argv
     jax.config.parse_flags_with_absl()
@@ -157,14 +160,14 @@ def check_config_flags(argv: Sequence[str]) -> None:
 def help_text(command: Command, values: flags.FlagValues) -> str:
     """Return the command's usage, description and flags."""
     lines = [f"usage: {command.usage}", "", textwrap.fill(command.description, HELP_WIDTH), ""]
-    for defined in values.flags_by_module_dict().values():
-        for flag in defined:
-            lines.append(f"  --{flag.name}")
-            lines.append(
-                textwrap.fill(
-                    str(flag.help), HELP_WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
-                )
-            )
+    indent = " " * 6
+    for name in values:  # in the order of their definition
+        flag = values[name]
+        prefix = "[no]" if flag.default is True else ""
+        lines.append(f"  --{prefix}{name}")
+        lines += textwrap.wrap(
+            str(flag.help), HELP_WIDTH, initial_indent=indent, subsequent_indent=indent
+        )
     return "\n".join(lines)
 
 
@@ -174,7 +177,7 @@ def flag_errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except (AttributeError, KeyError) as error:  # in the config file
-        cause = error.args[0]  # a text, or the KeyError that ml_collections made this error of
+        cause = error.args[0]  # a string, or the KeyError from which ml_collections made this error
         text = str(cause.args[0] if isinstance(cause, KeyError) else cause)
         brief = re.sub(r'Other fields present: "{.*}"', "", text, flags=re.DOTALL)
         sys.exit(f"error: --config: {type(error).__name__}: {one_line(brief)}")

@@ -1,4 +1,4 @@
-"""The command `retinanet-jax configs`."""
+"""The command `retinanet-jax configs`, which lists the package's configs."""
 
 import ast
 import pathlib
@@ -11,11 +11,11 @@ from absl import flags
 from retinanet_jax.cli.common import HELP_WIDTH, Command
 from retinanet_jax.config import config_files
 
-FIELDS = ("Command", "AP", "Measured")
+FIELDS = ("Command", "AP", "Measured")  # paragraphs of a config's docstring that are listed
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Define no flags."""
+    """Define no flags: the command has none of its own."""
 
 
 def run(_: Any, __: list[str]) -> None:
@@ -35,6 +35,7 @@ def describe(path: pathlib.Path) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
+    """Return the indented lines of a paragraph."""
     indent = " " * 4
     return textwrap.wrap(text, HELP_WIDTH, initial_indent=indent, subsequent_indent=indent)
 

@@ -1,22 +1,24 @@
-"""The command `retinanet-jax evaluate`."""
+"""The command `retinanet-jax evaluate`, which computes the average precision of a checkpoint."""
 
 from typing import Any
 
 from retinanet_jax.cli.common import Command
-from retinanet_jax.cli.train import define_run_flags, start
+from retinanet_jax.cli.train import define_run_flags, run_mode
 
 
 def run(values: Any, _: list[str]) -> None:
-    """Evaluate the checkpoint in the workdir."""
-    start(values, "evaluate")
+    """Evaluate the best checkpoint in the workdir."""
+    run_mode(values, "evaluate")
 
 
 COMMAND = Command(
-    usage="retinanet-jax evaluate --workdir=DIR --config=FILE[:ARGUMENT] [--config.FIELD=VALUE...]",
+    usage=(
+        "retinanet-jax evaluate --workdir=DIR [--config=FILE[:ARGUMENT]] [--config.FIELD=VALUE ...]"
+    ),
     description=(
-        "Prints the COCO average precision of the best checkpoint in the workdir (the newest if "
-        "none was evaluated) on the config's evaluation dataset, and writes it with the detections "
-        "and a sheet of images to WORKDIR/eval."
+        "Computes the COCO average precision of the best checkpoint in the workdir (the newest if "
+        "none was evaluated) on the config's evaluation dataset. Writes the metrics, the "
+        "detections and some images with their detections to WORKDIR/eval."
     ),
     define_flags=define_run_flags,
     run=run,

@@ -1,4 +1,4 @@
-"""The command `retinanet-jax export`."""
+"""The command `retinanet-jax export`, which writes a detector that runs without this package."""
 
 import pathlib
 from typing import Any
@@ -30,27 +30,27 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_list(
         "image_size",
         [],
-        "The height,width of the input in pixels, multiples of 32. The default is the square that "
-        "holds every image of the config's sizes.",
+        "The size of the input as HEIGHT,WIDTH in pixels, each a multiple of 32. The default is a "
+        "square that can contain every image as the checkpoint's config resizes it.",
         flag_values=values,
     )
     flags.DEFINE_integer(
         "batch_size",
         None,
-        "The number of images per call. The default is any number, and 1 in ONNX.",
+        "The number of images per call. By default an artifact accepts any number, in ONNX only 1.",
         flag_values=values,
     )
     define_detection_limits(values)
     flags.DEFINE_string(
         "images",
         None,
-        "A folder of images to verify the artifact on. The default is synthetic images.",
+        "A folder of images to verify the artifact on. The default is a few synthetic images.",
         flag_values=values,
     )
 
 
 def run(values: Any, _: list[str]) -> None:
-    """Write the verified artifact and print what its input is."""
+    """Write the verified artifact and print the size of its input."""
     require(values, checkpoint="DIR", format="NAME", output="DIR")
     jax.config.update("jax_platforms", "cpu")  # a GPU may multiply with fewer bits
     use_compilation_cache()
@@ -70,14 +70,14 @@ def run(values: Any, _: list[str]) -> None:
     height, width = servable.image_size
     batch = servable.batch_size or "any number of"
     plural = "image" if batch == 1 else "images"
-    print(f"{output}: {values.format} for {batch} {plural} of {height} x {width}")
+    print(f"{output}: {values.format} for {batch} {plural} of {height} x {width} pixels")
 
 
 COMMAND = Command(
-    usage=("retinanet-jax export --checkpoint=DIR --format=stablehlo|savedmodel|onnx --output=DIR"),
+    usage="retinanet-jax export --checkpoint=DIR --format=stablehlo|savedmodel|onnx --output=DIR",
     description=(
         "Writes the detector as an artifact that runs without this package, with a model card. The "
-        "artifact is first run on images and is only kept if its detections are those of the "
+        "artifact is run on a few images and is only kept if its detections equal those of the "
         "checkpoint. docs/export.md shows how to load each format."
     ),
     define_flags=define_flags,

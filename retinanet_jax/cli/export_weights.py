@@ -1,4 +1,4 @@
-"""The command `retinanet-jax export-weights`."""
+"""The command `retinanet-jax export-weights`, which writes weights for another library."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_string(
         "output",
         None,
-        "The file to write; its suffix (.pth, .npz or .safetensors) is its format.",
+        "The file to write; its suffix (.pth, .npz or .safetensors) determines the format.",
         flag_values=values,
     )
 
 
 def run(values: Any, _: list[str]) -> None:
-    """Write the file and print how the target builds the network that loads it."""
+    """Write the file and print the settings with which the target library builds the network."""
     require(values, target="NAME", checkpoint="DIR", output="FILE")
     output = output_path(values.output)
     settings = export_weights(values.target, values.checkpoint, output)
@@ -37,9 +37,9 @@ COMMAND = Command(
         "--checkpoint=DIR --output=FILE.pth|.npz|.safetensors"
     ),
     description=(
-        "Writes a checkpoint's weights as a state dict that another library loads. A state dict "
-        "has only arrays, and the target builds its own network and anchors, so a checkpoint with "
-        "settings that the target lacks is refused."
+        "Writes a checkpoint's weights as a state dict for another library. A state dict contains "
+        "only arrays, and the target library builds the network and the anchors itself, so a "
+        "checkpoint with settings that the library lacks cannot be exported."
     ),
     define_flags=define_flags,
     run=run,

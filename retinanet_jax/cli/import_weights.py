@@ -1,4 +1,4 @@
-"""The command `retinanet-jax import-weights`."""
+"""The command `retinanet-jax import-weights`, which converts another library's weights."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string(
         "input",
         None,
-        "A file, a URL, or the name of a published file, which is downloaded where it is missing.",
+        "A file, a URL, or the name of a published file, which is downloaded if it is missing.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -27,19 +27,20 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "outputs",
         "coco",
         ["coco", "all"],
-        "Which of torchvision's 91 outputs to keep: the 80 that COCO uses, or all.",
+        "Which of torchvision's 91 outputs to keep: the 80 that COCO uses, or all. The default is "
+        "coco.",
         flag_values=values,
     )
     flags.DEFINE_list(
         "categories",
         [],
-        "The names of the outputs, separated by commas, where they are not COCO's.",
+        "The category names of the outputs, separated by commas. The default is COCO's.",
         flag_values=values,
     )
     flags.DEFINE_float(
         "norm_epsilon",
         None,
-        "The epsilon of the backbone's norms. The default is that of the source.",
+        "The epsilon of the backbone's norms. The default is that of the source library.",
         flag_values=values,
     )
     define_config(
@@ -47,7 +48,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         argv,
         None,
         "The config that the weights were trained with, FILE or FILE:ARGUMENT. The default is the "
-        "source's preset with the backbone that the file contains.",
+        "preset of the source library with the backbone that the file contains.",
     )
 
 
@@ -66,7 +67,7 @@ def run(values: Any, _: list[str]) -> None:
     model = checkpoint.config.model
     print(
         f"{checkpoint.folder}: {model.backbone}, {len(checkpoint.categories)} classes, "
-        f"norm_epsilon {model.norm_epsilon:g}; to use it:",
+        f"norm_epsilon {model.norm_epsilon:g}; commands that use it:",
         *next_commands(values.source, checkpoint),
         sep="\n  ",
     )
@@ -78,8 +79,8 @@ COMMAND = Command(
         "--input=FILE_OR_URL_OR_NAME --output=DIR"
     ),
     description=(
-        "Makes a checkpoint of a detector that torchvision or detectron2 trained, for prediction, "
-        "evaluation, export and fine-tuning."
+        "Converts a detector that torchvision or detectron2 trained to a checkpoint for "
+        "prediction, evaluation, export and fine-tuning."
     ),
     define_flags=define_flags,
     run=run,

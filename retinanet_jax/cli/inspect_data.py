@@ -1,4 +1,4 @@
-"""The command `retinanet-jax inspect`."""
+"""The command `retinanet-jax inspect`, which reports problems of a dataset before training."""
 
 from typing import Any
 
@@ -23,14 +23,14 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_integer(
         "max_images",
         MAX_IMAGES,
-        f"The largest number of images to decode and to match with anchors; 0 is all. The default "
-        f"is {MAX_IMAGES}.",
+        f"The largest number of images to decode and to match with anchors; 0 means all. The "
+        f"default is {MAX_IMAGES}.",
         flag_values=values,
     )
 
 
 def run(values: Any, _: list[str]) -> None:
-    """Write the report; a report is success, whatever its findings are."""
+    """Write the report; the command succeeds whatever the findings are."""
     require(values, config="FILE", output="DIR")
     logging.set_verbosity(logging.ERROR)  # the warnings of datasets are among the findings
     make_report(values.config, output_path(values.output), values.max_images)
@@ -39,9 +39,9 @@ def run(values: Any, _: list[str]) -> None:
 COMMAND = Command(
     usage="retinanet-jax inspect --config=FILE[:ARGUMENT] --output=DIR [--config.FIELD=VALUE ...]",
     description=(
-        "Reports what is wrong with the config's datasets, most severe first, which anchors and "
-        "buckets fit them, and shows what the network will see. Writes report.txt, report.json and "
-        "sheets of images to the output folder."
+        "Reports the problems of the config's datasets, the most severe first, and how well the "
+        "config's anchors and buckets fit them. Writes report.txt, report.json, histograms and "
+        "augmented images as the network sees them to the output folder."
     ),
     define_flags=define_flags,
     run=run,

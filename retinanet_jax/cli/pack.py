@@ -1,4 +1,4 @@
-"""The command `retinanet-jax pack`."""
+"""The command `retinanet-jax pack`, which decodes and resizes datasets once."""
 
 from typing import Any
 
@@ -20,20 +20,24 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string(
         "output",
         None,
-        "The folder in which the folders train and eval are written.",
+        "The folder to which the folders train and eval are written.",
         flag_values=values,
     )
     flags.DEFINE_enum(
-        "part", "both", [*PARTS, "both"], "Which of the config's datasets.", flag_values=values
+        "part",
+        "both",
+        [*PARTS, "both"],
+        "Which of the config's datasets to pack. The default is both.",
+        flag_values=values,
     )
 
 
 def run(values: Any, _: list[str]) -> None:
-    """Pack the datasets and print the flags that make a run read them."""
+    """Pack the datasets and print the flags with which a run reads them."""
     require(values, config="FILE", output="DIR")
     parts = PARTS if values.part == "both" else (values.part,)
     new_flags = pack_datasets(values.config, parts, output_path(values.output))
-    print("to train from it, add to the run's flags:", *new_flags, sep="\n  ")
+    print("to train on the packed images, add these flags:", *new_flags, sep="\n  ")
 
 
 COMMAND = Command(
@@ -42,9 +46,9 @@ COMMAND = Command(
         "[--config.FIELD=VALUE ...]"
     ),
     description=(
-        "Decodes and resizes the config's datasets once, at the largest short side that the config "
-        "trains with and the one it evaluates at. Training from the result needs neither a decoder "
-        "nor TensorFlow."
+        "Decodes and resizes the config's datasets once: the training images to the largest short "
+        "side of training, the evaluation images to that of evaluation. Training on the result "
+        "requires neither a decoder nor TensorFlow."
     ),
     define_flags=define_flags,
     run=run,

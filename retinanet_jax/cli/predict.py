@@ -1,4 +1,7 @@
-"""The command `retinanet-jax predict`, which needs neither TensorFlow nor pycocotools."""
+"""The command `retinanet-jax predict`, which detects objects in image files.
+
+It requires neither TensorFlow nor pycocotools.
+"""
 
 import sys
 from typing import Any
@@ -35,15 +38,23 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
         flag_values=values,
     )
     flags.DEFINE_integer(
-        "batch_size", 1, "The number of images that are computed together.", flag_values=values
+        "batch_size",
+        1,
+        "The number of images that the network processes at once. The default is 1.",
+        flag_values=values,
     )
     flags.DEFINE_bool(
-        "draw", True, "Write the images with their detections drawn.", flag_values=values
+        "draw",
+        True,
+        "Also write each image with its detections drawn. This is the default; --nodraw turns it "
+        "off.",
+        flag_values=values,
     )
     flags.DEFINE_float(
         "draw_threshold",
         0.5,
-        "The lowest score of a box that is drawn; detections.json has all detections.",
+        "Only detections with at least this score are drawn; detections.json contains all "
+        "detections. The default is 0.5.",
         flag_values=values,
     )
     flags.DEFINE_bool(
@@ -55,8 +66,10 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
 
 
 def run(values: Any, arguments: list[str]) -> int:
-    """Detect objects in all images; return 1 if some could not be read, after all others."""
+    """Detect objects in all images; return 1 if an image could not be read."""
     require(values, checkpoint="DIR", output="DIR")
+    if not arguments:
+        raise ValueError("no images: pass image files, folders or patterns; --help explains them.")
     use_compilation_cache()
     images = find_images(arguments)
     detector = Detector.load(
@@ -82,9 +95,9 @@ def run(values: Any, arguments: list[str]) -> int:
 COMMAND = Command(
     usage="retinanet-jax predict --checkpoint=DIR --output=DIR IMAGE_OR_FOLDER_OR_PATTERN...",
     description=(
-        "Detects objects in images and writes OUTPUT/detections.json (COCO's results format with "
-        "file names; boxes in pixels of the original image), the images with their boxes drawn, "
-        "and with --csv a table. Exits with status 1 if an image could not be read."
+        "Detects objects in images. Writes OUTPUT/detections.json (COCO's results format with "
+        "file names; boxes in pixels of the original image), the images with their detections "
+        "drawn and, with --csv, a table. Exits with status 1 if an image could not be read."
     ),
     define_flags=define_flags,
     run=run,

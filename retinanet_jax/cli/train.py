@@ -1,4 +1,4 @@
-"""The commands `retinanet-jax train` and `python -m retinanet_jax.main`, which are one."""
+"""The command `retinanet-jax train`, which `python -m retinanet_jax.main` runs too."""
 
 import contextlib
 import os
@@ -23,46 +23,46 @@ def define_run_flags(values: flags.FlagValues, argv: list[str]) -> None:
         values,
         argv,
         str(CONFIGS / "shapes.py"),
-        "The config, FILE or FILE:ARGUMENT; configs/NAME.py names one of the package's own where "
-        "no such file exists. The default is configs/shapes.py. --config.FIELD=VALUE overrides a "
-        "field.",
+        "The config, FILE or FILE:ARGUMENT. If there is no file configs/NAME.py, the package's "
+        "config of that name is used. The default is configs/shapes.py. --config.FIELD=VALUE "
+        "overrides a field.",
     )
     flags.DEFINE_string(
         "workdir",
         None,
-        "The folder of the run's checkpoints, metrics and evaluations. The same folder again "
-        "resumes the run.",
+        "The folder of the run's checkpoints, metrics and evaluations. Training with the same "
+        "folder again resumes the run.",
         flag_values=values,
     )
     flags.DEFINE_bool(
         "distributed",
         False,
-        "Run on many hosts, with the same command on each. TPU pods, Slurm and Open MPI need no "
+        "Run on many hosts, with the same command on each. TPU pods, Slurm and Open MPI require no "
         "other flag.",
         flag_values=values,
     )
     flags.DEFINE_string(
         "coordinator_address",
         None,
-        "HOST:PORT of process 0, where the cluster does not provide it.",
+        "HOST:PORT of process 0; only required if the cluster does not provide it.",
         flag_values=values,
     )
     flags.DEFINE_integer(
         "num_processes",
         None,
-        "The number of processes, where the cluster does not provide it.",
+        "The number of processes; only required if the cluster does not provide it.",
         flag_values=values,
     )
     flags.DEFINE_integer(
         "process_id",
         None,
-        "The number of this process, from 0, where the cluster does not provide it.",
+        "The index of this process, from 0; only required if the cluster does not provide it.",
         flag_values=values,
     )
     flags.DEFINE_bool(
         "deterministic",
         False,
-        "Ask XLA for GPU operations with the same result in every run.",
+        "Let XLA use only GPU operations that have the same result in every run.",
         flag_values=values,
     )
 
@@ -74,18 +74,19 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "mode",
         MODES[0],
         MODES,
-        "Whether to train with evaluations, to train only, or to evaluate the best checkpoint.",
+        "Whether to train with evaluations, to train only, or to evaluate the best checkpoint. The "
+        "default is train_and_evaluate.",
         flag_values=values,
     )
 
 
 def run(values: Any, _: list[str]) -> None:
-    """Do what --mode names."""
-    start(values, values.mode)
+    """Train or evaluate, depending on --mode."""
+    run_mode(values, values.mode)
 
 
-def start(values: Any, mode: str) -> None:
-    """Join the other hosts if there are any, then do what `mode` names."""
+def run_mode(values: Any, mode: str) -> None:
+    """Join the other hosts, if there are any, and train or evaluate in `mode`, one of MODES."""
     if values.deterministic:  # jax reads it when it initializes its devices, which is later
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_FLAG}"
     join_hosts(
@@ -96,7 +97,7 @@ def start(values: Any, mode: str) -> None:
     )
     with contextlib.ExitStack() as stack:
         if values.distributed and jax.process_index():
-            # Process 0 prints for all; only errors are each process's own.
+            # Process 0 prints for all of them; each process prints only its own errors.
             silent = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silent))
         train_or_evaluate(values.config, values.workdir, mode)
@@ -109,16 +110,17 @@ def join_hosts(
     num_processes: int | None,
     process_id: int | None,
 ) -> None:
-    """Make this process one of many; to be called before jax initializes its devices.
+    """Connect this process to the others of a run, before jax initializes its devices.
 
     Args:
         distributed: Whether there are other processes.
         coordinator_address: HOST:PORT of process 0; None where the cluster provides it.
         num_processes: The number of processes; None where the cluster provides it.
-        process_id: The number of this process; None where the cluster provides it.
+        process_id: The index of this process, from 0; None where the cluster provides it.
 
     Raises:
-        ValueError: If no other processes can be joined, or if there are none to join.
+        ValueError: If the other processes cannot be joined, or if an argument is given although
+            there are none.
     """
     given = {
         "coordinator_address": coordinator_address,
@@ -152,10 +154,10 @@ def train_or_evaluate(config: ConfigDict, workdir: str | None, mode: str) -> Non
         OSError: If the workdir cannot be written.
     """
     if not workdir:
-        raise ValueError("no --workdir: give the folder of the run's files.")
+        raise ValueError("no --workdir: give a folder for the run's checkpoints and metrics.")
     check_fields(config)
-    folder = writable(pathlib.Path(workdir).expanduser().absolute())
-    # A second start, and a resumed run, find their programs compiled.
+    folder = create_workdir(pathlib.Path(workdir).expanduser().absolute())
+    # A run that is started again or resumed finds its programs compiled.
     jax.config.update("jax_compilation_cache_dir", str(folder / "compilation_cache"))
     if mode == "evaluate":
         from retinanet_jax.evaluation.evaluator import evaluate
@@ -166,18 +168,18 @@ def train_or_evaluate(config: ConfigDict, workdir: str | None, mode: str) -> Non
 
         train(config, folder, evaluates=mode == MODES[0])
         print(
-            f"{workdir} has the checkpoints, the metrics and, for each evaluation, AP and images.\n"
-            f"retinanet-jax predict --checkpoint={workdir} --output=DIR IMAGES"
+            f"the checkpoints, metrics and evaluations are in {workdir}; to detect objects:\n"
+            f"  retinanet-jax predict --checkpoint={workdir} --output=DIR IMAGES"
         )
 
 
-def writable(folder: pathlib.Path) -> pathlib.Path:
-    """Create the folder and return it; raise OSError with the reason if it cannot be written."""
+def create_workdir(folder: pathlib.Path) -> pathlib.Path:
+    """Create the folder and return it; raise OSError if no files can be written to it."""
     try:
         make_writable(folder)
     except OSError as error:
         raise OSError(
-            f"--workdir={folder} can't be written ({error.strerror}); give another folder."
+            f"--workdir={folder} cannot be written ({error.strerror}); give another folder."
         ) from None
     return folder
 

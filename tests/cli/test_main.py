@@ -1,4 +1,4 @@
-"""The command line: every mistake ends in one line that names its cause and the fix."""
+"""The command line: every mistake ends the program with one line that names its cause and fix."""
 
 import os
 import subprocess
@@ -145,7 +145,7 @@ def test_a_workdir_is_required(refusal):
 def test_a_workdir_that_cannot_be_written_is_named(refusal, tmp_path, below):
     (tmp_path / "file").write_text("")
     line = refusal("train", TINY, f"--workdir={tmp_path / below}")
-    assert f"--workdir={tmp_path / below} can't be written (" in line
+    assert f"--workdir={tmp_path / below} cannot be written (" in line
     assert "give another folder" in line
 
 
@@ -156,8 +156,10 @@ def test_a_workdir_without_permission_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(OSError, match=r"can't be written .Permission denied.; give another folder"):
-        train.writable(tmp_path)
+    with pytest.raises(
+        OSError, match=r"cannot be written .Permission denied.; give another folder"
+    ):
+        train.create_workdir(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +262,7 @@ def test_deterministic_operations_are_requested_of_xla(refusal, monkeypatch):
 
 @pytest.fixture
 def done(monkeypatch) -> list:
-    """What train and evaluate are called with; neither runs."""
+    """The calls of `train` and `evaluate`, which are replaced by functions that do nothing."""
     from retinanet_jax.evaluation import evaluator
     from retinanet_jax.training import loop
 
@@ -280,7 +282,7 @@ def test_the_mode_decides_what_is_done(done, tmp_path):
     assert (tmp_path / "run").is_dir()
 
 
-def test_jax_s_own_flags_are_taken(done, tmp_path, monkeypatch):
+def test_flags_of_jax_are_applied(done, tmp_path, monkeypatch):
     applied = []
     monkeypatch.setattr(
         type(jax.config), "parse_flags_with_absl", lambda _: applied.append(sys.argv)
@@ -309,8 +311,10 @@ def test_the_help_lists_every_command(capsys):
         assert summary in out
 
 
-def test_an_unknown_command_lists_those_there_are():
-    with pytest.raises(SystemExit, match="'tain' is not a command; there are train, evaluate, "):
+def test_the_error_for_an_unknown_command_lists_all_commands():
+    with pytest.raises(
+        SystemExit, match="'tain' is not a command; the commands are train, evaluate, "
+    ):
         main(["retinanet-jax", "tain"])
 
 
@@ -324,7 +328,7 @@ def test_the_configs_are_listed_with_their_results(capsys):
         assert "Command: " in text, path
 
 
-def test_the_version_is_that_of_the_package_and_what_it_runs_on(capsys):
+def test_the_version_is_that_of_the_package_and_its_dependencies(capsys):
     assert main(["retinanet-jax", "--version"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("retinanet-jax 0.")

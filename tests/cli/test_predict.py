@@ -53,7 +53,7 @@ def images(tmp_path) -> pathlib.Path:
         (("--checkpoint={tmp}/absent",), "give --checkpoint=DIR --output=DIR"),
         (("--output={tmp}/o", "--checkpoint={tmp}/absent", "{tmp}/images"), "no checkpoint"),
         (("--output={tmp}/o", "--checkpoint={tmp}", "{tmp}/nope"), "nope: no such image"),
-        (("--output={tmp}/o", "--checkpoint={tmp}"), "no image (.jpg, "),
+        (("--output={tmp}/o", "--checkpoint={tmp}"), "no images: pass image files, folders or p"),
         (("--output={tmp}/o", "--checkpoint={tmp}", "{tmp}/images/deep/.."), "no checkpoint"),
     ],
 )
