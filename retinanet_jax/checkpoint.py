@@ -1,11 +1,11 @@
 """Checkpoints in WORKDIR/checkpoints/STEP, written by Orbax; each is complete or absent.
 
 A checkpoint has four items: `variables` (parameters and batch statistics, all that prediction
-needs), `training` (what resuming needs besides), `config` and `categories`. For imported weights,
-which were not trained here, `training` is only the step, which is 0.
+needs), `training` (the rest of the training state, for resuming), `config` and `categories`. For
+imported weights, which were not trained here, `training` is only the step, which is 0.
 
-A checkpoint outlives versions of this package: `config` has the version of its fields, and
-`config.config_from_json` reads those of earlier versions.
+Later versions of this package can read a checkpoint: its item `config` contains the version of the
+config's fields, and `config.config_from_json` reads those of earlier versions.
 """
 
 import contextlib
@@ -21,12 +21,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from retinanet_jax.config import (
-    NETWORK_SECTIONS,
-    config_from_json,
-    config_to_json,
-    differences,
-)
+from retinanet_jax.config import NETWORK_SECTIONS, config_from_json, config_to_json, differences
 from retinanet_jax.data.sources.base import Category
 
 FOLDER = "checkpoints"
@@ -43,10 +38,7 @@ class CheckpointManager:
     """
 
     def __init__(
-        self,
-        workdir: pathlib.Path,
-        config: ConfigDict,
-        categories: Sequence[Category],
+        self, workdir: pathlib.Path, config: ConfigDict, categories: Sequence[Category]
     ) -> None:
         self._config = config
         self._categories = tuple(categories)
@@ -64,7 +56,7 @@ class CheckpointManager:
                         ),
                     ]
                 ),
-                best_fn=by_ap,  # the policy above decides, but without this no metric is written
+                best_fn=by_ap,  # only so that the metrics are written; the policy above decides
             ),
         )
 
@@ -81,9 +73,9 @@ class CheckpointManager:
         Args:
             step: The number of steps done.
             variables: The network's parameters and batch statistics.
-            training: What resuming needs besides the variables.
-            ap: COCO AP if it was evaluated at this step; the highest one decides which checkpoint
-                is the best.
+            training: The rest of the training state, for resuming.
+            ap: COCO AP, or None if it was not evaluated at this step. The checkpoint with the
+                highest AP is the best.
         """
         categories: Any = [category._asdict() for category in self._categories]
         self._manager.save(
@@ -107,11 +99,11 @@ class CheckpointManager:
         Args:
             step: The checkpoint's step.
             variables: Shapes, dtypes and shardings to restore the variables with.
-            training: The same for the rest of the state.
+            training: The same for the rest of the training state.
 
         Raises:
-            ValueError: If the checkpoint has another network, other categories, another optimizer
-                or imported weights.
+            ValueError: If the checkpoint was trained with another network, other categories or
+                another optimizer, or contains imported weights.
         """
         folder = pathlib.Path(self._manager.directory) / str(step)
         metadata = self._manager.item_metadata(step)
@@ -126,8 +118,8 @@ class CheckpointManager:
         saved_config = read_config(folder, saved["config"])
         check_model(folder, saved_config, self._config)
         print_differences(folder, saved_config, self._config)
-        check_shapes(folder, metadata["variables"], variables, description="weights of another network")
-        check_shapes(folder, metadata["training"], training, description="state of another optimizer")
+        check_shapes(folder, metadata["variables"], variables, "weights of another network")
+        check_shapes(folder, metadata["training"], training, "state of another optimizer")
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -179,7 +171,7 @@ def load(path: str | pathlib.Path) -> Checkpoint:
         ValueError: If another version of this package wrote it, with fields that are unknown here.
     """
     folder = find(pathlib.Path(path).expanduser().absolute())
-    # Unlike the standard handler, this one can read a part of an item.
+    # Unlike the standard handler, this handler can read a part of an item.
     handlers = {**item_handlers(), "training": ocp.PyTreeCheckpointHandler()}
     shapes = handlers["variables"].metadata(folder / "variables").tree
     step = {"step": np.zeros((), np.int32)}
@@ -230,8 +222,8 @@ def find(path: pathlib.Path) -> pathlib.Path:
     steps = [p for p in folder.glob("*") if p.name.isdigit() and (p / "variables").is_dir()]
     if not steps:
         raise FileNotFoundError(
-            f"{path}: no checkpoint here; give a --workdir that training wrote, or one of its "
-            f"{FOLDER}/STEP folders."
+            f"{path}: no checkpoint here; give the working directory of a training run, or one of "
+            f"its {FOLDER}/STEP folders."
         )
     return max(steps, key=lambda step: (saved_ap(step), int(step.name)))
 
@@ -243,7 +235,7 @@ def saved_ap(folder: pathlib.Path) -> float:
 
 
 def by_ap(metrics: Mapping[str, float]) -> float:
-    """Return the metric that decides which checkpoint is the best."""
+    """Return the AP among a checkpoint's metrics; the checkpoint with the highest is the best."""
     return metrics["AP"]
 
 
@@ -279,14 +271,14 @@ def check_resumable(folder: pathlib.Path, training: Any) -> None:
         )
 
 
-def check_shapes(path: pathlib.Path | str, saved: Any, expected: Any, *, description: str) -> None:
+def check_shapes(path: pathlib.Path | str, saved: Any, expected: Any, description: str) -> None:
     """Check that two trees have arrays of the same names and shapes.
 
     Args:
         path: The file or folder that `saved` comes from.
         saved: A tree of arrays, or its Orbax metadata.
         expected: A tree of arrays or shapes.
-        description: What `path` contains if the trees differ ("weights of another network").
+        description: The content of `path` if the trees differ ("weights of another network").
 
     Raises:
         ValueError: If they differ; the message lists the first differing arrays.
@@ -299,11 +291,11 @@ def check_shapes(path: pathlib.Path | str, saved: Any, expected: Any, *, descrip
             for keys, leaf in leaves
         }
 
-    there, here = shapes(getattr(saved, "tree", saved)), shapes(expected)
-    differing = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+    old, new = shapes(getattr(saved, "tree", saved)), shapes(expected)
+    differing = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     if differing:
         listed = ", ".join(
-            f"{name} {there.get(name)} (config: {here.get(name)})" for name in differing[:3]
+            f"{name} {old.get(name)} (config: {new.get(name)})" for name in differing[:3]
         )
         raise ValueError(
             f"{path}: {description}; {len(differing)} arrays differ: {listed}. "
@@ -312,7 +304,13 @@ def check_shapes(path: pathlib.Path | str, saved: Any, expected: Any, *, descrip
 
 
 def check_model(folder: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> None:
-    """Raise ValueError if `config` describes another network than the `saved` one of `folder`."""
+    """Raise ValueError if `config` describes another network than the config in a checkpoint.
+
+    Args:
+        folder: The checkpoint's folder, for the error message.
+        saved: The checkpoint's config.
+        config: The config of this run.
+    """
     for name, before, now in differences(saved, config):
         if name.partition(".")[0] in NETWORK_SECTIONS:
             raise ValueError(
@@ -333,7 +331,13 @@ def print_differences(folder: pathlib.Path, saved: ConfigDict, config: ConfigDic
 def check_categories(
     folder: pathlib.Path, saved: Sequence[Category], categories: Sequence[Category]
 ) -> None:
-    """Raise ValueError if the dataset's categories are not those the checkpoint was trained on."""
+    """Raise ValueError if a dataset has other categories than a checkpoint, or another order.
+
+    Args:
+        folder: The checkpoint's folder, for the error message.
+        saved: The checkpoint's categories.
+        categories: The dataset's categories.
+    """
     if tuple(saved) != tuple(categories):
         differing = [c for c in saved if c not in categories]
         differing += [c for c in categories if c not in saved]

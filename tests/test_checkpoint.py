@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, bit for bit, refused where they do not fit, older ones read."""
+"""Checkpoints are complete or absent and restored bit for bit, also those of older versions."""
 
 import functools
 import json
@@ -133,8 +133,8 @@ def test_the_best_is_loaded_or_else_the_newest(tmp_path, config):
     assert checkpoint.load(tmp_path).step == 5
     assert checkpoint.saved_ap(tmp_path / "checkpoints" / "4") == 0.5
     assert checkpoint.saved_ap(tmp_path / "checkpoints" / "7") == checkpoint.NOT_MEASURED
-    for place in ("checkpoints", "checkpoints/5"):
-        assert checkpoint.load(tmp_path / place).step == 5
+    for folder in ("checkpoints", "checkpoints/5"):
+        assert checkpoint.load(tmp_path / folder).step == 5
     np.testing.assert_array_equal(
         checkpoint.load(tmp_path / "checkpoints/3").variables["params"]["backbone"]["kernel"], 3
     )
@@ -160,7 +160,7 @@ def test_a_folder_without_a_checkpoint_is_an_error(tmp_path, make):
     folder = tmp_path / "run"
     if make:
         (folder / "checkpoints").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="run: no checkpoint here; give a --workdir") as e:
+    with pytest.raises(FileNotFoundError, match="run: no checkpoint here; give the work") as e:
         checkpoint.load(folder)
     assert "\n" not in str(e.value)
 
@@ -258,8 +258,8 @@ def test_a_checkpoint_of_a_newer_version_names_it_and_the_field(tmp_path, config
         newer.setattr(config_module, "CONFIG_VERSION", 9)
         save(tmp_path, config, {5: None})
     message = (
-        r"checkpoints/5: written by retinanet_jax 9\.1\.0, read by .*: config\.loss\.novel is not a "
-        r"config field.* Install retinanet_jax 9\.1\.0 to read it"
+        r"checkpoints/5: written by retinanet_jax 9\.1\.0, read by .*: config\.loss\.novel is not "
+        r"a config field.* Install retinanet_jax 9\.1\.0 to read it"
     )
     with pytest.raises(ValueError, match=message):
         checkpoint.load(tmp_path)
@@ -268,7 +268,7 @@ def test_a_checkpoint_of_a_newer_version_names_it_and_the_field(tmp_path, config
 
 
 class Released(NamedTuple):
-    """A checkpoint that a released version wrote, and what that version made of it."""
+    """A checkpoint that a released version wrote, and that version's results with it."""
 
     folder: pathlib.Path  # of the step
     golden: dict[str, Any]
@@ -285,7 +285,7 @@ def released(request, tmp_path) -> Released:
 
 @pytest.mark.slow
 def test_a_checkpoint_of_each_released_version_has_its_detections(released, tmp_path):
-    """To float32's rounding, through 23 convolutions on another processor perhaps."""
+    """Up to float32's rounding in 23 convolutions, possibly on another processor."""
     dataset = synthetic.write_shapes(tmp_path / "shapes", seed=1, num_images=16, image_size=96)
     detector = Detector.load(released.folder)
     results = []

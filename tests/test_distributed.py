@@ -115,7 +115,7 @@ def test_two_processes_train_like_one(program, tmp_path):
     # Both processes resume from the same checkpoint, and evaluate it.
     (double / "checkpoints/2").rename(tmp_path / "away")
     first, _ = run(program, double, processes=2)
-    assert "steps 1 to 2" in first
+    assert "training from step 1 to 2" in first
     assert_same_run(double, single)
     before = read(double / "eval/2.json")
     first, second = run(program, double, "--mode=evaluate", processes=2)

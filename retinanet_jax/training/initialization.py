@@ -1,8 +1,7 @@
 """The state that training starts from.
 
-`restore_or_initialize` returns the state of the newest checkpoint or, in a new run, the initial
-one. The variables of that are random except for the weights that `config.init` names, a backbone's
-or a whole detector's.
+A run that is resumed starts from its newest checkpoint. A new run starts from random variables,
+except for the weights that `config.init` names: those of a backbone or of a whole detector.
 """
 
 import pathlib
@@ -54,8 +53,13 @@ def initial_train_state(
 ) -> TrainState:
     """Return the state before the first step, with the weights that `config.init` names.
 
-    Those are a backbone's or, with init.source="checkpoint", a whole detector's; all other
-    variables are random.
+    These are the weights of a backbone or, with init.source="checkpoint", of a whole detector. All
+    other variables are random.
+
+    Args:
+        config: A run's config.
+        categories: The dataset's categories, in the order of their classes.
+        optimizer: The optimizer that `make_optimizer` returns for `config`.
 
     Raises:
         FileNotFoundError: If there are no weights at init.path.
@@ -78,7 +82,13 @@ def initial_train_state(
 def random_train_state(
     config: ConfigDict, num_classes: int, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """Return the state before the first step, with only random variables."""
+    """Return the state before the first step, with only random variables.
+
+    Args:
+        config: A run's config; its seed determines the variables.
+        num_classes: Number of classes that the network detects.
+        optimizer: The optimizer that `make_optimizer` returns for `config`.
+    """
     variables = initialize(config, num_classes, config.seed)
     return train_state_from_variables(variables, config, optimizer)
 
@@ -86,7 +96,13 @@ def random_train_state(
 def train_state_from_variables(
     variables: Mapping[str, Any], config: ConfigDict, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """Return the state before the first step, with these variables of the network."""
+    """Return the state before the first step, with the given variables.
+
+    Args:
+        variables: The network's variables, {"params": ..., "batch_stats": ...}.
+        config: A run's config.
+        optimizer: The optimizer that `make_optimizer` returns for `config`.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
@@ -100,6 +116,11 @@ def load_init_checkpoint(
     config: ConfigDict, categories: Sequence[Category], optimizer: optax.GradientTransformation
 ) -> Checkpoint:
     """Load the checkpoint that `config.init` names, and print which of its weights are used.
+
+    Args:
+        config: A run's config.
+        categories: The dataset's categories, in the order of their classes.
+        optimizer: The optimizer that `make_optimizer` returns for `config`.
 
     Raises:
         FileNotFoundError: If there is no checkpoint at init.path.
@@ -115,7 +136,11 @@ def load_init_checkpoint(
 
 
 def load_init_backbone(config: ConfigDict) -> dict[str, Any]:
-    """Load the backbone's variables that `config.init` names, downloading a published file."""
+    """Load the backbone that `config.init` names; a published file is downloaded if it is missing.
+
+    Returns:
+        The backbone's variables, {"params": ..., "batch_stats": ...}.
+    """
     init, model = config.init, config.model
     path = init.path
     if pathlib.Path(path).name in download.KNOWN:
@@ -157,7 +182,7 @@ def replace_backbone(
         ValueError: If the arrays differ in name or shape.
     """
     current = {collection: tree.get("backbone", {}) for collection, tree in variables.items()}
-    check_shapes(path, backbone, current, description="weights of another backbone")
+    check_shapes(path, backbone, current, "weights of another backbone")
     return {
         collection: {**tree, "backbone": backbone[collection]}
         for collection, tree in variables.items()

@@ -1,4 +1,4 @@
-"""The training loop: a jitted, sharded step, and what is due between the steps."""
+"""The training loop: a jitted, sharded step, with logging, evaluations and checkpoints."""
 
 import pathlib
 
@@ -102,7 +102,7 @@ def check_intervals(config: ConfigDict) -> None:
 
 
 def is_due(step: int, every: int, total: int) -> bool:
-    """Return whether something that is done every `every` steps and at the end is due at `step`."""
+    """Return whether `step` is a multiple of `every` or the last of `total` steps."""
     return step % every == 0 or step == total
 
 
@@ -111,6 +111,12 @@ def log_step(
 ) -> None:
     """Fetch and write the metrics of one step.
 
+    Args:
+        step: Number of steps done.
+        metrics: The metrics that the train step returns.
+        config: The run's config.
+        writer: The writer of the run's metrics.
+
     Raises:
         FloatingPointError: If the loss or its gradient is not finite.
     """
@@ -118,7 +124,7 @@ def log_step(
 
 
 def log_evaluation(step: int, evaluation: Evaluation, writer: MetricWriter) -> None:
-    """Write the metrics of an evaluation, and some images with their detections."""
+    """Write the metrics of an evaluation after `step`, and some images with their detections."""
     metrics = evaluation.metrics
     writer.write_scalars(
         step, {f"eval/{name}": metrics[name] or 0.0 for name in coco_metrics.METRICS}
@@ -131,9 +137,14 @@ def log_evaluation(step: int, evaluation: Evaluation, writer: MetricWriter) -> N
 def finite_metrics(step: int, metrics: dict[str, Array], config: ConfigDict) -> dict[str, float]:
     """Return the metrics of one step as numbers.
 
+    Args:
+        step: Number of steps done.
+        metrics: The metrics that the train step returns.
+        config: The run's config.
+
     Raises:
         FloatingPointError: If the loss or its gradient is not finite. Only logged steps are
-            checked, so the message names all steps since the last of them.
+            checked, so the message names all steps since the last logged one.
     """
     values = {name: float(value) for name, value in metrics.items()}
     for name in ("loss", "gradient_norm"):
@@ -155,24 +166,34 @@ def print_summary(
     state: TrainState,
     mesh: jax.sharding.Mesh,
 ) -> None:
-    """Print what is about to run: devices, parameters, datasets, learning rate and steps."""
+    """Print the devices, parameters, datasets, learning rate and steps of a run.
+
+    Args:
+        config: The run's config.
+        train_data: The training data.
+        eval_data: The evaluation data; None if there is no evaluation.
+        plan: The plan of the training batches.
+        state: The state that the run starts from.
+        mesh: The devices.
+    """
     optimizer, data = config.optimizer, config.data
     num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
     print(
         f"{mesh.shape['data']} x {mesh.shape['space']} devices (data x space), "
         f"{jax.devices()[0].device_kind}; {num_parameters:,} parameters\n"
         f"{len(train_data)} training and {len(eval_data or ())} evaluation images of "
-        f"{len(train_data.categories)} categories, {plan.steps_per_epoch} steps an epoch\n"
-        f"learning rate {scaled_learning_rate(config):g} = {optimizer.learning_rate:g} at batch "
-        f"{optimizer.reference_batch_size}, scaled to batch {data.batch_size}\n"
-        f"steps {int(state.step)} to {config.total_steps}, from {starting_point(config, state)}",
+        f"{len(train_data.categories)} categories, {plan.steps_per_epoch} steps per epoch\n"
+        f"learning rate {scaled_learning_rate(config):g} ({optimizer.learning_rate:g} for batch "
+        f"size {optimizer.reference_batch_size}, scaled to batch size {data.batch_size})\n"
+        f"training from step {int(state.step)} to {config.total_steps}, starting from "
+        f"{starting_point(config, state)}",
         flush=True,
     )
     warn_of_long_warmup(config)
 
 
 def starting_point(config: ConfigDict, state: TrainState) -> str:
-    """Return where the parameters of this run's first step come from, in words."""
+    """Return a description of the parameters that this run starts from, for its summary."""
     if state.step:
         return f"checkpoint {int(state.step)}"
     return config.init.path or "random parameters"

@@ -1,4 +1,4 @@
-"""The metrics of a run: metrics.jsonl, TensorBoard files, and a line of progress on the console."""
+"""The metrics of a run: metrics.jsonl, TensorBoard files, and progress lines on the console."""
 
 import json
 import pathlib
@@ -21,12 +21,12 @@ T = TypeVar("T")
 class MetricWriter:
     """Writes the metrics of a run, and measures its speed and how long its devices are idle.
 
-    Only the first host writes; on the others every call is silent. A resumed run first removes
-    the earlier lines after `start_step`, so that metrics.jsonl has each step once.
+    Only the first host writes and prints. A resumed run first removes the lines of steps after
+    `start_step` from metrics.jsonl, so that the file contains each step once.
 
     Args:
         workdir: The run's working directory, to which metrics.jsonl and tensorboard/ are written.
-        start_step: Number of steps done before.
+        start_step: Number of steps that were done before this run started or resumed.
         total_steps: Number of steps after which the run ends.
         writes: Whether this host writes.
     """
@@ -73,7 +73,7 @@ class MetricWriter:
             requested = time.monotonic()
 
     def watch_step(self, result: jax.Array) -> None:
-        """Note when the step that was just started ends, which is when `result` is ready."""
+        """Record when the step that was just started ends, that is, when `result` is ready."""
 
         def wait_for_end() -> float:
             result.block_until_ready()
@@ -120,7 +120,7 @@ class MetricWriter:
                 self._tensorboard.add_scalar(name, value, step)
 
     def write_image(self, step: int, name: str, image: UInt8[np.ndarray, "H W 3"]) -> None:
-        """Write an RGB image to TensorBoard."""
+        """Write an RGB image to TensorBoard under `name`, as an image of step `step`."""
         if self._writes:
             self._tensorboard.add_image(name, image, step, dataformats="HWC")
             self._tensorboard.flush()

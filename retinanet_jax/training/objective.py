@@ -47,13 +47,14 @@ def batch_loss(
 ) -> LossTerms:
     """Return the loss of a batch: classification + box_weight * box.
 
-    It is that of https://arxiv.org/abs/1708.02002, section 4.1, with the losses that `config.loss`
-    names. loss.classification="ohem" only changes the classification term, to a mean over the hard
-    examples; the box term always covers all foreground anchors.
+    The definition is that of https://arxiv.org/abs/1708.02002, section 4.1, with the losses that
+    `config.loss` names. With loss.classification="ohem" the classification term is a mean over the
+    hard examples; the box term covers all foreground anchors in any case.
 
     Args:
         outputs: Logits of shape (B, A_level, K) and deltas of shape (B, A_level, 4) per level.
-        batch: Images and ground truth. An image of weight 0, a filler, adds nothing.
+        batch: Images and ground truth. Images of weight 0, which only fill up the batch, are
+            ignored.
         normalizer: Moving average of the number of foreground anchors before this batch, for
             loss.normalizer="ema".
         config: A run's config; its `anchors`, `matching` and `loss` are used.
@@ -69,13 +70,13 @@ def batch_loss(
     box_loss = make_box_loss(config.loss)
     class_sums = box_sums = jnp.float32(0)
     ends = np.cumsum([len(level) for level in anchors])
-    for logits, deltas, level, end in zip(*outputs, anchors, ends, strict=True):
-        here = slice(end - len(level), end)
-        class_sums += jax.vmap(classification_loss)(logits, labels[:, here])
+    for logits, deltas, level_anchors, end in zip(*outputs, anchors, ends, strict=True):
+        level = slice(end - len(level_anchors), end)
+        class_sums += jax.vmap(classification_loss)(logits, labels[:, level])
         box_sums += jax.vmap(box_loss, in_axes=(0, None, 0))(
             deltas,
-            jnp.asarray(level, batch.boxes.dtype),
-            core.Targets(*(x[:, here] for x in targets)),
+            jnp.asarray(level_anchors, batch.boxes.dtype),
+            core.Targets(*(x[:, level] for x in targets)),
         )
     num_foreground = jax.vmap(core.count_foreground)(targets.labels).astype(class_sums.dtype)
     return reduce_losses(
@@ -197,9 +198,9 @@ def reduce_losses(
     Args:
         class_sums: Classification loss of each image.
         box_sums: Box loss of each image.
-        num_foreground: Number of foreground anchors of each image. They normalize both losses.
-        num_selected: Number of hard examples of each image. With OHEM they normalize the
-            classification loss instead. None without OHEM.
+        num_foreground: Number of foreground anchors of each image, which normalizes both losses.
+        num_selected: Number of hard examples of each image, which normalizes the classification
+            loss instead with OHEM; None without OHEM.
         weights: 1 for each image of the dataset, 0 for a filler.
         normalizer: Moving average of the number of foreground anchors before this batch.
         loss: A run's `config.loss`.

@@ -56,12 +56,12 @@ def make_schedule(config: ConfigDict) -> optax.Schedule:
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Return the optimizer: SGD with momentum or AdamW, on clipped gradients.
 
-    Weight decay is on kernels only. The parameters of frozen stages have no optimizer state and
-    never change; their gradients do not count for the clipping.
+    Weight decay applies only to kernels. The parameters of frozen stages have no optimizer state
+    and never change; their gradients are not part of the norm that is clipped.
 
     Args:
-        config: A run's config; `model.frozen_stages` is used in addition to what `make_schedule`
-            uses.
+        config: A run's config; its `optimizer`, `model.frozen_stages`, `total_steps` and
+            `data.batch_size` are used.
 
     Raises:
         ValueError: If optimizer.name or optimizer.schedule is unknown.

@@ -27,12 +27,12 @@ class TrainState(NamedTuple):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The variables that the network is applied with: the checkpoint's item `variables`."""
+        """The variables of the network: the checkpoint's item `variables`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def training(self) -> dict[str, Any]:
-        """What resuming needs in addition to `variables`: the checkpoint's item `training`."""
+        """The rest of the state, which resuming needs: the checkpoint's item `training`."""
         return {"step": self.step, "opt_state": self.opt_state, "normalizer": self.normalizer}
 
 

@@ -1,9 +1,10 @@
 """The transfer of a detector's weights to a run with other classes.
 
-All arrays are taken from the checkpoint. Of the classification output, the only layer that depends
-on the classes, those rows are taken that belong to a class of the same name; the others stay
-random. `plan_transfer` decides, `format_table` shows it to the user, `check_transfer` refuses a
-checkpoint of another network, and `transfer_variables` copies the arrays.
+All arrays are taken from the checkpoint, except for the classification output, the only layer that
+depends on the classes: its rows are taken for classes of the same name and stay random for the
+others. `plan_transfer` decides which arrays are taken, `format_table` shows them to the user,
+`check_transfer` raises an error for a checkpoint of another network, and `transfer_variables`
+copies the arrays.
 """
 
 from collections import Counter
@@ -19,20 +20,20 @@ from retinanet_jax.config import network_differences
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.weights.resnet import MAX_NAMES, join_names
 
-# Its channels are in the order anchor, class.
+# The channels of this layer are in the order anchor, class.
 CLASSIFICATION_OUTPUT = ("classification_head", "predict")
 
 Path = tuple[str, ...]
 
 
 class TransferPlan(NamedTuple):
-    """Where the network's arrays come from, as names without their collection."""
+    """The arrays of a network and a checkpoint, in groups, by their names without collections."""
 
-    transferred: tuple[str, ...]
-    reinitialized: tuple[str, ...]  # of the classification output: rows of other classes are random
-    missing: tuple[str, ...]  # not in the checkpoint
-    unexpected: tuple[str, ...]  # in the checkpoint, but not in the network
-    misshapen: tuple[str, ...]
+    transferred: tuple[str, ...]  # taken from the checkpoint
+    reinitialized: tuple[str, ...]  # taken only for classes of the same name, otherwise random
+    missing: tuple[str, ...]  # only in the network
+    unexpected: tuple[str, ...]  # only in the checkpoint
+    misshapen: tuple[str, ...]  # in both, with different shapes
 
 
 def plan_transfer(
@@ -70,13 +71,13 @@ def check_transfer(plan: TransferPlan, source: Checkpoint, config: ConfigDict) -
     """Check that only the classification output differs between the two networks.
 
     Args:
-        plan: What `plan_transfer` returns for `source`.
+        plan: The plan that `plan_transfer` returns for `source`.
         source: The checkpoint of a detector.
-        config: The config of the run that takes its weights.
+        config: The config of the run that starts from its weights.
 
     Raises:
-        ValueError: If other arrays are missing, unexpected or misshapen, or if all fit and the
-            config gives them another meaning; the message lists the arrays and the fields.
+        ValueError: If other arrays are missing, unexpected or misshapen, or if the config has
+            fields that change the meaning of the arrays; the message lists the arrays and fields.
     """
     problems = [
         f"{group}: {join_names(names)}"
@@ -84,19 +85,25 @@ def check_transfer(plan: TransferPlan, source: Checkpoint, config: ConfigDict) -
         if (names := getattr(plan, group))
     ]
     fields = [
-        f"config.{name} is {saved} there and {current} here"
+        f"config.{name} is {saved} in the checkpoint and {current} in this run"
         for name, saved, current in network_differences(source.config, config)
     ]
     if problems or fields:
         raise ValueError(
-            f"{source.folder}: its weights cannot start this run's network; "
+            f"{source.folder}: the weights do not fit this run's network; "
             f"{'; '.join(problems + fields[:MAX_NAMES])}. "
-            "Give this run the checkpoint's config.model, config.anchors and config.input."
+            "Use the checkpoint's config.model, config.anchors and config.input in this run."
         )
 
 
 def format_table(plan: TransferPlan, source: Checkpoint, categories: Sequence[Category]) -> str:
-    """Return the lines that show the user which weights a run starts from."""
+    """Return a table that shows the user which weights of a checkpoint a run starts from.
+
+    Args:
+        plan: The plan that `plan_transfer` returns for `source`.
+        source: The checkpoint of a detector.
+        categories: The categories that the run's network detects.
+    """
     modules = Counter(name.partition("/")[0] for name in plan.transferred)
     contents = plan._asdict() | {
         "transferred": [f"{module} {count}" for module, count in modules.items()]
@@ -114,8 +121,8 @@ def format_table(plan: TransferPlan, source: Checkpoint, categories: Sequence[Ca
         shared = ", ".join(categories[k].name for k in rows)
         new = ", ".join(category.name for k, category in enumerate(categories) if k not in rows)
         lines += [
-            f"  of the re-initialized, the rows of {len(rows)} classes that both have are "
-            f"transferred: {shared or 'none'}",
+            f"  rows of the re-initialized arrays that are transferred, for {len(rows)} classes of "
+            f"the same name: {shared or 'none'}",
             f"  new classes: {new or 'none'}",
         ]
     return "\n".join(lines)
@@ -124,7 +131,7 @@ def format_table(plan: TransferPlan, source: Checkpoint, categories: Sequence[Ca
 def transfer_variables(
     source: Checkpoint, variables: Mapping[str, Any], categories: Sequence[Category]
 ) -> dict[str, Any]:
-    """Return the variables with all that can be taken from the checkpoint `source`.
+    """Return the variables with the arrays and rows that can be taken from the checkpoint `source`.
 
     Args:
         source: The checkpoint of a detector that `check_transfer` accepts.
@@ -154,9 +161,9 @@ def transfer_variables(
 def merge_collections(variables: Mapping[str, Any]) -> dict[Path, Any]:
     """Return the arrays of all collections by their path in the network.
 
-    The collection is where frozen and trained batch norms differ: the scale and the bias of a
-    trained norm are parameters, those of a frozen one statistics like mean and var. They are the
-    same four arrays with the same meaning.
+    Frozen and trained batch norms have the same four arrays in different collections: the scale and
+    the bias of a trained norm are parameters, those of a frozen norm are statistics like its mean
+    and var.
     """
     return {
         path: leaf

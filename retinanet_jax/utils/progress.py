@@ -11,18 +11,18 @@ def make_progress(
 ) -> Callable[[float], None]:
     """Return a function that prints a line of progress every few seconds, and at the end.
 
+    Args:
+        name: The work in progress, with which the line begins.
+        total: The number of units to process. None if it is unknown; then no end is predicted.
+        unit: The unit that is counted, in the plural, for example "images", "records" or "MB".
+
+    Returns:
+        A function of the number of units that have been processed. It prints if PROGRESS_INTERVAL
+        has passed since its last line, or if all units have been processed.
+
     Examples:
         >>> progress = make_progress("predicting", total=100)
         >>> progress(12)  # predicting: 12/100 images  2.4 images/s  0 min 36 s left
-
-    Args:
-        name: Work that the line reports on; the line starts with it.
-        total: Number of units to do; None where it is unknown, and no end is predicted.
-        unit: Plural of what is counted, for example "images", "records" or "MB".
-
-    Returns:
-        A function of the number of units done so far. It prints if PROGRESS_INTERVAL has passed
-        since its last line, or if all units are done.
     """
     start = last_line = time.monotonic()
 
@@ -53,9 +53,14 @@ def format_duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
-def one_line(text: object) -> str:
-    """Return `str(text)` with every run of white space, line breaks included, as one space.
+def format_count(count: int, noun: str) -> str:
+    """Return a number with its noun: "1 image", "2 images"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
-    It makes one line of an exception's message; those of ml_collections have several.
+
+def one_line(text: object) -> str:
+    """Return a text with every sequence of spaces and line breaks replaced by one space.
+
+    This turns the message of an exception into one line; those of ml_collections have several.
     """
     return " ".join(str(text).split())

@@ -21,7 +21,7 @@ from retinanet_jax.training.metrics import MetricWriter
 # ---- parts of the loop
 
 
-def test_what_is_done_every_few_steps_is_also_due_at_the_end():
+def test_an_action_every_few_steps_is_also_due_at_the_last_step():
     assert [step for step in range(1, 12) if loop.is_due(step, 5, 11)] == [5, 10, 11]
     assert [step for step in range(1, 4) if loop.is_due(step, 100, 3)] == [3]
 
@@ -62,7 +62,7 @@ TIMES = {"images_per_second", "data_wait"}
 
 
 def logged(workdir: pathlib.Path) -> list[dict]:
-    """The lines of metrics.jsonl without what depends on the clock."""
+    """The lines of metrics.jsonl without the values that depend on the clock."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
@@ -110,9 +110,9 @@ def test_a_run_logs_every_step_and_prints_a_summary(tiny_run):
     assert saved_steps(tiny_run.workdir) == [4, 8]
     for text in ("280,418 parameters", "16 training and 8 evaluation images of 6 categories"):
         assert text in tiny_run.stdout
-    assert "4 steps an epoch" in tiny_run.stdout
-    assert "scaled to batch 4" in tiny_run.stdout
-    assert "steps 0 to 8, from random parameters" in tiny_run.stdout
+    assert "4 steps per epoch" in tiny_run.stdout
+    assert "scaled to batch size 4" in tiny_run.stdout
+    assert "training from step 0 to 8, starting from random parameters" in tiny_run.stdout
     assert "step 8/8 (100%)" in tiny_run.stdout
 
 

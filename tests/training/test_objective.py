@@ -1,4 +1,4 @@
-"""The loss of a batch: its normalizers, its choices, and what does not change it."""
+"""The loss of a batch: its normalizers, its choices by name, and images of weight 0."""
 
 import functools
 

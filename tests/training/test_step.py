@@ -1,4 +1,4 @@
-"""The training step: its types. tests/test_sharding.py has its results on several devices."""
+"""The types of the training step; tests/test_sharding.py checks its results on several devices."""
 
 import jax
 import jax.numpy as jnp
