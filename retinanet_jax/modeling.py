@@ -1,8 +1,8 @@
 """The network of `models` and the mathematics of `core`, put together by the config.
 
-Data reaches `core` only through these functions: `network_input` turns a batch's pixels into what
-the network reads, `image_anchors` gives the anchors that its outputs belong to, and `detect` runs
-the network and returns detections. All are pure functions.
+Data reaches `core` only through these pure functions: `network_input` prepares a batch's images for
+the network, `image_anchors` returns the anchors of the network's outputs, and `detect` runs the
+network and returns detections.
 """
 
 import functools
@@ -23,15 +23,16 @@ from retinanet_jax.models import RetinaNet, conv_general_dilated
 
 
 def build_model(config: ConfigDict, num_classes: int, *, portable: bool = False) -> RetinaNet:
-    """Return the network that `config.model` and `config.anchors` describe, without variables.
+    """Return the network that `config.model` and `config.anchors` describe, as a Flax module.
 
     Args:
         config: A run's config.
         num_classes: Number of classes that the network scores.
         portable: Whether to use XLA's own convolutions on every platform, as a program exported
-            for other machines must. Otherwise a CPU uses the faster ones of `models.convolution`.
+            for other machines must. Otherwise a CPU uses the faster convolutions of
+            `models.convolution`.
     """
-    # If devices split an image's rows, only XLA's own convolution exchanges the borders.
+    # If the rows of an image are split among devices, only XLA's own convolution exchanges borders.
     fast = jax.default_backend() == "cpu" and config.space == 1 and not portable
     return RetinaNet(
         num_classes=num_classes,
@@ -44,27 +45,33 @@ def build_model(config: ConfigDict, num_classes: int, *, portable: bool = False)
 
 
 def initialize(config: ConfigDict, num_classes: int, seed: int) -> dict[str, Any]:
-    """Return random variables of the network: {"params": ..., "batch_stats": ...}."""
+    """Return random initial variables of the network: {"params": ..., "batch_stats": ...}.
+
+    Args:
+        config: A run's config.
+        num_classes: Number of classes that the network scores.
+        seed: Seed of the random generator.
+    """
     model = build_model(config, num_classes)
-    # No variable depends on the image's size; a small one compiles fastest.
+    # The variables do not depend on the image's size, and a small image compiles fastest.
     image = jnp.zeros((1, 64, 64, 3), jnp.float32)
-    # Threefry, the default generator, compiles slowly for the many kernels of a ResNet.
+    # The default generator, Threefry, compiles slowly for the many kernels of a ResNet.
     key = jax.random.key(seed, impl="unsafe_rbg")
     variables = jax.jit(functools.partial(model.init, train=False))(key, image)
     return {"batch_stats": {}, **variables}
 
 
 def network_input(batch: Batch, config: ConfigDict, *, train: bool) -> Float[Array, "B H W 3"]:
-    """Return the batch's images as the network reads them: normalized, zero in the padding.
+    """Return the batch's images as the network expects them: normalized, and zero in the padding.
 
     Args:
         batch: Images, their valid sizes, and the colors sampled for each image.
         config: A run's config; its `input`, `dtype` and `data.color_jitter` are used.
-        train: Whether to jitter the colors, if the config has a strength other than 0.
+        train: Whether to jitter the colors, provided that the config has a strength other than 0.
     """
     images = batch.images
     if train and any(config.data.color_jitter.values()):
-        # On the device, where it costs next to nothing; the host is busy decoding.
+        # Jittered on the device, where it takes almost no time; the host is busy decoding.
         valid = valid_mask(batch.sizes, images.shape[1:3])
         pixels = images.astype(jnp.promote_types(config.dtype, jnp.float32))
         images = jax.vmap(core.jitter_color)(pixels, valid, batch.colors)
@@ -85,10 +92,10 @@ def normalize(
     Args:
         images: RGB pixels in 0..255.
         sizes: Valid height and width of each image, in pixels.
-        order: "rgb" or "bgr", the channel order that the network reads.
+        order: "rgb" or "bgr", the channel order that the network expects.
         mean: Mean of each channel, in the network's order.
         std: Standard deviation of each channel, in the network's order.
-        dtype: Type of the result; the arithmetic uses at least float32.
+        dtype: The dtype of the result; the computation uses at least float32.
 
     Raises:
         ValueError: If `order` is neither "rgb" nor "bgr".
@@ -104,7 +111,7 @@ def normalize(
 
 
 def valid_mask(sizes: Float[Array, "B 2"], image_size: tuple[int, int]) -> Bool[Array, "B H W"]:
-    """Return which pixels of (H, W) = `image_size` belong to the images and not to their padding.
+    """Return a mask of the pixels that belong to the images and not to their padding.
 
     Args:
         sizes: Valid height and width of each image, in pixels.
@@ -122,11 +129,11 @@ def image_anchors(
 
     Args:
         image_size: Height and width of the network's input, in pixels.
-        config: A run's config; its `anchors` is used.
+        config: A run's config; its section `anchors` is used.
 
     Returns:
-        For each level, finest first, boxes in yxyx pixels of the network's input, in the order of
-        the network's outputs.
+        One array of yxyx boxes in pixels of the network's input per level, finest level first, in
+        the order of the network's outputs.
     """
     return core.pyramid_anchors(image_size, **config.anchors)
 
@@ -146,7 +153,7 @@ def detect(
         batch: Images, their valid sizes and their scales; the ground truth is not used.
         model: The network that `build_model` returns for `config`.
         config: A run's config; its `anchors`, `detections`, `input` and `dtype` are used.
-        map_images: Maps the postprocessing of one image over the batch's axis, as `jax.vmap` does.
+        map_images: Turns a function of one image into one of a batch, as `jax.vmap` does.
 
     Returns:
         `core.Detections` with a leading batch axis in every array.

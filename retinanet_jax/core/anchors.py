@@ -35,8 +35,8 @@ def pyramid_anchors(
             corner, 0.5 its middle.
         rounding: "exact", or "torchvision", which truncates the sizes to whole pixels and then
             rounds half of each side (ties to even).
-        stride_rule: "nominal" places the cells 2^l pixels apart, "grid" H // h and W // w pixels
-            as torchvision does.
+        stride_rule: Distance of the cells of level l: "nominal" is 2^l pixels in both directions,
+            "grid" is H // h and W // w pixels, as in torchvision.
 
     Returns:
         One array of shape (h * w * a, 4) per level, finest level first.
@@ -58,8 +58,8 @@ def pyramid_anchors(
         stride = np.full(2, 2**level) if stride_rule == "nominal" else image // grid
         cells = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), axis=-1)  # h w 2
         centers = ((cells + offset) * stride).astype(np.float32)
-        one_cell = cell_anchors(base_scale * 2**level, scales, ratios, rounding)  # a 4
-        levels.append((np.tile(centers, 2)[:, :, None] + one_cell).reshape(-1, 4))
+        around_zero = cell_anchors(base_scale * 2**level, scales, ratios, rounding)  # a 4
+        levels.append((np.tile(centers, 2)[:, :, None] + around_zero).reshape(-1, 4))
     return tuple(levels)
 
 

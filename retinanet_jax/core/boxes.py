@@ -1,7 +1,7 @@
 """Boxes: areas, overlaps, clipping, the regression targets, and conversions of the format.
 
-Every function works elementwise over leading axes, which broadcast. `core.structures` defines the
-format of boxes.
+All functions but `pairwise_iou` work elementwise over the leading axes. `core.structures` defines
+the format of boxes.
 """
 
 import math
@@ -24,7 +24,12 @@ def area(boxes: Float[Array, "*batch 4"]) -> Float[Array, "*batch"]:
 
 
 def intersection(a: Float[Array, "*#batch 4"], b: Float[Array, "*#batch 4"]) -> Float[Array, "..."]:
-    """Return the area of overlap of each `a` with its `b`, in square pixels."""
+    """Return the area of overlap of each box of `a` with its box of `b`, in square pixels.
+
+    Args:
+        a: Boxes.
+        b: Boxes; the leading axes broadcast against those of `a`.
+    """
     a_ymin, a_xmin, a_ymax, a_xmax = jnp.unstack(a, axis=-1)
     b_ymin, b_xmin, b_ymax, b_xmax = jnp.unstack(b, axis=-1)
     height = jnp.minimum(a_ymax, b_ymax) - jnp.maximum(a_ymin, b_ymin)
@@ -33,21 +38,41 @@ def intersection(a: Float[Array, "*#batch 4"], b: Float[Array, "*#batch 4"]) -> 
 
 
 def paired_iou(a: Float[Array, "*#batch 4"], b: Float[Array, "*#batch 4"]) -> Float[Array, "..."]:
-    """Return the intersection over union of each `a` with its `b`; 0 where both are empty."""
+    """Return the intersection over union (IoU) of each box of `a` with its box of `b`.
+
+    Args:
+        a: Boxes.
+        b: Boxes; the leading axes broadcast against those of `a`.
+
+    Returns:
+        The IoUs, in [0, 1]; 0 where both boxes are empty.
+    """
     overlap = intersection(a, b)
     return _safe_ratio(overlap, area(a) + area(b) - overlap)
 
 
 def pairwise_iou(a: Float[Array, "A 4"], b: Float[Array, "M 4"]) -> Float[Array, "A M"]:
-    """Return the intersection over union of every `a` with every `b`; 0 where both are empty."""
+    """Return the intersection over union (IoU) of every box of `a` with every box of `b`.
+
+    Args:
+        a: A boxes.
+        b: M boxes.
+
+    Returns:
+        The IoUs, in [0, 1]; 0 where both boxes are empty.
+    """
     return paired_iou(a[:, None], b[None, :])
 
 
 def giou(a: Float[Array, "*#batch 4"], b: Float[Array, "*#batch 4"]) -> Float[Array, "..."]:
-    """Return the generalized IoU of each `a` with its `b`, in [-1, 1].
+    """Return the generalized IoU of each box of `a` with its box of `b`, in [-1, 1].
 
     GIoU = IoU - (hull - union) / hull, where the hull is the smallest box that contains both
     (https://arxiv.org/abs/1902.09630, algorithm 1). Value and gradient are finite for empty boxes.
+
+    Args:
+        a: Boxes.
+        b: Boxes; the leading axes broadcast against those of `a`.
     """
     top_left = jnp.minimum(a[..., :2], b[..., :2])
     bottom_right = jnp.maximum(a[..., 2:], b[..., 2:])
@@ -60,7 +85,13 @@ def giou(a: Float[Array, "*#batch 4"], b: Float[Array, "*#batch 4"]) -> Float[Ar
 def clip(
     boxes: Float[Array, "*batch 4"], height: ArrayLike, width: ArrayLike
 ) -> Float[Array, "*batch 4"]:
-    """Clip boxes to an image of `height` x `width` pixels; those outside it become empty."""
+    """Clip boxes to an image; boxes outside the image become empty.
+
+    Args:
+        boxes: Boxes in pixels of the image.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+    """
     limit = jnp.array([height, width, height, width], boxes.dtype)
     return jnp.clip(boxes, 0, limit)
 
@@ -70,8 +101,8 @@ def encode(
 ) -> Float[Array, "*batch 4"]:
     """Return the deltas (dy, dx, dh, dw) that transform anchors into boxes.
 
-    (dy, dx) is the distance of the centers in units of the anchor's sides, (dh, dw) the log of the
-    sides' ratio (R-CNN, https://arxiv.org/abs/1311.2524, appendix C).
+    (dy, dx) is the distance between the centers in units of the anchor's sides, and (dh, dw) is the
+    logarithm of box side over anchor side (R-CNN, https://arxiv.org/abs/1311.2524, appendix C).
 
     Args:
         boxes: Boxes with positive sides.
@@ -86,7 +117,7 @@ def encode(
 def decode(
     deltas: Float[Array, "*batch 4"], anchors: Float[Array, "*batch 4"]
 ) -> Float[Array, "*batch 4"]:
-    """Return the boxes that deltas make of anchors: the inverse of `encode`.
+    """Return the anchors transformed by deltas; this is the inverse of `encode`.
 
     Args:
         deltas: (dy, dx, dh, dw); dh and dw are capped at MAX_LOG_SIZE. Half-precision deltas are
@@ -100,8 +131,7 @@ def decode(
     return jnp.concatenate([center - half_size, center + half_size], axis=-1)
 
 
-# The conversions below return numpy arrays for numpy arrays, without compiling anything or sending
-# it to a device.
+# The conversions below convert numpy arrays with numpy: nothing is compiled or sent to a device.
 
 
 def yxyx_to_xyxy(boxes: Float[Array, "*batch 4"]) -> Float[Array, "*batch 4"]:
@@ -138,7 +168,7 @@ def _center_and_size(boxes: Float[Array, "*batch 4"]) -> tuple[Array, Array]:
     return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
 
 
-def _safe_ratio(part: Array, whole: Array) -> Array:
-    """Return part / whole, and 0 where `whole` is 0."""
-    # The inner `where` keeps the gradient finite there.
-    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1), 0)
+def _safe_ratio(numerator: Array, denominator: Array) -> Array:
+    """Return numerator / denominator, and 0 where the denominator is 0."""
+    # The inner `where` keeps the gradient finite where the denominator is 0.
+    return jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1), 0)

@@ -11,16 +11,18 @@ LUMA = (0.299, 0.587, 0.114)  # weights of R, G and B in a pixel's gray value (I
 def jitter_color(
     image: Float[Array, "H W 3"], valid: Bool[Array, "H W"], factors: Float[Array, " 4"]
 ) -> Float[Array, "H W 3"]:
-    """Adjust brightness, contrast, saturation and hue, in this order, as torchvision's ColorJitter.
+    """Adjust brightness, contrast, saturation and hue, in this order.
 
-    Computed in at least float32; the factors (1, 1, 1, 0) return the image unchanged.
+    Each adjustment is that of torchvision's ColorJitter. The computation uses at least float32, and
+    the factors (1, 1, 1, 0) return the image unchanged.
 
     Args:
         image: RGB pixels in 0..255.
-        valid: False in the padding, which is left unchanged and is no part of the mean.
+        valid: False in the padding, which is left unchanged and does not count in the mean gray
+            value.
         factors: (brightness, contrast, saturation, hue). Brightness multiplies the pixels.
-            Contrast scales their distance from the image's mean gray value, saturation the distance
-            from each pixel's own gray value. Hue is a shift in units of the full color circle.
+            Contrast scales their difference from the image's mean gray value, and saturation their
+            difference from their own gray value. Hue is a shift; 1 is the full color circle.
     """
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     brightness, contrast, saturation, hue = jnp.unstack(factors.astype(dtype))
@@ -41,18 +43,19 @@ def _blend(pixels: Array, other: Array | float, factor: Array) -> Array:
 
 def _gray(pixels: Float[Array, "H W 3"]) -> Float[Array, "H W 1"]:
     """Return the gray value of each pixel."""
-    # Not a matrix product, which accelerators round to fewer bits.
+    # A sum of products, because accelerators compute matrix products with fewer bits.
     return jnp.sum(pixels * jnp.array(LUMA, pixels.dtype), axis=-1, keepdims=True)
 
 
 def _shift_hue(pixels: Float[Array, "H W 3"], shift: Float[Array, ""]) -> Float[Array, "H W 3"]:
-    """Shift the hue by way of the hue, chroma and value of the HSV hexcone (Smith 1978)."""
+    """Shift the hue in the HSV color model (the hexcone of Smith 1978)."""
     red, green, blue = jnp.unstack(pixels, axis=-1)  # H W
     value = jnp.max(pixels, axis=-1)
     chroma = value - jnp.min(pixels, axis=-1)
     divisor = jnp.where(chroma > 0, chroma, 1)
-    # Channels are compared with each other, not with `value`: compiled, it may differ in the last
-    # bit from the channel that it equals, and the formulas agree only where channels are equal.
+    # Channels are compared with each other and not with `value`, which in a compiled program may
+    # differ in the last bit from the channel that it was taken from. The formulas give the same hue
+    # only where channels are exactly equal.
     hue = jnp.select(  # in sixths of the color circle
         [(red >= green) & (red >= blue), green >= blue],
         [(green - blue) / divisor, (blue - red) / divisor + 2],

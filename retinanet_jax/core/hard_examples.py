@@ -1,4 +1,4 @@
-"""Online hard example mining (OHEM): the selection of the anchors that a loss is computed for."""
+"""Online hard example mining (OHEM): selecting the anchors that contribute to the loss."""
 
 import jax
 import jax.numpy as jnp
@@ -18,29 +18,29 @@ def hard_examples(
     num_examples: int,
     negatives_per_positive: int,
 ) -> Bool[Array, " A"]:
-    """Return the anchors that form an image's minibatch of hard examples.
+    """Return a mask of the anchors that form an image's minibatch of hard examples.
 
-    These are the anchors of highest loss after NMS with the loss as the score, which selects the
-    hardest of overlapping anchors, which would teach nearly the same (OHEM,
+    NMS with the loss as the score keeps the hardest of overlapping anchors, because they have
+    nearly the same gradient. Of the anchors that remain, those of highest loss are selected (OHEM,
     https://arxiv.org/abs/1604.03540; RetinaNet, https://arxiv.org/abs/1708.02002, Table 1d). No
     gradient flows through the selection, and IGNORE anchors are never selected.
 
     Args:
         losses: Loss of each anchor, over all pyramid levels.
-        boxes: The boxes that NMS compares, in pixels. The RetinaNet paper leaves them open; this
-            project passes the anchors, which stand for OHEM's fixed regions and do not depend on
-            what the box head has learned.
+        boxes: The boxes that NMS compares, in pixels. The RetinaNet paper does not specify them;
+            this project passes the anchors, which correspond to OHEM's fixed regions and do not
+            depend on the predictions of the box head.
         labels: Class in [0, K), BACKGROUND or IGNORE.
         num_candidates: The number of hardest anchors that NMS processes; all of an image's 100,000
             anchors would be too many.
-        iou_threshold: An anchor is suppressed by an IoU above it with a harder one, whatever their
-            classes.
-        num_examples: The number of anchors to select at most, per image.
-        negatives_per_positive: 0 is the plain rule above. Otherwise, at most this many negatives
-            are selected per positive, as in SSD (https://arxiv.org/abs/1512.02325, section 2.2).
-            An image without positives counts as if it had one. The number of positives is limited
-            so that all their negatives fit into `num_examples`. The candidates are divided in the
-            same ratio: however hard the negatives are, they cannot crowd out the positives.
+        iou_threshold: An anchor is suppressed if its IoU with a harder anchor of any class is above
+            this threshold.
+        num_examples: The maximal number of anchors to select.
+        negatives_per_positive: With 0, only the rule above applies. Otherwise, at most this many
+            negatives are selected per positive, as in SSD (https://arxiv.org/abs/1512.02325,
+            section 2.2). An image without positives counts as if it had one. The number of
+            positives is limited so that all their negatives fit into `num_examples`. The candidates
+            are divided in the same ratio, so that hard negatives cannot displace the positives.
 
     Returns:
         A mask of the selected anchors.

@@ -1,8 +1,9 @@
 """The elementwise losses, and their sums over the anchors of one image.
 
-A sum is over all anchors of an image or those of one pyramid level, in which case the levels' sums
-add up. The caller divides: by the number of foreground anchors of the batch or of the image, by
-their moving average, or with OHEM (see `core.hard_examples`) by the number of selected anchors.
+The sums accept the anchors of a whole image or of one pyramid level; the sums of all levels add up
+to that of the image. The caller normalizes them: by the number of foreground anchors of the batch
+or of the image, by a moving average of that number, or with OHEM (see `core.hard_examples`) by the
+number of selected anchors.
 """
 
 from collections.abc import Callable
@@ -93,7 +94,7 @@ def focal_star(
     """Return FL* = -alpha_t log(sigmoid(gamma x_t + beta)) / gamma, elementwise.
 
     x_t is the logit of p_t (https://arxiv.org/abs/1708.02002, appendix A). The paper's equation 8
-    has no alpha_t, but its experiments weigh by alpha = 0.25, as here.
+    has no alpha_t, but its experiments use alpha = 0.25, as the loss does here.
 
     Args:
         logits: Logits of the positive class.
@@ -119,10 +120,13 @@ def focal_star(
 def smooth_l1(error: Float[Array, "*shape"], *, beta: float) -> Float[Array, "*shape"]:
     """Return error^2 / (2 beta) where |error| < beta and |error| - beta / 2 elsewhere.
 
-    This is Fast R-CNN's loss (https://arxiv.org/abs/1504.08083, equation 3), which has beta = 1,
-    elementwise; beta = 0 gives L1.
+    With beta = 1 this is Fast R-CNN's loss (https://arxiv.org/abs/1504.08083, equation 3).
+
+    Args:
+        error: Prediction minus target.
+        beta: The error at which the loss changes from quadratic to linear; 0 gives L1.
     """
-    distance = jnp.maximum(error, -error)  # |error|; its gradient at 0 is 0, jnp.abs's is 1
+    distance = jnp.maximum(error, -error)  # |error|, with gradient 0 at 0, where jnp.abs has 1
     if beta == 0:
         return distance
     return jnp.where(distance < beta, error**2 / (2 * beta), distance - beta / 2)
@@ -134,6 +138,10 @@ def giou_loss(
     """Return 1 - GIoU of each box with its ground truth, in [0, 2].
 
     See https://arxiv.org/abs/1902.09630, section 4.
+
+    Args:
+        boxes: The predicted boxes.
+        gt_boxes: The ground truth of each box.
     """
     return 1 - giou(boxes, gt_boxes)
 
@@ -217,7 +225,7 @@ def ema_normalizer(
 ) -> Float[Array, ""]:
     """Return the updated moving average of the number of foreground anchors, as in detectron2.
 
-    The loss of a step is divided by the value returned in that step: updated first, used after.
+    The loss of a step is divided by the average that already includes this step.
 
     Args:
         previous: The value of the previous step.

@@ -1,7 +1,7 @@
-"""Matching of anchors with ground truths, and the training targets that follow from it.
+"""Matching of anchors with ground truths, and the training targets of the anchors.
 
-An A x M matrix of IoUs would take 80 MB per image, so a scan visits one ground truth at a time and
-updates the best match of every anchor.
+A matrix of all A x M IoUs would take 80 MB per image. Instead, a scan visits one ground truth at a
+time and updates the best match of every anchor.
 """
 
 import jax
@@ -24,19 +24,22 @@ def match(
 ) -> Int[Array, " A"]:
     """Return the index of the ground truth matched with each anchor, or BACKGROUND or IGNORE.
 
-    An anchor is matched with the ground truth of highest IoU, the first of equals. It is foreground
-    if that IoU is at least `foreground_iou`, background if it is below `background_iou`, and
-    ignored otherwise (https://arxiv.org/abs/1708.02002, section 4, "Anchors").
+    An anchor is matched with the ground truth of highest IoU, or the first of several with the
+    same IoU. It is foreground if that IoU is at least `foreground_iou`, background if it is below
+    `background_iou`, and ignored otherwise. See https://arxiv.org/abs/1708.02002, section 4,
+    "Anchors".
 
     Args:
         anchors: In pixels of the network's input.
-        gt_boxes: In pixels of the network's input; any value where `gt_mask` is False.
+        gt_boxes: In pixels of the network's input; the values do not matter where `gt_mask` is
+            False.
         gt_mask: True where a ground truth is real.
         foreground_iou: Lowest IoU of foreground anchors; the paper's is 0.5.
         background_iou: IoU below which anchors are background; the paper's is 0.4.
-        low_quality: Whether the anchors of highest IoU with a ground truth are foreground whatever
-            that IoU, all of them where several tie. Such an anchor, too, is matched with its own
-            best ground truth. A ground truth that overlaps no anchor forces no match.
+        low_quality: Whether the anchor of highest IoU with a ground truth, or all such anchors in
+            a tie, are foreground however low that IoU is. Such an anchor is still matched with the
+            ground truth of its own highest IoU. A ground truth that overlaps no anchor forces no
+            match.
         eligible: Anchors where this is False are ignored and never the best anchors of a ground
             truth. None means that all anchors are eligible.
 
@@ -60,8 +63,8 @@ def match(
     def update(state, gt):
         best_iou, best_index, forced = state
         index, box, is_real = gt
-        # The barrier makes this one array: recomputed in two fusions, its last bits could differ
-        # and no anchor would equal the maximum.
+        # The barrier makes XLA compute the IoUs only once: computed again in another fusion, their
+        # last bits could differ, and then no anchor would equal the maximum.
         iou = jnp.where(is_real & eligible, paired_iou(columns.T, box), 0)  # A
         iou = jax.lax.optimization_barrier(iou)
         highest = jnp.max(iou)
@@ -104,17 +107,18 @@ def assign_targets(
     crowd_ioa: float | None,
     ignore_padding: bool,
 ) -> Targets:
-    """Return the training targets of an image's anchors.
+    """Return the training targets of the anchors of one image.
 
     Anchors are matched with ground truths by IoU (https://arxiv.org/abs/1708.02002, section 4,
     "Anchors"), then anchors in the padding and background anchors in crowd regions are excluded.
 
     Args:
         anchors: In pixels of the network's input.
-        gt_boxes: In pixels of the network's input; at least one, which need not be real.
+        gt_boxes: In pixels of the network's input; at least one, which may be padding.
         gt_classes: Class of each ground truth, in [0, K).
         gt_mask: True where a ground truth is real.
-        crowd_boxes: Regions of many objects that are not annotated one by one (COCO's iscrowd).
+        crowd_boxes: Regions of many objects that are not annotated individually (COCO's
+            iscrowd).
         crowd_mask: True where a region is real.
         valid_size: (height, width) of the image inside the padded input.
         foreground_iou: As in `match`.
@@ -130,7 +134,7 @@ def assign_targets(
         A label and a box per anchor.
 
     Raises:
-        ValueError: If there is no ground truth at all, or `match` rejects the thresholds.
+        ValueError: If `gt_boxes` has length 0, or `match` rejects the thresholds.
 
     Examples:
         >>> import jax.numpy as jnp

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from retinanet_jax.core import boxes as box_ops
 from retinanet_jax.core.structures import Array
 
-NMS_BLOCK = 256  # boxes that an iteration of NMS processes together
+NMS_BLOCK = 256  # number of boxes that one iteration of NMS processes
 
 
 @functools.partial(jax.jit, static_argnames=("iou_threshold", "class_agnostic", "limit"))
@@ -22,31 +22,33 @@ def non_maximum_suppression(
     class_agnostic: bool,
     limit: int,
 ) -> Bool[Array, " N"]:
-    """Return which boxes greedy NMS selects (https://arxiv.org/abs/1708.02002, section 4.1).
+    """Return a mask of the boxes that greedy NMS selects.
+
+    See https://arxiv.org/abs/1708.02002, section 4.1, "Inference".
 
     A box is suppressed if an earlier box of its class that is not suppressed itself overlaps it by
-    more than the threshold. The result is that of the sequential algorithm, at every threshold.
+    more than the threshold. The result equals that of the sequential algorithm at every threshold.
 
-    Blocks of NMS_BLOCK boxes are processed in turn: each is compared with the boxes selected so
-    far, then with itself. The loop ends at the last real box or once `limit` boxes are selected,
-    which for a detector comes soon.
+    The boxes are processed in blocks of NMS_BLOCK, each of which is compared with the boxes
+    selected so far and then with itself. The loop ends at the last real box or once `limit` boxes
+    are selected, which for a detector usually happens in the first blocks.
 
     Args:
-        boxes: Boxes by descending score.
+        boxes: Boxes in the order of descending score.
         classes: Class of each box.
         mask: False where an entry is padding.
-        iou_threshold: A box is suppressed by an IoU above it, not by one equal to it.
-        class_agnostic: Whether boxes suppress boxes of other classes, too.
-        limit: The number of boxes to select at most; all later boxes are False in the result.
+        iou_threshold: A box is suppressed by an IoU above the threshold, but not by an equal IoU.
+        class_agnostic: Whether boxes also suppress boxes of other classes.
+        limit: The maximal number of boxes to select.
 
     Returns:
-        A mask of the selected boxes.
+        The mask, which is False for all boxes after the first `limit` selected boxes.
     """
     size, limit = len(boxes), min(limit, len(boxes))
     end = jnp.max(jnp.where(mask, jnp.arange(size) + 1, 0))
 
     def take(indices):
-        """Return boxes, classes and mask; an index beyond the last gives an empty box."""
+        """Return the boxes, classes and mask at `indices`; those beyond the end are all zero."""
         columns = (jnp.asarray(boxes), jnp.asarray(classes), jnp.asarray(mask))
         return tuple(x.at[indices].get(mode="fill", fill_value=0) for x in columns)
 
@@ -55,7 +57,7 @@ def non_maximum_suppression(
         return comparable & (box_ops.pairwise_iou(boxes, others) > iou_threshold)
 
     def process_block(state):
-        start, selected, count = state  # `count` indices are selected; `size` fills the other slots
+        start, selected, count = state  # `count` selected indices, followed by `size` as padding
         indices = start + jnp.arange(NMS_BLOCK)
         block, block_classes, is_real = take(indices)
         better, better_classes, _ = take(selected)
@@ -76,11 +78,11 @@ def non_maximum_suppression(
 
 
 def _not_suppressed(overlapping: Bool[Array, "N N"], mask: Bool[Array, " N"]) -> Bool[Array, " N"]:
-    """Return the boxes of `mask` that no remaining box suppresses.
+    """Return a mask of the boxes that no other remaining box suppresses.
 
-    `overlapping[i, j]` is True where the earlier box j overlaps box i. The definition is applied to
-    all boxes at once until nothing changes: the first i boxes are final after at most i iterations,
-    and in practice a few iterations suffice.
+    `overlapping[i, j]` is True where the earlier box j overlaps box i. This definition is applied
+    to all boxes of `mask` at once until nothing changes. After i iterations at least the first i
+    boxes are final; in practice a few iterations suffice.
     """
 
     def refine(state):
@@ -109,9 +111,9 @@ def soft_non_maximum_suppression(
 
     The best remaining box is selected and the scores of the other boxes of its class are multiplied
     by 1 - IoU where the IoU exceeds the threshold ("linear") or by exp(-IoU^2 / sigma)
-    ("gaussian"); then the next is selected. Scores only decrease, so the order of
-    selection is that of the new scores. Each selection compares one box with N others: there is no
-    N x N matrix.
+    ("gaussian"); then the next box is selected. As scores only decrease, boxes are selected in the
+    order of their new scores. Each selection compares one box with N others, so there is no N x N
+    matrix.
 
     Args:
         boxes: Boxes in any order.
@@ -119,14 +121,14 @@ def soft_non_maximum_suppression(
         classes: Class of each box.
         mask: False where an entry is padding.
         method: "linear" or "gaussian".
-        iou_threshold: For "linear": an IoU equal to it does not lower a score, as in hard NMS.
-        sigma: For "gaussian": the larger, the less an overlap lowers a score.
+        iou_threshold: For "linear" only: an IoU above the threshold lowers a score.
+        sigma: For "gaussian" only: a larger sigma lowers scores less.
         score_threshold: Boxes with a score at or below it are discarded.
-        class_agnostic: Whether boxes lower the scores of other classes, too.
-        max_detections: The number of boxes to select at most.
+        class_agnostic: Whether a selected box also lowers the scores of other classes.
+        max_detections: The maximal number of boxes to select.
 
     Returns:
-        The score with which each box was selected, 0 for boxes that were not.
+        The score that each box had when it was selected; 0 for boxes that were not selected.
 
     Raises:
         ValueError: If `method` is unknown or `sigma` is not above 0.
@@ -142,11 +144,10 @@ def soft_non_maximum_suppression(
         return jnp.exp(-(iou**2) / sigma)
 
     def select(_, state):
-        remaining, selected = state  # scores of the boxes not selected yet, and of the selected
+        remaining, selected = state  # the scores of boxes that are not selected yet, and that are
         best = jnp.argmax(remaining)
-        selected = selected.at[best].max(
-            remaining[best]
-        )  # a score of 0 (none remains) is no change
+        # If no box remains, the best score is 0, and the maximum changes nothing.
+        selected = selected.at[best].max(remaining[best])
         comparable = class_agnostic | (classes == classes[best])
         decayed = remaining * decay(box_ops.paired_iou(boxes, boxes[best]))
         remaining = jnp.where(comparable, decayed, remaining)

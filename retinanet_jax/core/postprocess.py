@@ -17,7 +17,7 @@ class Candidates(NamedTuple):
     boxes: Float[Array, "N 4"]  # in pixels of the network's input
     scores: Float[Array, " N"]
     classes: Int[Array, " N"]
-    mask: Bool[Array, " N"]  # False below the score threshold, and where a later step discarded
+    mask: Bool[Array, " N"]  # False for padding, too low a score, and what a later step discards
 
 
 def detect(
@@ -48,22 +48,23 @@ def detect(
         anchors: One array of shape (h * w * a, 4) per level, in pixels of the network's input.
         valid_size: (height, width) of the image inside the padded input; boxes are clipped to it.
         original_scale: (y, x) pixels of the original image per pixel of the network's input.
-        score_threshold: Scores of candidates must be above it, with soft NMS the lowered scores,
-            too.
-        top_k: Number of candidates per level, at most.
-        iou_threshold: A box is suppressed by an IoU above it with a better box of its class; with
-            "soft_linear" its score is lowered instead.
-        max_detections: D, the fixed number of detections that are returned.
-        clip: "before_nms" as torchvision does, or "after_nms" as detectron2 does.
-        drop_empty: Whether to discard boxes that are empty after clipping. As in detectron2, they
-            are discarded after the best `max_detections` are selected.
+        score_threshold: Only boxes with a score above it are detections. With soft NMS this also
+            applies to the lowered scores.
+        top_k: Maximal number of candidates per level.
+        iou_threshold: A box is suppressed if its IoU with a better box of its class is above the
+            threshold; with "soft_linear" its score is lowered instead.
+        max_detections: D, the fixed length of the result.
+        clip: When boxes are clipped: "before_nms" as in torchvision, or "after_nms" as in
+            detectron2.
+        drop_empty: Whether to discard boxes that are empty after clipping. As in detectron2, this
+            happens after the best `max_detections` are selected.
         nms: "hard", "soft_linear" or "soft_gaussian".
-        soft_sigma: For "soft_gaussian": the larger, the less an overlap lowers a score.
-        class_agnostic: Whether boxes suppress boxes of other classes, too.
+        soft_sigma: For "soft_gaussian" only: a larger sigma lowers scores less.
+        class_agnostic: Whether boxes also suppress boxes of other classes.
 
     Returns:
-        `max_detections` boxes in pixels of the original image, with scores, classes and a mask;
-        zeros and False where there are fewer detections.
+        The boxes in pixels of the original image, with scores, classes and a mask. If there are
+        fewer than `max_detections`, zeros and a False mask fill the rest.
 
     Raises:
         ValueError: If `clip` or `nms` is unknown or the numbers of levels differ.
@@ -157,20 +158,21 @@ def select_candidates(
 ) -> Candidates:
     """Return the `top_k` (anchor, class) pairs of a level with the highest logits.
 
-    The result equals that of `jax.lax.top_k` over all A * K logits, ties included, without sorting
-    A * K values: an anchor that has a pair among the `top_k` is itself among the `top_k` anchors of
-    highest maximum logit, since each anchor before it has a pair before that pair.
+    The result equals that of `jax.lax.top_k` over all A * K logits, ties included, but is faster:
+    the best pairs belong to the `top_k` anchors of highest maximal logit, so only their logits are
+    compared. (Every anchor with a higher maximum has a pair that is better than all pairs of the
+    anchors after it.)
 
     Args:
         logits: One logit per anchor and class of the level.
         deltas: (dy, dx, dh, dw) of each anchor.
         anchors: In pixels of the network's input.
         score_threshold: The mask is True for scores above it.
-        top_k: Number of pairs, at most; a level may have fewer.
+        top_k: Maximal number of pairs; a level may have fewer.
     """
     num_classes = logits.shape[1]
     _, best_anchors = jax.lax.top_k(jnp.max(logits, axis=1), min(top_k, len(logits)))
-    best_anchors = jnp.sort(best_anchors)  # equal logits then remain in their order in A * K
+    best_anchors = jnp.sort(best_anchors)  # equal logits then have the order of the A * K logits
     pairs = jnp.asarray(logits)[best_anchors].reshape(-1)
     best_logits, pair = jax.lax.top_k(pairs, min(top_k, len(pairs)))
     anchor = best_anchors[pair // num_classes]
@@ -186,18 +188,20 @@ def select_candidates(
 
 
 def _sort_by_score(candidates: Candidates) -> Candidates:
-    """Sort candidates by descending score; equal scores remain in order."""
+    """Sort candidates by descending score; candidates of equal score keep their order."""
     order = jnp.argsort(candidates.scores, descending=True)
     return jax.tree.map(lambda x: x[order], candidates)
 
 
 def _take_first(candidates: Candidates, size: int) -> Candidates:
-    """Return the first `size` candidates of the mask, followed by zeros where there are fewer."""
+    """Return the first `size` candidates in the mask; zeros follow if there are fewer."""
     missing = max(0, size - len(candidates.mask))
     padded = jax.tree.map(
         lambda x: jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), candidates
     )
-    is_real, indices = jax.lax.top_k(padded.mask.astype(jnp.int32), size)  # the first of equals
+    is_real, indices = jax.lax.top_k(
+        padded.mask.astype(jnp.int32), size
+    )  # stable: True entries keep their order
 
     def take(x):
         keep = is_real.reshape(-1, *[1] * (x.ndim - 1)) > 0

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-# Every function accepts both: anchors are static numpy arrays, all else lives on the device.
+# Every function accepts both: anchors are static numpy arrays, everything else is on the device.
 Array = jax.Array | np.ndarray
 
-# Classes and ground truths count from 0; anchors without a ground truth have one of these values.
+# The labels of anchors without a ground truth; classes and indices of ground truths are from 0.
 BACKGROUND = -1  # a negative example of every class
-IGNORE = -2  # too close to call: excluded from every loss
+IGNORE = -2  # neither foreground nor background: excluded from every loss
 
 
 class Targets(NamedTuple):
@@ -32,7 +32,7 @@ class Targets(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """The detections of one image, best score first; zeros and a False mask fill the rest."""
+    """The detections of one image, best score first; padded with zeros and a False mask."""
 
     boxes: Float[Array, "D 4"]  # in pixels of the original image
     scores: Float[Array, " D"]

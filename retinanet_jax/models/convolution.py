@@ -1,9 +1,9 @@
 """Convolutions for CPUs, where XLA's own are several times slower than matrix products.
 
 XLA's CPU backend takes 3 to 15 times as long for the gradient of a kernel as for the convolution,
-and has no fast algorithm for 3x3 kernels. It multiplies matrices well, which helps with both: 1x1
-convolutions are matrix products, and Winograd's algorithm reduces 3x3 convolutions to them. On GPUs
-and TPUs XLA's convolutions are fast.
+and has no fast algorithm for 3x3 kernels. Matrix products are fast, and they solve both problems:
+1x1 convolutions are matrix products, and Winograd's algorithm reduces 3x3 convolutions to them. On
+GPUs and TPUs XLA's convolutions are fast.
 """
 
 import math
@@ -61,7 +61,14 @@ def fits_winograd(
     strides: tuple[int, int],
     padding: Sequence[tuple[int, int]],
 ) -> bool:
-    """Return whether `winograd` computes this convolution faster, without losing accuracy."""
+    """Return whether `winograd` can compute a convolution, accurately, and is faster than XLA.
+
+    Args:
+        images: Images or feature maps, or their shape and dtype.
+        kernel: The kernel, or its shape and dtype; c is C divided by the number of groups.
+        strides: Vertical and horizontal stride.
+        padding: (before, after) for rows and columns, in pixels.
+    """
     batch, height, width, channels = images.shape
     is_possible = (
         kernel.shape[:3] == (TAPS, TAPS, channels)  # with groups the kernel has fewer channels
@@ -79,8 +86,12 @@ def winograd(
 ) -> Float[Array, "B H W D"]:
     """Convolve with a 3x3 kernel, stride 1 and zero padding of 1 by Winograd's algorithm.
 
-    See https://arxiv.org/abs/1509.09308, section 4. The gradients use the same matrix products;
-    JAX's own, which differentiate each slice, take longer.
+    See https://arxiv.org/abs/1509.09308, section 4. The gradients use matrix products of the same
+    form; they are faster than those that JAX would derive, which differentiate each slice.
+
+    Args:
+        images: Images or feature maps.
+        kernel: The kernel.
     """
     batch, height, width, _ = images.shape
     rows, columns = _count_tiles(height, width)
@@ -97,7 +108,7 @@ def _winograd_forward(images, kernel):
 def _winograd_backward(residuals, cotangent):
     images, kernel = residuals
     pixels = _transform(PIXELS, _pixels_of_tiles(images))
-    cotangents = _transform(RESULTS.T, _tiles(cotangent, before=0, more=0))
+    cotangents = _transform(RESULTS.T, _tiles(cotangent, before=0, extra=0))
     products = jnp.einsum("ptc,ptd->pcd", pixels, cotangents)
     kernel_gradient = _transform(KERNEL.T, products.reshape(SPAN, SPAN, *kernel.shape[2:]))
     # The gradient of the images is a convolution with the kernel reversed and transposed.
@@ -114,15 +125,15 @@ def _count_tiles(height: int, width: int) -> tuple[int, int]:
 
 
 def _tiles(
-    images: Float[Array, "B H W C"], *, before: int, more: int
+    images: Float[Array, "B H W C"], *, before: int, extra: int
 ) -> Float[Array, "4 4 B rows columns C"]:
-    """Divide images into tiles; the position in the tile comes first.
+    """Divide images into tiles; the first two axes are the position in the tile.
 
-    The first tile starts `before` pixels before the image, and `more` tiles of padding follow the
-    last row and column.
+    The first tile starts `before` pixels before the image, and `extra` rows and columns of tiles
+    are added at the end as padding.
     """
     batch, height, width, channels = images.shape
-    rows, columns = (count + more for count in _count_tiles(height, width))
+    rows, columns = (count + extra for count in _count_tiles(height, width))
     after = TILE * rows - height - before, TILE * columns - width - before
     images = jnp.pad(images, ((0, 0), (before, after[0]), (before, after[1]), (0, 0)))
     tiles = images.reshape(batch, rows, TILE, columns, TILE, channels)
@@ -131,13 +142,13 @@ def _tiles(
 
 def _pixels_of_tiles(images: Float[Array, "B H W C"]) -> Float[Array, "6 6 B rows columns C"]:
     """Return the 6 x 6 pixels that each tile depends on; those of adjacent tiles overlap by 2."""
-    tiles, overlap = _tiles(images, before=1, more=1), SPAN - TILE
+    tiles, overlap = _tiles(images, before=1, extra=1), SPAN - TILE
     tiles = jnp.concatenate([tiles[:, :, :, :-1], tiles[:overlap, :, :, 1:]], axis=0)
     return jnp.concatenate([tiles[:, :, ..., :-1, :], tiles[:, :overlap, ..., 1:, :]], axis=1)
 
 
 def _transform(matrix: np.ndarray, grid: Float[Array, "i j *rest C"]) -> Float[Array, "p T C"]:
-    """Return matrix @ (i j) @ matrix.T for each of the T * C; a single product is fastest."""
+    """Return matrix @ x @ matrix.T for each x of shape (i, j), by one product, which is fastest."""
     size = matrix.shape[1] ** 2
     both = np.kron(matrix, matrix).astype(grid.dtype)
     return jnp.dot(both, grid.reshape(size, -1)).reshape(len(both), -1, grid.shape[-1])
@@ -155,8 +166,8 @@ def _make_matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return np.vstack([np.vander(POINTS, num_coefficients, increasing=True), at_infinity])
 
     pixels, kernel = np.linalg.inv(values(SPAN)).T, values(TAPS)
-    # A factor may move from a row of one matrix to that of the other. Rows of similar size round
-    # least; powers of two do not round at all.
+    # Multiplying a row of one matrix and dividing that of the other changes no result. Rounding
+    # errors are least if the rows are of similar size; powers of two add no rounding themselves.
     sizes = np.linalg.norm(kernel, axis=1) / np.linalg.norm(pixels, axis=1)
     balance = 2.0 ** np.round(np.log2(sizes) / 2)[:, None]
     return pixels * balance, kernel / balance, values(TILE).T

@@ -10,7 +10,8 @@ from retinanet_jax.models.convolution import Convolve
 def upsample(x: Float[Array, "B h w C"]) -> Float[Array, "B 2*h 2*w C"]:
     """Return the map at twice its height and width, each value repeated (nearest neighbor)."""
     batch, height, width, channels = x.shape
-    # Broadcast and reshape, not a resize: without a gather it exports, and shards over height.
+    # Broadcast and reshape instead of `jax.image.resize`, because a gather can neither be exported
+    # nor sharded over the height.
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
@@ -25,7 +26,7 @@ class FPN(nn.Module):
         channels: Number of channels of every level.
         p6_from: Input of P6's strided 3x3 convolution: "c5" (the paper) or "p5" (torchvision v1).
             P7 is a strided 3x3 convolution of relu(P6).
-        max_level: The coarsest level: 7, or 5 or 6 to leave out P6 and P7, or P7.
+        max_level: The coarsest level: 7, or 6 to leave out P7, or 5 to leave out P6 and P7.
         dtype: The compute dtype; parameters are float32.
         convolve: The convolution function; None means `jax.lax.conv_general_dilated`.
     """

@@ -11,21 +11,21 @@ from retinanet_jax.models.norm import make_norm
 
 
 class Head(nn.Module):
-    """A tower of 3x3 convolutions and a predicting convolution, shared by all pyramid levels.
+    """A tower of 3x3 convolutions and a final one that predicts, applied to all pyramid levels.
 
     See https://arxiv.org/abs/1708.02002, section 4, "Classification Subnet" and "Box Regression
     Subnet"; the initialization is that of section 4.1.
 
     Attributes:
-        outputs: Number of outputs per anchor: classes, or the 4 coordinates of a box.
+        outputs: Number of outputs per anchor: the number of classes, or 4 for the deltas of a box.
         num_anchors: Number of anchors per cell.
         depth: Number of convolutions in the tower.
         channels: Number of channels of the tower.
         norm: Norm after each convolution of the tower: "none" or "group". With a norm the
             convolutions have no bias, since the norm has one.
         norm_epsilon: Added to the variance in the norm.
-        prior_probability: The probability that the sigmoid of every output starts at (the paper's
-            pi); None starts the outputs at 0.
+        prior_probability: Initial value of the sigmoid of every output (the paper's pi); None
+            initializes the outputs to 0.
         dtype: The compute dtype; parameters are float32.
         convolve: The convolution function; None means `jax.lax.conv_general_dilated`.
     """
@@ -85,7 +85,7 @@ class Head(nn.Module):
         return [self._conv(f"conv{index}", self.channels, bias=None), norm, nn.relu]
 
     def _prior_logit(self) -> float:
-        """Return the logit of the prior probability; 0 where none is given."""
+        """Return the logit of the prior probability, or 0 if there is none."""
         p = self.prior_probability
         if p is None:
             return 0.0

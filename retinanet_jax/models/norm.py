@@ -14,14 +14,15 @@ from jaxtyping import Array, DTypeLike, Float
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm with constant scale, bias, mean and var, as detectors with small batches use it.
+    """Batch norm with constant scale, bias, mean and variance, for training with small batches.
 
-    All four are variables of the "batch_stats" collection: they are not parameters, so nothing
-    counts, decays or optimizes them. They start as the identity and are meant for imported weights.
+    All four are variables of the "batch_stats" collection and not parameters, so that nothing
+    counts, decays or optimizes them. Initially they are the identity; they are meant to be replaced
+    by pretrained weights.
 
     Attributes:
         epsilon: Added to the variance.
-        dtype: The dtype of the result; None means that of the computation.
+        dtype: The dtype of the result; None means the dtype of the computation.
     """
 
     epsilon: float
@@ -36,7 +37,7 @@ class FrozenBatchNorm(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape).value
         var = self.variable("batch_stats", "var", jnp.ones, shape).value
         factor = scale * lax.rsqrt(var + self.epsilon)
-        y = x * factor + (bias - mean * factor)  # float32 or wider, as the statistics are
+        y = x * factor + (bias - mean * factor)  # in float32 or wider, like the statistics
         return y if self.dtype is None else y.astype(self.dtype)
 
 
@@ -60,11 +61,11 @@ def make_norm(
         channels: Number of channels that the layer normalizes.
         train: Whether batch norm uses the batch's statistics and updates the running ones.
         epsilon: Added to the variance.
-        dtype: The dtype of the result; None means that of the computation.
-        momentum: Weight of the running statistics in an update; the batch's mean and biased
-            variance have the rest.
-        zero_scale: Whether a trained scale starts at 0 instead of 1. A frozen scale would stay at 0
-            and starts at 1 in any case.
+        dtype: The dtype of the result; None means the dtype of the computation.
+        momentum: Weight of the running statistics in an update; the weight of the batch's mean and
+            biased variance is 1 - momentum.
+        zero_scale: Whether a trained scale is initialized to 0 instead of 1. A frozen scale, which
+            would stay at 0, is always initialized to 1.
         name: The layer's name in the variables.
 
     Raises:

@@ -1,8 +1,8 @@
 """ResNet (https://arxiv.org/abs/1512.03385) and ResNeXt (https://arxiv.org/abs/1611.05431).
 
-Both are feature extractors here. The stem is stage 1, and stages 2 to 5 compute C2 to C5, the maps
-of strides 4 to 32. Padding is explicit and symmetric, as the published weights require; XLA's SAME
-would shift strided maps.
+Both are used as feature extractors. The stem is stage 1, and stages 2 to 5 compute C2 to C5, the
+maps of strides 4 to 32. Padding is explicit and symmetric, as the published weights require; XLA's
+SAME would shift strided maps.
 """
 
 import jax.numpy as jnp
@@ -49,10 +49,11 @@ ARCHITECTURES = {
 def is_frozen(path: tuple[str, ...], frozen_stages: int) -> bool:
     """Return whether a parameter belongs to a frozen stage of the backbone.
 
-    Its gradient is zero, but an optimizer with weight decay would change it nonetheless.
+    Such a parameter has a gradient of zero, but weight decay would still change it.
 
     Args:
-        path: Path in the detector's params, e.g. ("backbone", "stage2_block0", "conv1", "kernel").
+        path: Path in the network's parameters, such as (
+            "backbone", "stage2_block0", "conv1", "kernel").
         frozen_stages: As in `ResNet`.
     """
     if path[0] != "backbone":
@@ -92,8 +93,8 @@ def _conv(
 class Block(nn.Module):
     """A residual block (https://arxiv.org/abs/1512.03385, section 4.1).
 
-    Where the input differs from the result in size or channels, the shortcut is a strided 1x1
-    convolution with norm.
+    If the input differs from the result in size or channels, the shortcut is a strided 1x1
+    convolution with a norm.
 
     Attributes:
         features: Number of channels of the result.
@@ -176,9 +177,9 @@ class ResNet(nn.Module):
             authors' weights, instead of its 3x3 convolution, as in torchvision's.
         norm: As in `make_norm`.
         norm_epsilon: Added to the variance in each norm.
-        frozen_stages: Number of frozen stages from the stem on: 0 none, 1 the stem, 2 the stem and
-            C2, up to 5. A frozen stage has zero gradients, and its batch norms use their running
-            statistics without updating them.
+        frozen_stages: Number of frozen stages: 0 for none, 1 for the stem, 2 for the stem and the
+            stage of C2, and so on up to 5. A frozen stage has zero gradients, and its batch norms
+            use their running statistics without updating them.
         dtype: The compute dtype; parameters are float32.
         convolve: The convolution function; None means `jax.lax.conv_general_dilated`.
     """

@@ -35,7 +35,7 @@ class RetinaNet(nn.Module, kw_only=True):
         fpn_channels: Number of channels of the pyramid and the heads.
         max_level: The pyramid's coarsest level, as in `FPN`.
         head_depth: Number of convolutions in the tower of each head.
-        prior_probability: Probability that every class of every anchor starts at.
+        prior_probability: Initial probability of every class of every anchor.
         dtype: The dtype of the computation and the outputs; parameters are float32.
         convolve: The convolution function; None means `jax.lax.conv_general_dilated`.
     """
@@ -118,7 +118,7 @@ class RetinaNet(nn.Module, kw_only=True):
 
 def _check_image_size(image_size: tuple[int, ...], stride: int) -> None:
     """Raise ValueError unless the stride of the backbone's last map divides the size."""
-    # Otherwise twice the size of a coarser map would not be the size of the finer map.
+    # Otherwise an upsampled map would not have the size of the finer map that it is added to.
     fixed = tuple(max(1, -(-side // stride)) * stride for side in image_size)
     if image_size != fixed:
         raise ValueError(
