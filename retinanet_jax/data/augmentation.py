@@ -1,4 +1,4 @@
-"""The random transforms of training images: their ranges, and sampling them.
+"""The random transforms of training images: their ranges, and how they are sampled.
 
 All transforms of an image are sampled before any image is read, because the image's bucket depends
 on them.
@@ -25,19 +25,20 @@ class Augmentation:
     """The ranges of the random transforms, each sampled uniformly per image and epoch.
 
     Attributes:
-        short_sides: Target lengths of the short side in pixels: one of them is chosen
-            ("choice"), or a whole number from the first to the second ("range").
-        short_side_sampling: "choice" or "range".
+        short_sides: Target lengths of the short side in pixels.
+        short_side_sampling: "choice" samples one of `short_sides`; "range" samples an integer from
+            the first to the second of two `short_sides`.
         long_side: The maximal length of the long side in pixels.
-        scale_jitter: (lo, hi) of a factor on both target sides, or None. Without a crop the factor
-            is limited so that the image still fits in the largest bucket.
-        crop_size: (height, width), or None: what exceeds this size after the scale jitter is cut
-            off at a random offset (large-scale jitter, https://arxiv.org/abs/2012.07177).
+        scale_jitter: Range (lo, hi) of a factor on both target sides, or None. Without a crop, the
+            factor is limited so that the image still fits in the largest bucket.
+        crop_size: (height, width), or None. An image that is larger than this after the scale
+            jitter is cropped to it at a random offset (large-scale jitter,
+            https://arxiv.org/abs/2012.07177).
         flip: Whether half of the images are flipped left to right.
         rot90: Whether images are rotated by a random multiple of 90 degrees.
         color_jitter: The strength s of "brightness", "contrast", "saturation" and "hue". The
-            factors of the first three are in [max(0, 1 - s), 1 + s], the shift of the hue is in
-            [-s, s] of the color circle.
+            factors of the first three are in [max(0, 1 - s), 1 + s], and the shift of the hue is
+            in [-s, s], where 1 is the full color circle.
 
     Raises:
         ValueError: If a value is out of range.
@@ -96,7 +97,7 @@ class Augmentation:
 
 
 class ImageTransforms(NamedTuple):
-    """The transforms of N images; see `BatchPlan` for the fields."""
+    """The transforms of N images; `BatchPlan` describes the fields."""
 
     resized: Int32[np.ndarray, "N 2"]
     flip: Bool[np.ndarray, " N"]
@@ -133,8 +134,8 @@ def sample_transforms(
     Args:
         augmentation: The ranges to sample from.
         sizes: The original heights and widths in pixels.
-        seed: With `epoch`, determines every sample.
-        epoch: Counted from 0.
+        seed: Determines every sample, together with `epoch`.
+        epoch: The epoch, counted from 0.
         resize: The resize method, a key of `transforms.PIXEL_TYPES`.
         largest_bucket: (height, width) that limits the scale jitter.
     """
@@ -175,7 +176,7 @@ def _sample_sizes(
         low, high = augmentation.scale_jitter
         factor = low + (high - low) * uniform(bits(Stream.SCALE))
         if not augmentation.crop_size:
-            # Without the jitter, the largest bucket contains every image.
+            # The largest bucket contains every image if there is no jitter.
             limit = largest_bucket / rot90_sizes(fitted, rot90_k)
             factor = np.minimum(factor, limit.min(axis=1))
         fitted *= factor[:, None]
@@ -197,5 +198,10 @@ def _colors(
 def rot90_sizes(
     sizes: Int[np.ndarray, "N 2"] | Float[np.ndarray, "N 2"], rot90_k: Int32[np.ndarray, " N"]
 ) -> Int[np.ndarray, "N 2"] | Float[np.ndarray, "N 2"]:
-    """Return the heights and widths of images rotated by `rot90_k` times 90 degrees."""
+    """Return the heights and widths of rotated images.
+
+    Args:
+        sizes: Heights and widths before the rotation.
+        rot90_k: How often each image is rotated by 90 degrees.
+    """
     return np.where(rot90_k[:, None] % 2 == 1, sizes[:, ::-1], sizes)

@@ -10,10 +10,10 @@ IDENTITY_COLORS = (1.0, 1.0, 1.0, 0.0)  # the `Batch.colors` that change nothing
 class Batch(NamedTuple):
     """Images of one bucket and their ground truth, padded to fixed shapes.
 
-    The fields are numpy arrays in the pipeline and jax arrays on devices; one host has only its
-    part of the batch. Images are RGB in 0..255, resized into the top left corner of the bucket
+    The fields are numpy arrays in the pipeline and jax arrays on devices; each host has only its
+    own part of the batch. Images are RGB in 0..255, resized into the top left corner of the bucket
     (H, W) and zero outside; uint8, or float32 if the resize method does not round. Boxes are yxyx
-    in pixels of (H, W). Padded boxes are zero, and False in the mask.
+    in pixels of (H, W). Boxes that are padding are zero, with a mask of False.
     """
 
     images: UInt8[Any, "B H W 3"] | Float32[Any, "B H W 3"]
@@ -25,9 +25,9 @@ class Batch(NamedTuple):
     crowd_boxes: Float32[Any, "B C 4"]
     crowd_mask: Bool[Any, "B C"]
     weights: Float32[Any, " B"]  # 1 for an image of the dataset, 0 for a filler
-    index: Int32[Any, " B"]  # of the image in its source
+    index: Int32[Any, " B"]  # index of each image in its source
     colors: Float32[Any, "B 4"]  # factors of brightness, contrast and saturation; shift of the hue
-    dropped: Int32[Any, " B"]  # number of boxes of which the crop leaves too little
+    dropped: Int32[Any, " B"]  # number of boxes left out because too little of them is visible
 
     @classmethod
     def of_images(
@@ -39,14 +39,14 @@ class Batch(NamedTuple):
         num_boxes: int = 0,
         num_crowd: int = 0,
     ) -> "Batch":
-        """Return a batch of images with unchanged colors and no ground truth yet.
+        """Return a batch of images without ground truth and without color jitter.
 
         Args:
-            images: numpy or jax arrays; the new fields are of the same library.
+            images: A numpy or jax array; the other fields become arrays of the same library.
             sizes: Height and width of each image inside (H, W).
             scales: Original pixels per input pixel, y and x.
-            num_boxes: M, for how many boxes per image there is room.
-            num_crowd: C, for how many crowd regions per image there is room.
+            num_boxes: M, the number of boxes per image, all of which are padding.
+            num_crowd: C, the number of crowd regions per image, all of which are padding.
         """
         xp, count = images.__array_namespace__(), images.shape[0]
         return cls(

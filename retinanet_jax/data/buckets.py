@@ -11,9 +11,12 @@ from retinanet_jax.data.sizes import SIZE_MULTIPLE, round_up
 def make_buckets(buckets: Sequence[Sequence[int]]) -> Int32[np.ndarray, "b 2"]:
     """Return the configured (height, width), smallest area first.
 
-    The last bucket is (largest height, largest width), so that every image that fits in any bucket
-    fits in it. It is added if it is not configured: leftover images of a landscape and a portrait
-    bucket need it if they are put in one batch.
+    The last bucket is (largest height, largest width), which contains every image that any bucket
+    contains. It is added if it is not configured, because a batch of leftover images from a
+    landscape and a portrait bucket needs it.
+
+    Args:
+        buckets: The configured (height, width), in pixels.
 
     Raises:
         ValueError: If `buckets` is empty or a side is not a positive multiple of 32.
@@ -39,8 +42,10 @@ def make_buckets(buckets: Sequence[Sequence[int]]) -> Int32[np.ndarray, "b 2"]:
 def minimal_buckets(resized: Int[np.ndarray, "N 2"]) -> Int32[np.ndarray, "b 2"]:
     """Return the distinct sizes of images padded to multiples of 32 and no further.
 
-    Smallest area first. `smallest_bucket` then assigns each image its own padded size: a smaller
-    bucket that contains the image cannot exist.
+    The smallest area is first, so that `smallest_bucket` assigns each image its own padded size.
+
+    Args:
+        resized: The heights and widths of the resized images.
     """
     distinct = np.unique(round_up(resized), axis=0).astype(np.int32)
     return distinct[np.argsort(distinct.prod(axis=1), stable=True)]
@@ -49,7 +54,12 @@ def minimal_buckets(resized: Int[np.ndarray, "N 2"]) -> Int32[np.ndarray, "b 2"]
 def smallest_bucket(
     resized: Int[np.ndarray, "N 2"], buckets: Int[np.ndarray, "b 2"]
 ) -> Int[np.ndarray, " N"]:
-    """Return the index of the first bucket that contains each (height, width); -1 if none does."""
+    """Return the index of the first bucket that contains each image; -1 if none does.
+
+    Args:
+        resized: The heights and widths of the resized images.
+        buckets: From `make_buckets` or `minimal_buckets`.
+    """
     fits = (resized[:, None] <= buckets).all(axis=-1)  # N b
     return np.where(fits.any(axis=-1), fits.argmax(axis=-1), -1)
 
@@ -59,12 +69,15 @@ def check_images_fit(
     resized: Int[np.ndarray, "N 2"],
     buckets: Int[np.ndarray, "b 2"],
 ) -> None:
-    """Raise ValueError if there is no image, or one that fits in no bucket once it is resized.
+    """Check that there are images, and that each of them fits in a bucket once it is resized.
 
     Args:
         sizes: The original heights and widths, for the message.
-        resized: The heights and widths that must fit.
-        buckets: From `make_buckets`.
+        resized: The heights and widths of the resized images.
+        buckets: From `make_buckets` or `minimal_buckets`.
+
+    Raises:
+        ValueError: If there is no image, or an image fits in no bucket.
     """
     if not len(sizes):
         raise ValueError("a plan requires at least one image, got none; check the dataset's paths.")
@@ -80,7 +93,15 @@ def check_images_fit(
 
 
 def check_crop_fits(crop_size: Sequence[int], buckets: Int[np.ndarray, "b 2"]) -> None:
-    """Raise ValueError if the last bucket does not contain the (height, width) of the crop."""
+    """Check that the last bucket contains the crop.
+
+    Args:
+        crop_size: (height, width) of the crop in pixels.
+        buckets: From `make_buckets`.
+
+    Raises:
+        ValueError: If it does not.
+    """
     if (np.asarray(crop_size) > buckets[-1]).any():
         needed = tuple(round_up(side) for side in crop_size)
         raise ValueError(

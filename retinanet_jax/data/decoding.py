@@ -23,15 +23,17 @@ ORIENTATIONS = {
 def decode_image(
     data: bytes, name: str, *, size: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Decode an image file of any format that Pillow reads to RGB, oriented by its EXIF tag.
+    """Decode an image file to RGB and apply its EXIF orientation.
 
-    Transparency is dropped; of 16-bit pixels the upper 8 bits are used.
+    All formats of Pillow are supported. Transparency is dropped; of 16-bit pixels the upper 8 bits
+    are used.
 
     Args:
         data: The content of the file.
         name: The file's name for error messages.
         size: The (height, width) that the annotations declare. An image that has this size only
-            before the EXIF rotation was annotated unrotated, and stays unrotated.
+            without its EXIF orientation was annotated that way, and is not rotated. None accepts
+            any size.
 
     Raises:
         ValueError: If the image is corrupt or truncated, or does not have the declared size.
@@ -52,7 +54,16 @@ def decode_image(
 def oriented_pixels(
     image: Image.Image, name: str, *, size: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Return the pixels of a Pillow image as `decode_image` does, with the same arguments."""
+    """Return the pixels of a Pillow image in RGB, with its EXIF orientation applied.
+
+    Args:
+        image: The image.
+        name: As in `decode_image`.
+        size: As in `decode_image`.
+
+    Raises:
+        ValueError: If the image does not have the declared size, or has floating-point pixels.
+    """
     transpose, flip_y, flip_x = ORIENTATIONS[valid_orientation(image, name, size)]
     pixels = np.asarray(_to_rgb(image, name))
     if transpose:
@@ -61,9 +72,14 @@ def oriented_pixels(
 
 
 def valid_orientation(image: Image.Image, name: str, size: tuple[int, int] | None) -> int:
-    """Return the EXIF orientation (1 to 8) in which an image has the declared (height, width).
+    """Return the EXIF orientation (1 to 8) in which an image has the declared size.
 
-    Reads only the header.
+    Only the header is read.
+
+    Args:
+        image: The image.
+        name: As in `decode_image`.
+        size: As in `decode_image`.
 
     Raises:
         ValueError: If the image has the declared size neither rotated nor unrotated.
@@ -84,17 +100,22 @@ def valid_orientation(image: Image.Image, name: str, size: tuple[int, int] | Non
 def is_plain_jpeg(data: bytes, name: str, size: tuple[int, int]) -> bool:
     """Return whether `tf_transforms.decode_jpeg` decodes a file as `decode_image` does.
 
-    It does for JPEG files in gray or RGB that need no rotation. Reads only the header.
+    This is the case for JPEG files in gray or RGB that need no rotation. Only the header is read.
+
+    Args:
+        data: The content of the file.
+        name: The file's name for error messages.
+        size: The (height, width) that the annotations declare.
 
     Raises:
-        ValueError: If the image does not have the declared (height, width) `size`.
+        ValueError: If the image does not have the declared size.
     """
     if not data.startswith(b"\xff\xd8"):
         return False
     try:
         image = Image.open(io.BytesIO(data))
     except (OSError, SyntaxError):
-        return False  # `decode_image` reports what is wrong
+        return False  # `decode_image` raises the error
     return valid_orientation(image, name, size) == 1 and image.mode in ("L", "RGB")
 
 
@@ -104,19 +125,19 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             f"{name}: has floating-point pixels, of unknown brightness; save it with 8 bits."
         )
     if image.mode.startswith("I"):
-        # 16-bit gray, which `convert` would saturate. Of 16-bit color Pillow itself keeps the
-        # upper half.
+        # `convert` would saturate 16-bit gray. For 16-bit color, Pillow already uses the upper 8
+        # bits.
         gray = np.clip(np.asarray(image), 0, 2**16 - 1).astype(np.uint16) >> 8
         image = Image.fromarray(gray.astype(np.uint8))
     if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")  # direct conversion to RGB warns if a color is transparent
+        image = image.convert("RGBA")  # converting to RGB directly warns about transparent colors
     return image.convert("RGB")
 
 
 def _exif_orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    # A broken tag block does not make the pixels invalid; without it the image stays as stored.
+    # With a broken EXIF block the pixels can still be valid; they are used as they are stored.
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError):
         return 1
     return orientation if orientation in ORIENTATIONS else 1

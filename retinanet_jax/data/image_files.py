@@ -1,4 +1,4 @@
-"""Image files and images as users give them: paths, folders, patterns, Pillow images, arrays."""
+"""The inputs that users pass as images: files, folders, patterns, Pillow images and arrays."""
 
 import glob
 import os
@@ -12,28 +12,29 @@ from PIL import Image
 
 from retinanet_jax.data.decoding import decode_image, oriented_pixels
 
-# The most common first: a dataset that names an image without its suffix is searched in this order.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
-# Pillow reads a file when its pixels are first used, and two threads may have the same image.
+# Pillow reads a file when its pixels are first used, and two threads may use the same image.
 _pillow_lock = threading.Lock()
 
 
 def find_images(paths: Iterable[str]) -> list[pathlib.Path]:
-    """Return the image files at `paths`, each once; folders are searched recursively.
+    """Return the image files at `paths`, without duplicates.
 
-    A path that does not exist is expanded as a pattern (`*.jpg`, `**/*.png`).
+    Args:
+        paths: Image files, folders, which are searched recursively, and patterns such as `*.jpg`
+            and `**/*.png`.
 
     Raises:
-        FileNotFoundError: If a path neither exists nor matches anything, or there is no image.
+        FileNotFoundError: If a path neither exists nor matches a file, or there is no image.
     """
     files: list[pathlib.Path] = []
-    for given in paths:
-        path = pathlib.Path(given).expanduser()
+    for path_or_pattern in paths:
+        path = pathlib.Path(path_or_pattern).expanduser()
         matches = [path] if path.exists() else sorted(_matching(path))
         if not matches:
-            raise FileNotFoundError(f"{given}: no such image or folder.")
+            raise FileNotFoundError(f"{path_or_pattern}: no such image or folder.")
         for match in matches:
             files += _images_in(match) if match.is_dir() else [match]
     if not files:

@@ -1,7 +1,7 @@
-"""Read, decode and transform a step's images in parallel: with tf.data, or with threads only.
+"""Two loaders that read, decode and transform images in parallel: tf.data, and plain threads.
 
-Both return the same images in the same order, except that JPEG libraries round differently by at
-most one gray level. tf.data is faster if images must be decoded; threads do not need TensorFlow.
+Both return the same images in the same order, except that their JPEG libraries may differ by one
+gray level. tf.data is faster if images must be decoded; threads do not need TensorFlow.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from retinanet_jax.utils.threads import map_ahead
 
 
 class LoadedImages(NamedTuple):
-    """The plan of one step and the images made by it."""
+    """The plan of one step, and its images."""
 
     batch_plan: BatchPlan
     images: UInt8[np.ndarray, "B H W 3"] | Float32[np.ndarray, "B H W 3"]
@@ -41,11 +41,11 @@ def load_by_tf(
         source: Where the images come from.
         host_plan: Returns this host's plan of a step.
         steps: The steps to load.
-        prefetch: The number of batches that are made ahead.
-        num_threads: Of tf.data's own pool; None for a number that tf.data chooses.
+        prefetch: The number of batches to load ahead.
+        num_threads: The number of tf.data's threads; None lets tf.data choose.
 
     Raises:
-        ValueError: If TensorFlow is not installed, or an image cannot be used, in one sentence.
+        ValueError: If TensorFlow is not installed, or an image is invalid.
         OSError: If an image cannot be read.
     """
     tf = _import_tensorflow()
@@ -72,9 +72,20 @@ def load_by_threads(
     prefetch: int,
     num_threads: int | None,
 ) -> Iterator[LoadedImages]:
-    """Yield the images of each step, in order, loaded by threads; arguments as of `load_by_tf`.
+    """Yield the images of each step, in order, loaded by threads.
 
     Pillow and numpy release Python's lock, so that the threads run in parallel.
+
+    Args:
+        source: Where the images come from.
+        host_plan: Returns this host's plan of a step.
+        steps: The steps to load.
+        prefetch: The number of batches to load ahead.
+        num_threads: The number of threads; None means the number of cores.
+
+    Raises:
+        ValueError: If an image is invalid.
+        OSError: If an image cannot be read.
     """
     reader = _ImageReader(source)
     workers = futures.ThreadPoolExecutor(num_threads or os.cpu_count())
@@ -96,7 +107,7 @@ def load_by_threads(
         ]
         return LoadedImages(batch_plan, images), loading
 
-    # Started in a thread too: the plan of a new epoch takes a second if there are many images.
+    # `start` runs in a thread, too, because planning an epoch of many images takes a second.
     started = map_ahead(start, steps, num_ahead=prefetch, num_threads=1)
     try:
         for loaded, loading in started:
@@ -109,14 +120,14 @@ def load_by_threads(
 
 
 class _ImageReader:
-    """Reads a source's images, and warns once if it contains them smaller than requested."""
+    """Reads the images of a source, and warns once if they are smaller than requested."""
 
     def __init__(self, source: Source):
         self._source = source
         self._has_warned = False
 
     def file(self, index: int) -> tuple[bytes, bool]:
-        """Return the file (empty if the source has pixels), and if TensorFlow can decode it."""
+        """Return the file, empty if the source has pixels, and whether TensorFlow decodes it."""
         data = self._source.read(index)
         if data is None:
             return b"", False
@@ -128,7 +139,7 @@ class _ImageReader:
         return decoding.decode_image(data, name, size=size)
 
     def pixels(self, index: int, resized: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
-        """Return the pixels that are to be resized to `resized`, (height, width)."""
+        """Return the image that is to be resized to `resized`, (height, width)."""
         image = self._source.image(index)
         original_height = int(self._source.sizes[index, 0])
         if image.shape[0] < min(resized[0], original_height) and not self._has_warned:
@@ -152,7 +163,7 @@ class _ImageReader:
 
 def _import_tensorflow() -> ModuleType:
     """Import TensorFlow and keep it off the accelerator, which the network needs."""
-    # Otherwise its C++ log reports an invalid image before our own message does.
+    # With more of TensorFlow's log, an invalid image would be reported before our own message.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import tensorflow as tf
@@ -161,7 +172,7 @@ def _import_tensorflow() -> ModuleType:
             f"loader='tf' requires TensorFlow, which cannot be imported ({error}); pip install "
             "tensorflow-cpu, or load without it: --config.data.loader=numpy."
         ) from None
-    # Raises if the program has already used TensorFlow's devices, and so has chosen them itself.
+    # This raises if the program has already used, and so chosen, TensorFlow's devices.
     with contextlib.suppress(RuntimeError):
         tf.config.set_visible_devices([], "GPU")
     return tf
@@ -187,7 +198,7 @@ def _tf_dataset(
         options.threading.private_threadpool_size = num_threads
     batch_size, method = len(example_plan.index), example_plan.resize
     reader = _ImageReader(source)
-    unconverted = tf.autograph.experimental.do_not_convert  # TensorFlow would parse this file
+    unconverted = tf.autograph.experimental.do_not_convert  # TensorFlow would parse this code
     parallel = num_threads or tf.data.AUTOTUNE
     return (
         tf.data.Dataset.range(steps.start, steps.stop)
@@ -269,7 +280,7 @@ def _tf_image(
 def _find_error(
     tf: ModuleType, source: Source, batch_plan: BatchPlan, error: Exception
 ) -> Exception:
-    """Return what is wrong with the first unusable image of a step, by reading it again."""
+    """Read the images of a step again, and return the error of the first invalid image."""
     reader = _ImageReader(source)
     for index in batch_plan.index.tolist():
         try:
@@ -283,4 +294,4 @@ def _find_error(
         except (OSError, ValueError) as image_error:
             return image_error
     names = ", ".join(source.file_name(index) for index in batch_plan.index.tolist())
-    return OSError(f"reading failed once, and now succeeds, for one of {names}: {error}")
+    return OSError(f"reading one of the images {names} failed, but succeeded again: {error}")

@@ -1,8 +1,8 @@
-"""The data pipeline: source, plan and transforms become this host's batches.
+"""The data pipeline: the batches of this host, made from a source by a plan.
 
 The plan determines the content of each step, so that the iterator has no state to save and a
-resumed run gets bit-equal batches from any step. A loader makes the images ahead and in parallel;
-the boxes are added here.
+resumed run gets bit-equal batches from any step. A loader reads and transforms the images ahead of
+time and in parallel; the boxes are added here.
 """
 
 from collections.abc import Iterable, Iterator
@@ -41,16 +41,16 @@ def batches(
         plan: Determines the content of each step.
         start_step: The first step.
         num_steps: The number of steps; None means until the plan ends.
-        process_index: Of this host.
+        process_index: The index of this host.
         process_count: The number of hosts, among which each batch is divided.
-        prefetch: The number of batches made ahead.
-        num_threads: None for a number that the loader chooses.
+        prefetch: The number of batches to load ahead.
+        num_threads: The number of the loader's threads; None lets the loader choose.
         loader: "tf" (tf.data), or "numpy", which never imports TensorFlow.
-        min_visible: The fraction, 0 to 1, of a box's area that must be inside the image. Boxes and
-            crowd regions with less, or with no area inside, are dropped.
+        min_visible: The fraction of a box's area, from 0 to 1, that must be inside the transformed
+            image. Other boxes and crowd regions are dropped, as are those with no area inside.
 
     Raises:
-        ValueError: If an argument is out of range, or an image cannot be used.
+        ValueError: If an argument is out of range, or an image is invalid.
         OSError: If an image cannot be read.
     """
     if loader not in LOADERS:
@@ -70,10 +70,15 @@ def batches(
 
 
 def batch_shapes(source: Source, plan: Plan, steps: Iterable[int]) -> Iterator[Batch]:
-    """Yield one batch over all hosts for each bucket of these steps, with black images.
+    """Yield a batch of black images for each bucket of these steps, in the order of first use.
 
-    For callers that need the shapes and types of the arrays before the images are read. The
-    buckets come in the order of their first step.
+    The batches have the shapes and dtypes of the real batches over all hosts, so that programs can
+    be compiled before any image is read.
+
+    Args:
+        source: The images and annotations.
+        plan: Determines the bucket of each step.
+        steps: The steps to consider.
     """
     num_boxes, num_crowd = padded_counts(source)
     buckets = set()
@@ -152,6 +157,6 @@ def _add_boxes(
 def _scales(
     original: Int32[np.ndarray, "B 2"], batch_plan: BatchPlan
 ) -> Float32[np.ndarray, "B 2"]:
-    """Return the original pixels per input pixel, (y, x); odd rotations exchange the two."""
+    """Return original pixels per input pixel, (y, x); odd multiples of 90 degrees swap the axes."""
     scales = (original / batch_plan.resized).astype(np.float32)
     return np.where(batch_plan.rot90_k[:, None] % 2 == 1, scales[:, ::-1], scales)

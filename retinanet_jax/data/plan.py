@@ -1,8 +1,8 @@
-"""The plan: which image, how transformed, in which bucket, batch and step.
+"""The plan of each step: its images, their transforms, and the bucket that they are padded to.
 
-A pure function of (seed, step). All randomness of the input is sampled here, because an image's
-bucket depends on its augmentation, and with a counter-based generator, because any step can then
-be planned without the earlier ones: the state of the whole pipeline is the step number.
+A plan is a pure function of (seed, step), so the step number is the whole state of the pipeline.
+All random transforms are sampled here, before an image is read, because the bucket depends on them.
+The random generator is counter-based, so that a step can be planned without the earlier ones.
 """
 
 from collections.abc import Sequence
@@ -32,19 +32,23 @@ from retinanet_jax.data.transforms import Geometry
 class BatchPlan(NamedTuple):
     """The plan of one batch over all hosts."""
 
-    bucket: tuple[int, int]  # (H, W) that all its images are padded to
+    bucket: tuple[int, int]  # (H, W) that the images are padded to
     resize: str  # the resize method, a key of transforms.PIXEL_TYPES
-    index: Int32[np.ndarray, " B"]  # of the image in its source; a filler repeats a real image
-    resized: Int32[np.ndarray, "B 2"]  # height and width of the image once resized
-    flip: Bool[np.ndarray, " B"]  # left to right, after resizing
-    rot90_k: Int32[np.ndarray, " B"]  # rotations by 90 degrees counter-clockwise, after the flip
+    index: Int32[np.ndarray, " B"]  # index of each image in its source; a filler repeats an image
+    resized: Int32[np.ndarray, "B 2"]  # height and width of the resized image
+    flip: Bool[np.ndarray, " B"]  # whether to flip left to right, after resizing
+    rot90_k: Int32[np.ndarray, " B"]  # rotations by 90 degrees counterclockwise, after the flip
     offset: Int32[np.ndarray, "B 2"]  # y and x of the crop in the rotated image
-    size: Int32[np.ndarray, "B 2"]  # height and width of the crop, which is what the bucket shows
+    size: Int32[np.ndarray, "B 2"]  # height and width of the crop, which is padded to the bucket
     colors: Float32[np.ndarray, "B 4"]  # factors of brightness, contrast, saturation; hue shift
     weights: Float32[np.ndarray, " B"]  # 1 for an image, 0 for a filler
 
     def for_process(self, process_index: int, process_count: int) -> "BatchPlan":
         """Return the contiguous part of the batch that one host loads.
+
+        Args:
+            process_index: The index of the host.
+            process_count: The number of hosts.
 
         Raises:
             ValueError: If the batch does not divide evenly among the processes.
@@ -67,11 +71,11 @@ class BatchPlan(NamedTuple):
 
 @runtime_checkable
 class Plan(Protocol):
-    """What the pipeline requires of a plan."""
+    """The interface of a plan: the number of its batches, and each batch."""
 
     @property
     def num_batches(self) -> int | None:
-        """The number of batches; None if there is no end."""
+        """The number of batches; None if there are infinitely many."""
 
     def batch(self, step: int, /) -> BatchPlan:
         """Return the batch of one step, counted from 0."""
@@ -79,18 +83,20 @@ class Plan(Protocol):
 
 
 class TrainPlan:
-    """Endless epochs; in each, every image once, in a new order and with new random transforms.
+    """A plan for training: every epoch has each image once, in a new order and newly transformed.
+
+    There is no last epoch.
 
     Args:
         sizes: Height and width of every image of the source, in pixels.
         augmentation: The ranges of the random transforms.
-        seed: Determines, with the step, everything that is random.
+        seed: Determines all random samples, together with the step.
         batch_size: Number of images per step over all hosts.
         buckets: The (height, width) that images are padded to.
         resize: The resize method, a key of `transforms.PIXEL_TYPES`.
 
     Raises:
-        ValueError: If an argument is out of range or an image may fit in no bucket.
+        ValueError: If an argument is out of range, or an image could fit in no bucket.
     """
 
     num_batches = None
@@ -122,7 +128,7 @@ class TrainPlan:
     def batch(self, step: int) -> BatchPlan:
         """Return the batch of one step, counted from 0 over all epochs."""
         epoch_index, step_in_epoch = divmod(step, self.steps_per_epoch)
-        # In a local variable: the pipeline's thread may be an epoch ahead of another caller.
+        # Read once, because the pipeline's thread, which may be an epoch ahead, replaces it.
         latest = self._latest_epoch
         if latest is None or latest[0] != epoch_index:
             latest = self._latest_epoch = epoch_index, self._plan_epoch(epoch_index)
@@ -147,8 +153,8 @@ class TrainPlan:
         order = self._permutation(epoch, Stream.ORDER, len(self.sizes))
         bucket = smallest_bucket(transforms.size, self.buckets)
         full, leftover = [], []
-        # Buckets are visited by aspect ratio, so that leftovers in one batch are alike in shape
-        # and few of them are padded to a bucket much larger than their own.
+        # Buckets are visited in the order of their aspect ratio, so that the leftover images of one
+        # batch have similar shapes and few of them are padded to a much larger bucket.
         for bucket_index in np.argsort(self.buckets[:, 1] / self.buckets[:, 0], stable=True):
             members = order[bucket[order] == bucket_index]
             num_full = len(members) // self.batch_size * self.batch_size
@@ -168,7 +174,7 @@ class TrainPlan:
         return np.argsort(random_bits(self.seed, epoch, stream, count=count), stable=True)
 
     def _check_buckets(self) -> None:
-        """Raise ValueError if an image, or the crop, may fit in no bucket."""
+        """Raise ValueError if an image or the crop could fit in no bucket."""
         crop_size, rot90 = self.augmentation.crop_size, self.augmentation.rot90
         if crop_size:
             check_crop_fits(crop_size, self.buckets)
@@ -184,10 +190,10 @@ class TrainPlan:
 
 
 class EvalPlan:
-    """Every image once, nothing random.
+    """A plan for evaluation: each image once, without random transforms.
 
-    The bucket of an image depends only on its own size and the arguments, and so its detections do
-    not depend on the other images. Each bucket's last batch is completed with fillers.
+    The bucket of an image depends only on its own size and the arguments, so that its detections do
+    not depend on the other images. The last batch of each bucket is completed with fillers.
 
     Args:
         sizes: Height and width of every image of the source, in pixels.
@@ -232,10 +238,10 @@ class EvalPlan:
         self.num_batches = len(self._index)
 
     def batch(self, step: int) -> BatchPlan:
-        """Return one of the `num_batches` batches.
+        """Return the batch of one step, counted from 0.
 
         Raises:
-            IndexError: If there are not so many.
+            IndexError: If `step` is not below `num_batches`.
         """
         return _batch_plan(
             self.buckets[self._bucket[step]],
@@ -271,7 +277,7 @@ def _batch_plan(
 def _split_into_batches(
     members: Int[np.ndarray, " n"], batch_size: int
 ) -> tuple[Int32[np.ndarray, "S B"], Float32[np.ndarray, "S B"]]:
-    """Return (indices, weights); the last batch repeats its last member at weight 0."""
+    """Return indices and weights; fillers of the last batch repeat its last image at weight 0."""
     missing = -len(members) % batch_size
     index = np.pad(members, (0, missing), mode="edge").astype(np.int32)
     weights = np.pad(np.ones(len(members), np.float32), (0, missing))

@@ -1,8 +1,7 @@
 """Counter-based random numbers (Philox): one independent stream per sampled quantity.
 
-A counter-based generator computes any number of a stream directly (Salmon et al. 2011,
-https://doi.org/10.1145/2063384.2063405), so an epoch can be planned without planning the earlier
-ones.
+A counter-based generator computes any element of a stream directly (Salmon et al. 2011,
+https://doi.org/10.1145/2063384.2063405), so that an epoch can be planned without the earlier ones.
 """
 
 import enum
@@ -13,7 +12,7 @@ from jaxtyping import Float, Int, Int32, UInt64
 
 @enum.unique
 class Stream(enum.IntEnum):
-    """A sampled quantity. A new one gets a new number, so that the others sample as before."""
+    """The sampled quantities; a new one must get a new number, so that the others do not change."""
 
     ORDER = 0
     BATCHES = 1
@@ -32,8 +31,14 @@ class Stream(enum.IntEnum):
 def random_bits(seed: int, epoch: int, stream: Stream, *, count: int) -> UInt64[np.ndarray, " n"]:
     """Return the first `count` random 64-bit words of a stream in an epoch.
 
-    Raw bits, because numpy guarantees that they stay the same from version to version, which it
+    Raw bits are used because numpy guarantees that they are the same in all its versions, which it
     does not guarantee for its distributions.
+
+    Args:
+        seed: The run's seed.
+        epoch: The epoch, counted from 0.
+        stream: The sampled quantity.
+        count: The number of words.
     """
     # The last word of the counter separates the streams.
     return np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, stream]).random_raw(count)
@@ -47,5 +52,10 @@ def uniform(bits: UInt64[np.ndarray, "*axes"]) -> Float[np.ndarray, "*axes"]:
 def uniform_integers(
     bits: UInt64[np.ndarray, "*axes"], count: int | Int[np.ndarray, "*axes"]
 ) -> Int32[np.ndarray, "*axes"]:
-    """Convert random bits to uniform integers from 0 to `count` - 1."""
+    """Convert random bits to uniform integers from 0 to `count` - 1.
+
+    Args:
+        bits: From `random_bits`.
+        count: The number of possible values, for all or for each of the results.
+    """
     return (uniform(bits) * count).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Sizes of images after resizing."""
+"""The sizes that images are resized to."""
 
 from typing import TypeVar
 
@@ -9,27 +9,27 @@ from retinanet_jax.data.transforms import PIXEL_TYPES
 
 SIZE_MULTIPLE = 32  # the stride of C5, the coarsest feature map that the backbone computes
 
-Length = int | float  # of an image's side, in pixels
+Length = int | float  # the length of an image's side, in pixels
 T = TypeVar("T", int, np.ndarray)
 
 
 def resized_size(
     height: int, width: int, *, short_side: Length, long_side: Length, resize: str
 ) -> tuple[int, int]:
-    """Return the (height, width) in pixels of an image once it is resized.
+    """Return the (height, width) in pixels that an image is resized to.
 
     The short side becomes `short_side`, unless the long side would then exceed `long_side`. Both
     sides are scaled by min(short_side / short, long_side / long)
     (https://arxiv.org/abs/1708.02002, section 5) and rounded half up to at least 1 pixel. Two
-    methods differ, as the libraries that they reproduce do: "bilinear_float" rounds down, as
-    torchvision does, and "pillow" computes in detectron2's order of operations, where the last bit
-    of a product decides how a tie is rounded.
+    methods follow the libraries that they reproduce: "bilinear_float" rounds down, as torchvision
+    does, and "pillow" multiplies in the same order as detectron2, because the last bit of a product
+    decides how a tie is rounded.
 
     Args:
-        height: Of the original image, in pixels.
-        width: Of the original image, in pixels.
-        short_side: The intended length of the short side.
-        long_side: The maximal length of the long side.
+        height: Height of the original image in pixels.
+        width: Width of the original image in pixels.
+        short_side: The target length of the short side in pixels.
+        long_side: The maximal length of the long side in pixels.
         resize: The resize method, a key of `transforms.PIXEL_TYPES`.
 
     Raises:
@@ -43,7 +43,17 @@ def resized_size(
 def resized_sizes(
     sizes: Int[np.ndarray, "N 2"], *, short_side: Length, long_side: Length, resize: str
 ) -> Int32[np.ndarray, "N 2"]:
-    """Return `resized_size` of N images of (height, width) `sizes`."""
+    """Return the heights and widths in pixels that N images are resized to; see `resized_size`.
+
+    Args:
+        sizes: Heights and widths of the original images in pixels.
+        short_side: As in `resized_size`.
+        long_side: As in `resized_size`.
+        resize: As in `resized_size`.
+
+    Raises:
+        ValueError: If `resize` is unknown.
+    """
     check_resize_method(resize)
     return round_sizes(fit_sizes(sizes, short_side, long_side, resize), resize)
 
@@ -54,28 +64,49 @@ def fit_sizes(
     long_side: Length,
     resize: str,
 ) -> Float[np.ndarray, "N 2"]:
-    """Return the resized heights and widths before they are rounded to whole pixels."""
+    """Return the `resized_sizes` before they are rounded to whole pixels.
+
+    Args:
+        sizes: Heights and widths of the original images in pixels.
+        short_side: As in `resized_size`, for all or for each of the images.
+        long_side: As in `resized_size`.
+        resize: As in `resized_size`.
+    """
     short, long = sizes.min(axis=1), sizes.max(axis=1)
     if resize != "pillow":
         return sizes * np.minimum(short_side / short, long_side / long)[:, None]
-    # In this order, and not by one factor: a product that ends in .5 rounds by its last bit.
+    # The order of operations matters: the last bit decides how a product near .5 is rounded.
     fitted = np.where(short == sizes.T, short_side, sizes.T * (short_side / short))  # 2 N
     limit = long_side / fitted.max(axis=0)
     return np.where(limit < 1, fitted * limit, fitted).T
 
 
 def round_sizes(sizes: Float[np.ndarray, "N 2"], resize: str) -> Int32[np.ndarray, "N 2"]:
-    """Round heights and widths to whole pixels, as the resize method does."""
+    """Round heights and widths to whole pixels, by the rule of the resize method.
+
+    Args:
+        sizes: From `fit_sizes`.
+        resize: As in `resized_size`.
+    """
     half = 0.0 if resize == "bilinear_float" else 0.5
     return np.maximum(np.floor(sizes + half), 1).astype(np.int32)
 
 
 def round_up(size: T, multiple: int = SIZE_MULTIPLE) -> T:
-    """Return the smallest multiple of `multiple` that is at least `size`."""
+    """Return the smallest multiple of `multiple` that is at least `size`.
+
+    Args:
+        size: A number of pixels, or an array of them.
+        multiple: A positive number of pixels.
+    """
     return -(-size // multiple) * multiple
 
 
 def check_resize_method(resize: str) -> None:
-    """Raise ValueError if `resize` is not a key of `transforms.PIXEL_TYPES`."""
+    """Check that a resize method exists.
+
+    Raises:
+        ValueError: If `resize` is not a key of `transforms.PIXEL_TYPES`.
+    """
     if resize not in PIXEL_TYPES:
         raise ValueError(f"resize={resize!r} must be one of {', '.join(map(repr, PIXEL_TYPES))}.")

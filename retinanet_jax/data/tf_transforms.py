@@ -1,4 +1,4 @@
-"""The functions of `transforms`, and of `decoding` for plain JPEG files, in TensorFlow.
+"""TensorFlow versions of the functions of `transforms`, and of `decoding` for plain JPEG files.
 
 TensorFlow is imported only when a function is called.
 """
@@ -9,7 +9,7 @@ import numpy as np
 
 from retinanet_jax.data.transforms import PIXEL_TYPES, resize_window, unrotated_windows
 
-Tensor = Any  # tf.Tensor, or what TensorFlow converts to one
+Tensor = Any  # a tf.Tensor, or a value that TensorFlow converts to one
 
 
 def transform_image(
@@ -22,7 +22,17 @@ def transform_image(
     *,
     method: str,
 ) -> Tensor:
-    """Resize, flip, rotate and crop; the arguments are the fields of a `Geometry` as tensors."""
+    """Resize, flip, rotate and crop an image.
+
+    Args:
+        image: uint8 RGB pixels.
+        resized: `Geometry.resized`.
+        flipped: `Geometry.flip`.
+        rot90_k: `Geometry.rot90_k`.
+        offset: `Geometry.offset`.
+        size: `Geometry.size`.
+        method: A key of PIXEL_TYPES.
+    """
     import tensorflow as tf
 
     edges = tf.unstack(resized), tf.unstack(offset), tf.unstack(size)
@@ -37,9 +47,9 @@ def transform_image(
 
 
 def decode_jpeg(data: Tensor) -> Tensor:
-    """Decode a plain JPEG file (`decoding.is_plain_jpeg`) as `decoding.decode_image` does.
+    """Decode a file for which `decoding.is_plain_jpeg` is True, like `decoding.decode_image`.
 
-    The inverse cosine transform is the one that Pillow uses.
+    TensorFlow then uses the same inverse cosine transform as Pillow.
     """
     import tensorflow as tf
 
@@ -47,7 +57,13 @@ def decode_jpeg(data: Tensor) -> Tensor:
 
 
 def resize(image: Tensor, size: Tensor, *, method: str) -> Tensor:
-    """Resize an image to `size`, (height, width), by a `method` of PIXEL_TYPES."""
+    """Resize an image.
+
+    Args:
+        image: uint8 RGB pixels.
+        size: The new (height, width).
+        method: A key of PIXEL_TYPES.
+    """
     import tensorflow as tf
 
     return _resize_window(image, size, tf.concat([[0, 0], size], axis=0), method)
@@ -61,14 +77,19 @@ def flip(image: Tensor) -> Tensor:
 
 
 def pad(image: Tensor, size: Tensor) -> Tensor:
-    """Pad an image with zeros at the bottom and the right to `size`, (height, width)."""
+    """Pad an image with zeros at the bottom and the right.
+
+    Args:
+        image: RGB pixels.
+        size: The new (height, width).
+    """
     import tensorflow as tf
 
     return tf.image.pad_to_bounding_box(image, 0, 0, size[0], size[1])
 
 
 def _resize_window(image: Tensor, size: Tensor, window: Tensor, method: str) -> Tensor:
-    """Return `transforms.resize_window`; outside the window only rounding is saved."""
+    """Return `transforms.resize_window`, though TensorFlow resizes the image outside it, too."""
     import tensorflow as tf
 
     if method == "pillow":

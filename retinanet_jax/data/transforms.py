@@ -1,8 +1,7 @@
 """Resize, flip, rotate, crop and pad images and boxes: pure functions in numpy and Pillow.
 
-Prediction and the numpy loader use them. `tf_transforms` defines the same functions under the same
-names in TensorFlow, for tf.data, which runs them in parallel outside Python. Tests check that both
-give the same pixels.
+Prediction and the numpy loader use them. `tf_transforms` has the same functions in TensorFlow for
+tf.data, which runs them in parallel outside Python. Tests check that both return the same pixels.
 """
 
 from typing import NamedTuple
@@ -11,23 +10,23 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
-# The resize methods, and the type of the pixels that they return.
+# The resize methods, and the dtype of the pixels that they return.
 # bilinear: half-pixel centers, no antialias, computed in float32, rounded half to even.
 # bilinear_float: the same without rounding, as torchvision's detectors resize.
 # pillow: Pillow's bilinear, which is antialiased, as detectron2 resizes.
 PIXEL_TYPES = {"bilinear": np.uint8, "bilinear_float": np.float32, "pillow": np.uint8}
 
-STRIP_HEIGHT = 64  # rows that are resized at once: few enough to stay in the processor's cache
+STRIP_HEIGHT = 64  # rows that are resized at once, few enough for the processor's cache
 
 Pixels = UInt8[np.ndarray, "_ _ 3"] | Float32[np.ndarray, "_ _ 3"]  # RGB in 0..255
 
 
 class Geometry(NamedTuple):
-    """The geometric transforms of one image, in their order: one example of a `BatchPlan`."""
+    """The geometric transforms of one image, in the order in which they are applied."""
 
-    resized: tuple[int, int]  # height and width of the image once resized
-    flip: bool  # left to right
-    rot90_k: int  # rotations by 90 degrees counter-clockwise
+    resized: tuple[int, int]  # height and width of the resized image
+    flip: bool  # whether to flip left to right
+    rot90_k: int  # rotations by 90 degrees counterclockwise
     offset: tuple[int, int]  # y and x of the crop in the rotated image
     size: tuple[int, int]  # height and width of the crop
 
@@ -35,7 +34,13 @@ class Geometry(NamedTuple):
 def transform_image(
     image: UInt8[np.ndarray, "H W 3"], geometry: Geometry, *, method: str
 ) -> Pixels:
-    """Resize, flip, rotate and crop an image; `method` is a key of PIXEL_TYPES."""
+    """Resize, flip, rotate and crop an image.
+
+    Args:
+        image: RGB pixels.
+        geometry: The transforms.
+        method: The resize method, a key of PIXEL_TYPES.
+    """
     resized, mirrored, rot90_k, offset, size = geometry
     # Pixels outside the crop are not computed.
     window = unrotated_windows(resized, offset, size)[mirrored][rot90_k]
@@ -50,7 +55,7 @@ def transform_image(
 def transform_boxes(
     boxes: Float32[np.ndarray, "n 4"], original_size: tuple[int, int], geometry: Geometry
 ) -> tuple[Float32[np.ndarray, "n 4"], Float32[np.ndarray, " n"]]:
-    """Apply to boxes the transforms of their image.
+    """Apply the transforms of an image to its boxes.
 
     Args:
         boxes: yxyx in pixels of the original image.
@@ -58,8 +63,8 @@ def transform_boxes(
         geometry: The transforms.
 
     Returns:
-        The boxes clipped to the crop, yxyx in its pixels, and the fraction of each box's area that
-        is inside; 0 for an empty box.
+        The boxes, clipped to the crop and in yxyx pixels of it, and the fraction of each box's area
+        that is inside the crop; 0 for an empty box.
     """
     height, width = geometry.resized
     boxes = resize_boxes(boxes, np.divide(geometry.resized, original_size))
@@ -75,7 +80,14 @@ def transform_boxes(
 
 
 def resize(image: UInt8[np.ndarray, "H W 3"], height: int, width: int, *, method: str) -> Pixels:
-    """Resize an image by a `method` of PIXEL_TYPES; the image's own size changes no value."""
+    """Resize an image; resizing to its own size changes no value.
+
+    Args:
+        image: RGB pixels.
+        height: The new height.
+        width: The new width.
+        method: A key of PIXEL_TYPES.
+    """
     return resize_window(image, (height, width), (0, 0, height, width), method)
 
 
@@ -85,7 +97,13 @@ def flip(image: Pixels) -> Pixels:
 
 
 def pad(image: Pixels, height: int, width: int) -> Pixels:
-    """Pad an image with zeros at the bottom and the right."""
+    """Pad an image with zeros at the bottom and the right.
+
+    Args:
+        image: RGB pixels.
+        height: The new height.
+        width: The new width.
+    """
     bottom, right = height - image.shape[0], width - image.shape[1]
     return np.pad(image, ((0, bottom), (0, right), (0, 0)))
 
@@ -93,12 +111,22 @@ def pad(image: Pixels, height: int, width: int) -> Pixels:
 def resize_boxes(
     boxes: Float32[np.ndarray, "n 4"], scale: Float[np.ndarray, " 2"]
 ) -> Float32[np.ndarray, "n 4"]:
-    """Scale yxyx boxes by the resized pixels per original pixel, (y, x)."""
+    """Scale boxes like their image.
+
+    Args:
+        boxes: yxyx in pixels of the original image.
+        scale: Resized pixels per original pixel, (y, x).
+    """
     return (boxes * np.tile(scale, 2)).astype(np.float32)
 
 
 def flip_boxes(boxes: Float32[np.ndarray, "n 4"], width: int | float) -> Float32[np.ndarray, "n 4"]:
-    """Mirror yxyx boxes left to right in an image of `width` pixels."""
+    """Mirror boxes left to right with their image.
+
+    Args:
+        boxes: yxyx in pixels of the image.
+        width: Width of the image in pixels.
+    """
     y1, x1, y2, x2 = boxes.T
     return np.stack([y1, width - x2, y2, width - x1], axis=1).astype(np.float32)
 
@@ -106,7 +134,14 @@ def flip_boxes(boxes: Float32[np.ndarray, "n 4"], width: int | float) -> Float32
 def rot90_boxes(
     boxes: Float32[np.ndarray, "n 4"], k: int, height: int | float, width: int | float
 ) -> Float32[np.ndarray, "n 4"]:
-    """Rotate yxyx boxes as `np.rot90(image, k)` rotates an image of `height` x `width` pixels."""
+    """Rotate boxes as `np.rot90(image, k)` rotates their image.
+
+    Args:
+        boxes: yxyx in pixels of the image.
+        k: The number of rotations by 90 degrees counterclockwise.
+        height: Height of the image before the rotation, in pixels.
+        width: Width of the image before the rotation, in pixels.
+    """
     for _ in range(k % 4):
         y1, x1, y2, x2 = boxes.T
         boxes = np.stack([width - x2, y1, width - x1, y2], axis=1).astype(np.float32)
@@ -117,8 +152,12 @@ def rot90_boxes(
 def unrotated_windows(resized, offset, size) -> list[list[tuple]]:
     """Return the crop's (y, x, height, width) in the resized image, indexed by [flip][rot90_k].
 
-    `offset` and `size` describe the crop in the flipped and rotated image. The arguments are pairs
-    of numbers or of scalar tensors.
+    All arguments are pairs of numbers or of scalar tensors.
+
+    Args:
+        resized: (height, width) of the resized image.
+        offset: (y, x) of the crop in the flipped and rotated image.
+        size: (height, width) of the crop in the flipped and rotated image.
     """
     (height, width), (y, x), (h, w) = resized, offset, size
     unrotated = [
@@ -137,7 +176,14 @@ def resize_window(
     window: tuple[int, int, int, int],
     method: str,
 ) -> Pixels:
-    """Return the window (y, x, height, width) of the image resized to `size`."""
+    """Resize an image and return a window of the result.
+
+    Args:
+        image: RGB pixels.
+        size: The (height, width) of the whole resized image.
+        window: (y, x, height, width) in the resized image.
+        method: A key of PIXEL_TYPES.
+    """
     y, x, height, width = window
     if method == "pillow":
         whole = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
@@ -168,7 +214,7 @@ def _interpolate(
     second: Float32[np.ndarray, "*axes"],
     weight: Float32[np.ndarray, "..."],
 ) -> Float32[np.ndarray, "*axes"]:
-    """Return first + (second - first) * weight in the memory of `second`: half the time."""
+    """Return first + (second - first) * weight, in the memory of `second` to save half the time."""
     second -= first
     second *= weight
     second += first
@@ -178,7 +224,7 @@ def _interpolate(
 def _taps(
     size: int, new_size: int
 ) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " new_size"]]:
-    """Return for each new pixel the two old ones around its center, and the second one's weight."""
+    """Return the two old pixels around each new pixel's center, and the weight of the second."""
     scale = np.float32(size) / np.float32(new_size)
     center = (np.arange(new_size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
     first = np.floor(center)

@@ -24,8 +24,8 @@ def write_folder(
     Args:
         folder: The folder to create; missing parents are created too.
         write: Writes the content into the temporary folder that it is given.
-        is_written: Returns whether `folder` is complete. It is called where `folder` exists already
-            when `write` has finished.
+        is_written: Returns whether `folder` is complete. It is called if `folder` exists by the
+            time that `write` has finished.
 
     Raises:
         OSError: If the folder cannot be created, or exists and is not complete.
@@ -45,7 +45,7 @@ def write_folder(
 
 
 def make_writable(folder: pathlib.Path) -> None:
-    """Create `folder` if it does not exist, and check that files can be created in it.
+    """Create a folder if it does not exist, and check that files can be created in it.
 
     Raises:
         OSError: If the folder cannot be created, or no file can be created in it.
@@ -55,7 +55,7 @@ def make_writable(folder: pathlib.Path) -> None:
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-    """Replace the file `path` by `content`; if that fails, the file stays as it was.
+    """Write a file completely or not at all; if writing fails, an existing file is unchanged.
 
     Args:
         path: The file; its folder must exist.
@@ -73,7 +73,11 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write `value` as JSON by `write_atomically`.
+    """Write a JSON file completely or not at all.
+
+    Args:
+        path: The file; its folder must exist.
+        value: The content.
 
     Raises:
         ValueError: If a number is infinite or NaN, which JSON does not have.

@@ -1,4 +1,4 @@
-"""Work done ahead by threads, with its results in order."""
+"""Computing results ahead of time, by threads or on the device, and yielding them in order."""
 
 import collections
 import os
@@ -8,7 +8,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-NUM_THREADS = min(16, os.cpu_count() or 1)  # decoding and resizing release Python's lock
+NUM_THREADS = min(16, os.cpu_count() or 1)
 
 
 def map_ahead(
@@ -20,24 +20,25 @@ def map_ahead(
 ) -> Generator[R, None, None]:
     """Yield `function(item)` for each item, in order, computed ahead by threads.
 
-    An exception of `function` is raised in its item's place. The items are taken one by one in the
-    caller's thread, and so may be endless. The threads end with the iterator.
+    An exception of `function` is raised when its result would be yielded. The threads end with the
+    iterator.
 
     Args:
-        function: Called in a thread.
-        items: The arguments of the calls.
-        num_ahead: For how many items the function is computed while the caller uses a result.
+        function: Called in a thread. It should release Python's lock, as decoding and resizing do.
+        items: The arguments of the calls. There may be infinitely many: they are taken one at a
+            time, in the caller's thread.
+        num_ahead: The number of results that are computed ahead while the caller uses one.
         num_threads: The number of threads.
     """
     with futures.ThreadPoolExecutor(num_threads) as workers:
-        begun: collections.deque[futures.Future[R]] = collections.deque()
+        pending: collections.deque[futures.Future[R]] = collections.deque()
         try:
             for item in items:
-                begun.append(workers.submit(function, item))
-                if len(begun) > num_ahead:
-                    yield begun.popleft().result()
-            while begun:
-                yield begun.popleft().result()
+                pending.append(workers.submit(function, item))
+                if len(pending) > num_ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             workers.shutdown(cancel_futures=True)
 
@@ -45,14 +46,17 @@ def map_ahead(
 def grouped(
     items: Iterable[T], key: Callable[[T], Hashable], *, size: int, patience: int
 ) -> Iterator[list[tuple[int, T]]]:
-    """Yield lists of `size` items of equal key, each item with its index in `items`.
+    """Group items of equal key into lists, each item with its index in `items`.
 
     Args:
-        items: May be endless.
-        key: Returns what the items of one list have in common.
-        size: The length of the lists. Shorter at the end, and where `patience` runs out.
-        patience: After how many later items, counted from its first one, a list is yielded as it
-            is.
+        items: The items; there may be infinitely many.
+        key: Returns the key of an item.
+        size: The length of a complete list.
+        patience: An incomplete list is yielded when this many items have followed its first item.
+
+    Yields:
+        Lists of (index, item), with indices in ascending order. Incomplete lists also remain at the
+        end of `items`.
     """
     waiting: dict[Hashable, list[tuple[int, T]]] = {}
     for index, item in enumerate(items):
@@ -60,14 +64,14 @@ def grouped(
         waiting.setdefault(item_key, []).append((index, item))
         if len(waiting[item_key]) == size:
             yield waiting.pop(item_key)
-        oldest = next(iter(waiting), None)  # a dict keeps the order in which its keys were added
+        oldest = next(iter(waiting), None)  # a dict has the order in which its keys were added
         if oldest in waiting and index - waiting[oldest][0][0] >= patience:
             yield waiting.pop(oldest)
     yield from waiting.values()
 
 
 def in_order(groups: Iterable[list[tuple[int, T]]]) -> Iterator[T]:
-    """Yield the items of all groups in the order of their indices, which count from 0."""
+    """Yield the items of all groups in the order of their indices, which start from 0."""
     waiting: dict[int, T] = {}
     next_index = 0
     for group in groups:
@@ -80,8 +84,8 @@ def in_order(groups: Iterable[list[tuple[int, T]]]) -> Iterator[T]:
 def one_in_flight(started: Iterable[T]) -> Iterator[T]:
     """Yield each item only after the next one has been taken from `started`.
 
-    Taking an item starts its computation on the device, without waiting for the result. So the
-    device computes the next item while the caller reads the result of the current one.
+    Taking an item starts its computation on the device without waiting for the result. The device
+    thus computes the next item while the caller reads the result of the current item.
     """
     waiting: collections.deque[T] = collections.deque()
     for item in started:

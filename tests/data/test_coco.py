@@ -82,9 +82,9 @@ INVALID = {
         replace("annotations", 1, image_id=77),
         "annotation id 102 has image_id=77.*does not list",
     ),
-    "repeated image": (replace("images", 1, id=1), "image id 1 is given twice"),
-    "repeated annotation": (replace("annotations", 1, id=101), "annotation id 101 is given twice"),
-    "repeated category": (replace("categories", 1, id=7), "category id 7 is given twice"),
+    "repeated image": (replace("images", 1, id=1), "image id 1 occurs twice"),
+    "repeated annotation": (replace("annotations", 1, id=101), "annotation id 101 occurs twice"),
+    "repeated category": (replace("categories", 1, id=7), "category id 7 occurs twice"),
     "inverted width": (
         replace("annotations", 0, bbox=[9, 9, -3, 4]),
         r"101 \(1.img\) has bbox.*negative",

@@ -142,8 +142,8 @@ INVALID_CLASSES = {
     "too many": ("cow,2,3", r"line 3 is 'cow,2,3'; write class,id"),
     "no name": (",2", r"line 3 is ',2'; write class,id"),
     "negative": ("cow,-1", r"line 3 is 'cow,-1'; write class,id, with ids from 0"),
-    "repeated name": ("cat,2", r"line 3 gives class 'cat' a second time"),
-    "repeated id": ("cow,1", r"line 3 gives id 1 a second time"),
+    "repeated name": ("cat,2", r"line 3 repeats class 'cat'; make names and ids unique"),
+    "repeated id": ("cow,1", r"line 3 repeats id 1; make names and ids unique"),
 }
 
 

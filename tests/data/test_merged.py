@@ -135,7 +135,7 @@ def test_a_warning_names_the_categories_that_a_source_lacks(caplog):
     both = merge([ConstantSource("a", [CAT, DOG], [1]), ConstantSource("b", [DOG, EMU], [2])])
     assert both.categories == (DOG, CAT, EMU)
     assert len(caplog.messages) == 2
-    assert caplog.messages[0].startswith("a: lacks 1 categories of the data")
+    assert caplog.messages[0].startswith("a: lacks 1 categories of the datasets")
     assert "(first: emu)" in caplog.messages[0]
     assert "(first: cat)" in caplog.messages[1]
 

@@ -235,7 +235,9 @@ def test_an_invalid_image_leaves_no_files(folder, source, tmp_path):
 def test_the_free_space_is_checked_first(source, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
     monkeypatch.setattr(packed.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match=r"packed: the images take 0\.00 GB and 0\.00 GB are free"):
+    with pytest.raises(
+        OSError, match=r"packed: the images require 0\.00 GB, but only 0\.00 GB are free"
+    ):
         pack(source, tmp_path / "packed")
     assert not (tmp_path / "packed").exists()
 
@@ -281,7 +283,9 @@ def test_flipped_bits_in_the_objects_are_detected(written):
 def test_another_layout_and_a_missing_folder_are_refused(written, tmp_path):
     header = json.loads((written / packed.HEADER).read_text())
     (written / packed.HEADER).write_text(json.dumps(header | {"version": 99}))
-    with pytest.raises(ValueError, match=r"packed in layout 99, and this program reads 1"):
+    with pytest.raises(
+        ValueError, match=r"packed in format version 99, but this program reads version 1"
+    ):
         PackedSource(written)
     with pytest.raises(FileNotFoundError, match=r"nowhere: there is no such folder"):
         PackedSource(tmp_path / "nowhere")

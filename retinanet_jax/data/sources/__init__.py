@@ -1,1 +1,1 @@
-"""Datasets in the formats that people have, each as a `base.Source`."""
+"""Datasets in several formats, each of which is a `base.Source`."""

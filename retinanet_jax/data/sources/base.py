@@ -1,8 +1,8 @@
-"""The interface of a dataset: sizes and annotations up front, encoded images on demand.
+"""The interface of a dataset: its sizes and annotations in memory, its images read on demand.
 
-`Source` is what plans, pipelines, training and evaluation know of a dataset; the other modules of
-this folder implement it for the formats. Subsets and the split into training and validation
-images are sources too.
+Plans, pipelines, training and evaluation use only `Source`, which the other modules of this folder
+implement for each format. Subsets, such as the training and validation images of a split, are
+sources, too.
 """
 
 import abc
@@ -17,7 +17,7 @@ from retinanet_jax.data.decoding import decode_image
 
 
 class Category(NamedTuple):
-    """A category of objects with the id and the name that the dataset gives it."""
+    """A category of objects, with its id and name in the dataset."""
 
     id: int
     name: str
@@ -43,9 +43,9 @@ class Source(abc.ABC):
     Attributes:
         name: The dataset's name in messages.
         categories: Sorted by id; class k of the network is `categories[k]`.
-        sizes: Height and width of every image in pixels, after its EXIF orientation has been
-            applied, except where the image was annotated unrotated.
-        image_ids: The dataset's own id of every image.
+        sizes: Height and width of every image in pixels, with its EXIF orientation applied unless
+            the image was annotated without it.
+        image_ids: The id of every image in the dataset.
     """
 
     name: str
@@ -62,20 +62,20 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def file_name(self, index: int) -> str:
-        """Return the name that the dataset gives the image at `index`."""
+        """Return the name of the image at `index` in the dataset."""
 
     @abc.abstractmethod
     def read(self, index: int) -> bytes | None:
-        """Return the encoded image at `index`, or None if the source stores pixels, not files.
+        """Return the encoded image at `index`, or None if the source stores pixels instead.
 
         Raises:
-            FileNotFoundError: If the image is missing; the message names its file and id.
+            FileNotFoundError: If the image is missing; the message contains its file and id.
         """
 
     def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
         """Return the image at `index` as RGB pixels, with its EXIF orientation applied.
 
-        A source that stores pixels may return them in another size than `sizes`.
+        A source that stores pixels may return an image of another size than `sizes[index]`.
 
         Raises:
             FileNotFoundError: If the image is missing.
@@ -88,20 +88,25 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def ground_truth(self) -> dict[str, Any]:
-        """Return images, categories and annotations as COCO JSON for pycocotools."""
+        """Return images, categories and annotations in COCO's JSON format, for pycocotools."""
 
 
 def subset(source: Source, indices: Iterable[int]) -> Source:
-    """Return a source of the images of `source` at `indices`, in that order."""
+    """Return a dataset of some of the images of another dataset.
+
+    Args:
+        source: The other dataset.
+        indices: The indices of the images, in the order of the new dataset.
+    """
     return _Subset(source, indices)
 
 
 def split_by_hash(source: Source, fraction: float) -> tuple[Source, Source]:
-    """Split a dataset into training images and about `fraction` of it for validation.
+    """Split a dataset into training images and a fraction of images for validation.
 
-    The part to which an image belongs depends only on its file name, so it stays in that part when
-    other images are added or removed. If a part would be empty, it gets the image that is nearest
-    to it.
+    An image is assigned to a part by the hash of its file name only, so that adding or removing
+    other images does not move it. If one part would be empty, it receives the image with the
+    nearest hash.
 
     Args:
         source: The dataset to split.
@@ -134,7 +139,7 @@ def split_by_hash(source: Source, fraction: float) -> tuple[Source, Source]:
 
 
 def _position(file_name: str) -> float:
-    """Return a number in [0, 1) that is equal on every machine and Python (unlike `hash`)."""
+    """Return a number in [0, 1) that, unlike `hash`, is the same on all machines and versions."""
     digest = hashlib.sha256(file_name.encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 

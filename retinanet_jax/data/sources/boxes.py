@@ -1,4 +1,4 @@
-"""What every format checks of its boxes: corners in text, and the part that lies in the image."""
+"""Checks of boxes that the formats have in common: corners in text, and clipping to the image."""
 
 import math
 from collections.abc import Mapping
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
-# Pixels by which rounding lets a box extend beyond its image, which deserves no warning.
+# Boxes may extend beyond their image by this many pixels, because of rounding, without a warning.
 OUTSIDE_TOLERANCE = 1.0
-# How warnings continue after the number of boxes.
+# The rest of a warning that begins with the number of boxes.
 WITHOUT_AREA = "have no area inside their image and are not trained on"
 OUTSIDE = f"extend beyond their image by more than {OUTSIDE_TOLERANCE:g} pixel and are clipped"
 
@@ -17,9 +17,8 @@ def parse_corners(where: str, texts: Mapping[str, str]) -> tuple[float, float, f
     """Parse the corners of a box.
 
     Args:
-        where: The beginning of an error message: the file, and the place in it.
-        texts: The texts of x1, y1, x2 and y2 in that order, by the names that the format gives
-            them.
+        where: The beginning of an error message: the file, and the position in it.
+        texts: The texts of x1, y1, x2 and y2, in that order, by their names in the format.
 
     Returns:
         x1, y1, x2, y2.
@@ -51,12 +50,16 @@ def _parse_number(where: str, name: str, text: str) -> float:
 def clip_to_image(
     boxes: Float[np.ndarray, "*n 4"], sizes: Int[np.ndarray, "*n 2"]
 ) -> tuple[Float32[np.ndarray, "*n 4"], Bool[np.ndarray, "*n"], Bool[np.ndarray, "*n"]]:
-    """Clip yxyx boxes to their images of `sizes` (height and width).
+    """Clip boxes to their images.
+
+    Args:
+        boxes: yxyx in pixels.
+        sizes: Height and width of each box's image.
 
     Returns:
-        The clipped boxes, whether each has an area, and whether each extended beyond its image by
-        more than `OUTSIDE_TOLERANCE`. The area is that of the float32 coordinates that are trained
-        on: a box that is thinner than their spacing has none.
+        The clipped boxes; a mask of those with an area; and a mask of those that extended beyond
+        their image by more than `OUTSIDE_TOLERANCE`. Coordinates are rounded to float32, so a box
+        that is thinner than their spacing has no area.
     """
     clipped = np.clip(boxes, 0, np.tile(sizes, 2)).astype(np.float32)
     has_area = (clipped[..., 2:] > clipped[..., :2]).all(axis=-1)

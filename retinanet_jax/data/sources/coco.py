@@ -9,7 +9,7 @@ from typing import Any
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.instances import InstancesSource
 
-# COCO's ids run from 1 to 90; ten of them belong to no category.
+# COCO's ids are from 1 to 90, but ten of these numbers are not used.
 _UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_IDS = tuple(category_id for category_id in range(1, 91) if category_id not in _UNUSED_IDS)
 _NAMES = (  # in the order of the ids
@@ -26,18 +26,17 @@ COCO_CATEGORIES = tuple(Category(*pair) for pair in zip(COCO_IDS, _NAMES.split("
 
 
 class CocoSource(InstancesSource):
-    """The images and boxes of a COCO JSON.
+    """The images and boxes of a COCO JSON file.
 
-    `ground_truth` reads the JSON again, so that a training run does not keep its polygons in
-    memory.
+    `ground_truth` reads the file again, so that its polygons are not in memory during training.
     """
 
     def __init__(self, annotations: str | os.PathLike, images: str | os.PathLike):
-        """Read and check the JSON.
+        """Read and check the JSON file.
 
         Args:
             annotations: The JSON file.
-            images: The folder that its `file_name`s are relative to.
+            images: The folder that the `file_name`s in it are relative to.
 
         Raises:
             FileNotFoundError: If the JSON, the folder or an image is missing.
@@ -48,7 +47,10 @@ class CocoSource(InstancesSource):
 
 
 def load_instances(path: pathlib.Path) -> dict[str, Any]:
-    """Read a COCO JSON; its entries are not checked.
+    """Read a COCO JSON file without checking its entries.
+
+    Args:
+        path: The file.
 
     Raises:
         FileNotFoundError: If there is no such file.

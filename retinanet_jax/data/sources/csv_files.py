@@ -1,4 +1,4 @@
-"""keras-retinanet's CSV: a line for each box, and a file of classes.
+"""CSV as keras-retinanet defines it: a file with a line for each box, and a file of classes.
 
 The format is described at https://github.com/fizyr/keras-retinanet#csv-datasets.
 """
@@ -22,8 +22,9 @@ class CsvSource(InstancesSource):
 
     A line is `path,x1,y1,x2,y2,class`, with the edges of the box in pixels of the image after its
     EXIF orientation; `path,,,,,` is an image without objects. Further fields and blank lines are
-    ignored. Image ids count from 1 in the order of the file, and an annotation's id is its line.
-    The sizes are read from the headers of all images when the source is opened.
+    ignored. Image ids are numbered from 1 in the order of the file, and the id of an annotation is
+    the number of its line. The sizes of the images are read from their headers when the source is
+    opened.
     """
 
     def __init__(
@@ -36,14 +37,14 @@ class CsvSource(InstancesSource):
 
         Args:
             annotations: The CSV of boxes.
-            classes: The CSV with a line `class,id` for each category. The ids, which in this
-                format count from 0, become the category ids.
+            classes: The CSV with a line `class,id` for each category. The ids, which start from 0
+                in this format, become the category ids.
             images: The folder that paths are relative to; None or empty means the folder of
                 `annotations`.
 
         Raises:
             FileNotFoundError: If a CSV or an image is missing.
-            ValueError: If a line or an image is invalid; the message names file and line.
+            ValueError: If a line or an image is invalid; the message contains the file and line.
         """
         path = pathlib.Path(annotations)
         folder = pathlib.Path(images) if images else path.parent
@@ -52,7 +53,7 @@ class CsvSource(InstancesSource):
 
 
 def _read(path: pathlib.Path, classes: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
-    """Read both files and return their content as in COCO JSON."""
+    """Return the content of both files in COCO's JSON format."""
     category_ids = _read_classes(classes)
     image_ids: dict[str, int] = {}
     annotations: list[dict[str, Any]] = []
@@ -104,7 +105,7 @@ def _read_classes(path: pathlib.Path) -> dict[str, int]:
         name, category_id = fields[0], int(fields[1])
         if name in ids or category_id in ids.values():
             repeated = f"class {name!r}" if name in ids else f"id {category_id}"
-            raise ValueError(f"{where} gives {repeated} a second time; make names and ids unique.")
+            raise ValueError(f"{where} repeats {repeated}; make names and ids unique.")
         ids[name] = category_id
     if not ids:
         raise ValueError(f"{path}: lists no classes; write a line class,id for each, from id 0.")

@@ -10,14 +10,14 @@ from PIL import Image, UnidentifiedImageError
 from retinanet_jax.data.decoding import ORIENTATIONS, valid_orientation
 
 NUM_READERS = 16  # threads
-# Chunk names and keywords; a PNG with an EXIF orientation contains at least one of them.
+# A PNG with an EXIF orientation contains at least one of these chunk names and keywords.
 PNG_EXIF_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
 def check_files_exist(name: str, folder: pathlib.Path, file_names: Sequence[str]) -> None:
-    """Check that the image files of a dataset are in its folder.
+    """Check that the image files of a dataset exist.
 
-    Every subfolder is listed once, because a query for each file is slow on network disks.
+    Every subfolder is listed once, because asking for each file is slow on network disks.
 
     Args:
         name: The dataset's name in messages: the file that lists the images.
@@ -50,23 +50,26 @@ def check_files_exist(name: str, folder: pathlib.Path, file_names: Sequence[str]
 
 
 def read_oriented_sizes(paths: Sequence[pathlib.Path]) -> list[tuple[int, int]]:
-    """Read the heights and widths of images, after their EXIF orientation, from their headers.
+    """Read the heights and widths of images, with EXIF orientation applied, from their headers.
 
-    5,000 images on a local disk take a few seconds; the threads are for disks with a high latency.
+    5,000 images on a local disk take a few seconds; threads help on disks with a high latency.
+
+    Args:
+        paths: The image files.
 
     Raises:
-        ValueError: If a file is not an image; the message names it.
+        ValueError: If a file is not an image; the message contains its path.
     """
     with concurrent.futures.ThreadPoolExecutor(NUM_READERS) as readers:
         return list(readers.map(_read_oriented_size, paths))
 
 
 def _read_oriented_size(path: pathlib.Path) -> tuple[int, int]:
-    """Read the height and width of an image, after its EXIF orientation, from its header."""
+    """Read the height and width of one image."""
     try:
         with Image.open(path) as image:
             width, height = image.size
-            # Pillow would decode a whole PNG in search of tags that few have.
+            # To find an EXIF tag, which few PNGs have, Pillow would decode the whole image.
             if image.format == "PNG" and not _has_exif(path.read_bytes()):
                 return height, width
             orientation = valid_orientation(image, str(path), None)

@@ -1,4 +1,4 @@
-"""The common part of all datasets of image files: their content in COCO's terms, checked once."""
+"""The base class of datasets of image files, which checks their content in COCO's JSON format."""
 
 import collections
 import math
@@ -19,11 +19,11 @@ SIDES = ("height", "width")
 
 
 class InstancesSource(Source):
-    """Images in a folder, and boxes in COCO's terms.
+    """Images in a folder, with boxes in COCO's JSON format.
 
-    Everything is checked when the source is opened, before a run has begun. Boxes without an area
-    inside their image are left out of training, boxes that extend beyond their image are clipped,
-    and a warning counts both; `ground_truth` contains all boxes unchanged.
+    Everything is checked when the source is opened, before a run begins. Boxes without an area
+    inside their image are left out of training, and boxes that extend beyond their image are
+    clipped; warnings report how many. `ground_truth` contains all boxes unchanged.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class InstancesSource(Source):
 
         Args:
             name: The file that lists the images, for messages.
-            load: Returns a dict of `images`, `categories` and `annotations` as in COCO JSON;
-                called now and for every `ground_truth`.
+            load: Returns a dict with `images`, `categories` and `annotations` in COCO's JSON
+                format. It is called now and for every `ground_truth`.
             images: The folder that the `file_name`s are relative to.
-            label: How messages name the annotation of an id.
+            label: Returns the name, for messages, of the annotation with an id.
 
         Raises:
             FileNotFoundError: If the folder or images are missing.
@@ -58,7 +58,7 @@ class InstancesSource(Source):
         check_files_exist(self.name, self._folder, self._file_names)
 
     def annotations(self, index: int) -> Annotations:
-        """Return the objects of the image at `index` that can be trained on."""
+        """Return the objects of the image at `index`, except boxes without an area."""
         return self._annotations[index]
 
     def file_name(self, index: int) -> str:
@@ -81,7 +81,7 @@ class InstancesSource(Source):
             ) from None
 
     def ground_truth(self) -> dict[str, Any]:
-        """Return the content as it was loaded, plus `area` and `iscrowd` where they are missing."""
+        """Return the content, with `area` and `iscrowd` added where they are missing."""
         content = self._load()
         annotations = [complete_annotation(annotation) for annotation in content["annotations"]]
         return {**content, "annotations": annotations}
@@ -112,13 +112,13 @@ class InstancesSource(Source):
         repeated = [name for name, count in collections.Counter(names).items() if count > 1]
         if repeated:
             raise ValueError(
-                f"{self.name}: {len(repeated)} names are given to several categories, first "
-                f"{repeated[0]!r}; give each category a name of its own."
+                f"{self.name}: {len(repeated)} names belong to several categories, first "
+                f"{repeated[0]!r}; give each category a different name."
             )
         self.categories = tuple(sorted(map(Category, ids, names)))
 
     def _read_boxes(self, annotations: list[dict]) -> None:
-        """Check the annotations and store those of every image that can be trained on."""
+        """Check the annotations and store those with an area, clipped to their images."""
         self._unique_ids("annotation", annotations)
         index_of = {image_id: index for index, image_id in enumerate(self.image_ids)}
         class_of = {category.id: k for k, category in enumerate(self.categories)}
@@ -146,10 +146,10 @@ class InstancesSource(Source):
         self._annotations = [_stack(objects[index]) for index in range(len(self))]
 
     def _box(self, annotation: dict) -> Float64[np.ndarray, " 4"]:
-        """Return the box as yxyx, in float64 so that the file's own numbers are checked."""
+        """Return the box as yxyx, in float64 so that the exact numbers of the file are checked."""
         xywh = self._field("annotation", annotation, "bbox", list)
         if len(xywh) != 4 or not all(
-            isinstance(number, int | float) and math.isfinite(number) for number in xywh
+            isinstance(value, int | float) and math.isfinite(value) for value in xywh
         ):
             self._raise(annotation, f"bbox={xywh}, not four finite numbers [x, y, w, h]")
         x, y, width, height = xywh
@@ -163,7 +163,7 @@ class InstancesSource(Source):
         if len(set(ids)) < len(ids):
             repeated = collections.Counter(ids).most_common(1)[0][0]
             raise ValueError(
-                f"{self.name}: {entry_type} id {repeated} is given twice; make ids unique."
+                f"{self.name}: {entry_type} id {repeated} occurs twice; make ids unique."
             )
         return ids
 
@@ -183,7 +183,7 @@ class InstancesSource(Source):
         raise ValueError(f"{self.name}: {label} has {problem}; correct or remove it.")
 
     def _warn(self, annotations: list[dict], problem: str) -> None:
-        """Log a warning that counts the annotations and names the first."""
+        """Log a warning with the number of annotations and the label of the first."""
         if annotations:
             first = self._label("annotation", annotations[0])
             logging.warning(
@@ -191,7 +191,7 @@ class InstancesSource(Source):
             )
 
     def _label(self, entry_type: str, entry: Any) -> str:
-        """Return the name of an entry in messages: its id, and for an annotation the image file."""
+        """Return the label of an entry in messages: its id and, for an annotation, the file."""
         if not isinstance(entry, dict) or "id" not in entry:
             return f"{entry_type} {str(entry)[:60]}"
         if entry_type != "annotation":
@@ -211,7 +211,7 @@ def complete_annotation(annotation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stack(objects: list[tuple[np.ndarray, int, bool]]) -> Annotations:
-    """Stack the (box, class, crowd) of an image's objects, of which there may be none."""
+    """Stack the (box, class, crowd) of an image's objects; there may be no objects."""
     return Annotations(
         boxes=np.array([box for box, _, _ in objects], np.float32).reshape(-1, 4),
         classes=np.array([k for _, k, _ in objects], np.int32),

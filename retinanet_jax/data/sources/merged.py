@@ -13,13 +13,16 @@ from retinanet_jax.data.sources.base import Annotations, Category, Source
 
 
 def merge(sources: Sequence[Source]) -> Source:
-    """Return a source of the images of all `sources`, in order; a single source is not changed.
+    """Return a dataset of the images of all `sources`, in order; a single source is returned.
 
-    Categories are equal if their names are, whatever their ids. A category gets the id that the
-    first source with its name gives it or, if that id already belongs to another name, the next
-    id above the largest so far. Images keep their ids if these are unique over all sources and are
-    otherwise numbered from 1, and so are annotations. A warning lists categories that a source
-    lacks, because training treats their objects in its images as background.
+    Categories of different sources are equal if their names are equal. The id of a category is that
+    in the first source with its name or, if another category already has that id, one more than the
+    largest id so far. Images keep their ids if these are unique over all sources, and are numbered
+    from 1 otherwise; the same applies to annotations. A warning is logged for each source that
+    lacks categories, because training treats such objects in its images as background.
+
+    Args:
+        sources: At least one dataset.
     """
     return sources[0] if len(sources) == 1 else _Merged(sources)
 
@@ -29,7 +32,7 @@ class _Merged(Source):
 
     def __init__(self, sources: Sequence[Source]):
         self._sources = list(sources)
-        # The index of each source's first image; the last entry is the number of all images.
+        # The index of the first image of each source, and the number of all images at the end.
         self._starts = [0, *itertools.accumulate(map(len, sources))]
         self.name = " + ".join(source.name for source in sources)
         self.sizes = np.concatenate([source.sizes for source in sources])
@@ -39,28 +42,28 @@ class _Merged(Source):
         self.categories = _unite_categories([source.categories for source in sources])
         _warn_of_lacking_categories(self.categories, sources)
         class_of = {category.name: k for k, category in enumerate(self.categories)}
-        # For each source: the merged class of each of its own classes.
+        # For each source, the merged class of each of its classes.
         self._classes = [
             np.array([class_of[category.name] for category in source.categories], np.int32)
             for source in sources
         ]
 
     def annotations(self, index: int) -> Annotations:
-        source_index, own_index = self._locate(index)
-        own = self._sources[source_index].annotations(own_index)
-        return own._replace(classes=self._classes[source_index][own.classes])
+        source_index, index_in_source = self._locate(index)
+        annotations = self._sources[source_index].annotations(index_in_source)
+        return annotations._replace(classes=self._classes[source_index][annotations.classes])
 
     def file_name(self, index: int) -> str:
-        source, own_index = self._source_of(index)
-        return source.file_name(own_index)
+        source, index_in_source = self._source_of(index)
+        return source.file_name(index_in_source)
 
     def read(self, index: int) -> bytes | None:
-        source, own_index = self._source_of(index)
-        return source.read(own_index)
+        source, index_in_source = self._source_of(index)
+        return source.read(index_in_source)
 
     def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
-        source, own_index = self._source_of(index)
-        return source.image(own_index)
+        source, index_in_source = self._source_of(index)
+        return source.image(index_in_source)
 
     def ground_truth(self) -> dict[str, Any]:
         images: list[dict[str, Any]] = []
@@ -98,19 +101,19 @@ class _Merged(Source):
 
     def _source_of(self, index: int) -> tuple[Source, int]:
         """Return the source of an image, and the image's index in it."""
-        source_index, own_index = self._locate(index)
-        return self._sources[source_index], own_index
+        source_index, index_in_source = self._locate(index)
+        return self._sources[source_index], index_in_source
 
 
 def _make_unique(ids: list[int]) -> list[int]:
-    """Return the ids if they are unique, else the numbers from 1."""
+    """Return the ids if they are unique, and otherwise the numbers from 1."""
     return ids if len(set(ids)) == len(ids) else list(range(1, len(ids) + 1))
 
 
 def _unite_categories(
     categories_of_sources: Iterable[tuple[Category, ...]],
 ) -> tuple[Category, ...]:
-    """Return every name once, sorted by id."""
+    """Return the categories of all names, sorted by id."""
     name_of: dict[int, str] = {}
     for categories in categories_of_sources:
         for category_id, name in categories:
@@ -123,14 +126,14 @@ def _unite_categories(
 def _warn_of_lacking_categories(
     categories: tuple[Category, ...], sources: Iterable[Source]
 ) -> None:
-    """Log a warning for every source without all of the merged categories."""
+    """Log a warning for every source that lacks some of the merged categories."""
     for source in sources:
-        own = {category.name for category in source.categories}
-        lacking = [category.name for category in categories if category.name not in own]
+        names = {category.name for category in source.categories}
+        lacking = [category.name for category in categories if category.name not in names]
         if lacking:
             logging.warning(
-                "%s: lacks %d categories of the data it is merged with (first: %s): training "
-                "treats such objects in its images as background.",
+                "%s: lacks %d categories of the datasets that it is merged with (first: %s); "
+                "training treats such objects in its images as background.",
                 source.name,
                 len(lacking),
                 lacking[0],

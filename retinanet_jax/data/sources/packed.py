@@ -1,12 +1,12 @@
-"""`packed`: decoded and resized images with their boxes, in a folder that is memory-mapped.
+"""The `packed` format: a folder of decoded and resized images, which is memory-mapped.
 
-It is meant for hosts that cannot feed their accelerator, for small datasets, and for machines
-without TensorFlow. `retinanet-jax pack` writes the folder, which contains:
+It is meant for hosts that decode more slowly than their accelerator trains, for small datasets, and
+for machines without TensorFlow. `retinanet-jax pack` writes the folder, which contains:
 
-- `pictures.bin`: the pixels of all images, uint8 RGB, without anything in between,
+- `pictures.bin`: the pixels of all images, one after the other, in uint8 RGB,
 - `objects.npz`: ids, sizes (original and packed) and boxes of all images,
-- `ground_truth.json`: the ground truth that AP is computed against, as COCO JSON,
-- `packed.json`: categories, file names, how the images were resized, and the size of each file.
+- `ground_truth.json`: the ground truth that AP is computed from, in COCO's JSON format,
+- `packed.json`: categories, file names, the settings of resizing, and the size of each file.
 """
 
 import hashlib
@@ -29,31 +29,34 @@ from retinanet_jax.utils.files import write_folder
 from retinanet_jax.utils.threads import map_ahead
 
 FORMAT = "retinanet_jax packed"
-VERSION = 1  # of the folder's layout
+VERSION = 1  # of the format
 PIXELS = "pictures.bin"
 OBJECTS, GROUND_TRUTH, HEADER = "objects.npz", "ground_truth.json", "packed.json"
 GIGABYTE = 1e9
 
 
 class PackedSource(Source):
-    """A folder that `write_packed` has written.
+    """A dataset in a folder that `write_packed` has written.
 
-    Sizes and boxes are those of the original images, so plans and AP are the same as with the
-    dataset that was packed; only `image` differs: it returns the pixels that are stored, which are
-    resized already.
+    Sizes and boxes are those of the original images, so that plans and AP are the same as with the
+    original dataset. Only `image` differs, as it returns the stored pixels, which are already
+    resized.
 
     Attributes:
-        short_side: The short side in pixels that images were resized to.
-        long_side: The largest long side in pixels.
-        resize: The method of resizing, of `transforms.PIXEL_TYPES`.
+        short_side: The target length of the short side, in pixels, that images were resized to.
+        long_side: The maximal length of the long side, in pixels.
+        resize: The resize method, a key of `transforms.PIXEL_TYPES`.
     """
 
     def __init__(self, folder: str | os.PathLike):
-        """Read everything but the pixels, of which only the file's size is checked.
+        """Read everything but the pixels, and check the sizes of all files.
+
+        Args:
+            folder: The folder.
 
         Raises:
             FileNotFoundError: If there is no such folder.
-            ValueError: If it contains something else, or is incomplete or damaged.
+            ValueError: If the folder contains something else, or is incomplete or damaged.
         """
         self.name = str(folder)
         self._folder = pathlib.Path(folder)
@@ -69,7 +72,7 @@ class PackedSource(Source):
         self._pixel_bounds = _bounds(self._packed_sizes.astype(np.int64).prod(axis=1) * 3)
         self._object_bounds = _bounds(objects["counts"])
         self._objects = Annotations(objects["boxes"], objects["classes"], objects["crowd"])
-        # As a plain array, of which slices are made in a fraction of the time of a memmap's.
+        # A plain array of the same memory, because slicing a memmap takes several times as long.
         self._pixels = np.asarray(np.memmap(self._folder / PIXELS, np.uint8, "r"))
 
     def annotations(self, index: int) -> Annotations:
@@ -78,7 +81,7 @@ class PackedSource(Source):
         return Annotations(*(field[start:stop] for field in self._objects))
 
     def file_name(self, index: int) -> str:
-        """Return the name that the original dataset gives the image at `index`."""
+        """Return the name of the image at `index` in the original dataset."""
         return self._file_names[index]
 
     def read(self, index: int) -> None:
@@ -91,7 +94,7 @@ class PackedSource(Source):
         return self._pixels[start:stop].reshape(height, width, 3)
 
     def ground_truth(self) -> dict[str, Any]:
-        """Read the original dataset's ground truth, which training need not keep in memory."""
+        """Read the ground truth of the original dataset from the folder."""
         return json.loads((self._folder / GROUND_TRUTH).read_bytes())
 
 
@@ -107,23 +110,23 @@ def write_packed(
 ) -> PackedSource:
     """Decode and resize every image of `source` into `folder`, and open it.
 
-    The folder appears complete or not at all. If it exists with the same names, ids, sizes and
-    boxes, it is not written again; the pixels are not compared.
+    The folder is written completely or not at all. If it already exists with the same names, ids,
+    sizes and boxes, it is not written again; the pixels are not compared.
 
     Args:
         source: The dataset.
         folder: The folder to write.
-        short_side: The short side of packed images in pixels, as in a plan. Smaller images are
-            enlarged, so a plan with the same sides sees the same pixels as from the files.
-        long_side: The largest long side in pixels.
-        resize: The method of resizing, of `transforms.PIXEL_TYPES`; its pixels must be bytes.
+        short_side: The target length of the short side in pixels, as in a plan. Smaller images are
+            enlarged, so that a plan with the same sides gets the same pixels as from the files.
+        long_side: The maximal length of the long side, in pixels.
+        resize: The resize method, a key of `transforms.PIXEL_TYPES`; its pixels must be bytes.
         num_threads: The number of threads; None means the number of cores.
         progress: Called with the number of images written so far.
 
     Raises:
-        OSError: If the disk is too small.
-        ValueError: If `folder` contains something else, `resize` does not give bytes, or `source`
-            has no images or an image cannot be decoded.
+        OSError: If the disk has too little free space, or a file cannot be written.
+        ValueError: If `folder` contains something else, the pixels of `resize` are not bytes, or
+            `source` has no images or an invalid image.
     """
     _check_packable(source, resize)
     folder = pathlib.Path(folder)
@@ -150,7 +153,7 @@ def _check_packable(source: Source, resize: str) -> None:
     """Check that there are images, and that their pixels are bytes."""
     if resize == "bilinear_float":
         raise ValueError(
-            "resize='bilinear_float' gives pixels that are not rounded, and packed pixels are "
+            "resize='bilinear_float' returns pixels that are not rounded, and packed pixels are "
             "bytes; set data.resize to 'bilinear', or train on the image files."
         )
     if not len(source):
@@ -158,7 +161,7 @@ def _check_packable(source: Source, resize: str) -> None:
 
 
 def _stack_objects(source: Source, sizes: Int32[np.ndarray, "N 2"]) -> dict[str, np.ndarray]:
-    """Return the arrays of the file `OBJECTS`; `sizes` are the packed images'."""
+    """Return the arrays of the file `OBJECTS`; `sizes` are those of the packed images."""
     annotations = [source.annotations(index) for index in range(len(source))]
     return {
         "image_ids": np.array(source.image_ids, np.int64),
@@ -176,7 +179,7 @@ def _make_header(
 ) -> dict[str, Any]:
     """Return the content of the file `HEADER`, except the sizes of the other files.
 
-    Its digest identifies everything that is packed but the pixels.
+    Its digest identifies everything that is packed except the pixels.
     """
     header = {
         "format": FORMAT,
@@ -218,7 +221,7 @@ def _resized_images(
 
 
 def _bounds(counts: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N+1"]:
-    """Return where the part of each image begins, and where the last one ends."""
+    """Return the start of the data of each image, and the end of the last image's."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
 
 
@@ -232,7 +235,7 @@ def _is_written(folder: pathlib.Path, header: dict[str, Any]) -> bool:
         raise ValueError(
             f"{folder}: contains {', '.join(f'{name}={existing[name]}' for name in fields)}, not "
             f"{', '.join(f'{name}={header[name]}' for name in fields)} with the present "
-            "annotations; remove it or name another folder."
+            "annotations; remove it, or give another folder."
         )
     return True
 
@@ -247,17 +250,17 @@ def _read_header(folder: pathlib.Path) -> dict[str, Any]:
         header = json.loads((folder / HEADER).read_bytes())
     except FileNotFoundError:
         raise ValueError(
-            f"{folder}: contains no packed images ({HEADER} is missing); name the folder that "
+            f"{folder}: contains no packed images ({HEADER} is missing); give the folder that "
             "retinanet-jax pack has written."
         ) from None
     except ValueError as error:
         raise _damaged(folder, f"{HEADER}: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"{folder}: {HEADER} is not of packed images; name another folder.")
+        raise ValueError(f"{folder}: {HEADER} is not of packed images; give another folder.")
     if header["version"] != VERSION:
         raise ValueError(
-            f"{folder}: was packed in layout {header['version']}, and this program reads "
-            f"{VERSION}; remove it and pack it again."
+            f"{folder}: was packed in format version {header['version']}, but this program reads "
+            f"version {VERSION}; remove it and pack it again."
         )
     return header
 
@@ -269,7 +272,7 @@ def _read_objects(folder: pathlib.Path, header: dict[str, Any]) -> dict[str, np.
             size = (folder / name).stat().st_size
             if size != expected:
                 raise ValueError(f"{name} has {size} bytes, not {expected}")
-        with np.load(folder / OBJECTS) as file:  # a zip file, which checks its own checksums
+        with np.load(folder / OBJECTS) as file:  # reading a zip file verifies its checksums
             return dict(file)
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(folder, error) from None
@@ -287,6 +290,7 @@ def _check_space(folder: pathlib.Path, required: int) -> None:
     free = shutil.disk_usage(folder.parent).free
     if required > free:
         raise OSError(
-            f"{folder}: the images take {required / GIGABYTE:.2f} GB and {free / GIGABYTE:.2f} GB "
-            "are free there; name a folder on a larger disk, or a smaller short side."
+            f"{folder}: the images require {required / GIGABYTE:.2f} GB, but only "
+            f"{free / GIGABYTE:.2f} GB are free; give a folder on a larger disk, or a smaller "
+            "short side."
         )

@@ -1,9 +1,9 @@
-"""`shapes`: a dataset generated from a seed, so that everything can be tried without data.
+"""The `shapes` dataset, which is generated from a seed, so that no data is needed to try a program.
 
-It has six categories of figures of many sizes, colors, textures and rotations on textured
-backgrounds. Some are hidden in part, some are cut by the image's border, and now and then there are
-none at all. It is written as a COCO dataset, with gaps in its category ids as COCO has, and read by
-the same code as COCO.
+It has six categories of figures in many sizes, colors, textures and rotations on textured
+backgrounds. Some figures are partly hidden or cut off by the border of the image, and some images
+have no figures. The dataset is written and read as a COCO dataset, with gaps in its category ids,
+as in COCO.
 """
 
 import functools
@@ -29,18 +29,18 @@ CATEGORIES = (
     Category(7, "ring"),
     Category(11, "cross"),
 )
-VERSION = 1  # of the images: raise it with any change that moves a pixel
+VERSION = 1  # of the images; increase it with every change that alters a pixel
 ANNOTATIONS, IMAGES, SETTINGS = "instances.json", "images", "recipe.json"
 
 SUPERSAMPLING = 4
-SIZES = (0.15, 0.65)  # of the image's side, sampled uniformly in the logarithm
+SIZES = (0.15, 0.65)  # longest side over the image's side; its logarithm is sampled uniformly
 MAX_STRETCH = 1.5
-# Either way: categories with small rotations are learned in minutes, with any rotation in hours.
+# In either direction. With such small rotations, training takes minutes; with any rotation, hours.
 MAX_ROTATION = math.pi / 9
 MAX_OBJECTS = 6
 EMPTY_FRACTION = 0.03
-MAX_HIDDEN = 0.6  # of a figure's area, behind others or outside the image
-NUM_TRIES = 20  # of finding a place for a figure
+MAX_HIDDEN = 0.6  # fraction of a figure's area that is behind others or outside the image
+NUM_TRIES = 20  # to sample a figure that hides too much of no figure
 # Rotations by multiples of 90 degrees.
 ROT90_MATRICES = ([[1, 0], [0, 1]], [[0, -1], [1, 0]], [[-1, 0], [0, -1]], [[0, 1], [-1, 0]])
 
@@ -50,9 +50,9 @@ class Figure(NamedTuple):
 
     Attributes:
         class_index: The index of its category in CATEGORIES.
-        box: x1, y1, x2, y2 in pixels around the part that lies in the image.
-        area: In square pixels, including the part outside the image.
-        window: The rows and columns of the image that it touches.
+        box: x1, y1, x2, y2 in pixels, around the part that is inside the image.
+        area: Area in square pixels, including the part outside the image.
+        window: The rows and columns of the image that contain it.
         coverage: The fraction of each pixel of the window that it covers.
     """
 
@@ -66,22 +66,22 @@ class Figure(NamedTuple):
 def write_shapes(
     directory: str | os.PathLike, *, seed: int, num_images: int, image_size: int
 ) -> pathlib.Path:
-    """Generate the dataset into `directory`: `ANNOTATIONS` and the folder `IMAGES`.
+    """Generate a dataset: the file `ANNOTATIONS` and the folder `IMAGES`.
 
-    The directory appears complete or not at all. If it contains the same dataset already, it is
-    not written again.
+    The directory is written completely or not at all. If it already contains the same dataset, it
+    is not written again.
 
     Args:
         directory: The folder to write.
         seed: Image i depends only on (seed, i).
         num_images: The number of images.
-        image_size: Their side in pixels.
+        image_size: The height and width of the images in pixels.
 
     Returns:
         The directory.
 
     Raises:
-        ValueError: If the directory contains something else or a number is too small.
+        ValueError: If the directory contains something else, or a number is too small.
     """
     if num_images < 1 or image_size < 32 or seed < 0:
         raise ValueError(
@@ -110,7 +110,7 @@ def _is_written(directory: pathlib.Path, settings: dict[str, int]) -> bool:
     if existing != settings:
         content = f"shapes with {existing}" if existing else "something else"
         raise ValueError(
-            f"{directory}: contains {content}, not shapes with {settings}; remove it or name "
+            f"{directory}: contains {content}, not shapes with {settings}; remove it, or give "
             "another folder."
         )
     return True
@@ -150,7 +150,13 @@ def _write(directory: pathlib.Path, settings: dict[str, int]) -> None:
 
 
 def generate_image(seed: int, index: int, image_size: int) -> tuple[Image.Image, list[Figure]]:
-    """Return the square image at `index` of a seed, and its figures from back to front."""
+    """Return an image and its figures from back to front.
+
+    Args:
+        seed: The dataset's seed.
+        index: The index of the image.
+        image_size: The height and width of the image in pixels.
+    """
     rng = np.random.Generator(np.random.Philox(key=[seed, index]))
     canvas = sample_background(rng, image_size)
     front = np.full((image_size, image_size), -1)  # the index of the figure in front, at each pixel
@@ -169,12 +175,12 @@ def generate_image(seed: int, index: int, image_size: int) -> tuple[Image.Image,
                 front = new_front
                 figures.append(figure)
                 break
-    canvas += rng.normal(0, 3, canvas.shape)  # as the noise of a camera
+    canvas += rng.normal(0, 3, canvas.shape)  # like the noise of a camera
     return Image.fromarray(np.clip(np.rint(canvas), 0, 255).astype(np.uint8)), figures
 
 
 def _sample_figure(rng: np.random.Generator, image_size: int) -> Figure:
-    """Return a figure of random category, size, aspect ratio, rotation and place."""
+    """Return a figure of random category, size, aspect ratio, rotation and position."""
     class_index = int(rng.integers(len(CATEGORIES)))
     outline, hole = _unit_outlines()[CATEGORIES[class_index].name]
     stretch = math.exp(rng.uniform(-1, 1) * math.log(MAX_STRETCH) / 2)
@@ -186,7 +192,7 @@ def _sample_figure(rng: np.random.Generator, image_size: int) -> Figure:
     rotated = outline @ matrix.T
     scale = longest / np.ptp(rotated, axis=0).max()
     half = np.ptp(rotated, axis=0) * scale / 2
-    # At most half of the figure's width or height may lie outside; `MAX_HIDDEN` is stricter.
+    # At most half of the figure's width or height is outside the image; `MAX_HIDDEN` is stricter.
     center = rng.uniform(0, image_size, 2)
     center = np.clip(center, half / 2, image_size - half / 2)
     shift = center - (rotated.max(axis=0) + rotated.min(axis=0)) / 2 * scale
@@ -196,7 +202,7 @@ def _sample_figure(rng: np.random.Generator, image_size: int) -> Figure:
 
 @functools.cache
 def _unit_outlines() -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-    """Return each category's outline and hole around the origin, before stretching."""
+    """Return the outline and hole of each category, centered at the origin, before stretching."""
     arm = 0.34
     quarter = np.array([(arm, 1), (arm, arm), (1, arm)])  # of a cross
     return {
@@ -221,14 +227,21 @@ def render(
     hole: Float[np.ndarray, "u 2"] | None,
     image_size: int,
 ) -> Figure:
-    """Return a figure from the (x, y) corners of its outline and hole in pixels."""
+    """Return the figure with a given outline.
+
+    Args:
+        class_index: The index of the category in CATEGORIES.
+        outline: The (x, y) corners in pixels.
+        hole: The (x, y) corners of a hole in pixels, or None.
+        image_size: The height and width of the image in pixels.
+    """
     low = np.clip(np.floor(outline.min(axis=0)), 0, image_size - 1).astype(int)
     high = np.clip(np.ceil(outline.max(axis=0)), low + 1, image_size).astype(int)
     mask = Image.new("L", tuple(((high - low) * SUPERSAMPLING).tolist()))
     pen = ImageDraw.Draw(mask)
 
     def fill(polygon: np.ndarray, level: int) -> None:
-        corners = (polygon - low) * SUPERSAMPLING - 0.5  # Pillow counts from pixels' centers
+        corners = (polygon - low) * SUPERSAMPLING - 0.5  # Pillow's origin is a pixel's center
         pen.polygon([tuple(corner) for corner in corners.tolist()], fill=level)
 
     fill(outline, 255)

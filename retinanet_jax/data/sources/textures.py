@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64
 from PIL import Image
 
-# Every category has a hue of its own, as apples and bananas have, which overlaps with those of its
-# neighbors: color is a hint, the outline decides.
+# Every category has a different hue, but its range overlaps with those of its neighbors: the color
+# of a figure suggests its category, and the outline decides it.
 HUE_SPREAD = 0.12
-GRAY_FRACTION = 0.1  # of the figures have no hue
-MIN_CONTRAST = 90.0  # RGB distance between the colors of a figure and what is behind it
-NUM_TRIES = 20  # of finding colors with that contrast
+GRAY_FRACTION = 0.1  # fraction of figures without a hue
+MIN_CONTRAST = 90.0  # RGB distance between the colors of a figure and the mean color behind it
+NUM_TRIES = 20  # to sample colors with that contrast
 
 
 def paint(
@@ -25,7 +25,7 @@ def paint(
 
     Args:
         rng: The generator of the texture and the colors.
-        canvas: The part of the image that the figure touches, RGB in 0..255.
+        canvas: The window of the image that contains the figure, RGB in 0..255.
         coverage: The fraction of each pixel that the figure covers.
         hue: The hue of the figure's category.
     """
@@ -37,14 +37,14 @@ def paint(
 def _sample_figure_colors(
     rng: np.random.Generator, hue: float, behind: Float[np.ndarray, " 3"]
 ) -> tuple[Float64[np.ndarray, " 3"], Float64[np.ndarray, " 3"]]:
-    """Return two similar colors, near `hue` or gray, both different from the color `behind`."""
+    """Return two similar colors, near `hue` or gray, that contrast with the color `behind`."""
     for _ in range(NUM_TRIES):
-        own_hue = hue + rng.uniform(-HUE_SPREAD, HUE_SPREAD)
+        figure_hue = hue + rng.uniform(-HUE_SPREAD, HUE_SPREAD)
         value = rng.uniform(0.2, 1)
         saturation = 0.0 if rng.random() < GRAY_FRACTION else rng.uniform(0.6, 1)
-        first = _rgb(own_hue, saturation, value)
+        first = _rgb(figure_hue, saturation, value)
         second = _rgb(
-            own_hue + rng.uniform(-0.05, 0.05), saturation, value + rng.uniform(-0.2, 0.2)
+            figure_hue + rng.uniform(-0.05, 0.05), saturation, value + rng.uniform(-0.2, 0.2)
         )
         if min(np.linalg.norm(first - behind), np.linalg.norm(second - behind)) >= MIN_CONTRAST:
             break
@@ -52,7 +52,12 @@ def _sample_figure_colors(
 
 
 def sample_background(rng: np.random.Generator, size: int) -> Float64[np.ndarray, "size size 3"]:
-    """Return a background of two muted colors that are not far from each other, RGB in 0..255."""
+    """Return a background of two similar muted colors, RGB in 0..255.
+
+    Args:
+        rng: The generator of the texture and the colors.
+        size: The height and width in pixels.
+    """
     hue, saturation, value = rng.random(), rng.uniform(0, 0.5), rng.uniform(0.2, 0.95)
     first = _rgb(hue, saturation, value)
     second = _rgb(hue + rng.uniform(-0.15, 0.15), saturation, value + rng.uniform(-0.25, 0.25))
@@ -68,7 +73,13 @@ def _rgb(hue: float, saturation: float, value: float) -> Float64[np.ndarray, " 3
 def sample_texture(
     rng: np.random.Generator, height: int, width: int
 ) -> Float64[np.ndarray, "height width"]:
-    """Return a texture in [0, 1]: plain, a gradient, stripes, a checkerboard, dots or clouds."""
+    """Return a random texture in [0, 1]: plain, gradient, stripes, checkerboard, dots or clouds.
+
+    Args:
+        rng: The generator of the texture.
+        height: The height in pixels.
+        width: The width in pixels.
+    """
     angle = rng.uniform(0, 2 * math.pi)
     y, x = np.mgrid[:height, :width] + 0.5
     along = math.cos(angle) * x + math.sin(angle) * y
