@@ -5,6 +5,7 @@ run in one process.
 """
 
 import contextlib
+import os
 import pathlib
 import re
 import sys
@@ -63,6 +64,7 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
     logging.set_verbosity(logging.WARNING)  # Orbax logs a page of INFO for each checkpoint
     with errors_in_one_line(command, values.traceback):
         return command.run(values, arguments) or 0
+    return 0
 
 
 def define_config(
@@ -192,6 +194,10 @@ def errors_in_one_line(command: Command, traceback: bool) -> Iterator[None]:
     """End the program in one line at a user's mistake, or with Python's traceback."""
     try:
         yield
+    except BrokenPipeError:
+        # The reader of the output, such as `head`, has ended. Python would fail again when it
+        # flushes the output at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, FloatingPointError) as error:
         if traceback:
             raise

@@ -343,6 +343,13 @@ def test_the_help_does_not_wait_for_jax():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_a_reader_that_ends_early_is_no_error():
+    command = f"{sys.executable} -m retinanet_jax configs | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout == "configs/ablations.py\n"
+    assert done.stderr == ""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [[TINY], []])
 def test_the_program_itself_ends_with_status_1_and_no_traceback(program, tmp_path, config):
