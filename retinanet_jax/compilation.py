@@ -1,4 +1,4 @@
-"""Compilation of a step for several image shapes, in parallel and before their batches arrive."""
+"""Compilation of a function for several image shapes, in parallel and before batches arrive."""
 
 import contextlib
 import itertools
@@ -14,16 +14,17 @@ import jax
 
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.utils.files import make_writable
+from retinanet_jax.utils.progress import format_count
 
-Compiler = futures.Executor  # threads that compile; XLA releases Python's lock meanwhile
-MAX_THREADS = 8  # each needs some 500 MB for a ResNet-50
+Compiler = futures.Executor  # threads that compile; XLA releases Python's lock while it compiles
+MAX_THREADS = 8  # each needs about 500 MB for a ResNet-50
 
 
 @contextlib.contextmanager
 def start_compiler() -> Iterator[Compiler]:
     """Start threads that compile; on exit, cancel the compilations that have not begun."""
-    # Half of a program's compilation is parallel by itself: with one thread a core, the first
-    # program, for which training waits, would come later.
+    # Half of a program's compilation is parallel by itself: with one thread per core, the first
+    # program, for which training waits, would be ready later.
     num_threads = min((os.cpu_count() or 1) // 2, MAX_THREADS)
     threads = futures.ThreadPoolExecutor(max(1, num_threads))
     try:
@@ -39,7 +40,7 @@ class CompiledByShape:
     the jitted function.
 
     Args:
-        name: Name of the function in the lines that report the progress of compiling.
+        name: Name of the function in the progress lines.
         jitted: The jitted function.
         compiler: The threads that compile, from `start_compiler`.
     """
@@ -54,15 +55,16 @@ class CompiledByShape:
         """Start to compile for the shapes of these batches, in their order.
 
         Args:
-            state: A state as the function takes it; arrays or shapes.
+            state: The function's first argument; arrays or shapes.
             batches: One batch of each shape; arrays or shapes.
         """
         new = [batch for batch in batches if batch.images.shape not in self._programs]
         for batch in new:
-            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
-            self._programs[batch.images.shape] = self._compiler.submit(self._compile, *shapes)
+            structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
+            self._programs[batch.images.shape] = self._compiler.submit(self._compile, *structs)
         if new:
-            print(f"compiling {self._name} for image shapes: {len(new)}", flush=True)
+            shapes = format_count(len(new), "image shape")
+            print(f"compiling {self._name} for {shapes}", flush=True)
 
     def __call__(self, state: Any, batch: Batch) -> Any:
         """Return the jitted function's result, after waiting for the compiler if necessary."""
@@ -73,7 +75,7 @@ class CompiledByShape:
         return self._programs[batch.images.shape].result()(state, batch)
 
     def _compile(self, state: Any, batch: Batch) -> Any:
-        """Return the program for the shapes of a state and a batch."""
+        """Return the compiled function for the shapes of a state and a batch."""
         start = time.monotonic()
         # Tracing is Python: one at a time, so that the first program reaches the compiler soonest.
         with self._tracing:

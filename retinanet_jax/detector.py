@@ -1,10 +1,10 @@
-"""The Python API: a trained detector that finds the objects in an image.
+"""The Python API: a trained detector that returns the objects in an image.
 
     detector = Detector.load("runs/pets")
     detections = detector("living_room.jpg")
     detections.draw().save("annotated.jpg")
 
-Images are read, resized and padded as in evaluation, so the detections are those of evaluation.
+Images are read, resized and padded as in evaluation, so the detections equal those of evaluation.
 """
 
 import difflib
@@ -33,12 +33,12 @@ from retinanet_jax.utils.threads import NUM_THREADS, grouped, in_order, map_ahea
 
 __all__ = ["Detection", "Detections", "Detector"]
 
-PATIENCE = 4  # how many batches of later images an image waits for until its own batch is full
+PATIENCE = 4  # the largest number of batches of later images that an image waits for
 MAX_SUGGESTIONS = 10  # category names that an error message lists
 
 
 class _Input(NamedTuple):
-    """An image, and what the network gets of it."""
+    """An image, and the batch of one with which the network processes it."""
 
     image: UInt8[np.ndarray, "H W 3"]
     example: Batch  # of one image
@@ -57,9 +57,9 @@ class Detector:
 
     Args:
         checkpoint: The checkpoint; it is not changed.
-        score_threshold: See `load`.
-        categories: See `load`.
-        max_detections: See `load`.
+        score_threshold: As in `load`.
+        categories: As in `load`.
+        max_detections: As in `load`.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class Detector:
                 AP is loaded, or the newest one if none was evaluated; or the folder of a
                 checkpoint, such as runs/pets/checkpoints/2500.
             score_threshold: Only detections with a higher score are returned; at least 0 and less
-                than 1. None: as the checkpoint's config specifies.
-            categories: Names of categories; only their detections are returned. None: all.
-            max_detections: The most detections of an image, before `categories` are selected.
-                None: as the checkpoint's config specifies.
+                than 1. None for the threshold in the checkpoint's config.
+            categories: Names of the categories to return. None for all.
+            max_detections: The largest number of detections per image, before `categories` are
+                selected. None for the limit in the checkpoint's config.
 
         Raises:
             FileNotFoundError: If there is no checkpoint.
@@ -126,8 +126,8 @@ class Detector:
     def __call__(self, image: ImageLike) -> Detections:
         """Detect the objects in one image.
 
-        The network is compiled when the first image of an input shape comes, which is the shape
-        that images are resized and padded to.
+        Images are resized and padded to one of a few input shapes. The network is compiled when the
+        first image of an input shape arrives.
 
         Examples:
             >>> detector = Detector.load("runs/pets")
@@ -156,10 +156,10 @@ class Detector:
     def batch(self, images: Iterable[ImageLike], batch_size: int = 8) -> Iterator[Detections]:
         """Detect the objects in many images, several at a time; return the detections in order.
 
-        Images of one input shape are computed together. They are read in threads, a few batches
-        ahead of the detections that are taken, so `images` may be endless. An image waits until its
-        batch is full or until 4 * batch_size later images have come. A batch that is not full is
-        filled up with copies, so each input shape is compiled once.
+        Images of one input shape are processed together. They are read by threads, a few batches
+        ahead of the detections that are consumed, so `images` may be endless. An image waits until
+        its batch is full or until 4 * batch_size later images have come. A batch that is not full
+        is filled up with copies, so each input shape is compiled once.
 
         Examples:
             >>> detector = Detector.load("runs/pets")
@@ -171,11 +171,11 @@ class Detector:
 
         Args:
             images: Images as `__call__` accepts them.
-            batch_size: How many images are computed together.
+            batch_size: The number of images that the network processes at once.
 
         Raises:
-            ValueError: If `batch_size` is less than 1 or `images` is a single image; and, in place
-                of its detections, if an image cannot be read or used.
+            ValueError: If `batch_size` is less than 1 or `images` is a single image; and, when its
+                detections would be returned, if an image cannot be read or used.
         """
         return map(_raise_error, self.batch_with_errors(images, batch_size))
 
@@ -186,7 +186,7 @@ class Detector:
 
         Args:
             images: Images as `__call__` accepts them.
-            batch_size: How many images are computed together.
+            batch_size: The number of images that the network processes at once.
 
         Returns:
             The detections of each image, or its error, in order.
@@ -216,7 +216,7 @@ class Detector:
             return error if name in str(error) else ValueError(f"{name}: {error}")
 
     def _start(self, group: _Group, batch_size: int) -> tuple[_Group, core.Detections | None]:
-        """Start the detection of a group of images; None if it consists of errors."""
+        """Start the detection of a group of images; return None if it consists of errors."""
         examples = [item.example for _, item in group if isinstance(item, _Input)]
         if not examples:
             return group, None
@@ -233,8 +233,8 @@ class Detector:
             if isinstance(item, ValueError):
                 outcomes.append((index, item))
             else:
-                own_arrays = (array[example] for array in arrays)
-                outcomes.append((index, self._detections(item.image, *own_arrays)))
+                example_arrays = (array[example] for array in arrays)
+                outcomes.append((index, self._detections(item.image, *example_arrays)))
         return outcomes
 
     def _detections(
@@ -253,11 +253,11 @@ class Detector:
 
 
 def eval_example(image: UInt8[np.ndarray, "H W 3"], config: ConfigDict) -> Batch:
-    """Return an image as evaluation passes it to the network: a batch of one, without ground truth.
+    """Return the batch of one image that evaluation would pass to the network.
 
     Args:
         image: RGB pixels.
-        config: The config that specifies the resizing and the buckets.
+        config: A run's config; its `data` specifies the resizing and the buckets.
 
     Raises:
         ValueError: If no bucket can contain the resized image.
@@ -286,7 +286,7 @@ def _concatenate(examples: Sequence[Batch], batch_size: int) -> Batch:
 
 
 def _raise_error(outcome: Detections | ValueError) -> Detections:
-    """Return detections, and raise an error."""
+    """Return the detections, or raise the error."""
     if isinstance(outcome, ValueError):
         raise outcome
     return outcome
@@ -295,7 +295,7 @@ def _raise_error(outcome: Detections | ValueError) -> Detections:
 def _with_limits(
     config: ConfigDict, score_threshold: float | None, max_detections: int | None
 ) -> ConfigDict:
-    """Return a copy of the config with the limits that are not None in its section detections."""
+    """Return a copy of the config in which the limits that are not None replace its own."""
     if score_threshold is not None and not 0 <= score_threshold < 1:
         raise ValueError(
             f"score_threshold={score_threshold} must be at least 0 and less than 1; try 0.05."

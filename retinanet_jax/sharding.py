@@ -1,4 +1,4 @@
-"""The device mesh, and how each array is split over it. No other module places arrays on devices.
+"""The device mesh, and how each array is split over it.
 
 The mesh has two axes: `data` splits a batch into images, `space` splits the height of the images,
 for images that are too large for one device. The compiler exchanges the borders that convolutions
@@ -60,9 +60,9 @@ def check_batch_size(field: str, batch_size: int, mesh: Mesh) -> None:
 def check_heights(buckets: Iterable[tuple[int, int]], max_level: int, mesh: Mesh) -> None:
     """Check that the devices along `space` can split the images of every bucket.
 
-    The image itself must be split evenly. Of the coarsest level each device needs at least one row:
-    without one the compiler's gradients are wrong (1e-3 off in float64 with jax 0.10 on CPU, though
-    the loss is right). It does no harm that devices have different numbers of a level's rows.
+    The image itself must be split evenly. Each device needs at least one row of the coarsest level:
+    otherwise the compiler's gradients are wrong (by 1e-3 in float64 with jax 0.10 on a CPU, while
+    the loss is right). The devices may have different numbers of rows of a level.
 
     Args:
         buckets: Heights and widths of the network's input, in pixels.
@@ -70,7 +70,7 @@ def check_heights(buckets: Iterable[tuple[int, int]], max_level: int, mesh: Mesh
         mesh: The devices.
 
     Raises:
-        ValueError: If some bucket's height cannot be split so.
+        ValueError: If the height of a bucket cannot be split in this way.
     """
     space = mesh.shape["space"]
     for height, _ in buckets:
@@ -94,7 +94,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_shardings(mesh: Mesh) -> Batch:
-    """Return the sharding of each array of a batch: over `data`, and the images over `space` too.
+    """Return the sharding of each array of a batch: over `data`, and for the images also `space`.
 
     Returns:
         A `Batch` with a sharding in each field.

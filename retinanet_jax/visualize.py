@@ -1,4 +1,4 @@
-"""Images for people: boxes drawn with labels, and contact sheets of several images."""
+"""Drawings for people: images with labeled boxes, and contact sheets of several images."""
 
 import colorsys
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ SHEET_GAP = 4  # pixels between the cells of a contact sheet
 
 
 def class_color(class_index: int) -> tuple[int, int, int]:
-    """Return the RGB color of a class, in 0..255; consecutive classes differ most.
+    """Return the RGB color of a class, in 0..255.
 
-    Their hues are a golden ratio apart.
+    The hues of consecutive classes are a golden ratio apart, so that they differ clearly.
     """
     red, green, blue = colorsys.hsv_to_rgb(class_index * 0.61803398875 % 1, 0.85, 0.95)
     return int(red * 255), int(green * 255), int(blue * 255)
 
 
 def score_label(class_name: str, score: float) -> str:
-    """Return the label that is drawn at a detection's box."""
+    """Return the label that is drawn at the box of a detection."""
     return f"{class_name} {score:.2f}"
 
 
@@ -69,12 +69,12 @@ def comparison_sheet(
     threshold: float = 0.5,
     side: int = 400,
 ) -> Image.Image:
-    """Return a contact sheet with the ground truth of images left of their detections.
+    """Return a contact sheet of images, each with its ground truth and next to it its detections.
 
     Args:
         source: The dataset.
         results: Detections of its images in COCO's results format.
-        count: How many images to show, evenly spread over the dataset.
+        count: The number of images to show, evenly spread over the dataset.
         threshold: The lowest score of a detection that is drawn.
         side: The square, in pixels, that each image is scaled to fit.
     """
@@ -92,7 +92,13 @@ def comparison_sheet(
 
 
 def sheet(images: Sequence[Image.Image], *, side: int, columns: int) -> Image.Image:
-    """Return a contact sheet: images of at most `side` x `side` pixels in rows of `columns`."""
+    """Return a contact sheet of images.
+
+    Args:
+        images: Images of at most `side` x `side` pixels.
+        side: The width and height of a cell in pixels.
+        columns: The number of images in a row.
+    """
     cell = side + SHEET_GAP
     num_rows = -(-len(images) // columns)
     canvas = Image.new("RGB", (cell * min(columns, len(images)), cell * num_rows), "white")

@@ -1,4 +1,4 @@
-"""CompiledByShape: the jitted function's results, compiled before the batches arrive."""
+"""CompiledByShape has the jitted function's results and compiles before the batches arrive."""
 
 import threading
 import time
@@ -50,7 +50,7 @@ def test_each_shape_is_compiled_once_and_the_results_are_those_of_the_function(c
         assert state.tolist() == [expected] * 4
     assert sorted(traced.shapes) == [(8, 16), (16, 8), (32, 32)]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "compiling adding for image shapes: 2"
+    assert lines[0] == "compiling adding for 2 image shapes"
     assert sum("compiled adding" in line for line in lines) == 3
     assert "compiled adding 3/3: 32 x 32" in lines[-1]
 

@@ -1,4 +1,4 @@
-"""The Python API: an image has the same detections in whatever way and company it is given."""
+"""The Python API: an image has the same detections in every form and in every batch."""
 
 import doctest
 import inspect
@@ -64,7 +64,7 @@ def detector(compiled_shapes, toy_checkpoint) -> Detector:
 
 
 def red_image(level: int, size: tuple[int, int] = (20, 30)) -> np.ndarray:
-    """An image of one red, 20 x 30 pixels if no other (height, width) is given."""
+    """An image in a single shade of red; `size` is its (height, width)."""
     pixels = np.zeros((*size, 3), np.uint8)
     pixels[..., 0] = level
     return pixels
@@ -100,7 +100,7 @@ def test_a_batch_is_not_a_single_image(detector):
         detector.batch("a.jpg")
 
 
-def test_a_drawing_has_the_detections_from_the_threshold_up(detector):
+def test_a_drawing_shows_the_detections_from_the_threshold_up(detector):
     detections = detector(red_image(204))
     drawings = {t: np.asarray(detections.draw(threshold=t)) for t in (0.1, 0.5, 0.9)}
     np.testing.assert_array_equal(drawings[0.9], detections.image)
@@ -117,8 +117,8 @@ def test_an_image_is_the_same_as_array_file_and_pillow_image(detector, tmp_path)
     rotated[0x0112] = 6  # to be rotated by 90 degrees clockwise
     Image.fromarray(np.rot90(pixels)).save(tmp_path / "a.png", exif=rotated)
     with Image.open(tmp_path / "a.png") as opened:
-        ways = [pixels, tmp_path / "a.png", str(tmp_path / "a.png"), opened, opened]
-        for detections in detector.batch(ways, batch_size=2):
+        inputs = [pixels, tmp_path / "a.png", str(tmp_path / "a.png"), opened, opened]
+        for detections in detector.batch(inputs, batch_size=2):
             np.testing.assert_array_equal(detections.image, pixels)
     gray = detector(pixels[..., 0])
     np.testing.assert_array_equal(gray.image, np.repeat(pixels[..., :1], 3, axis=2))
@@ -262,7 +262,7 @@ def test_the_example_of_the_documentation_runs(
 
 @pytest.mark.parametrize("shapes", ["buckets", "own"])
 @pytest.mark.parametrize("method", PIXEL_TYPES)
-def test_the_network_reads_what_it_reads_in_evaluation(
+def test_the_network_has_the_same_input_as_in_evaluation(
     config, synthetic_dataset, tmp_path, method, shapes
 ):
     config.data.eval.update(

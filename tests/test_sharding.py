@@ -155,7 +155,7 @@ def double_step(toy_config):
 
 @pytest.mark.slow
 def test_a_step_on_8_devices_equals_one_on_1_device(double_step):
-    """All parameters, statistics, moments and metrics, in float64, where no decision flips."""
+    """All parameters, statistics, moments and metrics; in float64 no rounding flips a decision."""
     state, metrics = double_step(1, 1)
     assert metrics["num_foreground"] > 5
     assert metrics["gradient_norm"] > 1e-3

@@ -1,4 +1,4 @@
-"""Images for people: labeled boxes and contact sheets."""
+"""Labeled boxes and contact sheets show what they should, at the right pixels."""
 
 import json
 
@@ -55,7 +55,9 @@ def test_empty_boxes_and_boxes_at_the_edge_are_no_error():
     assert visualize.draw(black, boxes, ["a", "b", "c"], [0, 1, 2]).size == (20, 20)
 
 
-def test_a_comparison_has_ground_truth_left_and_confident_detections_right(synthetic_dataset):
+def test_a_comparison_shows_ground_truth_on_the_left_and_confident_detections_on_the_right(
+    synthetic_dataset,
+):
     source = CocoSource(synthetic_dataset / "instances.json", synthetic_dataset / "images")
     annotation = json.loads((synthetic_dataset / "instances.json").read_text())["annotations"][-1]
     index = list(source.image_ids).index(annotation["image_id"])

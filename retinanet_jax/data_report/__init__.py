@@ -1,1 +1,1 @@
-"""The dataset report: what is wrong with a dataset, and which anchors and buckets fit it."""
+"""The dataset report: the problems of a dataset, and the anchors and buckets that fit it."""

@@ -1,4 +1,4 @@
-"""How a config's anchors fit a dataset, and which scales and ratios would cover more boxes."""
+"""The fit of a config's anchors to a dataset, and a search for anchors that cover more boxes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,9 +14,9 @@ from retinanet_jax.data_report.coverage import Coverage, PlacedBoxes
 from retinanet_jax.data_report.findings import ERROR, INFO, MAX_EXAMPLES, WARNING, Finding
 from retinanet_jax.data_report.views import View, label_counts, make_matcher
 
-MAX_SEARCH_BOXES = 10_000  # boxes that the search for better anchors uses at most
-POOR, BAD = 0.05, 0.25  # fractions of boxes without an anchor: a warning, an error
-NOTABLE_GAIN = 0.01  # fraction of boxes that other anchors must additionally cover to be suggested
+MAX_SEARCH_BOXES = 10_000  # the largest number of boxes that the search for anchors uses
+POOR, BAD = 0.05, 0.25  # fractions of boxes without an anchor from which it is a warning, an error
+NOTABLE_GAIN = 0.01  # fraction of boxes that other anchors must cover in addition to be suggested
 
 
 class EpochBoxes(NamedTuple):
@@ -25,18 +25,28 @@ class EpochBoxes(NamedTuple):
     image_index: Int[np.ndarray, " n"]  # in the source
     classes: Int[np.ndarray, " n"]
     sides: Float[np.ndarray, "n 2"]  # height and width
-    ious: Float[np.ndarray, " n"]  # with the anchor that overlaps it most
+    ious: Float[np.ndarray, " n"]  # of each box with the anchor that overlaps it most
 
 
 class AnchorFit(NamedTuple):
-    """How the configured anchors, and better ones, cover the boxes."""
+    """The coverage of the boxes by the configured anchors and by suggested ones.
+
+    Attributes:
+        boxes: The boxes of an epoch.
+        configured: The coverage of the config's anchors.
+        suggested: The coverage of anchors that cover notably more boxes, if there are any: first
+            with as many scales and ratios as configured, then with one more of either.
+        label_counts: The numbers of foreground, background and ignored anchors of each image.
+        num_boxes: The number of boxes of each image.
+        dropped: The number of boxes of which crops leave less than the required fraction.
+    """
 
     boxes: EpochBoxes
     configured: Coverage
-    better: tuple[Coverage, ...]  # as many scales and ratios first; empty without improvement
-    labels: Int[np.ndarray, "v 3"]  # foreground, background, ignored anchors of each image
-    num_boxes: Int[np.ndarray, " v"]  # of each image
-    dropped: int  # boxes of which crops leave less than the required fraction
+    suggested: tuple[Coverage, ...]
+    label_counts: Int[np.ndarray, "v 3"]
+    num_boxes: Int[np.ndarray, " v"]
+    dropped: int
 
 
 def fit_anchors(
@@ -45,7 +55,7 @@ def fit_anchors(
     """Measure the config's anchors and, if they miss too many boxes, search for better ones.
 
     Args:
-        config: Its sections anchors and matching are used.
+        config: A run's config; its `anchors` and `matching` are used.
         views: The images of an epoch.
         progress: Called with the number of images matched so far.
     """
@@ -76,8 +86,8 @@ def fit_anchors(
     return AnchorFit(
         epoch_boxes,
         configured,
-        better_anchors(config, placed, configured),
-        labels=count_labels(config, views, progress),
+        suggest_anchors(config, placed, configured),
+        label_counts=count_labels(config, views, progress),
         num_boxes=np.array(counts),
         dropped=sum(view.dropped for view in views),
     )
@@ -88,16 +98,16 @@ def anchor_shapes(config: ConfigDict) -> dict[str, Any]:
     return {name: config.anchors[name] for name in ("base_scale", "scales", "ratios", "rounding")}
 
 
-def better_anchors(
+def suggest_anchors(
     config: ConfigDict, placed: PlacedBoxes, configured: Coverage
 ) -> tuple[Coverage, ...]:
     """Search for anchors that cover notably more boxes than the configured ones.
 
-    First as many scales and ratios as configured; then one more of either, if these still miss too
-    many boxes.
+    The search is for as many scales and ratios as configured, and then, if these still miss too
+    many boxes, for one more of either.
 
     Args:
-        config: Its sections anchors and matching are used.
+        config: A run's config; its `anchors` and `matching` are used.
         placed: The boxes to cover.
         configured: The coverage of the config's anchors.
     """
@@ -114,18 +124,18 @@ def better_anchors(
         ious = coverage.best_ious(placed, **changed)
         return coverage.measure_coverage(ious, result.scales, result.ratios, threshold=threshold)
 
-    best, better = configured, []
+    best, suggested = configured, []
     same_number = search(configured.scales, configured.ratios)
     if same_number.covered > best.covered + NOTABLE_GAIN:
-        best, better = same_number, [same_number]
+        best, suggested = same_number, [same_number]
     if best.covered <= 1 - POOR:
         scales, ratios = same_number.scales, same_number.ratios
         more_scales = search((*scales, scales[-1] * 1.5), ratios)
         more_ratios = search(scales, (*ratios, ratios[-1] * 1.5))
         extended = max(more_scales, more_ratios, key=lambda result: result.covered)
         if extended.covered > best.covered + NOTABLE_GAIN:
-            better.append(extended)
-    return tuple(better)
+            suggested.append(extended)
+    return tuple(suggested)
 
 
 def thin_out(placed: PlacedBoxes, max_boxes: int) -> PlacedBoxes:
@@ -143,10 +153,10 @@ def count_labels(
 ) -> Int[np.ndarray, "v 3"]:
     """Return the numbers of foreground, background and ignored anchors of each view.
 
-    Compiles one program per bucket.
+    One program is compiled per bucket.
 
     Args:
-        config: Its sections anchors and matching are used.
+        config: A run's config; its `anchors` and `matching` are used.
         views: The images of an epoch.
         progress: Called with the number of images matched so far.
     """
@@ -155,21 +165,21 @@ def count_labels(
     done = 0
     for bucket in sorted({view.bucket for view in views}):
         match = make_matcher(config, bucket)
-        for row, view in enumerate(views):
+        for view_index, view in enumerate(views):
             if view.bucket == bucket:
-                counts[row] = count(match(view).labels)
+                counts[view_index] = count(match(view).labels)
                 done += 1
                 progress(done)
     return counts
 
 
 def check_coverage(config: ConfigDict, source: Source, fit: AnchorFit) -> Finding:
-    """Report the boxes that no anchor overlaps by the foreground IoU; forced matches do not count.
+    """Report the boxes that no anchor overlaps by the foreground IoU, not counting forced matches.
 
     Args:
         config: The config of the run.
         source: The dataset of the boxes.
-        fit: The fit of the config's anchors to it.
+        fit: The fit of the config's anchors to the dataset.
     """
     boxes, threshold = fit.boxes, config.matching.foreground_iou
     indices = np.flatnonzero(boxes.ious < threshold)
@@ -190,12 +200,12 @@ def check_coverage(config: ConfigDict, source: Source, fit: AnchorFit) -> Findin
         f"({smallest:.0f} px), {(sizes > largest).mean():.0%} larger than the largest "
         f"({largest:.0f} px), {beyond.mean():.0%} have an aspect ratio outside of anchors.ratios"
     )
-    advice = "the search did not find scales and ratios of that number that cover more"
-    if fit.better:
-        best = fit.better[-1]
-        advice = f"{anchor_flags(best)} cover {best.covered:.1%}"
+    advice = "no better scales and ratios were found"
+    if fit.suggested:
+        best = fit.suggested[-1]
+        advice = f"{anchor_flags(best)} cover {best.covered:.1%} of the boxes"
     if (sizes < smallest).mean() > 0.5:
-        advice += "; larger images (--config.data.short_sides) help small boxes"
+        advice += "; small boxes need larger images (--config.data.short_sides)"
     worst = indices[np.argsort(boxes.ious[indices], stable=True)[:MAX_EXAMPLES]]
     examples = tuple(_box_label(source, boxes, index) for index in worst.tolist())
     severity = ERROR if fraction > BAD else WARNING
@@ -204,17 +214,17 @@ def check_coverage(config: ConfigDict, source: Source, fit: AnchorFit) -> Findin
 
 def check_foreground(fit: AnchorFit) -> Finding:
     """Report the mean numbers of foreground, background and ignored anchors per image."""
-    foreground, background, ignored = fit.labels.mean(axis=0)
+    foreground, background, ignored = fit.label_counts.mean(axis=0)
     divisor = max(foreground, 1e-9)
-    without = int(((fit.labels[:, 0] == 0) & (fit.num_boxes > 0)).sum())
+    without = int(((fit.label_counts[:, 0] == 0) & (fit.num_boxes > 0)).sum())
     message = (
         f"an image has on average {foreground:.1f} foreground, {background:.0f} background and "
         f"{ignored:.0f} ignored anchors (1 : {background / divisor:.0f} : {ignored / divisor:.1f})"
-        f"; {without} images with boxes have no foreground"
+        f"; {without} images with boxes have no foreground anchor"
     )
     if not without:
         return Finding(INFO, "foreground", message)
-    advice = "set --config.matching.low_quality=True, or anchors that cover more."
+    advice = "set --config.matching.low_quality=True, or choose anchors that cover more boxes."
     return Finding(WARNING, "foreground", message, advice)
 
 

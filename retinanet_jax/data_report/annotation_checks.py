@@ -26,7 +26,7 @@ RARE = 10  # boxes
 
 
 class AnnotatedBoxes(NamedTuple):
-    """All annotations of a dataset, including those that training leaves out."""
+    """All annotations of a dataset, including those that training ignores."""
 
     ids: Int[np.ndarray, " n"]
     image_index: Int[np.ndarray, " n"]  # index in the source
@@ -38,7 +38,7 @@ class AnnotatedBoxes(NamedTuple):
 
     @property
     def object_mask(self) -> Bool[np.ndarray, " n"]:
-        """Return which annotations are trained on as objects."""
+        """Whether each annotation is trained on as an object."""
         return ~self.empty_mask & ~self.crowd_mask
 
 
@@ -54,7 +54,7 @@ def read_boxes(source: Source) -> AnnotatedBoxes:
     x, y, width, height = np.array([x["bbox"] for x in annotations], float).reshape(-1, 4).T
     boxes = np.stack([y, x, y + height, x + width], axis=1)
     clipped = np.clip(boxes, 0, np.tile(source.sizes[image_index], 2))
-    # Training has float32, in which a box of a tiny fraction of a pixel has no area either.
+    # Training uses float32, in which a box of a tiny fraction of a pixel has no area either.
     single = clipped.astype(np.float32)
     return AnnotatedBoxes(
         ids=np.array([x["id"] for x in annotations], np.int64),
@@ -68,7 +68,7 @@ def read_boxes(source: Source) -> AnnotatedBoxes:
 
 
 def check_content(source: Source, boxes: AnnotatedBoxes) -> Finding:
-    """Report the numbers of images, boxes and categories; no box at all is an error."""
+    """Report the numbers of images, boxes and categories; a dataset without a box is an error."""
     message = f"{len(source)} images, {len(boxes.ids)} boxes, {len(source.categories)} categories"
     if boxes.object_mask.any():
         return Finding(INFO, "content", message)
@@ -87,10 +87,9 @@ def check_categories(source: Source, boxes: AnnotatedBoxes) -> Finding:
     if not without and not rare:
         message = f"each of {len(counts)} categories has {RARE} boxes or more"
         return Finding(INFO, "categories", message)
-    message = (
-        f"{len(without)} of {len(counts)} categories have no box, {len(rare)} fewer than {RARE}"
-    )
-    advice = "add images of these categories or remove them: they cannot be learned."
+    message = f"{len(without)} of {len(counts)} categories have no box, "
+    message += f"{len(rare)} have fewer than {RARE}"
+    advice = "add images of these categories, or remove them: they cannot be learned well."
     return Finding(WARNING, "categories", message, advice, first_examples([*without, *rare]))
 
 
@@ -102,7 +101,7 @@ def check_empty_images(source: Source, boxes: AnnotatedBoxes) -> Finding:
     message = f"{empty.sum()} of {len(source)} images ({fraction:.1%}) have no object"
     if fraction <= MANY_EMPTY:
         return Finding(INFO, "empty images", message)
-    advice = "they teach only background: make sure that no annotations are missing."
+    advice = "make sure that no annotations are missing; only background is learned from these."
     names = first_examples(source.file_name(index) for index in np.flatnonzero(empty).tolist())
     return Finding(WARNING, "empty images", message, advice, names)
 
@@ -110,7 +109,7 @@ def check_empty_images(source: Source, boxes: AnnotatedBoxes) -> Finding:
 def check_crowd_regions(
     source: Source, boxes: AnnotatedBoxes, *, crowd_ioa: float | None
 ) -> Finding:
-    """Report the crowd regions; if matching does not ignore anchors in them, as a warning.
+    """Report the crowd regions; they are a warning if matching does not ignore anchors in them.
 
     Args:
         source: The dataset.
@@ -133,7 +132,7 @@ def check_boxes_without_area(source: Source, boxes: AnnotatedBoxes) -> Finding:
     """Report boxes without width or height and boxes entirely outside of their image."""
     indices = np.flatnonzero(boxes.empty_mask)
     message = f"{len(indices)} of {len(boxes.ids)} boxes have no area inside their image"
-    advice = "remove or correct them: training leaves them out, and AP counts each as missed."
+    advice = "remove or correct them: training ignores them, and AP counts each as missed."
     examples = _annotation_labels(source, boxes, indices)
     return _invalid_boxes("boxes without area", message, advice, boxes, len(indices), examples)
 
@@ -162,11 +161,17 @@ def duplicate_pairs(boxes: AnnotatedBoxes) -> Int[np.ndarray, "p 2"]:
 def check_duplicate_boxes(
     source: Source, boxes: AnnotatedBoxes, pairs: Int[np.ndarray, "p 2"]
 ) -> Finding:
-    """Report the `duplicate_pairs` of one class: the same object twice."""
+    """Report objects that are annotated twice with the same class.
+
+    Args:
+        source: The dataset.
+        boxes: Its annotations.
+        pairs: The pairs that `duplicate_pairs` returns.
+    """
     pairs = pairs[boxes.classes[pairs[:, 0]] == boxes.classes[pairs[:, 1]]]
     count = len(np.unique(pairs[:, 1]))
-    message = f"{count} of {len(boxes.ids)} boxes repeat another of their class"
-    advice = "keep one of each: NMS detects only one, and AP counts the other as missed."
+    message = f"{count} of {len(boxes.ids)} boxes repeat another box of their class"
+    advice = "keep one of each pair: NMS leaves only one, and AP counts the other as missed."
     examples = _pair_labels(source, boxes, pairs)
     return _invalid_boxes("duplicate boxes", message, advice, boxes, count, examples)
 
@@ -174,7 +179,13 @@ def check_duplicate_boxes(
 def check_boxes_of_two_classes(
     source: Source, boxes: AnnotatedBoxes, pairs: Int[np.ndarray, "p 2"]
 ) -> Finding:
-    """Report the `duplicate_pairs` of different classes: one object with two classes."""
+    """Report objects that are annotated with two classes.
+
+    Args:
+        source: The dataset.
+        boxes: Its annotations.
+        pairs: The pairs that `duplicate_pairs` returns.
+    """
     pairs = pairs[boxes.classes[pairs[:, 0]] != boxes.classes[pairs[:, 1]]]
     count = len(np.unique(pairs[:, 1]))
     message = f"{count} of {len(boxes.ids)} boxes are also annotated as another class"
@@ -184,13 +195,13 @@ def check_boxes_of_two_classes(
 
 
 def check_same_categories(train: Source, evaluation: Source) -> Finding:
-    """Report the categories, ids and names, in which training and evaluation data differ."""
+    """Report the categories (id and name) that only one of the two datasets has."""
     if train.categories == evaluation.categories:
         message = "train and eval list the same categories"
         return Finding(INFO, "categories of both", message)
     differing = sorted(set(train.categories) ^ set(evaluation.categories))
     message = f"{len(differing)} categories (id and name) are in only one of train and eval"
-    advice = "give both the same list: training and evaluation refuse different ones."
+    advice = "use the same list in both: otherwise training with evaluation raises an error."
     examples = first_examples(map(_category_label, differing))
     return Finding(ERROR, "categories of both", message, advice, examples)
 
@@ -198,7 +209,14 @@ def check_same_categories(train: Source, evaluation: Source) -> Finding:
 def check_untrained_categories(
     train: Source, train_boxes: AnnotatedBoxes, evaluation: Source, eval_boxes: AnnotatedBoxes
 ) -> Finding:
-    """Report the categories that AP includes although no box of train has them."""
+    """Report the categories that have boxes in the evaluation data but none in the training data.
+
+    Args:
+        train: The training data.
+        train_boxes: Its annotations.
+        evaluation: The evaluation data.
+        eval_boxes: Its annotations.
+    """
     trained = _categories_with_boxes(train, train_boxes)
     evaluated = _categories_with_boxes(evaluation, eval_boxes)
     missing = sorted(evaluated - trained)
@@ -217,7 +235,7 @@ def _invalid_boxes(
     count: int,
     examples: tuple[str, ...],
 ) -> Finding:
-    """Return a finding about `count` invalid boxes: any is a warning, many are an error."""
+    """Return a finding about invalid boxes: a few are a warning, many are an error."""
     if not count:
         return Finding(INFO, subject, message)
     severity = ERROR if count > ERROR_FRACTION * len(boxes.ids) else WARNING
@@ -234,6 +252,7 @@ def _ious(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n n"]:
 
 
 def _categories_with_boxes(source: Source, boxes: AnnotatedBoxes) -> set[str]:
+    """Return the names of the categories with at least one object."""
     return {source.categories[k].name for k in np.unique(boxes.classes[boxes.object_mask])}
 
 

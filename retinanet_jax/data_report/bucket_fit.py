@@ -1,4 +1,4 @@
-"""How a config's buckets fit a dataset, and which buckets would have less padding."""
+"""The fit of a config's buckets to a dataset, and a search for buckets with less padding."""
 
 import math
 from collections.abc import Sequence
@@ -21,20 +21,29 @@ from retinanet_jax.data_report.bucket_search import (
     two_shapes,
 )
 from retinanet_jax.data_report.findings import ERROR, INFO, WARNING, Finding
+from retinanet_jax.utils.progress import format_count
 
 CONFIGURED = "configured"  # the name of the config's own buckets, and anchors, in a report
-MIN_SIZES = 20_000  # the minimum number of random image sizes that buckets are chosen for
+MIN_SIZES = 20_000  # the minimum number of random image sizes for which buckets are chosen
 MANY_BUCKETS = 8
 NOTABLE_PADDING = 0.05  # fraction of padding that other buckets must save to be suggested
 
 
 class BucketFit(NamedTuple):
-    """The padding of the configured buckets and of others."""
+    """The padding of the configured buckets and of other choices.
 
-    plan: TrainPlan  # with the configured buckets or, if they are unusable, with the chosen ones
-    error: str  # why the configured buckets are unusable; empty if they are not
+    Attributes:
+        plan: The training plan with the configured buckets or, if they are unusable, with the
+            suggested ones.
+        error: The error that the configured buckets cause; empty if they are usable.
+        tables: The images and the padding of each choice of buckets, by its name.
+        suggested: As many buckets as configured, with the least padding.
+    """
+
+    plan: TrainPlan
+    error: str
     tables: dict[str, BucketTable]
-    chosen: tuple[tuple[int, int], ...]  # as many as configured, with the least padding
+    suggested: tuple[tuple[int, int], ...]
 
 
 def fit_buckets(config: ConfigDict, source: Source) -> BucketFit:
@@ -48,23 +57,23 @@ def fit_buckets(config: ConfigDict, source: Source) -> BucketFit:
     try:
         plan = input_pipeline.train_plan(config, source)
     except ValueError as exception:
-        # With a bucket that holds every image, a second error is not about the buckets.
+        # With a bucket that can contain every image, another error is not about the buckets.
         longest = math.ceil(max((config.data.long_side, *config.data.crop_size)))
         side = -(-longest // SIZE_MULTIPLE) * SIZE_MULTIPLE
         plan = input_pipeline.train_plan(with_buckets(config, ((side, side),)), source)
         error = str(exception)
     sizes = sample_sizes(plan, min_count=max(MIN_SIZES, len(source)))
     required = np.concatenate([sizes, [largest_size(plan)]])
-    chosen = choose_buckets(required, count=MANY_BUCKETS if error else len(plan.buckets))
+    suggested = choose_buckets(required, count=MANY_BUCKETS if error else len(plan.buckets))
     if error:
-        plan = input_pipeline.train_plan(with_buckets(config, chosen), source)
+        plan = input_pipeline.train_plan(with_buckets(config, suggested), source)
     choices = {} if error else {CONFIGURED: config.data.buckets}
     choices |= {"one shape": one_shape(sizes), "two shapes": two_shapes(sizes)}
     for count in (len(plan.buckets), MANY_BUCKETS):
         buckets = choose_buckets(required, count=count)
-        choices[_chosen_name(buckets)] = buckets
+        choices[_suggested_name(buckets)] = buckets
     tables = {name: bucket_table(sizes, buckets) for name, buckets in choices.items()}
-    return BucketFit(plan, error, tables, chosen)
+    return BucketFit(plan, error, tables, suggested)
 
 
 def with_buckets(config: ConfigDict, buckets: Sequence[tuple[int, int]]) -> ConfigDict:
@@ -75,21 +84,20 @@ def with_buckets(config: ConfigDict, buckets: Sequence[tuple[int, int]]) -> Conf
 
 
 def check_buckets(fit: BucketFit) -> Finding:
-    """Report whether the configured buckets hold the training images without much padding."""
-    flag = f"--config.data.buckets='{fit.chosen}'"
+    """Report whether the configured buckets can contain the training images with little padding."""
+    flag = f"--config.data.buckets='{fit.suggested}'"
     least = min(table.padding_overhead for table in fit.tables.values())
     if fit.error:
-        message = f"{fit.error} The rest of this report uses others, with {least:.1%} padding."
+        message = f"{fit.error} The rest of this report uses other buckets ({least:.1%} padding)."
         return Finding(ERROR, "buckets", message, f"give {flag}.")
     table = fit.tables[CONFIGURED]
-    chosen = fit.tables[_chosen_name(fit.chosen)].padding_overhead
-    count = len(table.rows)
-    shapes = f"{count} shape{'s' if count > 1 else ''}"
+    suggested = fit.tables[_suggested_name(fit.suggested)].padding_overhead
+    shapes = format_count(len(table.rows), "shape")
     message = f"{table.padding_overhead:.1%} of the computed pixels are padding, with {shapes}"
     advice = []
-    if table.padding_overhead - chosen > NOTABLE_PADDING:
-        advice.append(f"{flag} has {chosen:.1%}")
-    if min(table.padding_overhead, chosen) - least > NOTABLE_PADDING:
+    if table.padding_overhead - suggested > NOTABLE_PADDING:
+        advice.append(f"{flag} has {suggested:.1%}")
+    if min(table.padding_overhead, suggested) - least > NOTABLE_PADDING:
         advice.append(f"{MANY_BUCKETS} shapes, each compiled once, have {least:.1%} (see below)")
     if not advice:
         return Finding(INFO, "buckets", message)
@@ -97,7 +105,7 @@ def check_buckets(fit: BucketFit) -> Finding:
 
 
 def check_evaluation_buckets(config: ConfigDict, source: Source) -> Finding:
-    """Report whether the configured buckets hold the evaluation images at their size.
+    """Report whether the configured buckets can contain the resized evaluation images.
 
     Args:
         config: The config of the run.
@@ -113,5 +121,6 @@ def check_evaluation_buckets(config: ConfigDict, source: Source) -> Finding:
     return Finding(INFO, "eval: buckets", f"{overhead:.1%} of the computed pixels are padding")
 
 
-def _chosen_name(buckets: Sequence[tuple[int, int]]) -> str:
-    return f"{len(buckets)} chosen"
+def _suggested_name(buckets: Sequence[tuple[int, int]]) -> str:
+    """Return the name of suggested buckets in the report."""
+    return format_count(len(buckets), "suggested shape")

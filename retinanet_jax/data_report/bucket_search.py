@@ -1,6 +1,6 @@
-"""A search for the buckets that fit a dataset, and the padding overhead of any buckets.
+"""A search for the buckets that fit a dataset, and the padding overhead of given buckets.
 
-Sizes here are heights and widths of images inside their bucket, after resizing.
+A size in this module is the height and width of a resized image, without its padding.
 """
 
 from collections.abc import Sequence
@@ -29,19 +29,20 @@ class BucketRow(NamedTuple):
 
 
 class BucketTable(NamedTuple):
-    """The images and the padding of each bucket, if each image is in the smallest that holds it."""
+    """The images and the padding of buckets, with each image in the smallest that fits it."""
 
     rows: tuple[BucketRow, ...]
     padding_overhead: float
 
 
 def choose_buckets(sizes: Int[np.ndarray, "N 2"], *, count: int) -> tuple[tuple[int, int], ...]:
-    """Search for buckets that hold all images with as little padding as possible.
+    """Search for buckets that can contain all images with as little padding as possible.
 
-    Sides are multiples of 32 (of a larger number if images exceed 2048 pixels). The largest height
-    with the largest width is always among them, as `make_buckets` adds it. The search starts from a
-    greedy choice and from random ones, and replaces single shapes by better ones until there are
-    none; on small datasets the result equals the best of all choices, which a test verifies.
+    Sides are multiples of 32 (of a larger number if images exceed 2048 pixels). The bucket of the
+    largest height and the largest width is always included, as `make_buckets` adds it. The search
+    starts from a greedy choice and from random ones, and replaces single shapes until no
+    replacement is better; on small datasets the result equals the best of all choices, which a
+    test verifies.
 
     Args:
         sizes: Heights and widths of the images.
@@ -55,7 +56,7 @@ def choose_buckets(sizes: Int[np.ndarray, "N 2"], *, count: int) -> tuple[tuple[
     unit = SIZE_MULTIPLE * -(-int(np.max(sizes)) // (SIZE_MULTIPLE * MAX_SIDES))
     cells, images = np.unique(-(-np.asarray(sizes) // unit), axis=0, return_counts=True)
     sides = np.meshgrid(np.unique(cells[:, 0]), np.unique(cells[:, 1]), indexing="ij")
-    shapes = np.stack(sides, axis=-1).reshape(-1, 2)  # the last one holds every image
+    shapes = np.stack(sides, axis=-1).reshape(-1, 2)  # the last can contain every image
     areas = _areas(cells, shapes)
     rng = np.random.default_rng(0)
     starts = [np.array([len(shapes) - 1])]
@@ -79,13 +80,13 @@ def bucket_table(sizes: Int[np.ndarray, "N 2"], buckets: Sequence[tuple[int, int
         buckets: (H, W) of each bucket.
 
     Raises:
-        ValueError: If a bucket is malformed or no bucket holds an image.
+        ValueError: If a bucket is malformed, or if no bucket can contain some image.
     """
     shapes = make_buckets(buckets)
     bucket_index = smallest_bucket(sizes, shapes)
     if (bucket_index < 0).any():
         size = tuple(np.asarray(sizes)[np.argmax(bucket_index < 0)].tolist())
-        raise ValueError(f"no bucket of {shapes.tolist()} holds an image of {size}; add one.")
+        raise ValueError(f"no bucket of {shapes.tolist()} can contain an image of {size}; add one.")
     images = np.bincount(bucket_index, minlength=len(shapes))
     image_pixels = np.bincount(bucket_index, weights=_pixels(sizes), minlength=len(shapes))
     bucket_pixels = images * _pixels(shapes)
@@ -99,7 +100,7 @@ def bucket_table(sizes: Int[np.ndarray, "N 2"], buckets: Sequence[tuple[int, int
 
 
 def one_shape(sizes: Int[np.ndarray, "N 2"]) -> tuple[tuple[int, int], ...]:
-    """Return the smallest bucket that holds every image."""
+    """Return the smallest bucket that can contain every image."""
     return (_enclosing_bucket(np.asarray(sizes)),)
 
 
@@ -111,12 +112,12 @@ def two_shapes(sizes: Int[np.ndarray, "N 2"]) -> tuple[tuple[int, int], ...]:
 
 
 def sample_sizes(plan: TrainPlan, *, min_count: int) -> Int32[np.ndarray, "n 2"]:
-    """Return the sizes that `plan` gives its images during the first epochs.
+    """Return the sizes to which `plan` resizes its images during the first epochs.
 
     Args:
         plan: The plan of training.
-        min_count: The minimum number of sizes, if the plan samples sizes at random; otherwise one
-            epoch has them all.
+        min_count: The minimum number of sizes, if the plan samples sizes at random; otherwise the
+            sizes of one epoch are returned.
     """
     epochs = -(-min_count // len(plan.sizes)) if _has_random_sizes(plan.augmentation) else 1
     sizes = []
@@ -127,7 +128,7 @@ def sample_sizes(plan: TrainPlan, *, min_count: int) -> Int32[np.ndarray, "n 2"]
 
 
 def largest_size(plan: TrainPlan) -> tuple[int, int]:
-    """Return the height and width that the largest bucket needs for any random choice of `plan`."""
+    """Return the smallest height and width that can contain every image that `plan` may sample."""
     augmentation = plan.augmentation
     if augmentation.crop_size:
         height, width = augmentation.crop_size
@@ -146,6 +147,7 @@ def largest_size(plan: TrainPlan) -> tuple[int, int]:
 
 
 def _has_random_sizes(augmentation: Augmentation) -> bool:
+    """Return whether the size of an image differs between epochs."""
     jitter = augmentation.scale_jitter
     is_jittered = jitter is not None and jitter[0] < jitter[1]
     return is_jittered or augmentation.rot90 or len(augmentation.possible_short_sides) > 1
@@ -164,7 +166,7 @@ def _total_area(
     images: Int[np.ndarray, " c"],
     chosen: Int[np.ndarray, " k"],
 ) -> float:
-    """Return the area of all images, each padded to the smallest chosen shape that holds it."""
+    """Return the area of all images, each padded to the smallest chosen shape that fits it."""
     return float(areas[chosen].min(axis=0) @ images)
 
 
@@ -185,7 +187,7 @@ def _improve(
         chosen = extended
     unchanged = 0
     while unchanged < len(chosen) - 1:
-        # The shape after the first has been in the list for longest.
+        # After the first, the shape at index 1 has been in the list for the longest time.
         other = _add_best(areas, images, np.delete(chosen, 1))
         if _total_area(areas, images, other) < _total_area(areas, images, chosen):
             chosen, unchanged = other, 0
@@ -199,15 +201,17 @@ def _add_best(
     images: Int[np.ndarray, " c"],
     chosen: Int[np.ndarray, " k"],
 ) -> Int[np.ndarray, " k1"]:
-    """Return the chosen shapes and the shape that saves most area in addition to them."""
+    """Return the chosen shapes and the shape that saves the most area in addition to them."""
     totals = np.minimum(areas, areas[chosen].min(axis=0)) @ images
     return np.append(chosen, totals.argmin())
 
 
 def _pixels(sizes: Int[np.ndarray, "N 2"]) -> Float[np.ndarray, " N"]:
+    """Return the number of pixels of each size."""
     return np.prod(sizes, axis=1, dtype=np.float64)
 
 
 def _enclosing_bucket(sizes: Int[np.ndarray, "N 2"]) -> tuple[int, int]:
+    """Return the smallest bucket that can contain all sizes."""
     height, width = (-(-sizes.max(axis=0) // SIZE_MULTIPLE) * SIZE_MULTIPLE).tolist()
     return height, width

@@ -1,7 +1,7 @@
-"""How well anchors cover the boxes of a dataset, and a search for scales and ratios that do better.
+"""The coverage of a dataset's boxes by anchors, and a search for scales and ratios that cover more.
 
-The IoUs are exact on the real grid of anchors, without an anchors x boxes matrix: among the anchors
-of one shape and level, the one with the center nearest to the box's in y and in x overlaps it most.
+The IoUs are exact on the real grid of anchors, without an anchors x boxes matrix: of all anchors of
+one shape and level, the anchor with the nearest center in y and in x overlaps a box most.
 """
 
 import functools
@@ -33,7 +33,7 @@ class Coverage(NamedTuple):
     scales: tuple[float, ...]
     ratios: tuple[float, ...]
     covered: float  # fraction of the boxes that an anchor overlaps by the foreground IoU or more
-    mean_iou: float  # of each box with the anchor that overlaps it most
+    mean_iou: float  # mean over the boxes of the IoU with the anchor that overlaps them most
 
 
 def place_boxes(
@@ -48,12 +48,12 @@ def place_boxes(
 ) -> PlacedBoxes:
     """Return the distance of each box to the nearest anchor center of each level.
 
-    A level without an anchor center inside of `extent` is infinitely far.
+    The distance is infinite for a level without an anchor center inside of `extent`.
 
     Args:
         boxes: yxyx in pixels of the network's input.
         buckets: (H, W) of the bucket of each box's image.
-        extent: For each box the (height, width) in which anchor centers count.
+        extent: For each box, the (height, width) to which anchor centers are restricted.
         min_level: As in `core.pyramid_anchors`.
         max_level: As in `core.pyramid_anchors`.
         offset: As in `core.pyramid_anchors`.
@@ -79,7 +79,15 @@ def place_boxes(
 def shape_ious(
     placed: PlacedBoxes, *, base_scale: float, scale: float, ratio: float, rounding: str
 ) -> Float32[np.ndarray, " n"]:
-    """Return each box's largest IoU with the anchors of one scale and one ratio."""
+    """Return each box's largest IoU with the anchors of one scale and one ratio.
+
+    Args:
+        placed: The boxes.
+        base_scale: As in `core.pyramid_anchors`.
+        scale: The scale of the anchors.
+        ratio: The ratio of the anchors.
+        rounding: As in `core.pyramid_anchors`.
+    """
     best = np.zeros(placed.sides.shape[1], np.float32)
     for level, distances in enumerate(placed.distances, placed.min_level):
         (anchor,) = core.cell_anchors(base_scale * 2**level, (scale,), (ratio,), rounding)
@@ -104,7 +112,15 @@ def best_ious(
     ratios: Sequence[float],
     rounding: str,
 ) -> Float32[np.ndarray, " n"]:
-    """Return each box's largest IoU with all anchors; keywords as in `core.pyramid_anchors`."""
+    """Return each box's largest IoU with the anchors of all scales and ratios.
+
+    Args:
+        placed: The boxes.
+        base_scale: As in `core.pyramid_anchors`.
+        scales: As in `core.pyramid_anchors`.
+        ratios: As in `core.pyramid_anchors`.
+        rounding: As in `core.pyramid_anchors`.
+    """
     shapes = [
         shape_ious(placed, base_scale=base_scale, scale=scale, ratio=ratio, rounding=rounding)
         for scale, ratio in itertools.product(scales, ratios)
@@ -143,10 +159,10 @@ def search_anchors(
 ) -> Coverage:
     """Search for scales and ratios, as many as given, that cover more boxes.
 
-    Coordinate search maximizes the fraction of covered boxes plus the mean IoU. It takes large
-    steps from the given numbers and from ratios at quantiles of the boxes' own aspect ratios with
-    shifted scales, then small steps from the best result, until no change of 1 % is an improvement.
-    The result is rounded to three digits; the returned coverage is that of the rounded numbers.
+    A coordinate search maximizes the fraction of covered boxes plus the mean IoU. It starts from
+    the given numbers, and from quantiles of the boxes' aspect ratios with shifted scales, in large
+    steps. Small steps from the best result follow, until no change of 1 % is an improvement. The
+    result is rounded to three digits; the returned coverage is that of the rounded numbers.
 
     Args:
         placed: The boxes to cover.
@@ -156,7 +172,7 @@ def search_anchors(
         rounding: As in `core.pyramid_anchors`.
         threshold: The IoU from which a box counts as covered.
     """
-    # One step changes one number, and so only a few of the shapes.
+    # A step changes a single scale or ratio, and therefore only a few of the shapes.
     ious_of = functools.lru_cache(maxsize=64)(
         lambda scale, ratio: shape_ious(
             placed, base_scale=base_scale, scale=scale, ratio=ratio, rounding=rounding
@@ -180,6 +196,7 @@ def search_anchors(
 
 
 def _objective(coverage: Coverage) -> float:
+    """Return the number that the search maximizes."""
     return coverage.covered + coverage.mean_iou
 
 

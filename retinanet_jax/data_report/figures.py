@@ -23,7 +23,7 @@ HEIGHT = 480  # pixels of an image in the sheet
 WIDTH = 1600  # pixels of a row of images
 LINE, GAP = 17, 6  # pixels of a line of text, and between images
 MAX_STEPS, MAX_EXAMPLES = 4, 2  # the sheet has the first examples of the first batches
-# RGBA. Thin and half transparent lines, because a large box has dozens of anchors.
+# RGBA colors; the lines are thin and half transparent because a large box has dozens of anchors.
 MATCHED, FORCED, CROWD = (255, 230, 0, 130), (255, 0, 200, 220), (255, 255, 255, 255)
 NUM_BINS = 60
 MAX_CATEGORIES = 30  # in the bar chart
@@ -32,8 +32,8 @@ MAX_CATEGORIES = 30  # in the bar chart
 def batch_sheet(config: ConfigDict, source: Source, plan: TrainPlan) -> bytes:
     """Return a PNG of the first training images as the network sees them, with boxes and anchors.
 
-    Thin lines are foreground anchors: yellow if their IoU makes them foreground, pink for forced
-    matches. White boxes are crowd regions.
+    Thin lines are foreground anchors: yellow if they are foreground by their IoU, pink if they are
+    forced matches. White boxes are crowd regions.
 
     Args:
         config: The config of the run.
@@ -46,7 +46,13 @@ def batch_sheet(config: ConfigDict, source: Source, plan: TrainPlan) -> bytes:
 
 
 def batch_images(config: ConfigDict, source: Source, plan: TrainPlan) -> Iterator[Image.Image]:
-    """Yield the images of the sheet; arguments as in `batch_sheet`."""
+    """Yield the images of the sheet.
+
+    Args:
+        config: The config of the run.
+        source: The training data.
+        plan: The plan of its batches.
+    """
     steps = min(MAX_STEPS, plan.steps_per_epoch)
     for batch in input_pipeline.host_batches(config, source, plan, range(steps)):
         first = np.flatnonzero(batch.weights)[:MAX_EXAMPLES]
@@ -159,7 +165,7 @@ def add_caption(image: Image.Image, lines: Sequence[str]) -> Image.Image:
 
 
 def arrange_in_rows(images: Sequence[Image.Image]) -> Image.Image:
-    """Return images of one height in rows of at most `WIDTH` pixels, or of one wider image."""
+    """Return images of equal height in rows of at most `WIDTH` pixels; a wider image has a row."""
     rows: list[list[Image.Image]] = []
     for image in images:
         if not rows or sum(other.width + GAP for other in rows[-1]) + image.width > WIDTH:
@@ -191,7 +197,7 @@ def histograms(config: ConfigDict, anchors: AnchorFit, counts: Mapping[str, int]
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise ImportError(
-            "matplotlib is not installed; pip install 'retinanet_jax[inspect]'."
+            "matplotlib is not installed; run `pip install 'retinanet_jax[inspect]'`."
         ) from None
 
     boxes = anchors.boxes

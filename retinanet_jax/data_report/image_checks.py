@@ -1,4 +1,4 @@
-"""Checks of a dataset's image files: readable, of the annotated size, and no file twice."""
+"""Checks of a dataset's image files: that they can be read, have the annotated size and differ."""
 
 import collections
 import hashlib
@@ -68,7 +68,7 @@ def check_readable(fingerprints: Fingerprints) -> Finding:
     message = f"{len(errors)} of {len(fingerprints.digests)} images cannot be read"
     if not errors:
         return Finding(INFO, "images", message)
-    advice = "replace or remove them: a run stops at the first."
+    advice = "replace or remove them: a run stops at the first of them."
     return Finding(ERROR, "images", message, advice, first_examples(errors))
 
 
@@ -80,10 +80,10 @@ def check_duplicate_images(source: Source, fingerprints: Fingerprints) -> Findin
             indices[digest].append(index)
     groups = [group for group in indices.values() if len(group) > 1]
     count = sum(len(group) - 1 for group in groups)
-    message = f"{count} of {len(source)} images have the same bytes as another"
+    message = f"{count} of {len(source)} images have the same bytes as another image"
     if not groups:
         return Finding(INFO, "duplicate images", message)
-    advice = "keep one of each, with the boxes of all."
+    advice = "keep one image of each group, with the boxes of all."
     examples = first_examples(" = ".join(map(source.file_name, group)) for group in groups)
     return Finding(WARNING, "duplicate images", message, advice, examples)
 

@@ -1,7 +1,7 @@
-"""The dataset report: what is wrong with a dataset, or with how a config reads it, before training.
+"""The dataset report: the problems of a dataset, and of a config that reads it, before training.
 
-`make_report` prints the findings, worst first, each with advice, and the figures behind them. It
-reads every image once; anchors are matched on a random sample.
+`make_report` prints the findings, the most severe first, each with advice, and then the numbers
+that they are based on. It reads every image once; anchors are matched on a random sample.
 """
 
 import pathlib
@@ -40,8 +40,9 @@ MAX_IMAGES = 2000  # the default size of the sample
 def make_report(config: ConfigDict, output: pathlib.Path, max_images: int) -> list[Finding]:
     """Check the datasets of a config, print the report and write it; return the findings.
 
-    Writes report.txt, report.json (the same, with every figure), batches.png (augmented images as
-    the network sees them, with their anchors) and anchors.png (histograms; requires matplotlib).
+    The files are report.txt, report.json (the same report with all numbers and examples),
+    batches.png (augmented images as the network sees them, with their anchors) and anchors.png
+    (histograms; requires matplotlib).
 
     Args:
         config: The config of the run.
@@ -70,7 +71,7 @@ def make_report(config: ConfigDict, output: pathlib.Path, max_images: int) -> li
     train = parts["train"]
     buckets = fit_buckets(config, train)
     findings.append(check_buckets(buckets))
-    config = with_buckets(config, buckets.chosen) if buckets.error else config
+    config = with_buckets(config, buckets.suggested) if buckets.error else config
     if "eval" in parts:
         findings.append(check_evaluation_buckets(config, parts["eval"]))
     anchors = None
@@ -100,7 +101,13 @@ def open_parts(config: ConfigDict, output: pathlib.Path) -> dict[str, Source]:
 
 
 def sample_indices(count: int, max_count: int, seed: int) -> list[int]:
-    """Return at most `max_count` of the indices below `count`, sorted; all if `max_count` is 0."""
+    """Return a sorted random sample of the indices 0..count-1.
+
+    Args:
+        count: The number of indices to sample from.
+        max_count: The largest size of the sample; 0 for all indices.
+        seed: The seed of the sample.
+    """
     if max_count in (0, count) or count < max_count:
         return list(range(count))
     return np.sort(np.random.default_rng(seed).permutation(count)[:max_count]).tolist()
@@ -166,7 +173,7 @@ def check_part(
 
 
 def check_anchors(config: ConfigDict, sample: Source) -> tuple[AnchorFit, list[Finding]]:
-    """Match the anchors in one epoch of `sample`; return their fit and the findings about it."""
+    """Match the anchors in an epoch of a dataset; return their fit and the findings about it."""
     plan = input_pipeline.train_plan(config, sample)
     views = list(epoch_views(sample, plan, min_visible=config.data.min_visible))
     anchors = fit_anchors(config, views, make_progress("matching", len(views)))
@@ -177,7 +184,7 @@ def check_anchors(config: ConfigDict, sample: Source) -> tuple[AnchorFit, list[F
 
 
 def write_report(report: DatasetReport, output: pathlib.Path) -> None:
-    """Print the report and write all of its files; print which figures cannot be drawn, and why."""
+    """Print the report and write all of its files; an error in a figure is only printed."""
     text = summary.as_text(report)
     write_json(output / "report.json", summary.as_json(report))
     write_atomically(output / "report.txt", text)
@@ -192,7 +199,7 @@ def write_report(report: DatasetReport, output: pathlib.Path) -> None:
         try:
             data = draw()
         except (ImportError, OSError, ValueError) as error:
-            print(f"no {name}: {one_line(error)}")
+            print(f"{name} was not written: {one_line(error)}")
             continue
         write_atomically(output / name, data)
         written.append(name)

@@ -13,6 +13,7 @@ from retinanet_jax.data_report.annotation_checks import AnnotatedBoxes
 from retinanet_jax.data_report.bucket_fit import CONFIGURED, BucketFit
 from retinanet_jax.data_report.coverage import Coverage
 from retinanet_jax.data_report.findings import Finding
+from retinanet_jax.utils.progress import format_count
 
 MAX_CATEGORIES = 40  # with more, the text lists only the most frequent and the rarest
 MAX_EXAMPLES = 3  # per finding in the text
@@ -22,14 +23,14 @@ RATIO_EDGES = (0, 1 / 8, 1 / 4, 1 / 3, 1 / 2, 1 / 1.4, 1.4, 2, 3, 4, 8, np.inf) 
 
 
 class DatasetReport(NamedTuple):
-    """Everything that was measured; the parts are "train" and, if the config has it, "eval"."""
+    """All results of the checks; the parts are "train" and, if there is evaluation data, "eval"."""
 
     config: ConfigDict
     parts: dict[str, Source]
-    boxes: dict[str, AnnotatedBoxes]
+    boxes: dict[str, AnnotatedBoxes]  # by part
     buckets: BucketFit
     anchors: AnchorFit | None  # None if there are no boxes
-    findings: Sequence[Finding]  # worst first
+    findings: Sequence[Finding]  # the most severe first
 
 
 class Bin(NamedTuple):
@@ -38,11 +39,11 @@ class Bin(NamedTuple):
     low: float
     high: float
     boxes: int
-    uncovered: int  # of these boxes, those without an anchor
+    uncovered: int  # number of these boxes that have no anchor
 
 
 def as_text(report: DatasetReport) -> str:
-    """Return the report as text: the findings, then the figures."""
+    """Return the report as text: the findings, then the numbers that they are based on."""
     lines = ["", "== findings", *findings_text(report.findings)]
     lines += ["", "== buckets", *buckets_text(report)]
     lines += ["", "== categories", *categories_text(report)]
@@ -74,7 +75,7 @@ def findings_text(findings: Sequence[Finding]) -> Iterator[str]:
 def buckets_text(report: DatasetReport) -> Iterator[str]:
     """Yield the padding of each choice of buckets, and below it each bucket."""
     for name, table in report.buckets.tables.items():
-        yield f"{name:13}  {table.padding_overhead:6.1%} padding"
+        yield f"{name:18}  {table.padding_overhead:6.1%} padding"
         epochs = sum(row.images for row in table.rows) / len(report.parts["train"])
         for row in table.rows:
             height, width = row.bucket
@@ -133,23 +134,26 @@ def named_counts(source: Source, boxes: AnnotatedBoxes) -> dict[str, int]:
 
 
 def anchors_text(config: ConfigDict, anchors: AnchorFit) -> Iterator[str]:
-    """Yield the coverage of the configured anchors and of better ones, with the flags for these."""
+    """Yield the coverage of the configured anchors, and of suggested ones with their flags."""
     yield (
-        f"matched on {len(anchors.labels)} images (seed {config.seed}), "
-        f"{len(anchors.boxes.ious)} boxes; IoU of each with the anchor that overlaps it most"
+        f"matched on {len(anchors.label_counts)} images (seed {config.seed}) with "
+        f"{len(anchors.boxes.ious)} boxes; the IoU of a box is that with the anchor that overlaps "
+        "it most"
     )
-    yield f"{'':13}  at IoU {config.matching.foreground_iou}   mean IoU"
+    yield f"{'':29}  boxes at IoU {config.matching.foreground_iou}   mean IoU"
     for name, coverage in named_anchors(anchors):
-        yield f"{name:13}  {coverage.covered:10.1%}   {coverage.mean_iou:8.3f}"
+        yield f"{name:29}  {coverage.covered:16.1%}   {coverage.mean_iou:8.3f}"
         if coverage is not anchors.configured:
             yield f"    {anchor_flags(coverage)}"
 
 
 def named_anchors(anchors: AnchorFit) -> Iterator[tuple[str, Coverage]]:
-    """Yield the compared anchors with the name that the report gives them."""
+    """Yield the name and the coverage of each choice of anchors."""
     yield CONFIGURED, anchors.configured
-    for coverage in anchors.better:
-        yield f"{len(coverage.scales)} x {len(coverage.ratios)} searched", coverage
+    for coverage in anchors.suggested:
+        scales = format_count(len(coverage.scales), "scale")
+        ratios = format_count(len(coverage.ratios), "ratio")
+        yield f"suggested {scales}, {ratios}", coverage
 
 
 def histograms(config: ConfigDict, anchors: AnchorFit) -> tuple[list[Bin], list[Bin]]:
@@ -174,8 +178,8 @@ def bins_text(bins: Sequence[Bin]) -> Iterator[str]:
 
 
 def as_json(report: DatasetReport) -> dict[str, Any]:
-    """Return every figure of the report in types that JSON has."""
-    figures = {
+    """Return all numbers of the report in types that JSON has."""
+    content = {
         "findings": [finding._asdict() for finding in report.findings],
         "parts": {
             part: {
@@ -194,18 +198,19 @@ def as_json(report: DatasetReport) -> dict[str, Any]:
             }
             for name, table in report.buckets.tables.items()
         },
-        "chosen_buckets": report.buckets.chosen,
+        "suggested_buckets": report.buckets.suggested,
     }
     if report.anchors is None:
-        return figures
-    return figures | _anchors_json(report.config, report.anchors)
+        return content
+    return content | _anchors_json(report.config, report.anchors)
 
 
 def _anchors_json(config: ConfigDict, anchors: AnchorFit) -> dict[str, Any]:
+    """Return the part of the JSON report that is about anchors."""
     by_size, by_ratio = histograms(config, anchors)
-    means = anchors.labels.mean(axis=0).tolist()
+    means = anchors.label_counts.mean(axis=0).tolist()
     return {
-        "sample": {"images": len(anchors.labels), "seed": config.seed},
+        "sample": {"images": len(anchors.label_counts), "seed": config.seed},
         "anchors": {
             name: {**coverage._asdict(), "flags": anchor_flags(coverage)}
             for name, coverage in named_anchors(anchors)
@@ -219,6 +224,7 @@ def _anchors_json(config: ConfigDict, anchors: AnchorFit) -> dict[str, Any]:
 def _bins(
     values: Float[np.ndarray, " n"], uncovered: Bool[np.ndarray, " n"], edges: Sequence[float]
 ) -> list[Bin]:
+    """Return the histogram of the values, without empty bins at either end."""
     counts, _ = np.histogram(values, edges)
     uncovered_counts, _ = np.histogram(values[uncovered], edges)
     nonempty = np.flatnonzero(counts)

@@ -1,6 +1,7 @@
 """One epoch of training without pixels: the boxes of each image, and the anchors matched to them.
 
-The boxes come from the plan and are matched as in the training step, for the dataset report.
+The dataset report uses it. The boxes come from the training plan and are matched as in the training
+step.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """COCO average precision (https://arxiv.org/abs/1405.0312), computed by pycocotools or hotcoco.
 
-pycocotools is the reference: another evaluator must give its numbers bit for bit. The table comes
-from pycocotools whichever of them computed the precision.
+pycocotools is the reference: every other evaluator must reproduce its numbers bit for bit. The
+table comes from pycocotools, whichever evaluator computed the precision.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ METRICS = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl"),
     *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
 )
-# The fields that AP of boxes is computed from. The evaluators get only these: they would also read
-# polygons, and would have to cope with whatever else a user's file contains.
+# The fields from which the AP of boxes is computed. The evaluators get only these; otherwise they
+# would also read polygons and any other fields of a user's file.
 BOX_FIELDS = {
     "images": ("id",),
     "categories": ("id", "name"),
@@ -71,7 +71,7 @@ def coco_api(evaluator: str) -> CocoApi:
     """Return the package that computes AP.
 
     Args:
-        evaluator: "pycocotools" or "hotcoco" (config.evaluator); both give the same numbers.
+        evaluator: "pycocotools" or "hotcoco" (config.evaluator); both compute the same numbers.
 
     Raises:
         ValueError: If `evaluator` is unknown or not installed.
@@ -110,7 +110,7 @@ def coco_metrics(
 
     Returns:
         A dict of the twelve METRICS and "AP_by_category" (category name -> AP), and the table as
-        text. A number is None where it is undefined because there is no ground truth.
+        text. A metric is None if it is undefined because there is no ground truth.
 
     Raises:
         ValueError: If `evaluator` is unknown or not installed.
@@ -159,7 +159,7 @@ def summarize(curves: dict[str, Any]) -> tuple[Float[np.ndarray, " 12"], str]:
 def keep_box_fields(ground_truth: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of a COCO instances dict with only BOX_FIELDS and new annotation ids from 1.
 
-    The ids must not contain 0: pycocotools takes a match with annotation 0 for no match.
+    The ids must not contain 0: pycocotools treats a match with annotation 0 as no match.
     """
     content = {
         section: [{field: entry[field] for field in fields} for entry in ground_truth[section]]
@@ -171,5 +171,5 @@ def keep_box_fields(ground_truth: dict[str, Any]) -> dict[str, Any]:
 
 
 def none_if_undefined(value: float) -> float | None:
-    """Return None, JSON's null, for the -1 by which pycocotools marks an undefined number."""
+    """Return the value, or None (JSON's null) for the -1 that pycocotools has if undefined."""
     return None if value < 0 else float(value)

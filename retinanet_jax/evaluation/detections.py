@@ -1,7 +1,7 @@
 """The detections of one image, as the Python API returns them.
 
-Not to be confused with `core.Detections`, the arrays of fixed size that the network's programs
-compute: those are padded, with a mask, and their boxes are yxyx.
+`Detections` here is not `core.Detections`, the arrays of fixed size that compiled functions return:
+those are padded, with a mask, and their boxes are yxyx.
 """
 
 import dataclasses

@@ -19,12 +19,12 @@ from retinanet_jax.evaluation.coco_metrics import coco_api, coco_metrics, coco_r
 from retinanet_jax.modeling import build_model, detect
 from retinanet_jax.models import RetinaNet
 from retinanet_jax.utils.files import write_json
-from retinanet_jax.utils.progress import make_progress
+from retinanet_jax.utils.progress import format_count, make_progress
 from retinanet_jax.utils.threads import one_in_flight
 
 
 class BatchDetections(NamedTuple):
-    """The detections of a batch, and which image each of its examples is.
+    """The detections of a batch, with the image that each of its examples is.
 
     `index` and `weights` pass through the devices together with the images, because on several
     hosts the mesh may order the hosts' examples differently from the plan.
@@ -38,7 +38,7 @@ class BatchDetections(NamedTuple):
 class Evaluator:
     """A compiled detector and the dataset that it is evaluated on.
 
-    It can be run again after any step of training, with that step's variables.
+    It can be run after any training step, with the variables of that step.
 
     Args:
         config: The config of the run.
@@ -84,7 +84,7 @@ class Evaluator:
 
         Args:
             variables: The network's variables, replicated over the mesh.
-            step: The training step that they are of, for the progress lines.
+            step: The training step of these variables, for the progress lines.
         """
         results: list[dict[str, Any]] = []
         num_done = 0
@@ -140,7 +140,7 @@ def write_evaluation(
         workdir: The working directory of the run.
         evaluator: The package that computes AP (config.evaluator).
     """
-    print(f"computing AP of {len(results)} detections", flush=True)
+    print(f"computing AP from {format_count(len(results), 'detection')}", flush=True)
     metrics, table = coco_metrics(source.ground_truth(), results, evaluator)
     if jax.process_index() != 0:
         return Evaluation(metrics, comparison=None)
@@ -167,7 +167,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
         ValueError: If the network or the categories differ from the checkpoint's, or the evaluator
             is not installed.
     """
-    coco_api(config.evaluator)  # if it is not installed, this is known before the images are read
+    coco_api(config.evaluator)  # raises an error early if it is not installed
     trained = checkpoint.load(workdir)
     source = input_pipeline.open_evaluation(config, workdir)
     checkpoint.check_categories(trained.folder, trained.categories, source.categories)

@@ -1,4 +1,4 @@
-"""Detections of image files, written to a folder as JSON, as CSV and drawn on the images."""
+"""Detection in image files; the detections are written as JSON, as CSV and as drawings."""
 
 import csv
 import functools
@@ -11,16 +11,16 @@ from PIL import Image
 
 from retinanet_jax.detector import Detections, Detector
 from retinanet_jax.utils.files import write_atomically, write_json
-from retinanet_jax.utils.progress import make_progress
+from retinanet_jax.utils.progress import format_count, make_progress
 from retinanet_jax.utils.threads import map_ahead
 
-# Of detections.csv; "name" is the category's name, the box is in pixels of the image.
+# The columns of detections.csv; "name" is the category's name, the box is in pixels of the image.
 COLUMNS = ("file_name", "name", "category_id", "score", "x0", "y0", "x1", "y1")
 JPEG_QUALITY = 92
 
 
 class ImageOutcome(NamedTuple):
-    """An image file, its detections or why it cannot be used, and where its drawing is written."""
+    """An image file with its detections or the error of reading it, and the path of its drawing."""
 
     path: pathlib.Path
     outcome: Detections | ValueError
@@ -45,8 +45,8 @@ def predict_files(
         detector: The detector.
         image_paths: The image files.
         output: The folder, which is created if it does not exist.
-        batch_size: How many images are computed together.
-        draw_threshold: The lowest score of a detection that is drawn. None: nothing is drawn.
+        batch_size: The number of images that the network processes at once.
+        draw_threshold: The lowest score of a detection that is drawn; None to draw nothing.
         table: Whether to write detections.csv as well.
 
     Returns:
@@ -81,8 +81,14 @@ def predict_files(
 def summary(
     results: Sequence[dict[str, Any]], num_images: int, draw_threshold: float | None
 ) -> str:
-    """Return how many detections there are in the images, and how many of them are drawn."""
-    counts = f"{len(results)} detections in {num_images} images"
+    """Return a text with the number of detections, and how many of them are drawn.
+
+    Args:
+        results: All detections in COCO's results format.
+        num_images: The number of images that could be read.
+        draw_threshold: The lowest score of a detection that is drawn; None if nothing is drawn.
+    """
+    counts = f"{format_count(len(results), 'detection')} in {format_count(num_images, 'image')}"
     if draw_threshold is None:
         return counts
     num_confident = sum(result["score"] >= draw_threshold for result in results)

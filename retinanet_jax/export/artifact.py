@@ -19,13 +19,13 @@ from retinanet_jax.export.servable import Servable, default_image_size
 from retinanet_jax.export.verification import DetectionDifference
 from retinanet_jax.utils.files import write_folder
 
-# Each module has `PACKAGES`, which it imports, `write(servable, folder)` and `load(folder)`.
+# Each module has `write(servable, folder)`, `load(folder)`, and `PACKAGES` that they import.
 FORMATS: dict[str, ModuleType] = {
     "stablehlo": stablehlo,
     "savedmodel": savedmodel,
     "onnx": onnx_model,
 }
-NUM_SYNTHETIC = 4  # images to verify on if the user gives none
+NUM_SYNTHETIC = 4  # number of images to verify on if the user passes none
 
 
 def load_servable(
@@ -42,8 +42,10 @@ def load_servable(
         path: A working directory, or the folder of one step's checkpoint.
         image_size: Height and width of the input in pixels; None for `default_image_size`.
         batch_size: Number of images per call; None for any number.
-        score_threshold: Detections score more than this; None for the config's threshold.
-        max_detections: Largest number of detections per image; None for the config's limit.
+        score_threshold: Only detections with a higher score are returned; None for the threshold
+            in the checkpoint's config.
+        max_detections: Largest number of detections per image; None for the limit in the
+            checkpoint's config.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
@@ -71,17 +73,17 @@ def export_detector(
 ) -> DetectionDifference:
     """Write an artifact and its model card to a new folder.
 
-    Before the folder appears, the artifact is loaded and its detections on a few images are
-    compared with the checkpoint's. If they differ, nothing is left.
+    The artifact is loaded, and its detections on a few images are compared with those of the
+    checkpoint. The folder is only created if they are equal up to rounding.
 
     Args:
         format_name: One of FORMATS.
         servable: The detector to export, as `load_servable` returns it.
-        output: The folder to make.
+        output: The folder to create.
         images: A folder of images to verify on; None for a few synthetic ones.
 
     Returns:
-        The differences that the verification measured. If no detections were expected on the
+        The differences that the verification measured. If the checkpoint has no detections on the
         images (`num_detections` is 0), nothing has been verified.
 
     Raises:

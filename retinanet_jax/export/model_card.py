@@ -32,7 +32,7 @@ def write(
         format_name: The format of the artifact.
         servable: The detector that was exported.
         packages: The packages other than jax and flax with which it was exported.
-        difference: What the verification measured.
+        difference: The differences that the verification measured.
     """
     card = make_card(folder, format_name, servable, packages, difference)
     write_json(folder / FILE, card)
@@ -46,7 +46,15 @@ def make_card(
     packages: Sequence[str],
     difference: DetectionDifference,
 ) -> dict[str, Any]:
-    """Return the content of card.json; the arguments are those of `write`."""
+    """Return the content of card.json.
+
+    Args:
+        folder: As in `write`.
+        format_name: As in `write`.
+        servable: As in `write`.
+        packages: As in `write`.
+        difference: As in `write`.
+    """
     checkpoint, config = servable.checkpoint, servable.config
     return {
         "format": format_name,
@@ -136,11 +144,11 @@ def to_markdown(card: dict[str, Any], difference: DetectionDifference) -> str:
         *inputs,
         "",
         "`images`: RGB, 0 to 255, each image in the top left corner; other pixels are ignored.",
-        "`sizes`: the height and width of each image in there.",
+        "`sizes`: the height and width of each image inside `images`.",
         f"Resize each image (method: {method}) so that its short side is "
-        f"{resize['short_side']} pixels, or so that its",
-        f"long side is {resize['long_side']} if that makes it smaller; and smaller still if it "
-        "does not fit the input.",
+        f"{resize['short_side']} pixels, but its",
+        f"long side at most {resize['long_side']} pixels; reduce it further if it does not fit the "
+        "input.",
         "",
         "`boxes` (x0 y0 x1 y1 in pixels of `images`), `scores` and `categories` are sorted, best",
         "score first, and zero after the first `count` elements. Scores are above "

@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 FOLDER = "detector/1"  # TensorFlow Serving requires numbered versions
 PACKAGES = ("tensorflow", "flatbuffers")
-# TensorFlow 2.21 reads StableHLO up to 1.13.7, which is older than the version jax writes itself.
+# TensorFlow 2.21 reads StableHLO up to version 1.13.7; jax writes a newer version by default.
 STABLEHLO_VERSION = "1.13.0"
-# TensorFlow does not know jax's composite top_k. This pass replaces it by its decomposition, which
-# jax includes.
+# TensorFlow does not know jax's composite operation top_k. This pass replaces it by its
+# decomposition, which is part of the module.
 PASSES = "builtin.module(func.func(stablehlo-legalize-composite-to-call))"
 JPEG_SIGNATURE = "serving_jpeg"
 
 
 def write(servable: Servable, folder: pathlib.Path) -> None:
-    """Write a SavedModel to FOLDER in `folder`, with one or two signatures."""
+    """Write a SavedModel to FOLDER in `folder`, with the signature for JPEGs if it is possible."""
     import tensorflow as tf
 
     module: Any = tf.Module()
@@ -52,7 +52,7 @@ def load(folder: pathlib.Path) -> ArtifactFunction:
     """Return the function that runs the default signature of the SavedModel in `folder`."""
     import tensorflow as tf
 
-    # A signature does not keep its model alive: `run` refers to the model.
+    # A signature does not keep its model alive, so `run` must refer to the model.
     model = tf.saved_model.load(str(folder / FOLDER))
 
     def run(images: np.ndarray, sizes: np.ndarray) -> ArtifactOutputs:
@@ -63,12 +63,12 @@ def load(folder: pathlib.Path) -> ArtifactFunction:
 
 
 def has_jpeg_signature(servable: Servable) -> bool:
-    """Return whether TensorFlow can resize images as the config does; it lacks Pillow's method."""
+    """Return whether TensorFlow has the config's method of resizing; it lacks Pillow's."""
     return servable.config.data.resize != "pillow"
 
 
 def _input_specs(servable: Servable) -> "list[tf.TensorSpec]":
-    """Return the types of INPUTS in TensorFlow."""
+    """Return the shapes and types of INPUTS for TensorFlow."""
     import tensorflow as tf
 
     return [
@@ -79,7 +79,7 @@ def _input_specs(servable: Servable) -> "list[tf.TensorSpec]":
 
 def _make_detect(servable: Servable) -> "Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]":
     """Return the function of the default signature."""
-    # The op that jax2tf makes too; it has no public name.
+    # jax2tf uses the same operation; it has no public name.
     from tensorflow.compiler.tf2xla.python.xla import call_module
 
     exported = stablehlo.export_servable(servable)
@@ -100,7 +100,7 @@ def _make_detect(servable: Servable) -> "Callable[[tf.Tensor, tf.Tensor], dict[s
 
 
 def portable_module(module: bytes) -> bytes:
-    """Return a serialized StableHLO module in the version and the ops that TensorFlow reads."""
+    """Return a serialized StableHLO module in a version and with operations TensorFlow can read."""
     dialect.register_stablehlo_passes()
     with ir.Context() as context:
         dialect.register_dialect(context)

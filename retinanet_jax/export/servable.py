@@ -1,4 +1,4 @@
-"""The function that is exported: resized images and their sizes in, detections out."""
+"""The function that is exported: it maps resized images and their sizes to detections."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 class ArtifactOutputs(NamedTuple):
-    """The detections of a batch as an artifact returns them; zero beyond an image's count."""
+    """The detections of a batch as an artifact returns them; zeros follow the last detection."""
 
     boxes: Float32[Any, "B D 4"]  # x0 y0 x1 y1 in pixels of the input images
     scores: Float32[Any, "B D"]  # in descending order
@@ -53,16 +53,23 @@ class Servable(NamedTuple):
         return self.checkpoint.config
 
     def __call__(self, images: jax.Array, sizes: jax.Array) -> ArtifactOutputs:
-        """Return the detections of a batch; this is what jax traces.
+        """Return the detections of a batch; jax traces this function.
 
         Args:
-            images: Images (B, H, W, 3), each in the top left corner of `image_size`.
-            sizes: Height and width (B, 2) of each image in there.
+            images: Images (B, H, W, 3) of `image_size`, each padded at the bottom and the right.
+            sizes: Height and width (B, 2) of each image without its padding.
         """
         return self._detect(images, sizes, jax.vmap)
 
     def unrolled(self, images: jax.Array, sizes: jax.Array) -> ArtifactOutputs:
-        """Return the same detections, computed for one image after the other past the network."""
+        """Return the same detections, with a loop over the images after the network.
+
+        The ONNX export translates the selection of detections only without a batch axis.
+
+        Args:
+            images: As in `__call__`.
+            sizes: As in `__call__`.
+        """
         return self._detect(images, sizes, _unrolled_vmap)
 
     def _detect(self, images: jax.Array, sizes: jax.Array, map_images: Callable) -> ArtifactOutputs:
@@ -82,7 +89,7 @@ class Servable(NamedTuple):
         )
 
     def specs(self, batch_size: Any) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-        """Return shape and dtype of each of INPUTS; `batch_size` may be symbolic."""
+        """Return the shape and dtype of each of INPUTS; `batch_size` may be symbolic."""
         pixels = PIXEL_TYPES[self.config.data.resize]
         return (
             jax.ShapeDtypeStruct((batch_size, *self.image_size, 3), pixels),
@@ -92,7 +99,7 @@ class Servable(NamedTuple):
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) to which an image is resized.
 
-        It is the size that evaluation uses, or the largest that fits `image_size` if that is less.
+        It is the size that evaluation uses, or the largest that fits `image_size` if it is smaller.
         """
         data, short = self.config.data, min(height, width)
         fitting = short * min(self.image_size[0] / height, self.image_size[1] / width)
@@ -105,20 +112,20 @@ class Servable(NamedTuple):
         )
 
     def prepare(self, image: Pixels) -> tuple[np.ndarray, np.ndarray]:
-        """Return an element of each of INPUTS: the image resized and padded, and its size there."""
+        """Return the inputs for an image: the resized and padded image, and its resized size."""
         size = self.resized_size(*image.shape[:2])
         resized = resize(image, *size, method=self.config.data.resize)
         return pad(resized, *self.image_size), np.array(size, np.int32)
 
 
 def default_image_size(config: ConfigDict) -> tuple[int, int]:
-    """Return the square that holds every image as evaluation resizes it, of any aspect ratio."""
+    """Return a square that can contain images of every aspect ratio, resized as in evaluation."""
     side = -(-int(config.data.long_side) // SIZE_MULTIPLE) * SIZE_MULTIPLE
     return side, side
 
 
 def _unrolled_vmap(function: Callable) -> Callable:
-    """Return what `jax.vmap` returns, but without a batch axis inside `function`."""
+    """Return a function with the results of `jax.vmap(function)`, computed by a loop."""
 
     def mapped(*arrays: Any) -> Any:
         count = len(jax.tree.leaves(arrays)[0])

@@ -16,7 +16,7 @@ def export_servable(servable: Servable) -> export.Exported:
     """Return the detector as jax exports it, with its weights among its constants."""
     batch_size = servable.batch_size or export.symbolic_shape("b")[0]
 
-    # Returns a tuple: to load a named one, jax would require its type to be registered.
+    # A plain tuple: to load a named one, jax would require its type to be registered.
     def function(images: jax.Array, sizes: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(servable(images, sizes))
 

@@ -1,4 +1,4 @@
-"""Verification of an artifact: its detections against its checkpoint's, on the same images."""
+"""Verification of an artifact: its detections are compared with those of its checkpoint."""
 
 import functools
 import itertools
@@ -14,9 +14,9 @@ from retinanet_jax.data.batch import Batch
 from retinanet_jax.export.servable import ArtifactFunction, ArtifactOutputs, Servable
 from retinanet_jax.modeling import build_model, detect
 
-# The largest differences that rounding explains: pixels, and score.
+# The largest differences that rounding can cause, of a coordinate in pixels and of a score.
 BOX_TOLERANCE, SCORE_TOLERANCE = 0.05, 1e-4
-# The largest differences of two detections that can be counterparts at all: pixels, and score.
+# The largest differences between two detections that are compared with each other at all.
 NEAR_BOX, NEAR_SCORE = 1.0, 1e-2
 BATCH_SIZE = 2  # images per call, where the artifact accepts any number
 
@@ -49,7 +49,7 @@ class DetectionDifference(NamedTuple):
 
 
 def summary(difference: DetectionDifference) -> str:
-    """Return what the verification measured, as a line for the user."""
+    """Return the result of the verification as a line for the user."""
     num_images, num_detections, box, score, _ = difference
     if not num_detections:
         return (
@@ -69,11 +69,11 @@ def verify(
 
     Args:
         servable: The function that was exported.
-        artifact: Runs the artifact.
+        artifact: The function that runs the artifact.
         images: Inputs, as `Servable.prepare` returns them for each image.
 
     Raises:
-        ValueError: If the detections differ by more than rounding explains.
+        ValueError: If the detections differ by more than rounding can cause.
     """
     total = DetectionDifference(0, 0, 0.0, 0.0, 0)
     reference = make_reference(servable)
@@ -90,11 +90,11 @@ def verify(
             )
     if total.box > BOX_TOLERANCE or total.score > SCORE_TOLERANCE or total.num_unmatched:
         raise ValueError(
-            f"The artifact's detections are not the checkpoint's: boxes differ by {total.box:.2g} "
-            f"pixels (at most {BOX_TOLERANCE} is allowed), scores by {total.score:.2g} (at most "
-            f"{SCORE_TOLERANCE}), and {total.num_unmatched} detections have no counterpart, where "
-            f"{total.num_detections} are expected on {total.num_images} images. The artifact was "
-            "removed."
+            "The artifact's detections differ from the checkpoint's: boxes differ by "
+            f"{total.box:.2g} pixels (at most {BOX_TOLERANCE} is allowed), scores by "
+            f"{total.score:.2g} (at most {SCORE_TOLERANCE}), and {total.num_unmatched} detections "
+            f"have no counterpart; {total.num_detections} are expected on {total.num_images} "
+            "images. The artifact was removed."
         )
     return total
 
@@ -102,7 +102,7 @@ def verify(
 def make_reference(
     servable: Servable,
 ) -> Callable[[np.ndarray, np.ndarray], list[DetectionArrays]]:
-    """Return a function (images, sizes) -> the checkpoint's own detections, as in evaluation."""
+    """Return a function `(images, sizes) -> detections of the checkpoint`, as in evaluation."""
     checkpoint = servable.checkpoint
     model = build_model(checkpoint.config, len(checkpoint.categories))
     compiled = jax.jit(functools.partial(detect, model=model, config=checkpoint.config))
@@ -154,10 +154,10 @@ def split_outputs(outputs: ArtifactOutputs) -> list[DetectionArrays]:
 
 
 def certain_score(expected: DetectionArrays, servable: Servable) -> float:
-    """Return the score above which a detection is returned whatever the rounding.
+    """Return the score above which rounding cannot decide whether a detection is returned.
 
-    Below it, rounding can decide: the score is near the threshold, or near the last score of an
-    image that has as many detections as it may have.
+    A lower score is near the threshold or, if an image has the largest number of detections, near
+    the last of their scores.
     """
     limits = servable.config.detections
     is_full = len(expected.scores) == limits.max_detections

@@ -25,7 +25,7 @@ class DatasetFolder:
         self.images, self.annotations = [], []
 
     def add_image(self, height=96, width=128) -> int:
-        """Write an image that no other equals; return its id."""
+        """Write an image that differs from all others; return its id."""
         image_id = len(self.images) + 1
         seed = [image_id, len(str(self.path))]
         pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
@@ -36,14 +36,14 @@ class DatasetFolder:
 
     def add_box(self, image_id, bbox, name="cat", **fields) -> int:
         """Add an annotation; return its id."""
-        number = len(self.annotations) + 101
-        annotation = {"id": number, "image_id": image_id, "bbox": bbox}
+        annotation_id = len(self.annotations) + 101
+        annotation = {"id": annotation_id, "image_id": image_id, "bbox": bbox}
         self.annotations.append(annotation | {"category_id": CATEGORIES[name]} | fields)
-        return number
+        return annotation_id
 
     def write(self) -> dict[str, str]:
         """Write the JSON; return the fields of config.data.train or config.data.eval to read it."""
-        categories = [{"id": number, "name": name} for name, number in CATEGORIES.items()]
+        categories = [{"id": value, "name": name} for name, value in CATEGORIES.items()]
         content = {"images": self.images, "annotations": self.annotations}
         path = self.path / "instances.json"
         path.write_text(json.dumps({**content, "categories": categories}))
@@ -58,7 +58,7 @@ def make_dataset() -> Callable[[pathlib.Path], DatasetFolder]:
 
 @pytest.fixture(scope="session")
 def make_config() -> Callable[..., ConfigDict]:
-    """Return a function of the fields of data.train and data.eval, and other fields of data.
+    """Return a function `(train fields, eval fields, **other fields of data) -> config`.
 
     Images of 96 x 128 are resized to 64 x 85.
     """

@@ -1,4 +1,4 @@
-"""The search for buckets: no choice of as many shapes has less padding."""
+"""The search for buckets: no other choice of as many shapes has less padding."""
 
 import itertools
 import time
@@ -70,7 +70,7 @@ def test_buckets_by_hand():
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_no_choice_of_that_many_shapes_has_less_padding(seed):
+def test_no_other_choice_of_as_many_shapes_has_less_padding(seed):
     rng = np.random.default_rng(seed)
     distinct = rng.integers(1, 6 * 32, (rng.integers(2, 12), 2))
     sizes = np.repeat(distinct, rng.integers(1, 50, len(distinct)), axis=0)
@@ -130,7 +130,9 @@ def test_invalid_arguments_are_reported():
         choose_buckets(np.array([[10, 10]]), count=0)
     with pytest.raises(ValueError, match=r"count=2 buckets for 0 images"):
         choose_buckets(np.zeros((0, 2), int), count=2)
-    with pytest.raises(ValueError, match=r"no bucket of \[\[32, 32\]\] holds an image of \(10, 40"):
+    with pytest.raises(
+        ValueError, match=r"no bucket of \[\[32, 32\]\] can contain an image of \(10, 4"
+    ):
         bucket_table(np.array([[10, 10], [10, 40]]), ((32, 32),))
 
 

@@ -1,4 +1,4 @@
-"""Anchor coverage is exact without a matrix, and the search finds anchors that cover more."""
+"""The coverage is exact without a matrix, and the search returns anchors that cover more."""
 
 import time
 

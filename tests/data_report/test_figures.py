@@ -1,4 +1,4 @@
-"""The figures show the network's input as it is, with the anchors in their places."""
+"""The figures show the actual input of the network, with the anchors at their positions."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_denormalizing_restores_the_image(tmp_path, make_dataset, make_config, o
     assert (image[:, 85:] == mean).all()
 
 
-def test_anchors_have_their_place_in_the_scaled_image(tmp_path, make_dataset, make_config):
+def test_anchors_have_their_scaled_positions(tmp_path, make_dataset, make_config):
     dataset = make_dataset(tmp_path / "train")
     dataset.add_box(dataset.add_image(), [30, 30, 48, 48])
     fields = dataset.write()

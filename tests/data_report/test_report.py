@@ -1,4 +1,4 @@
-"""The report has a finding for every planted problem, and none in a dataset without any."""
+"""The report has a finding for every planted problem, and none for a dataset without problems."""
 
 import collections
 import contextlib
@@ -21,7 +21,7 @@ NO_DATA = {"source": "coco", "annotations": "", "images": ""}
 
 
 class Result(NamedTuple):
-    """A report that was made."""
+    """A finished report."""
 
     findings: dict[str, Finding]  # by subject
     output: pathlib.Path
@@ -71,7 +71,7 @@ def test_every_planted_problem_has_a_finding(planted):
     expected = {
         "train: categories": (
             "warning",
-            "2 of 6 categories have no box, 3 fewer than 10",
+            "2 of 6 categories have no box, 3 have fewer than 10",
             "11 newt",
         ),
         "train: empty images": ("warning", "12 of 20 images (60.0%) have no object", "9.png"),
@@ -86,7 +86,7 @@ def test_every_planted_problem_has_a_finding(planted):
         ),
         "train: duplicate images": ("warning", "1 of 20", "12.png = 13.png"),
         "eval: images": ("error", "1 of 12 images cannot be read", "9.png: the image is"),
-        "eval: categories": ("warning", "5 of 6 categories have no box, 0 fewer", "3 cat"),
+        "eval: categories": ("warning", "5 of 6 categories have no box, 0 have f", "3 cat"),
         "leak": ("error", "1 of 12 images of eval are also in train", "7.png = 5.png"),
         "untrained categories": (
             "error",
@@ -115,27 +115,27 @@ def test_the_advice_is_in_the_files_and_its_flags_work(planted, monkeypatch, req
         key=["error", "warning", "info"].index,
     )
     # Better anchors for the planted aspect ratios, and the flags that set them.
-    configured, *better = report["anchors"].values()
+    configured, *suggested = report["anchors"].values()
     assert configured["covered"] < 0.6
-    assert better
-    assert len(better[0]["scales"]) == len(configured["scales"])
-    assert len(better[0]["ratios"]) == len(configured["ratios"])
-    assert better[-1]["covered"] > 0.7
+    assert suggested
+    assert len(suggested[0]["scales"]) == len(configured["scales"])
+    assert len(suggested[0]["ratios"]) == len(configured["ratios"])
+    assert suggested[-1]["covered"] > 0.7
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
     buckets, more = planted.findings["buckets"].advice.split(" has ")
     assert "8 shapes, each compiled once, have 11.5%" in more
     config_flag = "--config=configs/r50_fpn.py"
-    argv = ["program", config_flag, *shlex.split(better[-1]["flags"]), *shlex.split(buckets)]
+    argv = ["program", config_flag, *shlex.split(suggested[-1]["flags"]), *shlex.split(buckets)]
     monkeypatch.setattr(sys, "argv", argv)
     values(argv)
-    assert list(values.config.anchors.scales) == better[-1]["scales"]
-    assert list(values.config.anchors.ratios) == better[-1]["ratios"]
-    # One shape was configured and one is proposed, that of landscape and portrait together.
+    assert list(values.config.anchors.scales) == suggested[-1]["scales"]
+    assert list(values.config.anchors.ratios) == suggested[-1]["ratios"]
+    # One shape is configured and one is suggested, for landscape and portrait images together.
     assert values.config.data.buckets == ((96, 96),)
     overheads = {name: table["padding_overhead"] for name, table in report["buckets"].items()}
-    assert overheads["configured"] > overheads["one shape"] > overheads["3 chosen"]
-    assert report["chosen_buckets"] == [[96, 96]]
+    assert overheads["configured"] > overheads["one shape"] > overheads["3 suggested shapes"]
+    assert report["suggested_buckets"] == [[96, 96]]
     assert planted.printed.index("error    ") < planted.printed.index("warning  ")
     assert (planted.output / "report.txt").read_text() in planted.printed
     assert not list(planted.output.glob("*.partial"))
@@ -147,10 +147,10 @@ def test_the_advice_is_in_the_files_and_its_flags_work(planted, monkeypatch, req
 def test_a_dataset_without_problems_has_no_advice(tmp_path, make_dataset, make_config):
     parts = make_dataset(tmp_path / "train"), make_dataset(tmp_path / "evaluation")
     for part in parts:
-        for number in range(12):
+        for index in range(12):
             image_id = part.add_image()
             for k, name in enumerate(part.categories):
-                part.add_box(image_id, [6 * k, 2 * number, 45, 40 + 4 * k], name)
+                part.add_box(image_id, [6 * k, 2 * index, 45, 40 + 4 * k], name)
     result = report_on(make_config(*(part.write() for part in parts)), tmp_path / "out")
     assert {finding.severity for finding in result.findings.values()} == {"info"}
     assert not [f for f in result.findings.values() if f.advice or f.examples]
@@ -198,8 +198,8 @@ def test_a_sample_depends_on_the_seed_and_is_reported(
     assert result.findings["leak"].message.startswith("9 of 9")
     # matplotlib is not required, and the report names the figure that is missing without it.
     assert (
-        "no anchors.png: matplotlib is not installed; pip install 'retinanet_jax[inspect]'."
-        in result.printed.splitlines()
+        "anchors.png was not written: matplotlib is not installed; run "
+        "`pip install 'retinanet_jax[inspect]'`." in result.printed.splitlines()
     )
     assert {path.name for path in result.output.iterdir()} == {
         "report.txt",

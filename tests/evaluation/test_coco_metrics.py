@@ -55,7 +55,7 @@ def perfect_results(truth):
 
 
 def test_the_known_numbers_of_cocoapi(reference):
-    """They are published with cocoapi."""
+    """The expected numbers are published with cocoapi."""
     metrics, table = reference
     assert rounded(metrics) == [
         *(0.505, 0.697, 0.573, 0.586, 0.519, 0.501),
@@ -134,8 +134,9 @@ def difficult_data(seed, num_images=40, num_detections=30):
             )
         if index % 7 == 0:
             continue
-        number = num_detections if index % 5 else 130
-        for near in random.integers(0, count, number).tolist() if count else [None] * number:
+        num_results = num_detections if index % 5 else 130
+        nearby = random.integers(0, count, num_results).tolist() if count else [None] * num_results
+        for near in nearby:
             box, category_id = (
                 ([50.0] * 4, 90) if near is None else (boxes[near], box_categories[near])
             )

@@ -1,4 +1,4 @@
-"""Detections of image files: the same as in evaluation, written as JSON, CSV and drawings."""
+"""Detection in image files: the results of evaluation, written as JSON, CSV and drawings."""
 
 import csv
 import json
@@ -105,7 +105,7 @@ def test_the_table_has_the_same_detections(predict, images):
         assert row["file_name"] == result["file_name"]
 
 
-def test_a_file_name_that_is_not_utf8_is_written_as_it_is(predict, images):
+def test_a_file_name_that_is_not_utf8_is_written_unchanged(predict, images):
     name = os.fsencode(images) + b"/\xff.png"
     with open(name, "wb") as file:
         file.write((images / "a.png").read_bytes())

@@ -1,4 +1,4 @@
-"""A detector to export that costs nothing to build."""
+"""A detector for tests of the export that do not run the network."""
 
 import pytest
 from export_examples import CATEGORIES
@@ -9,6 +9,6 @@ from retinanet_jax.export.servable import Servable
 
 @pytest.fixture
 def servable(toy_config, tmp_path) -> Servable:
-    """A detector without weights, for tests that do not run the network."""
+    """A detector without weights, which takes no time to build."""
     folder = tmp_path / "run" / "checkpoints" / "12"
     return Servable(Checkpoint({}, toy_config, CATEGORIES, 12, folder), (64, 96), None)

@@ -67,7 +67,7 @@ def fake_format(monkeypatch, servable):
         ({"scores": EXPECTED.scores - np.float32(2e-4)}, r"scores by 0\.0002 "),
         (
             {"categories": np.array([7, 7])},
-            "8 detections have no counterpart, where 8 are expected on 4 images",
+            "8 detections have no counterpart; 8 are expected on 4 images",
         ),
     ],
 )

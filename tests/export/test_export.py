@@ -1,4 +1,4 @@
-"""Every format end to end: in its own runtime it detects what the checkpoint detects."""
+"""Every format end to end: in its own runtime it has the detections of the checkpoint."""
 
 import json
 import pathlib
@@ -71,7 +71,7 @@ RUNTIMES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format_name", list(RUNTIMES))
-def test_the_documented_code_detects_what_the_checkpoint_detects(
+def test_the_documented_code_has_the_detections_of_the_checkpoint(
     format_name, trained_toy, toy_config, tmp_path
 ):
     """On a file with another aspect ratio than the input, without importing the package."""

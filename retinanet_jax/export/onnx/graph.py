@@ -13,7 +13,7 @@ from jax.extend import core as jax_core
 
 OPSET = 18
 # Larger results are computed by the model instead of being stored in it, such as constant images.
-LARGEST_STORED = 2**20  # elements
+LARGEST_STORED = 2**20  # number of elements
 
 Value = np.ndarray | str  # known while the graph is built, or the name of a node's output
 # Translates an equation: (graph, equation, *operands) -> its result or list of results.

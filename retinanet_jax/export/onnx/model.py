@@ -1,4 +1,4 @@
-"""An ONNX model for onnxruntime: network, selection of candidates and NMS in standard operators.
+"""The ONNX model of a detector: network, candidate selection and NMS in standard operators.
 
 The model is written in the layout of a model repository of the Triton inference server.
 """
@@ -22,7 +22,7 @@ from retinanet_jax.export.servable import (
     Servable,
 )
 
-FOLDER = "detector"  # a model of a Triton repository
+FOLDER = "detector"  # the name of the model in the Triton repository
 FILE, TRITON_CONFIG = f"{FOLDER}/1/model.onnx", f"{FOLDER}/config.pbtxt"
 PACKAGES = ("onnx", "onnxruntime")
 
@@ -32,10 +32,10 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
 
     Args:
         servable: The detector, with a fixed batch size.
-        folder: An existing folder, in which FILE and TRITON_CONFIG are made.
+        folder: An existing folder, in which FILE and TRITON_CONFIG are created.
 
     Raises:
-        ValueError: If the config uses something that ONNX has no operators for.
+        ValueError: If the config uses a feature that ONNX or onnxruntime lacks.
     """
     import onnx
 
@@ -55,7 +55,7 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
 
 
 def _check_supported(config: ConfigDict) -> None:
-    """Raise ValueError if the model needs what ONNX or onnxruntime lacks."""
+    """Raise ValueError if the config uses a feature that ONNX or onnxruntime lacks."""
     if config.detections.nms != "hard":
         raise ValueError(
             f"config.detections.nms={config.detections.nms!r} cannot be expressed in ONNX, which "
@@ -69,7 +69,7 @@ def _check_supported(config: ConfigDict) -> None:
 
 
 def triton_config(inputs: Sequence[Any], outputs: Sequence[Any]) -> str:
-    """Return the text of Triton's config.pbtxt; the batch is one of the dimensions.
+    """Return the text of Triton's config.pbtxt; the batch axis is part of the shapes.
 
     Args:
         inputs: Shape and dtype of each of INPUTS.

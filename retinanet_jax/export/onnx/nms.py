@@ -14,7 +14,7 @@ from retinanet_jax.export.onnx.graph import Graph, Rule, Value, int64
 def make_nms_rule(*, num_classes: int, iou_threshold: float, class_agnostic: bool) -> Rule:
     """Return the rule that replaces `core.non_maximum_suppression` by NonMaxSuppression.
 
-    Its `limit` is left out: `core.detect` takes only the first remaining boxes in any case.
+    The argument `limit` is ignored: `core.detect` selects only the first of the boxes anyway.
 
     Args:
         num_classes: Number of classes K; the classes of boxes are 0..K-1.
@@ -24,19 +24,19 @@ def make_nms_rule(*, num_classes: int, iou_threshold: float, class_agnostic: boo
 
     def suppress(graph: Graph, equation: Any, boxes: Value, classes: Value, mask: Value) -> Value:
         (num_boxes,) = equation.outvars[0].aval.shape
-        # The boxes come in descending order of score. The operator sorts them again, by these
-        # numbers, since scores may be equal and these are not.
+        # The boxes are in descending order of score. The operator sorts them again, by these
+        # numbers: unlike scores, no two of them are equal.
         order = np.arange(num_boxes, 0, -1, dtype=np.float32)[None]
         allowed = graph.reshape(graph.broadcast(mask, equation.invars[2].aval), (1, num_boxes))
         num_rows = 1
         if not class_agnostic:
             num_rows = num_classes
-            of_class = graph.elementwise(
+            has_class = graph.elementwise(
                 "Equal",
                 graph.reshape(graph.broadcast(classes, equation.invars[1].aval), (1, num_boxes)),
                 np.arange(num_classes, dtype=np.int32)[:, None],
             )
-            allowed = graph.elementwise("And", allowed, of_class)
+            allowed = graph.elementwise("And", allowed, has_class)
         scores = graph.elementwise("Where", allowed, order, np.zeros((), np.float32))
         selected = graph.add_node(
             "NonMaxSuppression",
