@@ -1,4 +1,4 @@
-"""Every config field, and how configs are found, checked, compared and stored."""
+"""All config fields, and functions that find, load, check, compare and store configs."""
 
 import difflib
 import json
@@ -17,38 +17,38 @@ import retinanet_jax
 T = TypeVar("T")
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
-if not CONFIGS.is_dir():  # in a checkout they lie next to the package
+if not CONFIGS.is_dir():  # in a checkout, the folder is next to the package
     CONFIGS = CONFIGS.parent.parent / "configs"
 
-# The version of the fields below, which every checkpoint stores; 1 is that of retinanet_jax 0.1.0.
+# The version of the config fields, which every checkpoint stores; that of 0.1.0 was 1.
 CONFIG_VERSION = 2
-# What each later version changed: names, and new fields with the value that reproduces what the
-# versions before it did.
+# The changes of each version: renamed fields, and new fields with the value that reproduces the
+# behavior of earlier versions.
 RENAMED_FIELDS = {
     2: {"data.validation_share": "data.validation_fraction", "data.quarter_turns": "data.rot90"},
 }
 ADDED_FIELDS: dict[int, dict[str, Any]] = {2: {}}
 
-# Sections that define what the network's weights mean. Many of their fields can change without
-# changing the shape of any array; the other sections affect only data and training.
+# Sections that determine what a network computes from its weights, often without changing the shape
+# of any array. The other sections affect only data and training.
 NETWORK_SECTIONS = ("model", "anchors", "input")
-# Fields of these sections that only affect how training starts and proceeds.
+# Fields of these sections that only affect training.
 TRAINING_FIELDS = ("model.frozen_stages", "model.prior_probability")
 BATCH_NORMS = {"frozen_batch", "batch"}  # norms with the same four arrays
 
 
 class FieldDifference(NamedTuple):
-    """A field with different values in two configs; None where a config lacks it."""
+    """A field with different values in two configs; None if a config lacks the field."""
 
-    name: str  # dotted
+    name: str  # dotted, such as model.norm
     saved: Any
     current: Any
 
 
 def default_config() -> ConfigDict:
-    """Return the base config, unlocked: all fields, for the paper's R50-FPN at 800 pixels.
+    """Return the base config, unlocked: all fields, with the values of the paper's R50-FPN.
 
-    Other configs set the fields that differ (https://arxiv.org/abs/1708.02002, sections 4 and 5).
+    Other configs change some fields. Paper: https://arxiv.org/abs/1708.02002, sections 4 and 5.
     """
     config = ConfigDict()
     config.seed = 0
@@ -56,15 +56,15 @@ def default_config() -> ConfigDict:
     config.log_every = 20
     config.checkpoint_every = 2_500
     config.evaluate_every = 10_000  # a multiple of checkpoint_every
-    # pycocotools; hotcoco: the same numbers, fifty times faster (pip install hotcoco)
+    # pycocotools; hotcoco: the same results, fifty times faster (pip install hotcoco)
     config.evaluator = "pycocotools"
-    config.keep_checkpoints = 2  # the newest ones; the best by AP is kept as well
+    config.keep_checkpoints = 2  # number of newest checkpoints; the best by AP is kept, too
     config.dtype = "float32"  # of the network's computation; parameters and losses stay float32
-    config.space = 1  # devices that split the height of each image; the others split the batch
+    config.space = 1  # number of devices per image, split by height; all others split the batch
 
     config.data = ConfigDict()
-    # Several datasets are merged: source, annotations, images, split and classes may be lists
-    # separated by commas.
+    # Several datasets are merged: each of source, annotations, images, split, classes and official
+    # may be a list separated by commas.
     config.data.train = dict(
         source="coco",  # coco, voc, csv, tfds, packed, shapes (synthetic, generated into `images`)
         # coco: instances JSON; voc: folder of XML files, or of VOCdevkit/VOC2007; csv: file of
@@ -83,16 +83,16 @@ def default_config() -> ConfigDict:
         annotations="data/coco/annotations/instances_val2017.json",
         images="data/coco/val2017",
     )
-    # Fraction of the training images that is held out where data.eval.annotations is empty.
+    # Fraction of the training images that is held out for evaluation if data.eval has no data.
     config.data.validation_fraction = 0.0
     config.data.categories = ()  # voc: names in the order of their ids; (): those present, sorted
     config.data.batch_size = 16
     config.data.eval_batch_size = 8
-    # (height, width), multiples of 32: each image is padded to the smallest that holds it.
+    # (height, width), multiples of 32: each image is padded to the smallest one that contains it.
     landscape = ((800, 928), (800, 1088), (800, 1216), (800, 1344))
     config.data.buckets = (*landscape, (1088, 800), (1216, 800), (1344, 800))
-    # buckets; own: each image's size rounded up to multiples of 32, as torchvision and detectron2
-    # pad in evaluation and prediction, with a compilation for each such shape.
+    # buckets; own: each image's size rounded up to multiples of 32, as in torchvision and
+    # detectron2, with a compilation for each shape.
     config.data.eval_shapes = "buckets"
     # bilinear: without antialiasing, rounded to bytes; bilinear_float: not rounded, as torchvision;
     # pillow: antialiased, as detectron2. The latter two also round sides to pixels as these do.
@@ -102,7 +102,7 @@ def default_config() -> ConfigDict:
     config.data.eval_short_side = 800
     config.data.long_side = 1333
     config.data.flip = True
-    config.data.rot90 = False  # rotate by 0, 90, 180 or 270 degrees: for images without an up side
+    config.data.rot90 = False  # rotate by 0, 90, 180 or 270 degrees: for images from above
     config.data.scale_jitter = (1.0, 1.0)  # range of a factor on both sides
     config.data.crop_size = ()  # (height, width) cropped from the scaled image: large-scale jitter
     config.data.min_visible = 0.0  # boxes with a smaller fraction inside the crop are dropped
@@ -110,10 +110,10 @@ def default_config() -> ConfigDict:
     config.data.color_jitter = dict(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
     config.data.loader = "tf"  # tf: tf.data; numpy: threads, without TensorFlow
     config.data.prefetch = 4  # batches
-    config.data.threads = 0  # 0: as many as the loader finds useful
+    config.data.threads = 0  # 0: the loader chooses
 
-    # The network's input: channel order, and mean and std of 0..255 pixels in that order. These are
-    # the numbers that the ImageNet weights of `init` were trained with.
+    # The network's input: channel order, and mean and std of 0..255 pixels in that order. The
+    # weights of `init` were trained with these values.
     config.input = dict(order="bgr", mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0))
     config.model = dict(
         backbone="resnet50",
@@ -162,8 +162,8 @@ def default_config() -> ConfigDict:
         box="smooth_l1",  # smooth_l1, giou
         beta=1 / 9,
         box_weight=1.0,
-        # What the sums are divided by: foreground anchors of the batch (batch), of each image
-        # (image), or their moving average (ema).
+        # The losses are divided by the number of foreground anchors of the batch (batch) or of each
+        # image (image), or by a moving average of that number (ema).
         normalizer="batch",
         ema_momentum=0.9,
         ema_start=100.0,
@@ -196,30 +196,31 @@ def default_config() -> ConfigDict:
 
 
 def find_config(spec: str) -> str:
-    """Return the path, with the argument, of the config that "FILE" or "FILE:ARGUMENT" names.
+    """Return the path of a config, with its argument if it has one.
 
-    `configs/NAME.py` and `NAME.py` name the package's own configs where no such file exists.
+    Args:
+        spec: "FILE[:ARGUMENT]"; without such a file, NAME.py and configs/NAME.py are the package's.
 
     Raises:
-        FileNotFoundError: If there is no such config; the message lists the package's own.
+        FileNotFoundError: If there is no such config; the message lists those of the package.
     """
     file, colon, argument = spec.partition(":")
     path = pathlib.Path(file).expanduser()
     if not path.is_file() and path.parent in (pathlib.Path("configs"), pathlib.Path()):
         path = CONFIGS / path.name
     if not path.is_file():
-        own = ", ".join(f"configs/{path.name}" for path in config_files())
-        raise FileNotFoundError(f"--config={spec}: there is no such file; there are {own}.")
+        available = ", ".join(f"configs/{path.name}" for path in config_files())
+        raise FileNotFoundError(f"--config={spec}: there is no such file; there are {available}.")
     return f"{path}{colon}{argument}"
 
 
 def config_files() -> list[pathlib.Path]:
-    """Return the package's own config files, sorted by name."""
+    """Return the config files of the package, sorted by name."""
     return sorted(path for path in CONFIGS.glob("*.py") if path.name != "__init__.py")
 
 
 def load_config(spec: str) -> ConfigDict:
-    """Return the locked config that `spec` names, see `find_config`; raise what these raise."""
+    """Return the config of `spec`, as described in `find_config`, locked."""
     file, _, argument = find_config(spec).partition(":")
     return runpy.run_path(file)["get_config"](argument)
 
@@ -230,7 +231,7 @@ def check_fields(config: ConfigDict) -> None:
     ml_collections itself checks types, except those of a tuple's elements.
 
     Raises:
-        ValueError: At the first field that is unknown, missing, or a tuple of another type.
+        ValueError: If a field is unknown, missing, or a tuple with elements of another type.
     """
     known, values = dict(flatten(default_config())), dict(flatten(config))
     for name in sorted(values.keys() - known.keys()):
@@ -247,7 +248,7 @@ def check_fields(config: ConfigDict) -> None:
 
 
 def unknown_field(name: str) -> str:
-    """Return the message for a field that does not exist, with the nearest name and its section.
+    """Return the error message for an unknown field, with the most similar one and its section.
 
     Args:
         name: The field's dotted name, without "config.".
@@ -256,7 +257,7 @@ def unknown_field(name: str) -> str:
         if name in renamed:
             return f"config.{name} is called config.{renamed[name]} since retinanet_jax 0.2.0."
     config = default_config()
-    # By its last part where the whole name is like no other: --config.learning_rate.
+    # If no whole name is similar, compare only the last part: --config.learning_rate.
     by_last_part = {known.rpartition(".")[2]: known for known, _ in flatten(config)}
     nearest = difflib.get_close_matches(name, by_last_part.values(), 1) or [
         by_last_part[part]
@@ -270,31 +271,30 @@ def unknown_field(name: str) -> str:
 
 
 def choose(field: str, name: str, choices: Mapping[str, T]) -> T:
-    """Return choices[name]; raise `unknown_choice` where the field `field` has no such choice."""
+    """Return choices[name] for the value `name` of a field, or raise `unknown_choice`."""
     if name not in choices:
         raise unknown_choice(field, name, choices)
     return choices[name]
 
 
 def unknown_choice(field: str, name: object, choices: Iterable[str]) -> ValueError:
-    """Return the error for a config field with a value `name` that is none of its choices."""
+    """Return the error for a config field with a value `name` that is not among its choices."""
     return ValueError(f"{field}={name!r} must be one of {', '.join(choices)}.")
 
 
 def config_to_json(config: ConfigDict) -> dict[str, Any]:
-    """Return the fields as a checkpoint stores them, with the versions of fields and package."""
+    """Return the fields and the versions of config and package, as a checkpoint stores them."""
     versions = {"config_version": CONFIG_VERSION, "package_version": retinanet_jax.__version__}
     return {**versions, **plain(config)}
 
 
 def config_from_json(stored: Mapping[str, Any]) -> ConfigDict:
-    """Return the config that a checkpoint of this version or an earlier one stores, unlocked.
+    """Return the config, unlocked, that a checkpoint of this or an earlier version has stored.
 
-    Renamed fields get their new names, and fields that the writer did not have get the value that
-    reproduces its behavior.
+    Fields are renamed, and new fields get the value that reproduces the earlier behavior.
 
     Raises:
-        ValueError: If a field is unknown or missing; the message names the version that wrote it.
+        ValueError: If a field is unknown or missing; the message contains the writer's version.
     """
     fields = dict(stored)
     version, writer = fields.pop("config_version", 1), fields.pop("package_version", "0.1.0")
@@ -316,12 +316,12 @@ def config_from_json(stored: Mapping[str, Any]) -> ConfigDict:
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
-    """Return the fields as JSON has them: nested dicts, with lists for tuples."""
+    """Return the fields as JSON represents them: nested dicts, and lists instead of tuples."""
     return json.loads(config.to_json())
 
 
 def flatten(fields: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted name and the value of each field of a config, or of its JSON."""
+    """Yield the dotted name, with `prefix`, and the value of each field of a config or JSON."""
     for name, value in fields.items():
         if isinstance(value, Mapping | ConfigDict):
             yield from flatten(value, f"{prefix}{name}.")
@@ -330,7 +330,7 @@ def flatten(fields: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterato
 
 
 def differences(saved: ConfigDict, current: ConfigDict) -> list[FieldDifference]:
-    """Return the fields with different values, sorted by name; tuples equal lists."""
+    """Return the fields with different values, sorted by name; lists and tuples are equal."""
     before, now = dict(flatten(plain(saved))), dict(flatten(plain(current)))
     return [
         FieldDifference(name, before.get(name), now.get(name))
@@ -340,7 +340,7 @@ def differences(saved: ConfigDict, current: ConfigDict) -> list[FieldDifference]
 
 
 def network_differences(saved: ConfigDict, current: ConfigDict) -> list[FieldDifference]:
-    """Return the differences by which the same arrays mean something else in another network."""
+    """Return the differences that change what a network computes from its weights."""
     return [
         difference
         for difference in differences(saved, current)

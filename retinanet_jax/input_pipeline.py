@@ -1,6 +1,6 @@
-"""From the config's section `data` to datasets, plans and batches.
+"""Opens the datasets that config.data describes, and makes plans and batches of them.
 
-Importing this module and opening a dataset load neither flax nor the network.
+Importing this module and opening a dataset import neither flax nor the network.
 """
 
 import os
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from retinanet_jax.config import check_fields, unknown_choice
+from retinanet_jax.config import check_fields, choose, unknown_choice
 from retinanet_jax.data.augmentation import Augmentation
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.pipeline import batches
@@ -32,16 +32,16 @@ from retinanet_jax.utils.progress import format_duration, make_progress
 
 PARTS = ("train", "eval")  # the sections of config.data that name datasets
 SOURCES = ("coco", "voc", "csv", "tfds", "packed", "shapes")
-# The fields of a section that may be lists with commas, one entry for each dataset.
+# The fields of a section that may be lists separated by commas, with an entry for each dataset.
 LIST_FIELDS = ("source", "annotations", "images", "split", "classes", "official")
-# What an error message suggests for a missing field.
+# The values that an error message suggests for missing fields.
 FIELD_EXAMPLES = {
     "annotations": "FILE_OR_FOLDER",
     "images": "FOLDER",
     "split": "train",
     "classes": "FILE.csv",
 }
-# Decoding so many images takes seconds; a run that ends late at an invalid image costs hours.
+# Decoding this many images takes seconds, but an invalid image may end a run after hours.
 MAX_IMAGES_TO_CHECK = 1_000
 
 
@@ -50,10 +50,10 @@ def open_sources(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Sou
 
     Args:
         config: The run's config.
-        workdir: The folder for datasets that are generated.
+        workdir: The folder for generated datasets.
 
     Raises:
-        ValueError: If their categories differ, or as `open_source`.
+        ValueError: If their categories differ, or as in `open_source`.
     """
     if splits_training_data(config):
         return open_split(config, workdir)
@@ -85,29 +85,29 @@ def open_evaluation(config: ConfigDict, workdir: pathlib.Path) -> Source:
 
 
 def splits_training_data(config: ConfigDict) -> bool:
-    """Return whether part of the training data is held out, because there is no evaluation data."""
+    """Return whether part of the training data is held out, as there is no evaluation data."""
     has_eval_data = config.data.eval.annotations or config.data.eval.images
     return bool(config.data.validation_fraction) and not has_eval_data
 
 
 def open_split(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Source]:
-    """Open the training data, and return the remaining and the held-out images."""
+    """Open the training data, and return the training images and the held-out images."""
     return split_by_hash(open_source(config, "train", workdir), config.data.validation_fraction)
 
 
 def open_source(config: ConfigDict, part: str, workdir: pathlib.Path) -> Source:
-    """Open the dataset that config.data.train or config.data.eval names.
+    """Open the dataset of config.data.train or config.data.eval.
 
-    Fields that are lists with commas name several datasets, which are merged. A field with a single
-    entry holds for all of them.
+    Fields that are lists separated by commas describe several datasets, which are merged. A field
+    with a single entry applies to all of them.
 
     Args:
         config: The run's config.
         part: "train" or "eval".
-        workdir: The folder for datasets that are generated.
+        workdir: The folder for generated datasets.
 
     Raises:
-        ValueError: If a field is missing, or lists do not match in length, or a file is invalid.
+        ValueError: If a field is missing, lists differ in length, or a file is invalid.
         OSError: If a file cannot be read.
     """
     section = config.data[part]
@@ -116,8 +116,8 @@ def open_source(config: ConfigDict, part: str, workdir: pathlib.Path) -> Source:
     for name, values in lists.items():
         if len(values) not in (1, count):
             raise ValueError(
-                f"data.{part}.{name} lists {len(values)} sources where another field lists "
-                f"{count}; give one for all, or {count}."
+                f"data.{part}.{name} lists {len(values)} sources, but another field lists {count}; "
+                f"give one for all, or {count}."
             )
     sections = [
         {name: values[index % len(values)].strip() for name, values in lists.items()}
@@ -168,7 +168,7 @@ def _open_dataset(
 
 
 def _require(section: ConfigDict, part: str, *names: str) -> None:
-    """Raise ValueError with the missing flags if one of the fields is empty."""
+    """Raise ValueError, with the missing flags, if one of the fields is empty."""
     missing = [name for name in names if not section[name]]
     if missing:
         flags = [f"--config.data.{part}.{name}={FIELD_EXAMPLES[name]}" for name in missing]
@@ -181,7 +181,7 @@ def _open_packed(section: ConfigDict, part: str, resize: str) -> PackedSource:
     if source.resize != resize:
         raise ValueError(
             f"data.{part}.images={section.images} contains images resized by {source.resize!r}, "
-            f"and data.resize is {resize!r}; set it to {source.resize!r}, or read the files that "
+            f"but data.resize is {resize!r}; set it to {source.resize!r}, or read the files that "
             "were packed."
         )
     return source
@@ -203,7 +203,11 @@ def _open_shapes(section: ConfigDict, part: str, workdir: pathlib.Path) -> CocoS
 
 
 def check_training_data(source: Source) -> None:
-    """Raise ValueError if no image has a box, and as `check_images` does."""
+    """Check that there are boxes to learn from, and `check_images`.
+
+    Raises:
+        ValueError: If no image has a box, or as in `check_images`.
+    """
     if not any(len(source.annotations(index).boxes) for index in range(len(source))):
         raise ValueError(
             f"{source.name}: none of its {len(source)} images has a box; there is nothing to "
@@ -213,9 +217,9 @@ def check_training_data(source: Source) -> None:
 
 
 def check_images(source: Source) -> None:
-    """Decode all images of a small dataset, so that an invalid one is reported before the run.
+    """Decode all images of a small dataset, so that invalid ones are reported before the run.
 
-    Decoding all images of a large dataset takes minutes; `retinanet-jax inspect` does it.
+    For a large dataset, which takes minutes, use `retinanet-jax inspect`.
 
     Raises:
         ValueError: If an image is invalid.
@@ -223,12 +227,12 @@ def check_images(source: Source) -> None:
     """
     if len(source) <= MAX_IMAGES_TO_CHECK:
         with futures.ThreadPoolExecutor(os.cpu_count()) as readers:
-            # Only errors and shapes are returned from the threads, not the pixels.
+            # The threads return shapes instead of the images, which would fill the memory.
             list(readers.map(lambda index: source.image(index).shape, range(len(source))))
 
 
 def train_plan(config: ConfigDict, source: Source) -> TrainPlan:
-    """Return the plan of the training steps by the config's batches, buckets and augmentation."""
+    """Return the plan of training with the batch size, buckets and augmentation of the config."""
     data = config.data
     augmentation = Augmentation(
         short_sides=data.short_sides,
@@ -251,19 +255,17 @@ def train_plan(config: ConfigDict, source: Source) -> TrainPlan:
 
 
 def eval_plan(config: ConfigDict, sizes: Int[np.ndarray, "N 2"], *, batch_size: int) -> EvalPlan:
-    """Return the plan of an evaluation of images with these (height, width)."""
+    """Return the plan of an evaluation of images with these heights and widths in pixels.
+
+    Raises:
+        ValueError: If data.eval_shapes is unknown, or an image fits in no bucket.
+    """
     data = config.data
-    match data.eval_shapes:
-        case "buckets":
-            buckets = data.buckets
-        case "own":
-            buckets = ()
-        case unknown:
-            raise unknown_choice("data.eval_shapes", unknown, ("buckets", "own"))
+    buckets = {"buckets": data.buckets, "own": ()}
     return EvalPlan(
         sizes,
         batch_size=batch_size,
-        buckets=buckets,
+        buckets=choose("data.eval_shapes", data.eval_shapes, buckets),
         resize=data.resize,
         short_side=data.eval_short_side,
         long_side=data.long_side,
@@ -271,7 +273,7 @@ def eval_plan(config: ConfigDict, sizes: Int[np.ndarray, "N 2"], *, batch_size: 
 
 
 def host_batches(config: ConfigDict, source: Source, plan: Plan, steps: range) -> Iterator[Batch]:
-    """Yield this host's part of the plan's batches, from steps.start to before steps.stop."""
+    """Yield this host's part of the batches of these steps, which must be consecutive."""
     return batches(
         source,
         plan,
@@ -287,24 +289,22 @@ def host_batches(config: ConfigDict, source: Source, plan: Plan, steps: range) -
 
 
 def pack_datasets(config: ConfigDict, parts: Sequence[str], output: pathlib.Path) -> list[str]:
-    """Write the config's datasets decoded and resized, and return the flags that read them.
+    """Write the datasets of a config, decoded and resized, and return the flags to use them.
 
     Args:
         config: The config of the runs that will read the packed data.
         parts: "train", "eval" or both.
-        output: The folder in which a folder for each part is written.
+        output: The folder to write; it will contain a folder for each part.
 
     Raises:
-        ValueError: If the training data is to be split and only one part is packed, or as
-            `open_source`.
+        ValueError: If the training data is split but only one part packed, or as in `open_source`.
     """
     check_fields(config)
     data = config.data
     if splits_training_data(config) and set(parts) != set(PARTS):
         raise ValueError(
-            f"data.validation_fraction={data.validation_fraction} splits the training data, and "
-            "its two parts are useful only together; give --part=both, or name a dataset in "
-            "data.eval."
+            f"data.validation_fraction={data.validation_fraction} splits the training data; give "
+            "--part=both to pack both parts, or a dataset in data.eval."
         )
     short_sides = {"train": max(data.short_sides), "eval": data.eval_short_side}
     flags = ["--config.data.loader=numpy"]

@@ -1,5 +1,6 @@
 """Every config loads, is complete, and describes data, a network and a step that can be trained."""
 
+import functools
 import importlib
 import json
 import re
@@ -445,24 +446,10 @@ def batch_shapes(config) -> Batch:
     """Return the shapes of a batch of the largest bucket."""
     batch_size = config.data.batch_size
     size = max(config.data.buckets, key=np.prod)
-
-    def array(dtype, *shape):
-        return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
-
-    return Batch(
-        images=array(np.uint8, *size, 3),
-        sizes=array(np.float32, 2),
-        scales=array(np.float32, 2),
-        boxes=array(np.float32, 8, 4),
-        classes=array(np.int32, 8),
-        mask=array(bool, 8),
-        crowd_boxes=array(np.float32, 1, 4),
-        crowd_mask=array(bool, 1),
-        weights=array(np.float32),
-        index=array(np.int32),
-        colors=array(np.float32, 4),
-        dropped=array(np.int32),
-    )
+    images = jax.ShapeDtypeStruct((batch_size, *size, 3), np.uint8)
+    pairs = jax.ShapeDtypeStruct((batch_size, 2), np.float32)
+    of_images = functools.partial(Batch.of_images, num_boxes=8, num_crowd=1)
+    return jax.eval_shape(of_images, images, sizes=pairs, scales=pairs)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Datasets and plans as the config names them."""
+"""Datasets and plans are those that the config describes."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from retinanet_jax.data.sources.coco import CocoSource
 
 @pytest.fixture
 def own_data(config, synthetic_dataset):
-    """Return a config that trains on the synthetic dataset, given as a user gives their own."""
+    """Return a config with the synthetic dataset as training data and no evaluation data."""
     config.data.train.update(
         annotations=str(synthetic_dataset / "instances.json"),
         images=str(synthetic_dataset / "images"),
@@ -83,7 +83,7 @@ def test_evaluation_data_takes_precedence_over_a_validation_fraction(own_data, t
 
 @pytest.mark.parametrize("part", ["train", "eval"])
 @pytest.mark.parametrize("field", ["annotations", "images"])
-def test_the_error_for_missing_data_names_the_flags_to_give(own_data, tmp_path, part, field):
+def test_the_error_for_missing_data_names_the_missing_flags(own_data, tmp_path, part, field):
     own_data.data.eval.update(own_data.data.train)
     own_data.data[part][field] = ""
     flag = rf"no data: source='coco' requires --config\.data\.{part}\.{field}=F"
@@ -100,7 +100,7 @@ def test_an_unknown_source_is_named(own_data, tmp_path):
 
 
 def test_listed_sources_are_merged(own_data, tmp_path, synthetic_dataset):
-    """A field with one entry holds for every source; the others have an entry for each."""
+    """A field with one entry applies to every source; the others have an entry for each."""
     once = input_pipeline.open_training(own_data, tmp_path)
     csv, classes = as_csv(once, tmp_path)
     own_data.data.train.update(
@@ -139,7 +139,9 @@ def as_csv(source, folder):
 
 def test_lists_of_different_lengths_are_an_error(own_data, tmp_path):
     own_data.data.train.update(source="coco,coco,coco", images="here,there")
-    with pytest.raises(ValueError, match=r"data\.train\.images lists 2 sources .* lists 3"):
+    with pytest.raises(
+        ValueError, match=r"data\.train\.images lists 2 sources, but another field lists 3"
+    ):
         input_pipeline.open_training(own_data, tmp_path)
 
 
@@ -172,7 +174,7 @@ def test_training_and_evaluation_data_are_opened_separately(own_data, tmp_path):
 
 
 def test_data_with_a_validation_fraction_is_read_once(own_data, tmp_path, monkeypatch):
-    """So its warnings are printed only once."""
+    """Otherwise its warnings would be printed twice."""
     own_data.data.validation_fraction = 0.3
     parts = []
     open_source = input_pipeline.open_source
@@ -198,7 +200,7 @@ def test_training_and_evaluation_data_must_have_the_same_categories(
         input_pipeline.open_sources(own_data, tmp_path)
 
 
-def test_plans_have_the_numbers_of_the_config(config):
+def test_plans_have_the_batch_sizes_and_sides_of_the_config(config):
     sizes = np.array([[480, 640]] * 5 + [[640, 480]] * 2)
     config.data.update(batch_size=2, short_sides=(400, 800), scale_jitter=(0.5, 1.0))
 

@@ -73,19 +73,19 @@ def make_batch() -> Batch:
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 40, (8, 3, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(8, 60, (8, 3, 2))], axis=-1)
-    return Batch(
-        images=rng.integers(0, 256, (8, 512, 64, 3), np.uint8),
+    batch = Batch.of_images(
+        rng.integers(0, 256, (8, 512, 64, 3), np.uint8),
         sizes=np.stack([rng.integers(70, 129, 8), rng.integers(40, 65, 8)], 1).astype(np.float32),
         scales=np.ones((8, 2), np.float32),
+    )
+    return batch._replace(
         boxes=boxes.astype(np.float32),
         classes=rng.integers(0, NUM_CLASSES, (8, 3), np.int32),
         mask=rng.random((8, 3)) < 0.6,
         crowd_boxes=np.tile(np.float32([60, 0, 120, 40]), (8, 1, 1)),
         crowd_mask=rng.random((8, 1)) < 0.5,
         weights=np.float32([1] * 7 + [0]),
-        index=np.arange(8, dtype=np.int32),
         colors=rng.uniform([0.6, 0.6, 0.6, -0.1], [1.4, 1.4, 1.4, 0.1], (8, 4)).astype(np.float32),
-        dropped=np.zeros(8, np.int32),
     )
 
 

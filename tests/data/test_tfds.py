@@ -141,7 +141,7 @@ def test_a_prepared_dataset_equals_its_json(prepared, contents, year, file_forma
         for annotation in truth["annotations"]:
             annotation["area"] = int(annotation["area"])
         assert source.ground_truth() == truth
-        assert "cuts areas to integers; for AP to be published" in caplog.text
+        assert "truncates areas to integers; to publish AP" in caplog.text
         caplog.clear()
         official = archives.official(split)
         source = TfdsSource(f"coco/{year}", data_dir=data_dir, split=split, official=official)
@@ -279,8 +279,8 @@ def prepare_image(tmp_path, data, height, width, boxes):
     (folder / "1.jpg").write_bytes(data)
     image = {"id": 1, "file_name": "1.jpg", "height": height, "width": width}
     annotations = [
-        {"id": number, "image_id": 1, "category_id": 3, "bbox": box, "area": 1.0, "iscrowd": 0}
-        for number, box in enumerate(boxes, start=1)
+        {"id": box_id, "image_id": 1, "category_id": 3, "bbox": box, "area": 1.0, "iscrowd": 0}
+        for box_id, box in enumerate(boxes, start=1)
     ]
     content = {"images": [image], "annotations": annotations, "categories": CATEGORIES}
     both = content, folder
@@ -321,7 +321,7 @@ def open_train(data_dir):
     return TfdsSource("coco/2017", data_dir=data_dir, split="train")
 
 
-def test_the_index_is_made_once_and_stored_next_to_the_shards(copy, contents, monkeypatch, capsys):
+def test_the_index_is_built_once_and_stored_next_to_the_shards(copy, contents, monkeypatch, capsys):
     open_train(copy)
     (path,) = copy.rglob(".retinanet_jax-train.npz*")
     assert path.parent == shard_paths(copy)[0].parent
@@ -381,19 +381,19 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("damage", BROKEN)
-def test_a_broken_index_is_made_again(copy, contents, caplog, damage):
+def test_a_broken_index_is_built_again(copy, contents, caplog, damage):
     open_train(copy)
     (path,) = copy.rglob(".retinanet_jax*")
     content = path.read_bytes()
     path.write_bytes(BROKEN[damage](content))
     assert_same(open_train(copy), open_coco(contents, "train"))
     assert len(caplog.messages) == 1
-    assert re.search(r"retinanet_jax-train.npz: is broken .* will be made again", caplog.text)
+    assert re.search(r"retinanet_jax-train.npz: is broken .* will be built again", caplog.text)
     assert len(path.read_bytes()) == len(content)
 
 
 def deny_writing_in(monkeypatch, *folders):
-    """Fail as on a read-only disk, where root cannot write either."""
+    """Fail as a read-only disk does; a folder without permissions would not stop root."""
     make_folder = tfds_index.tempfile.TemporaryDirectory
 
     def denied(*args, **options):
@@ -468,11 +468,11 @@ def test_the_default_folder_is_that_of_tfds(copy, contents, monkeypatch):
 
 
 INVALID = {
-    "builder": ({"builder": "a b"}, "'a b': is no dataset of TFDS .Parsing.* write it as name/"),
+    "builder": ({"builder": "a b"}, "'a b': is not a dataset of TFDS .Parsing.* write it as name/"),
     "remote": ({"data_dir": "gs://bucket/data"}, "data_dir=gs://bucket/data: shards are read from"),
-    "split": ({"split": "val"}, "no split 'val'; name one of test, train, validation"),
+    "split": ({"split": "val"}, "no split 'val'; give one of test, train, validation"),
     "slice": ({"split": "train[:10%]"}, r"no split 'train\[:10%\]'"),
-    "twice": ({"split": "train+train"}, "contains 7 images twice, first 4; name splits"),
+    "twice": ({"split": "train+train"}, "contains 7 images twice, first 4; give splits"),
 }
 
 
@@ -490,8 +490,8 @@ def test_invalid_arguments_are_refused_in_one_line(copy, case):
     [
         (lambda data: data[:-1], r"tfrecord-00000-of-00001: is truncated or corrupt after \d+"),
         (lambda data: data[:-9] + data[:4], "is truncated or corrupt"),
-        (lambda data: data + data, "contain 14 images, where dataset_info.json counts 7"),
-        (lambda data: b"", "contain 0 images, where dataset_info.json counts 7"),
+        (lambda data: data + data, "contain 14 images, but dataset_info.json declares 7"),
+        (lambda data: b"", "contain 0 images, but dataset_info.json declares 7"),
         (lambda data: data.replace(b"\xff\xd8\xff", b"\xff\xd7\xff", 1), r"\d+\.jpg: the image"),
     ],
 )
@@ -541,7 +541,7 @@ def rename_a_category(content):
     [
         (remove_an_image, "lacks 1 of the 7 images of coco/2017 train, first image id 25"),
         (resize_an_image, r"declares image id 9 with height and width \(.*train has \("),
-        (rename_a_category, "1 of its labels, first 'motorcycle', are no categories of"),
+        (rename_a_category, "1 of its labels, first 'motorcycle', are not categories of"),
     ],
 )
 def test_an_official_json_of_other_images_is_refused(prepared, tmp_path, change, message):
@@ -612,23 +612,24 @@ def test_voc_2007(tmp_path, caplog):
     assert crowd.tolist() == [False, True]
     assert source.ground_truth()["annotations"] == [
         {
-            "id": number,
+            "id": object_id,
             "image_id": 2,
             "category_id": category_id,
             "bbox": [3, 7, 20, 24],
             "area": 480,
             "iscrowd": difficult,
         }
-        for number, category_id, difficult in ((1, 12, 0), (2, 8, 1))
+        for object_id, category_id, difficult in ((1, 12, 0), (2, 8, 1))
     ]
-    assert not caplog.messages  # there are no areas to be cut
+    assert not caplog.messages  # there are no areas to truncate
     official = tmp_path / "x.json"
     official.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
-    with pytest.raises(ValueError, match=r"has no image ids to be looked up in .*x\.json"):
+    with pytest.raises(ValueError, match=r"has no image ids to look up in .*x\.json"):
         TfdsSource("voc/2007", data_dir=tmp_path / "data", split="train", official=official)
 
 
-def own_features(**changes):
+def features_of_own(**changes):
+    """Return the features of the dataset `own`, with changes of single features."""
     import tensorflow_datasets as tfds
 
     objects = {
@@ -646,7 +647,7 @@ def test_a_dataset_with_only_the_required_features(tmp_path, caplog):
     fractions = [[0.2, 0.1, 0.6, 0.5], [0.5, 0.5, 1.1, 1.0], [0.5, 0.5, 0.5, 1.0]]
     boxes = [{"bbox": np.array(box), "label": 1} for box in fractions]
     # Images of the same size begin with the same bytes; two of them surround it in the record.
-    features = own_features(**{name: tfds.features.Image() for name in ("before", "later")})
+    features = features_of_own(**{name: tfds.features.Image() for name in ("before", "later")})
     others = {"before": io.BytesIO(jpeg(50, 100, 2)), "later": io.BytesIO(jpeg(50, 100, 3))}
     prepare_own(tmp_path, features, [{"image": io.BytesIO(data), "objects": boxes, **others}])
     source = TfdsSource("own", data_dir=tmp_path, split="train")
@@ -675,8 +676,8 @@ def test_a_dataset_with_only_the_required_features(tmp_path, caplog):
 def test_a_label_without_a_category_is_refused(tmp_path):
     boxes = [{"bbox": np.array([0.2, 0.1, 0.6, 0.5]), "label": -1}]
     example = {"image": io.BytesIO(jpeg(50, 100, 1)), "objects": boxes}
-    prepare_own(tmp_path, own_features(), [example])
-    with pytest.raises(ValueError, match="has the label -1, which is none of its 2"):
+    prepare_own(tmp_path, features_of_own(), [example])
+    with pytest.raises(ValueError, match="has the label -1, but only 2 categories"):
         TfdsSource("own", data_dir=tmp_path, split="train")
 
 
@@ -696,21 +697,21 @@ def test_other_datasets_are_refused_by_their_features(tmp_path):
             ["faces/bbox (BBoxFeature)", "image (Image)"],
         ),
         "other box format": (
-            own_features(objects={"bbox": corners}),
+            features_of_own(objects={"bbox": corners}),
             [*objects, "objects/label (ClassLabel)"],
         ),
         "text labels": (
-            own_features(objects={"label": tfds.features.Text()}),
+            features_of_own(objects={"label": tfds.features.Text()}),
             [*objects, "objects/label (Text)"],
         ),
         "text images": (
-            own_features(image=tfds.features.Text()),
+            features_of_own(image=tfds.features.Text()),
             ["image (Text)", objects[1], "objects/label (ClassLabel)"],
         ),
     }
     for name, (features, listed) in cases.items():
         prepare_own(tmp_path / name, features, [tfds_example(features)])
-        with pytest.raises(ValueError, match=re.escape(", ".join(listed) + "; name")) as caught:
+        with pytest.raises(ValueError, match=re.escape(", ".join(listed) + "; give")) as caught:
             TfdsSource("own", data_dir=tmp_path / name, split="train")
         assert "\n" not in str(caught.value)
 

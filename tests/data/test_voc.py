@@ -33,7 +33,7 @@ def voc_xml(*objects: str, file_name: str = "", size: tuple[int, int] | None = (
 
 
 class Devkit:
-    """A root of VOC's folders; all images are 40 x 60."""
+    """A folder in the layout of the devkit; all images are 40 x 60."""
 
     def __init__(self, root: pathlib.Path, image: bytes):
         self.root = root
@@ -250,7 +250,7 @@ INVALID = {
     "negative size": (sized("-5"), r"b\.xml: has <width> '-5'; write a whole number"),
     "unknown name": (
         voc_xml(voc_object("cow", 1, 1, 9, 9)),
-        r"b\.xml: has an object 'cow', and the categories are cat, dog; correct it, or add it",
+        r"b\.xml: has an object 'cow', but the categories are cat, dog; correct it, or add it",
     ),
 }
 
@@ -339,7 +339,7 @@ def test_an_unreadable_header_is_named(devkit):
         devkit.load()
 
 
-quarters = st.integers(0, 160).map(lambda number: number / 4)
+quarters = st.integers(0, 160).map(lambda count: count / 4)
 box = st.tuples(
     st.sampled_from(("ant", "bee", "cow")),
     quarters,
@@ -352,7 +352,7 @@ box = st.tuples(
 @settings(deadline=None, max_examples=25)
 @given(images=st.lists(st.lists(box, max_size=4), min_size=1, max_size=4))
 def test_json_xml_and_csv_give_the_same_boxes(tmp_path_factory, image, images):
-    """Also if boxes extend beyond their 40 x 60 image, or lie outside it."""
+    """This includes boxes that extend beyond their 40 x 60 image or are outside it."""
     folder = tmp_path_factory.mktemp("formats")
     devkit = Devkit(folder / "VOC", image)
     xml_folder = folder / "xml"
@@ -409,7 +409,7 @@ def test_json_xml_and_csv_give_the_same_boxes(tmp_path_factory, image, images):
 
 
 def by_file(truth: dict) -> dict[str, list]:
-    """Return each image's size and objects by its file name, without their order and ids."""
+    """Return each image's size and objects by its file name, independently of order and ids."""
     file_of = {image["id"]: image["file_name"] for image in truth["images"]}
     objects = collections.defaultdict(list)
     for annotation in truth["annotations"]:

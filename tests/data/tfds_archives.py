@@ -1,4 +1,4 @@
-"""Unpacked COCO archives of a few images, and datasets that TFDS's own builders prepare of them."""
+"""Unpacked COCO archives with a few images, which TFDS's own builders prepare."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ from unittest import mock
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 
 CATEGORIES = [category._asdict() for category in COCO_CATEGORIES]
-# The folder of images of each of TFDS's splits, and whether it is annotated.
+# For each of TFDS's splits: the folder of its images, and whether it is annotated.
 SPLITS = {
     2014: {
         "train": ("train2014", True),
@@ -28,8 +28,11 @@ SPLITS = {
 class Archives:
     """The folders that COCO's zip files of a year unpack to.
 
-    `contents` has the JSON and the image folder of `train` and `validation`; splits without
-    annotations have the images of `validation`.
+    Args:
+        path: The folder to create.
+        year: 2014 or 2017.
+        contents: The JSON and the image folder of `train` and of `validation`. Splits without
+            annotations have the images of `validation`.
     """
 
     def __init__(

@@ -1,13 +1,14 @@
-"""TFDS: what `tfds.builder(...).download_and_prepare()` has written, read in place by index.
+"""TFDS datasets: the files that `tfds.builder(...).download_and_prepare()` has written.
 
-It reads every dataset of TFDS's catalog that has the features `image`, `objects/bbox` and
-`objects/label`.
+Every dataset of TFDS's catalog with the features `image`, `objects/bbox` and `objects/label` can be
+read. Images are read from these files by index.
 
-For the paper's numbers use coco/2017. trainval35k is the 82,783 training images of 2014 and 35,504
-of its 40,504 validation images; the other 5,000 are minival. COCO's release of 2017 splits the same
-images in the same way: its training split has the 118,287 of trainval35k, its validation split the
-5,000 of minival. coco/2014 has neither: a detector trained on all 123,287 of its train+validation
-has been trained on minival, and cannot be evaluated on it.
+Use coco/2017 to reproduce the numbers of the paper. The paper trains on trainval35k, the 82,783
+training images and 35,504 of the 40,504 validation images of COCO's release of 2014, and evaluates
+on minival, the other 5,000. The release of 2017 divides the same images in the same way: its
+training split is trainval35k, with 118,287 images, and its validation split is minival. coco/2014
+has neither split: a detector trained on its train+validation, 123,287 images, has been trained on
+minival and cannot be evaluated on it.
 """
 
 import hashlib
@@ -33,16 +34,16 @@ from retinanet_jax.data.sources.tfds_shards import open_shards
 class TfdsSource(Source):
     """The images and boxes of a dataset that TFDS has prepared as tfrecord or array_record.
 
-    Images are ordered by image id, however they were sharded; images without ids are ordered by
-    file name, and their ids count from 1. The ids of categories are, by name, those of `official`,
-    else those of COCO if the builder is coco, else the labels counted from 1. Difficult objects
-    count as crowd.
+    The order of the images is that of their ids, independently of the shards. Images without ids
+    have the order of their file names and are numbered from 1. The id of a category is that of the
+    same name in `official`; or in COCO, if there is no `official` and the builder is coco; or its
+    label in TFDS plus 1. Difficult objects become crowd regions.
 
-    The shards are read once to make an index. It is stored next to them, or in the user's cache if
-    their folder is read-only, until they change.
+    The shards are read once to build an index, which is stored next to them, or in the user's cache
+    if their folder is read-only. It is built again if they change.
 
-    Boxes without an area inside their image are left out of training, boxes that extend beyond
-    their image are clipped, and a warning counts both; `ground_truth` contains all boxes.
+    Boxes without an area inside their image are left out of training, and boxes that extend beyond
+    their image are clipped; warnings report how many. `ground_truth` contains all boxes.
     """
 
     def __init__(
@@ -53,20 +54,20 @@ class TfdsSource(Source):
         split: str,
         official: str | os.PathLike = "",
     ):
-        """Open the dataset, and index it if that has not been done yet.
+        """Open the dataset, and build its index if it has none.
 
         Args:
-            builder: The dataset as `tfds.builder` takes it, such as coco/2017 or voc/2007:5.0.0.
+            builder: The dataset's name as for `tfds.builder`, such as coco/2017 or voc/2007:5.0.0.
             data_dir: The folder that it was prepared in; None means TFDS's default.
             split: The name of a split, or several joined by "+".
-            official: The COCO JSON that AP is computed against; empty for the content of the
-                shards. Those have COCO's boxes as published, but `area` is cut to an integer and
-                polygons are left out.
+            official: The COCO JSON file with the ground truth that AP is computed from. If it is
+                empty, the content of the shards is used. For COCO, TFDS stores the published boxes,
+                but truncates `area` to an integer and leaves out polygons.
 
         Raises:
             FileNotFoundError: If the dataset is not prepared or files are missing.
-            ValueError: If it is not a detection dataset, contradicts `official`, or a package is
-                missing.
+            ValueError: If the dataset is not for detection or contradicts `official`, or a package
+                is missing.
         """
         self.name = f"{builder} {split}"
         self._official = pathlib.Path(official) if official else None
@@ -84,16 +85,16 @@ class TfdsSource(Source):
         self._read_objects(index, order, features)
 
     def annotations(self, index: int) -> Annotations:
-        """Return the objects of the image at `index` that can be trained on."""
+        """Return the objects of the image at `index`, except boxes without an area."""
         start, stop = self._bounds[index : index + 2].tolist()
         return Annotations(*(field[start:stop] for field in self._trained))
 
     def file_name(self, index: int) -> str:
-        """Return the file name of the image at `index`, else the record's place in the shards."""
+        """Return the file name of the image at `index`, or its position in the shards."""
         return self._file_names[index]
 
     def read(self, index: int) -> bytes:
-        """Return the encoded image at `index` as TFDS stores it; for COCO, the published file.
+        """Return the encoded image at `index`, which for COCO is the published file.
 
         Raises:
             FileNotFoundError: If its shard is missing.
@@ -108,11 +109,11 @@ class TfdsSource(Source):
             ) from None
 
     def ground_truth(self) -> dict[str, Any]:
-        """Return these images' part of the official JSON, or else the content of the shards.
+        """Return the content of the official JSON for these images, or else that of the shards.
 
-        TFDS cuts COCO's areas to integers: an object that is less than 1 square pixel above a limit
-        of size counts on both sides of it, which changes AP by size in its last digits. A warning
-        is logged in that case.
+        TFDS truncates COCO's areas to integers. An object that is less than 1 square pixel above a
+        size limit then has exactly the limit's area and counts on both sides of it, which changes
+        the last digits of AP by size. A warning is logged if areas are truncated.
         """
         if self._official:
             truth, ids = load_instances(self._official), set(self.image_ids)
@@ -123,9 +124,9 @@ class TfdsSource(Source):
                 if annotation["image_id"] in ids
             ]
             return {**truth, "images": images, "annotations": annotations}
-        if self._cuts_areas:
+        if self._truncates_areas:
             logging.warning(
-                "%s: TFDS cuts areas to integers; for AP to be published, give the official JSON.",
+                "%s: TFDS truncates areas to integers; to publish AP, give the official JSON.",
                 self.name,
             )
         images = [
@@ -138,15 +139,15 @@ class TfdsSource(Source):
         return {"images": images, "annotations": self._instances(), "categories": categories}
 
     def _read_images(self, index: Index, has_ids: bool) -> Int[np.ndarray, " N"]:
-        """Store the images in order; return the place of each in the index."""
+        """Store the images in order, and return the position of each in the TFDS index."""
         keys = index.ids if has_ids else index.file_names
         order = np.argsort(keys, stable=True)
         ordered = keys[order].tolist()
         repeated = [key for key, following in itertools.pairwise(ordered) if key == following]
         if repeated:
             raise ValueError(
-                f"{self.name}: contains {len(repeated)} images twice, first {repeated[0]}; name "
-                "splits that have none in common."
+                f"{self.name}: contains {len(repeated)} images twice, first {repeated[0]}; give "
+                "splits that have no images in common."
             )
         self._has_ids = has_ids
         self.image_ids = ordered if has_ids else list(range(1, len(ordered) + 1))
@@ -159,8 +160,8 @@ class TfdsSource(Source):
         """Check that the JSON describes these images."""
         if not self._has_ids:
             raise ValueError(
-                f"{self.name}: has no image ids to be looked up in {self._official}; leave "
-                "`official` empty."
+                f"{self.name}: has no image ids to look up in {self._official}; leave `official` "
+                "empty."
             )
         declared = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
         missing = [image_id for image_id in self.image_ids if image_id not in declared]
@@ -181,7 +182,7 @@ class TfdsSource(Source):
         self, builder: str, names: Sequence[str], truth: dict[str, Any] | None
     ) -> None:
         """Store the categories, and the class of each of TFDS's labels."""
-        ids: dict[str, int] = {name: number for number, name in enumerate(names, start=1)}
+        ids: dict[str, int] = {name: category_id for category_id, name in enumerate(names, start=1)}
         if truth is not None:
             ids = {category["name"]: category["id"] for category in truth["categories"]}
         elif builder == "coco":
@@ -189,36 +190,36 @@ class TfdsSource(Source):
         unknown = [name for name in names if name not in ids]
         if unknown:
             raise ValueError(
-                f"{self.name}: {len(unknown)} of its labels, first {unknown[0]!r}, are no "
-                f"categories of {self._official or 'COCO'}; give the JSON that it was prepared "
-                "from as `official`."
+                f"{self.name}: {len(unknown)} of its labels, first {unknown[0]!r}, are not "
+                f"categories of {self._official or 'COCO'}; give the JSON that the dataset was "
+                "prepared from as `official`."
             )
         self.categories = tuple(sorted(Category(ids[name], name) for name in names))
         class_of = {category.name: k for k, category in enumerate(self.categories)}
         self._class_of = np.array([class_of[name] for name in names], np.int32)
 
     def _read_objects(self, index: Index, order: np.ndarray, features: Mapping[str, Any]) -> None:
-        """Store all objects, and those that can be trained on, in the order of the images."""
+        """Store all objects, and those with an area, in the order of the images."""
         unknown = (index.labels < 0) | (index.labels >= len(self._class_of))
         if unknown.any():
             raise ValueError(
-                f"{self.name}: has the label {index.labels[unknown][0]}, which is none of its "
-                f"{len(self._class_of)} categories; name a split that is annotated."
+                f"{self.name}: has the label {index.labels[unknown][0]}, but only "
+                f"{len(self._class_of)} categories; give a split that is annotated."
             )
         image_indices = np.repeat(np.argsort(order), index.counts)
-        objects = np.argsort(image_indices, stable=True)  # their places in the index
+        objects = np.argsort(image_indices, stable=True)  # positions in the TFDS index
         self._image_indices = image_indices[objects]
         self._classes = self._class_of[index.labels[objects]]
         self._crowd = index.crowd[objects]
-        numbers = np.arange(1, len(objects) + 1)
-        self._object_ids = index.object_ids[objects] if "objects/id" in features else numbers
+        from_1 = np.arange(1, len(objects) + 1)
+        self._object_ids = index.object_ids[objects] if "objects/id" in features else from_1
         sizes = self.sizes[self._image_indices]
         self._boxes, _ = to_pixels(index.boxes[objects], sizes)
-        # The difference of two numbers in hundredths has further digits.
+        # Differences of hundredths are not exact in floating point.
         self._extents = np.round(self._boxes[:, 2:] - self._boxes[:, :2], 6)
         area = features.get("objects/area")
         self._areas = self._extents.prod(axis=1) if area is None else index.areas[objects]
-        self._cuts_areas = area is not None and np.issubdtype(area.np_dtype, np.integer)
+        self._truncates_areas = area is not None and np.issubdtype(area.np_dtype, np.integer)
 
         clipped, has_area, is_outside = clip_to_image(self._boxes, sizes)
         self._warn(~has_area, WITHOUT_AREA)
@@ -227,7 +228,7 @@ class TfdsSource(Source):
         self._bounds = np.searchsorted(self._image_indices[has_area], np.arange(len(self) + 1))
 
     def _warn(self, mask: Bool[np.ndarray, " M"], problem: str) -> None:
-        """Log a warning that counts the objects of the mask and names the first."""
+        """Log a warning with the number of objects in the mask and the label of the first."""
         if mask.any():
             first = int(mask.argmax())
             file_name = self._file_names[self._image_indices[first]]
@@ -235,7 +236,7 @@ class TfdsSource(Source):
             logging.warning("%s: %d boxes %s (first: %s).", self.name, mask.sum(), problem, label)
 
     def _instances(self) -> list[dict[str, Any]]:
-        """Return all objects as in COCO JSON."""
+        """Return all objects in COCO's JSON format."""
         columns = (
             self._object_ids,
             self._image_indices,
@@ -261,7 +262,7 @@ class TfdsSource(Source):
 
 
 def _index_paths(data_dir: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path]:
-    """Return where an index may be: hidden next to the shards, and in the user's cache."""
+    """Return the possible files of an index: hidden next to the shards, and in the user's cache."""
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     digest = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16]
     cached = cache / "retinanet_jax" / f"tfds-{digest}-{split}.npz"

@@ -1,6 +1,6 @@
-"""An index of TFDS's shards: made by reading them once, and stored for later runs.
+"""An index of TFDS's shards, which is built by reading them once and stored for later runs.
 
-Needs TFDS, not TensorFlow.
+It requires the package tensorflow_datasets, but not TensorFlow.
 """
 
 import hashlib
@@ -21,23 +21,23 @@ from retinanet_jax.data.decoding import ORIENTATIONS, valid_orientation
 from retinanet_jax.data.sources.tfds_shards import Shards
 from retinanet_jax.utils.progress import make_progress
 
-VERSION = 1  # of the index: raise it with any change of its content
+VERSION = 1  # of the index; increase it with every change of its content
 
 
 class Index(NamedTuple):
-    """Everything but the pixels of N images and their M objects; zero where TFDS stores nothing.
+    """All data of N images and their M objects except the pixels, in the order of the shards.
 
-    The objects of an image follow each other, in the order of the images.
+    Fields that the dataset does not have are zero.
 
     Attributes:
-        spans: Where each encoded image is: the arguments of `Shards.read`.
+        spans: The position of each encoded image: the arguments of `Shards.read`.
         sizes: Height and width of each image.
         ids: The id of each image.
-        file_names: N strings.
+        file_names: The file name of each image.
         counts: The number of objects of each image.
-        boxes: yxyx, as fractions of the image.
+        boxes: yxyx boxes, as fractions of the image.
         labels: TFDS's label of each object.
-        crowd: Whether the object is a crowd region, or difficult.
+        crowd: Whether each object is a crowd region, or difficult.
         areas: The area of each object in square pixels.
         object_ids: The id of each object.
     """
@@ -57,8 +57,8 @@ class Index(NamedTuple):
 class _Example(NamedTuple):
     """The parsed content of a record."""
 
-    start: int  # of the encoded image in the record, in bytes
-    length: int
+    start: int  # the first byte of the encoded image in the record
+    length: int  # the number of bytes of the encoded image
     size: tuple[int, int]
     image_id: int
     file_name: str
@@ -66,10 +66,10 @@ class _Example(NamedTuple):
 
 
 def cached_index(name: str, shards: Shards, total: int, paths: Sequence[pathlib.Path]) -> Index:
-    """Return the index of the shards, from a file if it has been stored.
+    """Load the index of the shards from a file, or build it and store it.
 
-    Otherwise the index is made and written to the first file that can be written. A stored index
-    belongs to shards of the same names, sizes and modification times.
+    It is stored in the first file that can be written. A stored index is used only for shards of
+    the same names, sizes and modification times.
 
     Args:
         name: The dataset's name in messages.
@@ -78,7 +78,7 @@ def cached_index(name: str, shards: Shards, total: int, paths: Sequence[pathlib.
         paths: The files in which the index may be stored.
 
     Raises:
-        ValueError: As `build_index` does.
+        ValueError: As in `build_index`.
     """
     stats = [(os.path.basename(path), os.stat(path)) for path in shards.paths]
     identity = [(file_name, stat.st_size, stat.st_mtime_ns) for file_name, stat in stats]
@@ -95,7 +95,7 @@ def cached_index(name: str, shards: Shards, total: int, paths: Sequence[pathlib.
             print(f"{name}: indexed {total} images in {seconds:.1f} s, stored in {path}")
             return index
     logging.warning(
-        "%s: the index of its images cannot be stored in %s; every run will make it again.",
+        "%s: the index of its images cannot be stored in %s; every run will build it again.",
         name,
         " or ".join(map(str, paths)),
     )
@@ -103,7 +103,7 @@ def cached_index(name: str, shards: Shards, total: int, paths: Sequence[pathlib.
 
 
 def build_index(name: str, shards: Shards, total: int) -> Index:
-    """Read every record and return the index; progress is printed.
+    """Build the index by reading every record, and print progress.
 
     Args:
         name: The dataset's name in messages.
@@ -111,7 +111,7 @@ def build_index(name: str, shards: Shards, total: int) -> Index:
         total: The number of images that they should contain.
 
     Raises:
-        ValueError: If there are not `total` images, or an image is unusable.
+        ValueError: If there are not exactly `total` images, or an image is invalid.
     """
     progress = make_progress(f"indexing {name}", total)
     spans, examples = [], []
@@ -123,8 +123,8 @@ def build_index(name: str, shards: Shards, total: int) -> Index:
             progress(len(examples))
     if not total or len(examples) != total:
         raise ValueError(
-            f"{name}: its shards contain {len(examples)} images, where dataset_info.json counts "
-            f"{total}; prepare a dataset that is not empty, again."
+            f"{name}: its shards contain {len(examples)} images, but dataset_info.json declares "
+            f"{total}; prepare the dataset again, or use one that is not empty."
         )
     return Index(
         np.array(spans, np.int64),
@@ -139,18 +139,18 @@ def build_index(name: str, shards: Shards, total: int) -> Index:
 def to_pixels(
     relative: Float32[np.ndarray, "M 4"], sizes: Int[np.ndarray, "M 2"]
 ) -> tuple[Float64[np.ndarray, "M 4"], Bool[np.ndarray, "M 4"]]:
-    """Convert TFDS's boxes to pixels.
+    """Convert TFDS's boxes to pixels, and undo their rounding where that is possible.
 
-    A float32 fraction of the image is off by up to 2**-25 of it, 1.9e-5 pixels in 640. If a
-    coordinate in hundredths of a pixel, as COCO has them, is stored as exactly this float32, that
-    coordinate is returned.
+    TFDS stores fractions of the image in float32, with an error of up to 2**-25, or 1.9e-5 pixels
+    of 640. COCO's coordinates are hundredths of a pixel: if one of these would be stored as the
+    same float32, it is returned.
 
     Args:
         relative: yxyx boxes as fractions of their images.
         sizes: Height and width of each box's image.
 
     Returns:
-        The boxes in pixels, and which of the coordinates are such hundredths.
+        The boxes in pixels, and a mask of the coordinates that are such hundredths.
     """
     limits = np.tile(sizes, 2).astype(np.float64)
     pixels = relative * limits
@@ -161,10 +161,10 @@ def to_pixels(
 
 def _parse(record: bytes, default_name: str) -> _Example:
     """Parse a record; `default_name` is the file name of an image that has none."""
-    features = _protocol().Example.FromString(record).features.feature  # absent ones are empty
+    features = _protocol().Example.FromString(record).features.feature  # missing keys are empty
     image = features["image"].bytes_list.value[0]
     start = record.index(image[:64])
-    if not record.startswith(image, start):  # searching for all of it takes much longer
+    if not record.startswith(image, start):  # searching for the whole image takes much longer
         start = record.index(image)
     file_name = b"".join(features["image/filename"].bytes_list.value).decode() or default_name
     boxes = np.array(list(features["objects/bbox"].float_list.value), np.float32).reshape(-1, 4)
@@ -172,7 +172,7 @@ def _parse(record: bytes, default_name: str) -> _Example:
     def field(key: str, dtype: type) -> np.ndarray:
         feature = features[f"objects/{key}"]
         values = feature.int64_list.value or feature.float_list.value or [0] * len(boxes)
-        return np.array(list(values), dtype)  # numpy takes a list much faster than a message's
+        return np.array(list(values), dtype)  # much faster than numpy on the protocol's own list
 
     return _Example(
         start=start,
@@ -191,17 +191,17 @@ def _parse(record: bytes, default_name: str) -> _Example:
 
 
 def _protocol() -> Any:
-    """Import TFDS's own copy of the messages that TensorFlow defines."""
+    """Import TFDS's own copy of TensorFlow's protocol buffers."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     return tf_example_pb2
 
 
 def _annotated_size(data: bytes, name: str, boxes: Float32[np.ndarray, "n 4"]) -> tuple[int, int]:
-    """Return the height and width of which the boxes are fractions, from the image's header.
+    """Return the height and width that an image was annotated with, from its header.
 
-    TFDS stores neither. An image with an EXIF orientation that swaps its sides was annotated with
-    that orientation applied, unless more coordinates are hundredths of a pixel without it.
+    TFDS does not store them. If the EXIF orientation swaps the sides, the annotated size is the one
+    for which more coordinates are hundredths of a pixel, and in a tie that of the oriented image.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -222,7 +222,7 @@ def _annotated_size(data: bytes, name: str, boxes: Float32[np.ndarray, "n 4"]) -
 
 
 def _load(path: pathlib.Path, key: str) -> Index | None:
-    """Load an index; None if there is none, or it is broken or that of other shards."""
+    """Load an index; None if there is none, or it is broken or belongs to other shards."""
     if not path.exists():
         return None
     try:
@@ -231,7 +231,7 @@ def _load(path: pathlib.Path, key: str) -> Index | None:
                 return None
             return Index(*(fields[name] for name in Index._fields))
     except Exception as error:  # broken content makes zipfile and numpy raise almost anything
-        logging.warning("%s: is broken (%s) and will be made again.", path, error)
+        logging.warning("%s: is broken (%s) and will be built again.", path, error)
         return None
 
 

@@ -1,6 +1,6 @@
-"""What TFDS's metadata files state about a prepared dataset.
+"""The metadata of a dataset that TFDS has prepared: its features, splits and files.
 
-Needs the package tensorflow_datasets, not TensorFlow.
+Reading it requires the package tensorflow_datasets, but not TensorFlow.
 """
 
 import os
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def read_info(builder: str, data_dir: str | os.PathLike | None) -> Any:
-    """Read the `DatasetInfo` of a prepared dataset; nothing is downloaded, no builder code runs.
+    """Read the `DatasetInfo` of a prepared dataset, without downloads or code of its builder.
 
     Args:
-        builder: The dataset as `tfds.builder` takes it, such as coco/2017 or voc/2007:5.0.0.
+        builder: The dataset's name as for `tfds.builder`, such as coco/2017 or voc/2007:5.0.0.
         data_dir: The folder that it was prepared in; None means TFDS's default.
 
     Raises:
-        FileNotFoundError: If it is not prepared there; the message contains the command to do so.
+        FileNotFoundError: If it is not prepared there; the message contains the command for that.
         ValueError: If tensorflow_datasets is missing, `data_dir` is remote, or `builder` is not the
             name of a dataset.
     """
@@ -43,7 +43,7 @@ def read_info(builder: str, data_dir: str | os.PathLike | None) -> Any:
         ) from None
     except ValueError as error:
         raise ValueError(
-            f"{builder!r}: is no dataset of TFDS ({str(error).splitlines()[0]}); write it as "
+            f"{builder!r}: is not a dataset of TFDS ({str(error).splitlines()[0]}); write it as "
             "name/config or name/config:version, such as coco/2017."
         ) from None
 
@@ -72,12 +72,12 @@ def detection_features(name: str, features: Any) -> dict[str, Any]:
         isinstance(flat.get("image"), tfds.features.Image)
         and isinstance(flat.get("objects/label"), tfds.features.ClassLabel)
         and isinstance(box, tfds.features.BBoxFeature)
-        # Datasets from before TFDS had several box formats name none.
+        # Datasets that are older than TFDS's choice of box formats have None.
         and (box.bbox_format is None or box.bbox_format.name == "REL_YXYX")
     ):
         return flat
     listed = ", ".join(f"{key} ({type(flat[key]).__name__})" for key in sorted(flat))
     raise ValueError(
-        f"{name}: has the features {listed}; name a detection dataset, with image (Image), "
+        f"{name}: has the features {listed}; give a detection dataset, with image (Image), "
         "objects/bbox (BBoxFeature, relative yxyx) and objects/label (ClassLabel)."
     )

@@ -1,6 +1,6 @@
-"""Random access to the records in TFDS's shards.
+"""Random access to the records in TFDS's shards, without TensorFlow.
 
-Needs TFDS, or array_record for its format, but not TensorFlow.
+Shards in the format array_record require the package of that name.
 """
 
 import abc
@@ -17,18 +17,25 @@ class Shards(abc.ABC):
 
     @abc.abstractmethod
     def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield (shard, record, content) of all records; the numbers are arguments of `read`."""
+        """Yield (shard, record, content) of all records, where the first two are for `read`."""
 
     @abc.abstractmethod
     def read(self, shard: int, record: int, start: int, length: int) -> bytes:
-        """Return `length` bytes of a record, from its byte `start`."""
+        """Return a part of a record.
+
+        Args:
+            shard: From `__iter__`.
+            record: From `__iter__`.
+            start: The first byte.
+            length: The number of bytes.
+        """
 
 
 class TfRecords(Shards):
-    """TensorFlow's format: a record's length in 8 bytes, a checksum in 4, the record, 4 more."""
+    """TensorFlow's format: each record has 8 bytes of length, a checksum, content, a checksum."""
 
     def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield all records; the number of a record is its offset in the file."""
+        """Yield all records; `record` is the offset of its content in the file."""
         for shard, path in enumerate(self.paths):
             size = os.path.getsize(path)
             with open(path, "rb") as file:
@@ -43,9 +50,9 @@ class TfRecords(Shards):
                     file.seek(4, os.SEEK_CUR)
 
     def read(self, shard: int, record: int, start: int, length: int) -> bytes:
-        """Return `length` bytes from byte `record + start` of the file."""
-        # Opened for every read, which takes microseconds: there may be more shards than a process
-        # may keep open.
+        """Return a part of a record; see `Shards.read`."""
+        # The file is opened for every read, which takes microseconds, because there may be more
+        # shards than a process may have open files.
         file = os.open(self.paths[shard], os.O_RDONLY)
         try:
             return os.pread(file, length, record + start)
@@ -54,7 +61,7 @@ class TfRecords(Shards):
 
 
 class ArrayRecords(Shards):
-    """The format made for random access, read by its own package; it does not survive a fork."""
+    """The array_record format, which is made for random access; it does not survive a fork."""
 
     def __init__(self, paths: list[str]):
         super().__init__(paths)
@@ -68,12 +75,12 @@ class ArrayRecords(Shards):
         self._records = ArrayRecordDataSource(paths)
 
     def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield all records; their numbers count through all shards, and that of the shard is 0."""
+        """Yield all records, numbered over all shards; `shard` is always 0."""
         for record in range(len(self._records)):
             yield 0, record, self._records[record]
 
     def read(self, shard: int, record: int, start: int, length: int) -> bytes:
-        """Read the whole record and return a part of it."""
+        """Read the whole record and return a part of it; see `Shards.read`."""
         return self._records[record][start : start + length]
 
 
@@ -96,7 +103,7 @@ def open_shards(name: str, info: Any, split: str) -> Shards:
     unknown = [part for part in parts if part not in info.splits]
     if unknown:
         raise ValueError(
-            f"{name}: has no split {unknown[0]!r}; name one of {', '.join(sorted(info.splits))}, "
+            f"{name}: has no split {unknown[0]!r}; give one of {', '.join(sorted(info.splits))}, "
             "or several joined by +."
         )
     file_format = info.file_format.value

@@ -1,4 +1,4 @@
-"""Pascal VOC: an XML file for each image, in the devkit's folders or next to the images.
+"""Pascal VOC: an XML file for each image, in the folders of the devkit or next to the images.
 
 The devkit is described at http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf.
 """
@@ -19,17 +19,18 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class VocSource(InstancesSource):
-    """The images and boxes of Pascal VOC's XML, in one of two layouts.
+    """The images and boxes of Pascal VOC's XML files, in one of two layouts.
 
-    In the devkit, coordinates number pixels from 1 and include the last: xmin=1 is the image's
-    left edge, xmax=width its right edge. In a folder of XML, as labelImg and other tools write it,
-    they are edges, counted from 0, and are not shifted.
+    In the layout of the devkit, coordinates are numbers of pixels, starting from 1, and a box
+    includes its last pixel: xmin=1 is the left edge of the image, and xmax=width the right edge. In
+    a folder of XML files, which labelImg and other tools write, coordinates are edges, and 0 is the
+    left edge of the image.
 
     "Difficult" objects become crowd regions: they are not trained on as objects, and pycocotools
-    ignores detections of them (for a region it compares the fraction of the detection that lies
-    inside). The parts of an object, such as a person's head, are not read. The image of an XML file
-    is the file that <filename> names or, if there is no such file, the file with the stem of the
-    XML file. A missing size is read from the image's header.
+    ignores detections of them (for a region it computes the fraction of the detection that is
+    inside). The parts of an object, such as the head of a person, are not read. The image of an XML
+    file is the file in <filename> or, if it does not exist, the image of the same stem as the XML
+    file. A missing size is read from the header of the image.
     """
 
     def __init__(
@@ -43,29 +44,29 @@ class VocSource(InstancesSource):
         """Read and check all XML files.
 
         Args:
-            annotations: A root that contains Annotations, JPEGImages and ImageSets/Main, as the
-                devkit's VOC2007 does, or a folder of XML files.
-            images: The folder of images; None or empty means JPEGImages of the root, or the folder
-                of the XML files.
-            split: The file of ImageSets/Main that lists the images; empty for a folder of XML
+            annotations: A folder with Annotations, JPEGImages and ImageSets/Main, such as VOC2007
+                of the devkit, or a folder of XML files.
+            images: The folder of images; None or empty means JPEGImages, or the folder of the XML
+                files.
+            split: The file in ImageSets/Main that lists the images; empty for a folder of XML
                 files, all of which are read.
-            categories: The names in the order of their ids, which count from 1. If there are none,
-                the names in the files are taken and sorted; training and evaluation data may then
-                differ.
+            categories: The names in the order of their ids, which start from 1. If there are none,
+                the sorted names in the files are used, which may differ between training and
+                evaluation data.
 
         Raises:
             FileNotFoundError: If a folder, a split, an XML file or an image is missing.
-            ValueError: If an XML file is invalid; the message names it.
+            ValueError: If an XML file is invalid; the message contains its path.
         """
         files = _find_files(pathlib.Path(annotations), images, split)
         parsed = [_parse(path) for path in files.xml_paths]
         image_names = _find_images(files, parsed)
         content = _content(files, parsed, image_names, categories)
-        # Annotation ids count the objects of all files, from 1.
+        # The labels of the annotation ids, which number the objects of all files from 1.
         labels = [
-            f"object {number} of {annotation.path.name}"
+            f"object {position} of {annotation.path.name}"
             for annotation in parsed
-            for number in range(1, len(annotation.objects) + 1)
+            for position in range(1, len(annotation.objects) + 1)
         ]
         super().__init__(
             files.listing,
@@ -78,7 +79,7 @@ class VocSource(InstancesSource):
 class _Files(NamedTuple):
     """The files of a dataset."""
 
-    listing: str  # the split's file or the folder, for messages
+    listing: str  # the file of the split, or the folder, for messages
     xml_paths: list[pathlib.Path]
     image_folder: pathlib.Path
     first_pixel: int  # the coordinate of the left edge of an image's first pixel
@@ -88,7 +89,7 @@ class _Object(NamedTuple):
     """An <object>."""
 
     name: str
-    corners: tuple[float, float, float, float]  # with the coordinates of the file
+    corners: tuple[float, float, float, float]  # xmin, ymin, xmax and ymax in the file
     difficult: bool
 
 
@@ -96,8 +97,8 @@ class _Annotation(NamedTuple):
     """The content of an XML file."""
 
     path: pathlib.Path
-    file_name: str  # empty if not given
-    size: tuple[int, int]  # height and width; 0 if not given
+    file_name: str  # empty if missing
+    size: tuple[int, int]  # height and width; 0 if missing
     objects: list[_Object]
 
 
@@ -129,7 +130,7 @@ def _find_files(root: pathlib.Path, images: str | os.PathLike | None, split: str
 
 
 def _split_names(root: pathlib.Path) -> list[str]:
-    """Return the splits of all classes; the others, such as cat_train, are of a single class."""
+    """Return the splits, except those of a single class, such as cat_train, if there are others."""
     names = sorted(path.stem for path in (root / "ImageSets" / "Main").glob("*.txt"))
     return [name for name in names if "_" not in name] or names
 
@@ -157,7 +158,7 @@ def _read_split(root: pathlib.Path, listing: pathlib.Path) -> list[pathlib.Path]
 
 
 def _parse(path: pathlib.Path) -> _Annotation:
-    """Parse an XML file; an external entity is an error and is not fetched."""
+    """Parse an XML file; external entities are errors and are not fetched."""
     try:
         root = ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, LookupError, ValueError) as error:
@@ -169,14 +170,14 @@ def _parse(path: pathlib.Path) -> _Annotation:
         )
     height, width = (_parse_side(path, root, side) for side in ("height", "width"))
     objects = [
-        _parse_object(f"{path}: object {number}", element)
-        for number, element in enumerate(root.findall("object"), start=1)
+        _parse_object(f"{path}: object {position}", element)
+        for position, element in enumerate(root.findall("object"), start=1)
     ]
     return _Annotation(path, _text(root, "filename"), (height, width), objects)
 
 
 def _parse_side(path: pathlib.Path, root: ElementTree.Element, side: str) -> int:
-    """Return the height or width in pixels, 0 if not given."""
+    """Return the height or width in pixels, or 0 if it is missing."""
     text = _text(root, f"size/{side}") or "0"
     if not text.isdecimal():
         raise ValueError(f"{path}: has <{side}> {text!r}; write a whole number of pixels.")
@@ -184,7 +185,7 @@ def _parse_side(path: pathlib.Path, root: ElementTree.Element, side: str) -> int
 
 
 def _parse_object(where: str, element: ElementTree.Element) -> _Object:
-    """Parse an <object>; `where` names it in messages."""
+    """Parse an <object>; messages begin with `where`."""
     for field in ("name", *(f"bndbox/{corner}" for corner in CORNERS)):
         if not _text(element, field):
             raise ValueError(f"{where} has no <{field.replace('/', '><')}>; add it.")
@@ -196,7 +197,7 @@ def _parse_object(where: str, element: ElementTree.Element) -> _Object:
 
 
 def _text(element: ElementTree.Element, path: str) -> str:
-    """Return the stripped text of an element's descendant, empty if there is none."""
+    """Return the stripped text of an element's descendant, which is empty if there is none."""
     return (element.findtext(path) or "").strip()
 
 
@@ -238,7 +239,7 @@ def _content(
     image_names: Sequence[str],
     categories: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the content as in COCO JSON; the ids of all entries count from 1."""
+    """Return the content in COCO's JSON format; the ids of all entries start from 1."""
     classes = categories or sorted(
         {voc_object.name for annotation in parsed for voc_object in annotation.objects}
     )
@@ -247,7 +248,7 @@ def _content(
         for name, (x1, y1, x2, y2), difficult in annotation.objects:
             if name not in classes:
                 raise ValueError(
-                    f"{annotation.path}: has an object {name!r}, and the categories are "
+                    f"{annotation.path}: has an object {name!r}, but the categories are "
                     f"{', '.join(classes)}; correct it, or add it to data.categories."
                 )
             left, top = x1 - files.first_pixel, y1 - files.first_pixel
@@ -277,7 +278,7 @@ def _content(
 def _sizes(
     files: _Files, parsed: Sequence[_Annotation], image_names: Sequence[str]
 ) -> list[tuple[int, int]]:
-    """Return height and width of every image from its XML, else from the image's header."""
+    """Return the height and width of every image, from its XML file or its header."""
     sizes = dict(zip(image_names, (annotation.size for annotation in parsed), strict=True))
     missing = [name for name, size in sizes.items() if not all(size)]
     paths = [files.image_folder / name for name in missing]
