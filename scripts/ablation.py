@@ -1,11 +1,11 @@
-"""A small version of Tables 1a and 1b of the paper: which classification loss learns, on shapes.
+"""Compare classification losses on synthetic images, as Tables 1a and 1b of the paper do on COCO.
 
 Run: python scripts/ablation.py runs/ablation [--seeds 0 1] [--rows ce alpha=.75 gamma=2]
 The same command resumes after an interruption: results of finished rows are not computed again.
 
-Each row is one of configs/ablations.py, applied to the small network and the synthetic images of
-configs/shapes.py, with the paper's optimizer: only the loss differs, and the prior. The script
-writes ablation.json and prints the table with the paper's numbers next to it; as those are of
+Each row is a row of configs/ablations.py, applied to the small network and the synthetic images of
+configs/shapes.py, with the paper's optimizer: the rows differ only in the loss and the prior. The
+script writes ablation.json and prints a table that includes the paper's numbers; as those are of
 ResNet-50 on COCO, only the order of the rows can be compared.
 
 Measured (AP in percent after 400 steps, seeds 0 and 1, jax 0.10.2, 2026-11-23): ce 1.8 and 0.9,
@@ -27,7 +27,7 @@ from retinanet_jax.configs import ablations, shapes
 from retinanet_jax.utils.files import write_json
 
 ROWS = ("ce", "ce-prior", "alpha=.75", "gamma=.5", "gamma=2")
-LOSSES = ("ce", "ce-prior", "alpha", "gamma", "star")  # names of rows that change only the loss
+LOSSES = ("ce", "ce-prior", "alpha", "gamma", "star")  # rows of the paper that change the loss
 STEPS = 400
 
 
@@ -51,7 +51,7 @@ def row_config(row: str, *, seed: int, steps: int, output: pathlib.Path) -> Conf
     # paper's thousand.
     config.anchors.ratios = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     config.matching.update(foreground_iou=0.6, background_iou=0.5)
-    # As in the paper, without gradient clipping: a loss that explodes must show.
+    # As in the paper, without gradient clipping: divergence of the loss must be visible.
     config.optimizer.update(
         name="sgd", learning_rate=0.02, weight_decay=1e-4, clip_norm=0.0, schedule="step"
     )
@@ -85,7 +85,7 @@ def run_row(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def run_all(output: pathlib.Path, rows: list[str], seeds: list[int], steps: int) -> list[dict]:
-    """Return the results of all rows and seeds; those in OUTPUT/ablation.json are not run again.
+    """Return the results of all rows and seeds; runs with a result in ablation.json are skipped.
 
     Args:
         output: The folder of all runs.
@@ -111,7 +111,7 @@ def run_all(output: pathlib.Path, rows: list[str], seeds: list[int], steps: int)
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Return the rows in the order of `results`, with a column per seed and the paper's AP."""
+    """Return a table of the results in their order, with a column per seed and the paper's AP."""
     rows = list(dict.fromkeys(result["row"] for result in results))
     seeds = list(dict.fromkeys(result["seed"] for result in results))
     by_key = {(result["row"], result["seed"]): result["AP"] for result in results}
@@ -126,18 +126,24 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def format_ap(percent: float | None) -> str:
+    """Return AP in percent as text; None is that of a run that diverged."""
     return "diverges" if percent is None else f"{percent:.1f}"
 
 
 def main() -> None:
+    """Run the rows and seeds that the command line selects, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=pathlib.Path, help="The folder of all runs and the results.")
     choices = [row for row in ablations.ROWS if row.partition("=")[0] in LOSSES]
     parser.add_argument(
-        "--rows", nargs="+", default=list(ROWS), choices=choices, help="Rows of the paper's tables."
+        "--rows", nargs="+", default=list(ROWS), choices=choices, help="The rows to run."
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="Each row runs with all.")
-    parser.add_argument("--steps", type=int, default=STEPS, help="Training steps per run.")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], help="The seeds to run each row with."
+    )
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help="The number of training steps per run."
+    )
     options = parser.parse_args()
     output = options.output.absolute()
     output.mkdir(parents=True, exist_ok=True)

@@ -12,11 +12,11 @@ venv=${VENV:-$root/.venv}
 python=${PYTHON:-python3}
 
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-    echo "error: $("$python" --version) is too old; Python 3.11 or newer is needed (PYTHON=... names one)." >&2
+    echo "error: $("$python" --version) is too old; Python 3.11 or newer is needed: set PYTHON to its path." >&2
     exit 1
 fi
 if [ ! -x "$venv/bin/python" ]; then
-    echo "creating $venv, once: about 2.4 GB of packages, minutes with a slow connection" >&2
+    echo "creating $venv: about 2.4 GB of packages, only the first time" >&2
     "$python" -m venv "$venv"
 fi
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root${extras:+[$extras]}"

@@ -1,7 +1,6 @@
-"""Fixtures for all tests.
+"""Fixtures for all tests: toy configs, a synthetic dataset, the commands, and a finished run.
 
-Eight virtual devices, the compilation cache, the development data, toy configs, and one finished
-run of the program.
+The tests run on eight virtual devices, with a compilation cache in the project's folder.
 """
 
 import importlib
@@ -31,9 +30,9 @@ from retinanet_jax.data.sources import synthetic
 from retinanet_jax.models import resnet
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Most of the suite's time is compilation; the second run finds it done.
+# Most of the suite's time is compilation; a second run of the suite reads the compiled programs.
 CACHE = ROOT / ".cache" / "jax"
-# The runs of the program have one device, and therefore other compiled programs.
+# Commands in processes of their own have one device, and therefore other compiled programs.
 PROGRAM_CACHE = ROOT / ".cache" / "runs"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -63,13 +62,13 @@ def load_script():
 
 @pytest.fixture
 def config() -> ConfigDict:
-    """Return the paper's config, unlocked: a test changes the fields it is about."""
+    """Return the paper's config, unlocked, so that a test can change fields."""
     return default_config()
 
 
 @pytest.fixture
 def toy_config(monkeypatch) -> ConfigDict:
-    """Return a detector of 64 x 64 images with four residual blocks, which compiles fastest."""
+    """Return the config of a detector of 64 x 64 images with the fewest residual blocks."""
     toy = {"stage_sizes": (1, 1, 1, 1), "bottleneck": False}
     monkeypatch.setitem(resnet.ARCHITECTURES, "toy", toy)
     toy_config = load_config("configs/r50_fpn.py:tiny").unlock()
@@ -94,7 +93,7 @@ def synthetic_dataset(tmp_path_factory) -> pathlib.Path:
 
 
 class Program:
-    """The commands, each in a process of its own with one device."""
+    """Runs commands, each in a process of its own with one device."""
 
     def use_shared_cache(self, workdir: pathlib.Path) -> None:
         """Let runs in `workdir` find what earlier runs of the suite have compiled."""
@@ -143,9 +142,9 @@ def program() -> Program:
 
 @pytest.fixture
 def refusal():
-    """Return `refusal(command, *arguments)`: the line with which a command refuses its input.
+    """Return a function `(command, *arguments) -> error message` for invalid input.
 
-    The command runs in this process.
+    The command runs in this process. The message must be a single line.
     """
 
     def refusal(name: str, *arguments: object) -> str:

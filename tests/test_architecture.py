@@ -1,4 +1,4 @@
-"""The architecture is a test: which module may import which, and when."""
+"""The architecture: which modules may import which, and how long files and functions may be."""
 
 import ast
 import pathlib
@@ -26,7 +26,7 @@ LAYERS = (
     ("training", "evaluation", "detector", "data_report", "export"),
     ("cli", "main", "__main__"),
 )
-LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+LAYER_OF = {name: index for index, layer in enumerate(LAYERS) for name in layer}
 HEAVY = (
     "tensorflow",
     "tensorflow_datasets",
@@ -74,16 +74,16 @@ def is_within(name, packages):
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def part_of(path):
-    """Return the entry of the package that a file is or lies in: "core", "detector"."""
+def entry_of(path):
+    """Return the entry of the package that contains a file, for example "core" or "detector"."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def own_imports(path):
+def imported_entries(path):
     """Return the entries of the package that a file imports."""
     names = imported(ast.parse(path.read_text()), inside_functions=True)
-    parts = [name.split(".") for name in names if name.startswith("retinanet_jax.")]
-    return {part[1] for part in parts if part[1] in LAYER_OF}
+    entries = {name.split(".")[1] for name in names if name.startswith("retinanet_jax.")}
+    return entries & set(LAYER_OF)
 
 
 def test_every_entry_of_the_package_has_a_layer():
@@ -96,19 +96,19 @@ def test_imports(path):
     tree = ast.parse(path.read_text())
     everything = set(imported(tree, inside_functions=True))
     at_import = set(imported(tree, inside_functions=False))
-    part = part_of(path)
+    entry = entry_of(path)
 
     assert not [name for name in at_import if is_within(name, HEAVY)]
-    if part == "core":
+    if entry == "core":
         assert not [name for name in everything if not is_within(name, CORE_MAY_IMPORT)]
-    if part == "data":
+    if entry == "data":
         assert not [name for name in everything if is_within(name, ["jax", "flax"])]
-    if part != "__init__":
-        layer = LAYER_OF[part]
-        assert not [name for name in own_imports(path) if LAYER_OF[name] > layer]
+    if entry != "__init__":
+        layer = LAYER_OF[entry]
+        assert not [name for name in imported_entries(path) if LAYER_OF[name] > layer]
         if layer == 0:
-            assert own_imports(path) <= {part, "utils"}
-    if part not in LAYERS[-1]:
+            assert imported_entries(path) <= {entry, "utils"}
+    if entry not in LAYERS[-1]:
         assert not [name for name in everything if is_within(name, COMMANDS_ONLY)]
 
 
@@ -135,7 +135,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_module_has_the_name_of_a_standard_one(path):
-    """Python started in the module's folder would import it in the other's place."""
+    """Python started in the module's folder would import it instead of the standard one."""
     assert path.stem not in sys.stdlib_module_names
 
 
@@ -144,14 +144,15 @@ def test_a_file_fits_in_350_lines(path):
     assert len(path.read_text().splitlines()) <= 350
 
 
-# Functions that may be long: core's, with their documentation, the config's and the training loop.
+# Functions that may be long: those of core with their documentation, the config and the training
+# loop.
 LONG = {"config.py": {"default_config"}, "training/loop.py": {"train"}}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_function_fits_on_a_screen(path):
     name = str(path.relative_to(PACKAGE))
-    if part_of(path) == "core":
+    if entry_of(path) == "core":
         return
     long = {
         node.name
@@ -181,7 +182,7 @@ def test_an_import_loads_no_more_than_it_needs(code, absent):
     assert not set(absent) & set(modules_after(code))
 
 
-def test_the_imports_are_read():
+def test_imports_are_collected_from_every_block():
     source = (
         "import a.b\nfrom c import d\ndef f():\n    import e\nif 1:\n    import g\n"
         "if TYPE_CHECKING:\n    import h"

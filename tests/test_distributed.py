@@ -67,7 +67,7 @@ def read(path: pathlib.Path):
 
 
 def assert_same_run(first: pathlib.Path, second: pathlib.Path) -> None:
-    """Up to float32's rounding: another library adds the sums of the hosts."""
+    """Up to float32's rounding: another library adds the hosts' sums, in another order."""
     first_lines, second_lines = (
         [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         for workdir in (first, second)

@@ -1,4 +1,4 @@
-"""The same images in every dataset format give the same training."""
+"""Training has the same results with the same images in every dataset format."""
 
 import json
 
@@ -42,7 +42,7 @@ def run(config, workdir):
 def test_coco_voc_and_packed_give_equal_training_and_evaluation(
     coco_config, test_data, tmp_path, one_device
 ):
-    """Bit for bit: packed images have the pixels that resizing gives at the same short side."""
+    """Bit for bit: packed images have the pixels that resizing to the same short side computes."""
     runs = {"coco": coco_config}
     runs["voc"] = coco_config.copy_and_resolve_references()
     runs["packed"] = coco_config.copy_and_resolve_references()

@@ -1,4 +1,4 @@
-"""The network's input, outputs and initial variables, as the config asks for them."""
+"""The network's input, outputs and initial variables, as the config specifies them."""
 
 import functools
 
@@ -16,7 +16,7 @@ NUM_CLASSES = 3
 
 
 def make_batch(batch_size: int) -> Batch:
-    """Images of noise, 60 x 50 inside 64 x 64, with sampled colors."""
+    """Return images of noise, 60 x 50 inside 64 x 64, with color jitter."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch_size, *SIZE, 3), np.uint8)
     sizes = np.tile(np.float32([60, 50]), (batch_size, 1))
@@ -87,7 +87,7 @@ def test_colors_are_jittered_only_in_training_and_only_if_the_config_has_a_stren
 # ---- the outputs and the variables
 
 
-def test_the_outputs_have_a_row_for_each_anchor(toy_config):
+def test_there_is_an_output_for_each_anchor(toy_config):
     model = modeling.build_model(toy_config, NUM_CLASSES)
 
     def apply(batch):

@@ -1,4 +1,4 @@
-"""Packing a config's datasets: the packed folders, and a run from them without TensorFlow."""
+"""Packing a config's datasets: the packed folders, and training on them without TensorFlow."""
 
 import json
 

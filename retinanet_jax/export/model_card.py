@@ -34,27 +34,19 @@ def write(
         packages: The packages other than jax and flax with which it was exported.
         difference: The differences that the verification measured.
     """
-    card = make_card(folder, format_name, servable, packages, difference)
+    card = _make_card(folder, format_name, servable, packages, difference)
     write_json(folder / FILE, card)
     write_atomically(folder / README, to_markdown(card, difference))
 
 
-def make_card(
+def _make_card(
     folder: pathlib.Path,
     format_name: str,
     servable: Servable,
     packages: Sequence[str],
     difference: DetectionDifference,
 ) -> dict[str, Any]:
-    """Return the content of card.json.
-
-    Args:
-        folder: As in `write`.
-        format_name: As in `write`.
-        servable: As in `write`.
-        packages: As in `write`.
-        difference: As in `write`.
-    """
+    """Return the content of card.json; the arguments are those of `write`."""
     checkpoint, config = servable.checkpoint, servable.config
     return {
         "format": format_name,

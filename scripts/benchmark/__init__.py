@@ -2,6 +2,6 @@
 
 import os
 
-# Idle worker threads of torch's OpenMP would spin and take the cores from XLA. The variables are
-# read when torch is loaded, and importing tensorboardX loads it.
+# Otherwise idle worker threads of torch's OpenMP would spin and keep the cores from XLA. The
+# variables are read when torch is loaded, and importing tensorboardX loads it.
 os.environ.update(OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0")

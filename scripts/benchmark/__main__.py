@@ -1,10 +1,10 @@
-"""Measure how fast the detector is on this machine, whole and in parts, and the input pipeline.
+"""Measure the speed of the detector, of its parts and of the input pipeline on this machine.
 
 Run: python scripts/benchmark [--what=train,inference,forward,parts,startup,input_pipeline]
          [--sizes=256x256,512x512,800x1344] [--dtypes=float32,bfloat16] [--batch=N] [--repeat=N]
          [--reference=torchvision] [--memory] [--json=FILE]
 
-docs/benchmark.md describes what is measured, how, and the results. Only the input pipeline requires
+docs/benchmark.md describes the measurements and their results. Only the input pipeline requires
 TensorFlow.
 """
 
@@ -48,7 +48,7 @@ DTYPES = ("float32", "bfloat16")
 BY_DEFAULT = (*GROUPS, "startup")
 ON_REQUEST = ("input_pipeline",)  # requires TensorFlow
 INPUT_PIPELINE_BATCH = 8
-# The batch at up to 256 x 256, at up to 512 x 512, and beyond.
+# The default batch sizes for images of up to 256 x 256 pixels, up to 512 x 512, and larger.
 BATCHES = {"cpu": (2, 2, 1), "other": (64, 32, 16)}
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "torchvision", "tensorflow")
 
@@ -57,13 +57,15 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises an error instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise ValueError with the message."""
         raise ValueError(message)
 
 
 class Record:
-    """All figures, written to a JSON file after each of them."""
+    """All measured figures, written to a JSON file whenever a figure is added."""
 
     def __init__(self, path: pathlib.Path | None, figures: dict[str, Any]):
+        """Start with some figures; nothing is written if `path` is None."""
         self.path = path
         self.figures = figures
 
@@ -75,7 +77,7 @@ class Record:
 
 
 def image_size(text: str) -> tuple[int, int]:
-    """Parse HEIGHTxWIDTH."""
+    """Parse HEIGHTxWIDTH; raise ArgumentTypeError if a side is not a multiple of 32."""
     height, _, width = text.partition("x")
     if not (height.isdigit() and width.isdigit() and int(height) % 32 == int(width) % 32 == 0):
         raise argparse.ArgumentTypeError(
@@ -85,14 +87,14 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def positive(text: str) -> int:
-    """Parse a number of things, at least 1."""
+    """Parse an integer; raise ArgumentTypeError if it is less than 1."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1.")
     return int(text)
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
-    """Return a parser of a name that must be one of the choices."""
+    """Return a parser of a name, which raises ArgumentTypeError if it is not among the choices."""
 
     def parse(text: str) -> str:
         if text not in choices:
@@ -114,43 +116,94 @@ def make_parser() -> Parser:
     add(
         "--what",
         type=comma_separated(one_of((*BY_DEFAULT, *ON_REQUEST))),
-        help=f"What to measure, of {','.join((*BY_DEFAULT, *ON_REQUEST))}. By default all but "
-        f"{','.join(ON_REQUEST)}, and nothing with --memory.",
+        help=f"What to measure: some of {','.join((*BY_DEFAULT, *ON_REQUEST))}. The default is all "
+        f"except {','.join(ON_REQUEST)}, or nothing with --memory.",
     )
-    add("--repeat", type=positive, default=7, help="Rounds, of which the median is taken: 7.")
-    add("--batch", type=positive, help="Images per batch. By default it suits size and device.")
-    add("--json", type=pathlib.Path, help="A file for all figures.")
+    add(
+        "--repeat",
+        type=positive,
+        default=7,
+        help="The number of rounds; medians over them are printed. The default is %(default)s.",
+    )
+    add(
+        "--batch",
+        type=positive,
+        help="The number of images per batch. The default depends on image size and device.",
+    )
+    add("--json", type=pathlib.Path, help="The JSON file to write all figures to.")
+    add_detector_arguments(parser)
+    add_pipeline_arguments(parser)
+    return parser
+
+
+def add_detector_arguments(parser: Parser) -> None:
+    """Add the arguments that affect only the measurements of the detector."""
     add = parser.add_argument_group("detector").add_argument
     add(
         "--sizes",
         type=comma_separated(image_size),
         default="256x256,512x512,800x1344",
-        help="Image sizes, HEIGHTxWIDTH in pixels. By default %(default)s.",
+        help="The image sizes, HEIGHTxWIDTH in pixels. The default is %(default)s.",
     )
     add(
         "--dtypes",
         type=comma_separated(one_of(DTYPES)),
-        help="Of float32,bfloat16. By default float32 on a CPU and both on an accelerator.",
+        help="The data types: float32, bfloat16 or both. The default is float32 on a CPU and both "
+        "on an accelerator.",
     )
-    add("--backbone", choices=list(ARCHITECTURES), default="resnet50", help="By default resnet50.")
+    add(
+        "--backbone",
+        choices=list(ARCHITECTURES),
+        default="resnet50",
+        help="The backbone. The default is %(default)s.",
+    )
     add(
         "--reference",
         choices=["torchvision"],
         default="",
         help="A reference implementation to measure in the same rounds.",
     )
-    add("--memory", action="store_true", help="Find the largest batch to train with.")
-    add("--limit_gib", type=float, default=0, help="For --memory: a limit other than the device's.")
+    add("--memory", action="store_true", help="Determine the largest batch size for training.")
+    add(
+        "--limit_gib",
+        type=float,
+        default=0,
+        help="The memory limit for --memory, in GiB. The default is the device's.",
+    )
     add("--cached", action="store_true", help="Reuse the programs that earlier runs compiled.")
-    # Internal: print the peak memory of training in this process.
+    # Only for `processes`: print the peak memory of training in this process.
     add("--peak_of", choices=[processes.OURS, processes.REFERENCE], help=argparse.SUPPRESS)
+
+
+def add_pipeline_arguments(parser: Parser) -> None:
+    """Add the arguments that affect only the measurements of the input pipeline."""
     add = parser.add_argument_group("input pipeline").add_argument
+    default = "The default is %(default)s."
     add("--images", type=pathlib.Path, help="A folder of JPEGs. By default they are generated.")
-    add("--num_generated", type=positive, default=64, help="Number of generated images: 64.")
-    add("--short_side", type=positive, default=800, help="Pixels of resized images: 800.")
-    add("--long_side", type=positive, default=1333, help="Pixels of resized images, at most: 1333.")
-    add("--seconds", type=float, default=4.0, help="Time of each stage in each round: 4.")
-    return parser
+    add(
+        "--num_generated",
+        type=positive,
+        default=64,
+        help=f"The number of generated images. {default}",
+    )
+    add(
+        "--short_side",
+        type=positive,
+        default=800,
+        help=f"The short side of resized images in pixels. {default}",
+    )
+    add(
+        "--long_side",
+        type=positive,
+        default=1333,
+        help=f"The largest long side of resized images in pixels. {default}",
+    )
+    add(
+        "--seconds",
+        type=float,
+        default=4.0,
+        help=f"The seconds that each stage is measured in each round. {default}",
+    )
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -168,13 +221,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def default_batch(size: tuple[int, int], backend: str) -> int:
-    """Return the batch for an image size on one of jax's backends."""
+    """Return the default batch size for an image size on one of jax's backends."""
     index = sum(size[0] * size[1] > side**2 for side in (256, 512))
     return BATCHES.get(backend, BATCHES["other"])[index]
 
 
 def environment() -> dict[str, Any]:
-    """Return what the figures depend on in addition to the code."""
+    """Return a description of the machine, the packages and the command, for the JSON file."""
     cpu_info = pathlib.Path("/proc/cpuinfo")
     lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
@@ -191,7 +244,7 @@ def environment() -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure what the options select and print it."""
+    """Measure and print everything that the options select."""
     backend = jax.default_backend()
     settings = [
         Setting(
@@ -227,7 +280,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def run_rows(rows: Sequence[PlannedRow], options: argparse.Namespace, record: Record) -> None:
-    """Measure the rows of the table; print the table to stdout and progress to stderr."""
+    """Measure the rows of the table; print the table to stdout and progress to stderr.
+
+    Args:
+        rows: The rows to measure.
+        options: The command line.
+        record: The record of all figures.
+    """
     ceilings = measure_ceilings(options.dtypes, options.repeat)
     record.add("ceilings", ceilings._asdict())
     products = (f"{x / 1e12:.3f} TFLOP/s in {name}" for name, x in ceilings.flops.items())
@@ -245,7 +304,7 @@ def run_rows(rows: Sequence[PlannedRow], options: argparse.Namespace, record: Re
 
 
 def run_peaks(settings: Sequence[Setting], record: Record) -> None:
-    """Compare the peak memory of training with the reference implementation's."""
+    """Compare the peak memory of training with that of the reference implementation."""
     for setting in settings:
         peaks = processes.compare_peaks(setting)
         ours, reference = peaks["ours_bytes"] / 2**30, peaks["reference_bytes"] / 2**30
@@ -264,7 +323,7 @@ def run_startup(record: Record) -> None:
 
 
 def main() -> None:
-    """Run the benchmark; an invalid argument ends it with one line."""
+    """Run the benchmark; an invalid argument ends it with an error message of one line."""
     if any(argument.startswith("--reference") for argument in sys.argv):
         # Two libraries use the device: neither may reserve all of its memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -1,9 +1,10 @@
 """Images per second of each stage of the input pipeline, compared with bare tf.data.
 
-The stages are measured in turn, so that whatever else the machine does slows them alike; figures
-are medians over the rounds. `of resize` and `of bare` are medians of the ratios within a round: to
-tf.data's bare read, decode and resize, and to that with rounding, padding and batching. CPU ms is
-the processor time of all threads for one image, which other programs disturb less than wall time.
+The stages are measured in turn, so that other load on the machine slows them alike; figures are
+medians over the rounds. `of resize` and `of bare` are medians of the ratios within a round: to
+plain tf.data that reads, decodes and resizes, and to plain tf.data that also rounds, pads and
+batches. CPU ms is the processor time of all threads per image, which other programs disturb less
+than wall time.
 """
 
 import functools
@@ -49,7 +50,7 @@ class Options(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """What one stage did in one round."""
+    """The rate of one stage in one round."""
 
     images_per_second: float
     cpu_ms: float  # per image
@@ -71,7 +72,7 @@ def open_images(folder: pathlib.Path, annotations: pathlib.Path) -> CocoSource:
 
     Args:
         folder: The folder with the images.
-        annotations: Where its COCO JSON is written.
+        annotations: The path to which its COCO JSON is written.
 
     Raises:
         ValueError: If the folder has no JPEG.
@@ -89,7 +90,7 @@ def open_images(folder: pathlib.Path, annotations: pathlib.Path) -> CocoSource:
     content = {
         "images": images,
         "annotations": [{"id": box_id, **box} for box_id, box in enumerate(boxes, 1)],
-        "categories": [{"id": 1, "name": "thing"}],
+        "categories": [{"id": 1, "name": "object"}],
     }
     annotations.write_text(json.dumps(content))
     return CocoSource(annotations, folder)
@@ -168,7 +169,13 @@ def bare_stages(folder: pathlib.Path, source: CocoSource, plan: TrainPlan) -> di
 
 
 def our_stage(source: Source, plan: TrainPlan, loader: str) -> Stage:
-    """Return the project's pipeline: whole batches, with their boxes."""
+    """Return the stage of this project's pipeline, which loads whole batches with their boxes.
+
+    Args:
+        source: The dataset.
+        plan: The plan of its batches.
+        loader: "tf" or "numpy".
+    """
     return lambda: (
         len(batch.index)
         for batch in batches(
@@ -184,7 +191,13 @@ def our_stage(source: Source, plan: TrainPlan, loader: str) -> Stage:
 
 
 def measure_stage(stage: Stage, warm_up: int, seconds: float) -> Rate:
-    """Run a stage for some seconds, after `warm_up` images that do not count."""
+    """Return the rate of a stage.
+
+    Args:
+        stage: The stage.
+        warm_up: The number of images before the measurement starts.
+        seconds: The duration of the measurement.
+    """
     counts = stage()
     for total in itertools.accumulate(counts):
         if total >= warm_up:
@@ -200,15 +213,15 @@ def measure_stage(stage: Stage, warm_up: int, seconds: float) -> Rate:
 
 def summarize(rates: dict[str, list[Rate]]) -> dict[str, dict[str, float]]:
     """Return for each stage the medians over the rounds."""
-    speeds = {name: [rate.images_per_second for rate in own] for name, own in rates.items()}
+    speeds = {name: [rate.images_per_second for rate in stage] for name, stage in rates.items()}
     return {
         name: {
             "images_per_second": statistics.median(speeds[name]),
-            "cpu_ms": statistics.median(rate.cpu_ms for rate in own),
+            "cpu_ms": statistics.median(rate.cpu_ms for rate in stage),
             "of_resize": median_ratio(speeds[name], speeds[RESIZE]),
             "of_bare": median_ratio(speeds[name], speeds[BARE]),
         }
-        for name, own in rates.items()
+        for name, stage in rates.items()
     }
 
 

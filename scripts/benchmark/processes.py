@@ -1,4 +1,4 @@
-"""What must be measured in a process of its own: peak memory, the largest batch, and startup."""
+"""Measurements of whole processes: the peak memory, the largest batch size and the startup time."""
 
 import functools
 import os
@@ -23,7 +23,7 @@ from scripts.benchmark.workloads import Setting, make_workload, training_step
 
 PROGRAM = pathlib.Path(__file__).parent  # `python FOLDER` runs the benchmark
 OURS, REFERENCE = "ours", "reference"
-NUM_STEPS = 3  # of which the peak memory is measured
+NUM_STEPS = 3  # training steps of which the peak memory is measured
 STARTUP = (  # R50-FPN on synthetic images of 256 x 256, one step
     f"--config={CONFIGS / 'r50_fpn.py'}:tiny",
     "--mode=train",
@@ -37,19 +37,19 @@ STARTUP = (  # R50-FPN on synthetic images of 256 x 256, one step
 
 
 def process_memory(field: str) -> int:
-    """Return bytes of this process's resident memory, as Linux counts them.
+    """Return the resident memory of this process in bytes, as Linux reports it.
 
     Args:
-        field: VmRSS for the current number, VmHWM for the peak since it was last reset.
+        field: "VmRSS" for the current number, "VmHWM" for the peak since it was last reset.
     """
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def training_peak(implementation: str, setting: Setting) -> int:
-    """Return the bytes that a training state and its steps take in this process.
+    """Return the peak number of bytes of a training state and its steps in this process.
 
-    It must be a process that does nothing else.
+    The process must not have done anything else before.
 
     Args:
         implementation: OURS or REFERENCE.
@@ -63,7 +63,7 @@ def training_peak(implementation: str, setting: Setting) -> int:
     if implementation == OURS:
         call = training_step(workload)
         run, _ = compile_call(call)
-        # The memory that tracing left behind does not belong to training.
+        # Memory that tracing has allocated is not part of training.
         before = process_memory("VmRSS") - sum(x.nbytes for x in jax.tree.leaves(call.arguments))
     else:
         before = process_memory("VmRSS")
@@ -81,7 +81,7 @@ def training_peak(implementation: str, setting: Setting) -> int:
 
 
 def compare_peaks(setting: Setting) -> dict[str, Any]:
-    """Return the peak memory of training, ours and the reference's, each in its own process."""
+    """Return the peak memory of training, ours and the reference's, each in a separate process."""
     height, width = setting.size
     command = [
         sys.executable,
@@ -100,7 +100,7 @@ def compare_peaks(setting: Setting) -> dict[str, Any]:
             )
             return int(output.splitlines()[-1])
 
-        peak(OURS)  # compiles, which takes memory of its own; the next process finds it compiled
+        peak(OURS)  # only to compile, which needs additional memory; the next process does not
         ours, reference = peak(OURS), peak(REFERENCE)
     figures = {"ours_bytes": ours, "reference_bytes": reference, "ratio": ours / reference}
     return {**setting._asdict(), **figures}
@@ -110,9 +110,9 @@ def largest_batch(memory_of: Callable[[int], float], limit: float) -> int:
     """Return the largest batch size within a memory limit, 0 if not even one image fits.
 
     Args:
-        memory_of: The bytes of a batch size. Each call costs a compilation, and each further image
-            takes nearly the same number of bytes.
-        limit: In bytes.
+        memory_of: Returns the bytes that a batch size needs. Each call compiles a program, and each
+            further image needs nearly the same number of bytes.
+        limit: The limit in bytes.
     """
     memory_of = functools.cache(memory_of)
     if memory_of(1) > limit:
@@ -126,11 +126,11 @@ def largest_batch(memory_of: Callable[[int], float], limit: float) -> int:
 
 
 def find_largest_batch(setting: Setting, limit_gib: float) -> Setting:
-    """Return the setting with the largest batch of a training step, by XLA's plan of its memory.
+    """Return the setting with the largest batch size for training, by XLA's memory analysis.
 
     Args:
         setting: The inputs; its batch is ignored.
-        limit_gib: The limit; 0 for the device's own.
+        limit_gib: The limit in GiB; 0 for the device's own.
 
     Raises:
         ValueError: If there is no limit, because the device does not report one.
@@ -161,7 +161,7 @@ def startup_seconds(folder: pathlib.Path) -> dict[str, list[float]]:
     Image.fromarray(np.zeros((256, 256, 3), np.uint8)).save(image)
     train = ["retinanet_jax.main", *STARTUP, f"--workdir={workdir}"]
     cold = seconds_to_line("step 1/", train, folder)
-    # The compiled programs stay, the rest is deleted.
+    # Everything except for the compiled programs is deleted.
     (workdir / "compilation_cache").rename(cache)
     shutil.rmtree(workdir)
     workdir.mkdir()
@@ -177,9 +177,9 @@ def seconds_to_line(start: str, command: list[str], folder: pathlib.Path) -> flo
     """Return the seconds from the start of a command to a line of its output.
 
     Args:
-        start: How the line begins.
-        command: A module, run with `python -m`, and its arguments.
-        folder: Where the cache of compiled programs is, unless the command sets its own.
+        start: The beginning of the line.
+        command: A module, which is run with `python -m`, and its arguments.
+        folder: The folder of the cache of compiled programs, unless the command sets its own.
 
     Raises:
         ValueError: If the command fails or does not print such a line.
@@ -192,5 +192,8 @@ def seconds_to_line(start: str, command: list[str], folder: pathlib.Path) -> flo
             if seconds is None and output.startswith(start):
                 seconds = time.perf_counter() - began
     if seconds is None or process.returncode:
-        raise ValueError(f"{shlex.join(line)} ended with status {process.returncode}; run it.")
+        raise ValueError(
+            f"{shlex.join(line)} must print a line that starts with {start!r} and end with status "
+            f"0, but ended with status {process.returncode}; run it to see its output."
+        )
     return seconds

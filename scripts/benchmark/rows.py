@@ -1,4 +1,4 @@
-"""The rows of the table: which there are, their figures, and how they are printed."""
+"""The rows of the benchmark's table: their selection, measurement and formatting."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -28,12 +28,13 @@ class Column(NamedTuple):
     """A column of the table."""
 
     title: str
-    field: str  # of a row
+    field: str  # the key of the figure in a row
     format: str
-    factor: float = 1  # from the field's unit to the column's
+    factor: float = 1  # from the unit of the figure to that of the column
 
     @property
     def width(self) -> int:
+        """The number of characters of the column."""
         return int(self.format.split(".")[0])
 
 
@@ -56,7 +57,7 @@ REFERENCE_COLUMNS = (
 
 
 class PlannedRow(NamedTuple):
-    """A row that is to be measured."""
+    """A row of the table before it is measured."""
 
     name: str
     make_call: Callable[[Workload], Call]
@@ -75,10 +76,10 @@ def plan_rows(groups: Sequence[str], settings: Sequence[Setting]) -> list[Planne
 
 
 def measure_row(row: PlannedRow, rounds: int, ceilings: Ceilings) -> dict[str, Any]:
-    """Compile and time a row, alternately with the reference implementation if it has one.
+    """Compile and time a row, in turn with the reference implementation if that can be measured.
 
     Args:
-        row: What to measure.
+        row: The row to measure.
         rounds: The number of rounds, of which the median is taken.
         ceilings: The device's highest rates, for comparison.
 
@@ -117,10 +118,10 @@ def derived_figures(
     """Return the figures that follow from the seconds of the rounds.
 
     Args:
-        seconds: Of each round, for "ours" and, if it was measured, "reference".
-        setting: Of the row.
-        flops: Of one call.
-        num_bytes: That one call reads and writes.
+        seconds: The seconds of each round, for "ours" and, if it was measured, "reference".
+        setting: The setting of the row.
+        flops: The number of FLOPs of one call.
+        num_bytes: The number of bytes that one call reads and writes.
         ceilings: The device's highest rates.
     """
     ours, reference = seconds["ours"], seconds.get("reference")
@@ -138,11 +139,13 @@ def derived_figures(
 
 
 def table_head(columns: Sequence[Column]) -> str:
+    """Return the first line of the table, with the titles of the columns."""
     titles = "".join(f"{column.title:>{column.width}}" for column in columns)
     return f"{'':26}{'size':9} batch  {'dtype':8}{titles}"
 
 
 def table_line(row: dict[str, Any], columns: Sequence[Column]) -> str:
+    """Return the line of the table for a measured row."""
     line = f"{row['name']:26}{Setting(row['size'], row['batch'], row['dtype'])}"
     for column in columns:
         value = row[column.field]

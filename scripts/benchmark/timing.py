@@ -1,4 +1,4 @@
-"""Compiling a call, counting its operations, and timing several functions in turn."""
+"""Compilation of a call, its number of operations, and the time of several functions in turn."""
 
 import statistics
 import time
@@ -23,7 +23,7 @@ class Ceilings(NamedTuple):
 def interleave(measurements: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
     """Return the results of each measurement in each round.
 
-    In a round each is taken once, so that whatever else the machine does affects all alike.
+    In a round each measurement is taken once, so that other load on the machine affects all alike.
     """
     results: dict[str, list[T]] = {name: [] for name in measurements}
     for _ in range(rounds):
@@ -65,8 +65,8 @@ def compile_call(call: Call) -> tuple[Callable[[], Any], dict[str, float]]:
         call: The function and its arguments.
 
     Returns:
-        A function that runs the call and waits for its result, and the seconds of lowering and
-        compilation with XLA's figures for bytes and memory.
+        A function that runs the call and waits for its result, and figures: the seconds of lowering
+        and of compilation, and the bytes of traffic and of memory by XLA's analysis.
     """
     jitted = jax.jit(call.function, donate_argnums=0 if call.donates_first else ())
     start = time.perf_counter()
@@ -107,7 +107,7 @@ def count_flops(call: Call) -> float:
 
 
 def measure_ceilings(dtypes: Sequence[str], rounds: int) -> Ceilings:
-    """Measure a large matrix product, and a large array that is changed in place."""
+    """Measure the rates of a large matrix product and of changing a large array in place."""
     side, length = (2048, 2**26) if jax.default_backend() == "cpu" else (8192, 2**28)
     rounds = max(rounds, 5)
 

@@ -25,12 +25,12 @@ class Reference(NamedTuple):
     device: str
     model: Any
     memory_format: Any
-    mixed_precision: Callable[[], Any]  # makes a context
-    no_gradient: Callable[[], Any]  # makes a context
+    mixed_precision: Callable[[], Any]  # returns a context manager
+    no_gradient: Callable[[], Any]  # returns a context manager
 
 
 class Variant(NamedTuple):
-    """Settings of torch, of which the fastest are chosen."""
+    """Settings of torch; the fastest variant is compared with."""
 
     channels_last: bool
     compiled: bool
@@ -94,6 +94,7 @@ def image_tensors(reference: Reference) -> list:
 
 
 def ground_truth(reference: Reference, batch: Batch) -> list[dict]:
+    """Return the boxes and labels of each image as torchvision's model takes them."""
     import torch
 
     boxes, classes = core.yxyx_to_xyxy(batch.boxes), batch.classes.astype(np.int64)
@@ -129,6 +130,7 @@ def output_tensors(reference: Reference, regime: str) -> dict[str, list]:
 
 
 def make_training_step(reference: Reference) -> Callable[[], Any]:
+    """Return a function that does a training step."""
     import torch
 
     images = image_tensors(reference)
@@ -149,6 +151,7 @@ def make_training_step(reference: Reference) -> Callable[[], Any]:
 
 
 def make_inference(reference: Reference) -> Callable[[], Any]:
+    """Return a function that detects objects in the images, from host memory to host memory."""
     reference.model.eval()
 
     def run():
@@ -160,6 +163,7 @@ def make_inference(reference: Reference) -> Callable[[], Any]:
 
 
 def make_forward(reference: Reference) -> Callable[[], Any]:
+    """Return a function that computes the forward pass of normalized images."""
     images = reference.model.transform(image_tensors(reference))[0].tensors
     images = images.to(memory_format=reference.memory_format)
 
@@ -171,6 +175,7 @@ def make_forward(reference: Reference) -> Callable[[], Any]:
 
 
 def make_matching(reference: Reference) -> Callable[[], Any]:
+    """Return a function that matches all anchors with the ground truth."""
     from torchvision.ops import box_iou
 
     truth = ground_truth(reference, with_all_boxes(reference.workload.batch))
@@ -180,6 +185,7 @@ def make_matching(reference: Reference) -> Callable[[], Any]:
 
 
 def make_loss(reference: Reference) -> Callable[[], Any]:
+    """Return a function that computes the loss and its gradient from random outputs."""
     import torch
 
     levels = output_tensors(reference, "trained")
@@ -200,6 +206,7 @@ def make_loss(reference: Reference) -> Callable[[], Any]:
 
 
 def make_postprocessing(reference: Reference, regime: str) -> Callable[[], Any]:
+    """Return a function from random outputs to detections; `regime` is a key of LOGITS."""
     setting = reference.workload.setting
     outputs, sizes = output_tensors(reference, regime), [setting.size] * setting.batch
     lengths = [level.shape[1] for level in outputs["cls_logits"]]

@@ -32,13 +32,13 @@ LOGITS = {"trained": (-7.3, 1.25), "dense": (-6.0, 1.5)}
 
 
 class Setting(NamedTuple):
-    """The inputs that a row of the table is measured with."""
+    """The inputs with which a row of the table is measured."""
 
     size: tuple[int, int]  # height, width
     batch: int
     dtype: str
     backbone: str = "resnet50"
-    reference: str = ""  # "torchvision" if it is measured, too
+    reference: str = ""  # "torchvision" if it is measured too
 
     def __str__(self) -> str:
         size = f"{self.size[0]}x{self.size[1]}"
@@ -61,7 +61,7 @@ class Call(NamedTuple):
 
     function: Callable
     arguments: tuple
-    donates_first: bool = False  # its first result is its next first argument, in the same memory
+    donates_first: bool = False  # the first result is the next call's first argument, in place
 
 
 @functools.lru_cache(maxsize=1)
@@ -89,7 +89,7 @@ def with_plain_convolutions(workload: Workload) -> Workload:
 
 
 def random_variables(config: ConfigDict, num_classes: int) -> dict[str, Any]:
-    """Return random weights under which activations keep their size and few scores exceed .05."""
+    """Return random weights with which activations keep their scale and few scores exceed .05."""
     mean, std = LOGITS["trained"]
     last_norm = "norm3" if ARCHITECTURES[config.model.backbone]["bottleneck"] else "norm2"
     gains = {"stem_conv": 2**0.5 * np.mean(config.input.std) / PIXEL_STD, "fpn": 0.5}
@@ -133,11 +133,12 @@ def random_batch(setting: Setting, num_classes: int) -> Batch:
 
 
 def with_all_boxes(batch: Batch) -> Batch:
-    """Return the batch with all boxes real: as many as an image of COCO has at most."""
+    """Return the batch with all NUM_BOXES boxes real, about the maximum in an image of COCO."""
     return batch._replace(mask=np.ones_like(batch.mask))
 
 
 def random_normal(shape: Sequence[int], dtype: str, mean: float = 0, std: float = 1) -> jax.Array:
+    """Return normally distributed numbers; always the same for the same arguments."""
     values = np.random.default_rng(SEED).standard_normal(shape, np.float32)
     return jnp.asarray(values * np.float32(std) + np.float32(mean), dtype)
 
@@ -155,7 +156,7 @@ def random_outputs(workload: Workload, regime: str) -> Outputs:
 
 
 def on_device(tree: Any) -> Any:
-    """Return copies on the device, which can be donated; the host's memory cannot."""
+    """Return copies on the device, which can be donated, unlike arrays in the host's memory."""
     return jax.tree.map(jnp.array, tree)
 
 

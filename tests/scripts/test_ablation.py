@@ -1,4 +1,4 @@
-"""The small table: its rows differ only in the loss, and finished rows are not run again."""
+"""The ablation: its rows differ only in the loss, and finished rows are not run again."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""The benchmark's laws, and the compiled cost of what it measures, which must not grow."""
+"""The benchmark's measurements, and bounds on the compiled cost of the functions it measures."""
 
 import json
 import os
@@ -144,7 +144,7 @@ def test_seconds_until_a_line(tmp_path, monkeypatch):
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(processes.sys, "executable", str(python))
     assert 0.1 < processes.seconds_to_line("step 1/", ["retinanet_jax.main"], tmp_path) < 0.3
-    with pytest.raises(ValueError, match="ended with status 0; run it"):
+    with pytest.raises(ValueError, match=r"must print .* 'step 2/' .* ended with status 0; run it"):
         processes.seconds_to_line("step 2/", ["retinanet_jax.main"], tmp_path)
 
 
@@ -186,7 +186,7 @@ def test_the_parts_add_up_to_the_forward_pass():
 
 
 @pytest.mark.slow
-def test_it_runs_and_writes_its_figures(tmp_path):
+def test_the_benchmark_runs_and_writes_its_figures(tmp_path):
     """Without torch, on what compiles fastest."""
     arguments = ("--what=forward,inference", "--sizes=64x64", "--batch=1", "--backbone=resnet18")
     done = subprocess.run(
@@ -214,7 +214,7 @@ def test_it_runs_and_writes_its_figures(tmp_path):
     assert "[2/2] inference" in done.stderr
 
 
-def test_an_invalid_argument_ends_it_with_one_line():
+def test_an_invalid_argument_ends_the_benchmark_with_one_line():
     done = subprocess.run([sys.executable, PROGRAM, "--sizes=1"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: argument --sizes: size '1' must be")

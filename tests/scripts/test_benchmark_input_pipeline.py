@@ -1,4 +1,4 @@
-"""The benchmark of the input pipeline: its ratios by hand, and that it runs."""
+"""The benchmark of the input pipeline: its ratios by hand, and a small run."""
 
 import json
 import pathlib
@@ -48,7 +48,7 @@ def test_generated_images_are_like_those_of_coco(tmp_path):
 
 
 @pytest.mark.slow
-def test_it_runs_and_writes_its_figures(tmp_path):
+def test_the_benchmark_runs_and_writes_its_figures(tmp_path):
     sizes = ("--short_side=48", "--long_side=64", "--batch=2", "--num_generated=3")
     done = subprocess.run(
         [
