@@ -14,7 +14,7 @@ from retinanet_jax.data.sources.coco import CocoSource
 
 
 @pytest.fixture
-def own_data(config, synthetic_dataset):
+def user_config(config, synthetic_dataset):
     """Return a config with the synthetic dataset as training data and no evaluation data."""
     config.data.train.update(
         annotations=str(synthetic_dataset / "instances.json"),
@@ -38,11 +38,11 @@ def test_shapes_are_generated_in_the_workdir(toy_config, tmp_path):
 
 
 def test_without_evaluation_data_part_of_the_training_data_is_split_off(
-    own_data, synthetic_dataset, tmp_path
+    user_config, synthetic_dataset, tmp_path
 ):
-    own_data.data.validation_fraction = 0.3
-    train, validation = input_pipeline.open_sources(own_data, tmp_path)
-    again = input_pipeline.open_sources(own_data, tmp_path)[1]
+    user_config.data.validation_fraction = 0.3
+    train, validation = input_pipeline.open_sources(user_config, tmp_path)
+    again = input_pipeline.open_sources(user_config, tmp_path)[1]
     assert names(train) | names(validation) == {
         p.name for p in (synthetic_dataset / "images").iterdir()
     }
@@ -74,41 +74,41 @@ def test_training_data_without_a_box_is_an_error(synthetic_dataset, tmp_path):
         )
 
 
-def test_evaluation_data_takes_precedence_over_a_validation_fraction(own_data, tmp_path):
-    own_data.data.validation_fraction = 0.3
-    own_data.data.eval.update(own_data.data.train)
-    train, evaluation = input_pipeline.open_sources(own_data, tmp_path)
+def test_evaluation_data_takes_precedence_over_a_validation_fraction(user_config, tmp_path):
+    user_config.data.validation_fraction = 0.3
+    user_config.data.eval.update(user_config.data.train)
+    train, evaluation = input_pipeline.open_sources(user_config, tmp_path)
     assert len(train) == len(evaluation) == 20
 
 
 @pytest.mark.parametrize("part", ["train", "eval"])
 @pytest.mark.parametrize("field", ["annotations", "images"])
-def test_the_error_for_missing_data_names_the_missing_flags(own_data, tmp_path, part, field):
-    own_data.data.eval.update(own_data.data.train)
-    own_data.data[part][field] = ""
+def test_the_error_for_missing_data_names_the_missing_flags(user_config, tmp_path, part, field):
+    user_config.data.eval.update(user_config.data.train)
+    user_config.data[part][field] = ""
     flag = rf"no data: source='coco' requires --config\.data\.{part}\.{field}=F"
     with pytest.raises(ValueError, match=flag) as error:
-        input_pipeline.open_sources(own_data, tmp_path)
+        input_pipeline.open_sources(user_config, tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_source_is_named(own_data, tmp_path):
-    own_data.data.train.source = "yolo"
+def test_an_unknown_source_is_named(user_config, tmp_path):
+    user_config.data.train.source = "yolo"
     known = "coco, voc, csv, tfds, packed, shapes"
     with pytest.raises(ValueError, match=f"data.train.source='yolo' must be one of {known}"):
-        input_pipeline.open_sources(own_data, tmp_path)
+        input_pipeline.open_sources(user_config, tmp_path)
 
 
-def test_listed_sources_are_merged(own_data, tmp_path, synthetic_dataset):
+def test_listed_sources_are_merged(user_config, tmp_path, synthetic_dataset):
     """A field with one entry applies to every source; the others have an entry for each."""
-    once = input_pipeline.open_training(own_data, tmp_path)
+    once = input_pipeline.open_training(user_config, tmp_path)
     csv, classes = as_csv(once, tmp_path)
-    own_data.data.train.update(
+    user_config.data.train.update(
         source="coco, csv",
         annotations=f"{synthetic_dataset / 'instances.json'},{csv}",
         classes=str(classes),
     )
-    both = input_pipeline.open_training(own_data, tmp_path)
+    both = input_pipeline.open_training(user_config, tmp_path)
     assert len(both) == 2 * len(once)
     assert both.categories == once.categories
     for index in range(len(once)):
@@ -137,26 +137,26 @@ def as_csv(source, folder):
     return csv, classes
 
 
-def test_lists_of_different_lengths_are_an_error(own_data, tmp_path):
-    own_data.data.train.update(source="coco,coco,coco", images="here,there")
+def test_lists_of_different_lengths_are_an_error(user_config, tmp_path):
+    user_config.data.train.update(source="coco,coco,coco", images="here,there")
     with pytest.raises(
         ValueError, match=r"data\.train\.images lists 2 sources, but another field lists 3"
     ):
-        input_pipeline.open_training(own_data, tmp_path)
+        input_pipeline.open_training(user_config, tmp_path)
 
 
 def test_the_error_for_different_categories_names_the_field_for_voc(
-    own_data, tmp_path, synthetic_dataset, monkeypatch
+    user_config, tmp_path, synthetic_dataset, monkeypatch
 ):
-    own_data.data.eval.update(own_data.data.train)
-    own_data.data.eval.source = "voc"
-    source = input_pipeline.open_training(own_data, tmp_path)
+    user_config.data.eval.update(user_config.data.train)
+    user_config.data.eval.source = "voc"
+    source = input_pipeline.open_training(user_config, tmp_path)
     source.categories = tuple(
         category._replace(id=category.id + 1) for category in source.categories
     )
     monkeypatch.setattr(input_pipeline, "VocSource", lambda *_, **__: source)
     with pytest.raises(ValueError, match=r"--config\.data\.categories="):
-        input_pipeline.open_sources(own_data, tmp_path)
+        input_pipeline.open_sources(user_config, tmp_path)
 
 
 def test_annotations_for_the_shapes_source_are_an_error(toy_config, tmp_path):
@@ -165,17 +165,17 @@ def test_annotations_for_the_shapes_source_are_an_error(toy_config, tmp_path):
         input_pipeline.open_sources(toy_config, tmp_path)
 
 
-def test_training_and_evaluation_data_are_opened_separately(own_data, tmp_path):
+def test_training_and_evaluation_data_are_opened_separately(user_config, tmp_path):
     """A machine that evaluates does not need the training images, and vice versa."""
-    own_data.data.validation_fraction = 0.0
+    user_config.data.validation_fraction = 0.0
     with pytest.raises(ValueError, match=r"config\.data\.eval\.annotations"):
-        input_pipeline.open_evaluation(own_data, tmp_path)
-    assert len(input_pipeline.open_training(own_data, tmp_path)) == 20
+        input_pipeline.open_evaluation(user_config, tmp_path)
+    assert len(input_pipeline.open_training(user_config, tmp_path)) == 20
 
 
-def test_data_with_a_validation_fraction_is_read_once(own_data, tmp_path, monkeypatch):
+def test_data_with_a_validation_fraction_is_read_once(user_config, tmp_path, monkeypatch):
     """Otherwise its warnings would be printed twice."""
-    own_data.data.validation_fraction = 0.3
+    user_config.data.validation_fraction = 0.3
     parts = []
     open_source = input_pipeline.open_source
 
@@ -184,20 +184,20 @@ def test_data_with_a_validation_fraction_is_read_once(own_data, tmp_path, monkey
         return open_source(config, part, workdir)
 
     monkeypatch.setattr(input_pipeline, "open_source", recorded)
-    input_pipeline.open_sources(own_data, tmp_path)
+    input_pipeline.open_sources(user_config, tmp_path)
     assert parts == ["train"]
 
 
 def test_training_and_evaluation_data_must_have_the_same_categories(
-    own_data, synthetic_dataset, tmp_path
+    user_config, synthetic_dataset, tmp_path
 ):
     content = json.loads((synthetic_dataset / "instances.json").read_text())
     content["categories"][0]["name"] = "egg"
     other = tmp_path / "other.json"
     other.write_text(json.dumps(content))
-    own_data.data.eval.update(annotations=str(other), images=str(synthetic_dataset / "images"))
+    user_config.data.eval.update(annotations=str(other), images=str(synthetic_dataset / "images"))
     with pytest.raises(ValueError, match=r"ellipse.*other\.json.*egg.*same ids and names"):
-        input_pipeline.open_sources(own_data, tmp_path)
+        input_pipeline.open_sources(user_config, tmp_path)
 
 
 def test_plans_have_the_batch_sizes_and_sides_of_the_config(config):
