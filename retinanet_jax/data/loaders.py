@@ -74,18 +74,8 @@ def load_by_threads(
 ) -> Iterator[LoadedImages]:
     """Yield the images of each step, in order, loaded by threads.
 
-    Pillow and numpy release Python's lock, so that the threads run in parallel.
-
-    Args:
-        source: Where the images come from.
-        host_plan: Returns this host's plan of a step.
-        steps: The steps to load.
-        prefetch: The number of batches to load ahead.
-        num_threads: The number of threads; None means the number of cores.
-
-    Raises:
-        ValueError: If an image is invalid.
-        OSError: If an image cannot be read.
+    The threads run in parallel, because Pillow and numpy release Python's lock. The arguments and
+    errors are those of `load_by_tf`; for `num_threads`, None means the number of cores.
     """
     reader = _ImageReader(source)
     workers = futures.ThreadPoolExecutor(num_threads or os.cpu_count())

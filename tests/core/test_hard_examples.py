@@ -32,7 +32,7 @@ def random_image(generator, size):
 
 
 def hard_examples_by_lists(losses, boxes, labels, rule):
-    """Return what the definition gives, computed with lists: the reference."""
+    """Return the result of the definition, computed with lists, as the reference."""
     iou = np.asarray(pairwise_iou(boxes, boxes))
     group_size = 1 + rule["negatives_per_positive"]
     eligible = [i for i in np.argsort(-losses) if labels[i] != IGNORE]
@@ -69,12 +69,12 @@ def test_the_hardest_of_overlapping_anchors_are_selected_by_hand():
     assert keep.tolist() == [False, True, True, False, False, True]
     keep = jitted(losses, boxes, labels, **dict(RULE, iou_threshold=0.7))
     assert keep.tolist() == [True, True, True, False, False, False]
-    # Only candidates are selected or suppress others: three candidates give two examples.
+    # Only candidates are selected or suppress others: three candidates result in two examples.
     keep = jitted(losses, boxes, labels, **dict(RULE, num_candidates=3))
     assert keep.tolist() == [False, True, True, False, False, False]
 
 
-def test_of_equal_losses_the_first_is_selected():
+def test_the_first_of_equal_losses_is_selected():
     keep = jitted(np.ones(5, np.float32), row_of_boxes(0, 0, 20, 40, 60), np.zeros(5, int), **RULE)
     assert keep.tolist() == [True, False, True, True, False]
 

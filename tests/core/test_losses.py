@@ -63,7 +63,7 @@ def test_focal_loss_by_hand():
 
 
 def test_focal_star_by_hand():
-    # exp(2 log 9 + 1) = 81 e, so p_t* is 81 e / (81 e + 1) if x_t = log 9, 1 / (81 / e + 1) if -it.
+    # p_t* = o / (1 + o) with the odds o = exp(2 x_t + 1): 81 e if x_t = log 9, e / 81 if -log 9.
     for positive, alpha_t, odds in ((POSITIVE, 0.25, 81 * np.e), (NEGATIVE, 0.75, np.e / 81)):
         loss = focal_star(logit(0.9), positive, alpha=0.25, gamma=2.0, beta=1.0)
         np.testing.assert_allclose(loss, [alpha_t * np.log(1 + 1 / odds) / 2], rtol=1e-5)

@@ -36,7 +36,7 @@ def random_boxes(generator, *shape, limit=60):
 
 
 def match_by_matrix(anchors, gt_boxes, gt_mask, eligible, low_quality):
-    """Return what the definition gives, with an A x M matrix in numpy: the reference."""
+    """Return the result of the definition, with an A x M matrix in numpy, as the reference."""
     top_left = np.maximum(anchors[:, None, :2], gt_boxes[None, :, :2])
     bottom_right = np.minimum(anchors[:, None, 2:], gt_boxes[None, :, 2:])
     overlap = np.prod(np.maximum(bottom_right - top_left, 0), axis=-1)
@@ -77,7 +77,7 @@ def test_a_forced_match_is_with_the_anchors_own_best_ground_truth():
     assert match(anchors, gt, all_real(gt), **MATCHING).tolist() == [1]
 
 
-def test_of_equal_ground_truths_the_first_is_matched():
+def test_the_first_of_equal_ground_truths_is_matched():
     gt = boxes([0, 0, 8, 10], [0, 0, 10, 10], [0, 0, 10, 10])
     assert match(boxes([0, 0, 10, 10]), gt, all_real(gt), **MATCHING).tolist() == [1]
 

@@ -19,7 +19,7 @@ from retinanet_jax.core import (
 
 
 def sequential_nms(boxes, classes, mask, iou_threshold):
-    """Return the boxes that the sequential algorithm selects: the reference."""
+    """Return a mask of the boxes that the sequential algorithm selects, as the reference."""
     iou = np.asarray(pairwise_iou(boxes, boxes))
     selected = []
     for i in np.flatnonzero(mask):
@@ -77,7 +77,7 @@ def test_masked_boxes_and_those_of_other_classes_suppress_nothing(class_agnostic
 
 
 def test_the_longest_chain_is_exact():
-    # Each box overlaps only the next, so an iteration decides one box: every second box remains.
+    # Each box overlaps only the next: an iteration decides one box, and every second box remains.
     start = np.arange(64, dtype=np.float32) * 6
     chain = np.stack([start, start * 0, start + 10, start * 0 + 10], axis=1)
     keep = jitted_nms(
@@ -156,7 +156,7 @@ jitted_soft = jax.jit(soft_non_maximum_suppression, static_argnames=tuple(SOFT))
 
 
 def sequential_soft_nms(boxes, scores, classes, mask, rule):
-    """Return the scores of the paper's algorithm, with a shrinking list: the reference."""
+    """Return the scores of the paper's algorithm, with a shrinking list, as the reference."""
     iou = np.asarray(pairwise_iou(boxes, boxes), np.float64)
     remaining = {i: float(scores[i]) for i in np.flatnonzero(mask)}
     selected = np.zeros(len(boxes))
@@ -177,7 +177,7 @@ def sequential_soft_nms(boxes, scores, classes, mask, rule):
     return selected
 
 
-# The IoU of the first with the others is 1/2, 1/4 and 0, that of the second and the third 1/2.
+# The IoUs of the first with the others are 1/2, 1/4 and 0; that of the second and third is 1/2.
 FOUR_BOXES = boxes([0, 0, 8, 8], [0, 0, 8, 4], [0, 0, 4, 4], [20, 20, 28, 28])
 
 

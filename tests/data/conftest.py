@@ -17,7 +17,7 @@ def encode():
 
 
 class CocoFolder:
-    """A COCO JSON and its images on disk; a test changes `content`, then calls `load`."""
+    """A COCO JSON and its images on disk; tests modify `content` and then call `load`."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path

@@ -12,7 +12,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Return an image that JPEG changes little, as it changes photographs."""
+    """Return an image that JPEG changes little, like a photograph."""
     coarse = Image.fromarray(noise(5, 5, seed))
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
@@ -25,7 +25,7 @@ def encode_image(
     orientation: int = 1,
     **options,
 ) -> bytes:
-    """Return the content of an image file of a Pillow mode and an EXIF orientation."""
+    """Return the content of an image file, with a given Pillow mode and EXIF orientation."""
     image = Image.fromarray(pixels)
     if mode:
         image = image.convert(mode)

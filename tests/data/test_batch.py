@@ -1,4 +1,4 @@
-"""A batch of images has shapes, types and defaults for all fields."""
+"""A batch that is made of images has all fields, with the right shapes, dtypes and defaults."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def test_the_defaults_are_images_without_ground_truth_and_with_unchanged_colors(
 
 
 def test_fields_that_a_compiled_function_does_not_read_are_not_computed():
-    """So an exported program may build a batch, of any symbolic size, from its images."""
+    """An exported program can therefore make a batch, of any symbolic size, from its images."""
 
     def sums(images, sizes):
         batch = Batch.of_images(images, sizes, sizes)

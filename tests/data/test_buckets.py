@@ -1,4 +1,4 @@
-"""Buckets: their order, and the smallest one that contains an image."""
+"""Buckets are sorted by area, and an image gets the smallest one that contains it."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""COCO JSON: read unchanged, and every invalid entry refused by its name."""
+"""COCO JSON is read unchanged, and invalid entries are refused by name."""
 
 import copy
 import json
@@ -162,8 +162,8 @@ def test_valid_boxes_cause_no_warning(folder, caplog):
 def test_missing_images_are_counted_and_named(folder):
     for _ in range(5):
         folder.add_image(40, 60)
-    for number in range(2, 6):
-        (folder.images / f"{number}.img").unlink()
+    for image_id in range(2, 6):
+        (folder.images / f"{image_id}.img").unlink()
     with pytest.raises(FileNotFoundError, match=r"4 of 5 images .*2.img, 3.img, 4.img, \.\.\."):
         folder.load()
 

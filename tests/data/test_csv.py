@@ -1,4 +1,4 @@
-"""keras-retinanet's CSV: read unchanged, and every invalid line refused by its number."""
+"""CSV files are read unchanged, and invalid lines are refused by their number."""
 
 import pathlib
 
@@ -9,7 +9,7 @@ from retinanet_jax.data.sources.csv_files import CsvSource
 
 
 class Table:
-    """Two CSV files and images a.jpg, b.jpg (40 x 60) in the same folder."""
+    """Two CSV files, and the images a.jpg and b.jpg (40 x 60) in the same folder."""
 
     def __init__(self, folder: pathlib.Path, encode):
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Image files of every format are decoded to oriented RGB, and errors name the file."""
+"""Image files of every format are decoded to RGB and oriented, and errors name the file."""
 
 import io
 
@@ -105,9 +105,8 @@ def test_another_size_than_declared_is_an_error(encode, file_format):
             decoding.is_plain_jpeg(data, "a.x", (32, 50))
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Corrupt EXIF data:UserWarning"
-)  # Pillow's own warning, which is correct
+# The warning is Pillow's own, and correct.
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 def test_an_image_with_a_broken_exif_block_is_decoded(encode):
     data = encode(blocks(32, 48), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\xff nonsense")
     assert decoding.decode_image(data, "a").shape == (32, 48, 3)

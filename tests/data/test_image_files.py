@@ -1,4 +1,4 @@
-"""Image files are found as a shell finds them: by path, in folders and by pattern."""
+"""Image files are found by path, in folders and by pattern, as in a shell."""
 
 import pathlib
 
@@ -10,7 +10,7 @@ from retinanet_jax.data.image_files import find_images
 
 @pytest.fixture
 def folder(tmp_path) -> pathlib.Path:
-    """A folder with three images, one of them in a folder of its own, and a text file."""
+    """Return a folder with three images, one of which is in a subfolder, and a text file."""
     folder = tmp_path / "images"
     (folder / "deep").mkdir(parents=True)
     for name in ("a.png", "b.JPG", "deep/a.jpg"):
@@ -22,14 +22,14 @@ def folder(tmp_path) -> pathlib.Path:
 def test_folders_are_searched_recursively(folder):
     paths = find_images([str(folder)])
     assert [str(p.relative_to(folder)) for p in paths] == ["a.png", "b.JPG", "deep/a.jpg"]
-    # A file that is named itself may have any suffix.
+    # A path of a file may have any suffix.
     notes = folder / "notes.txt"
     assert find_images([str(notes), str(folder / "a.png")]) == [notes, folder / "a.png"]
 
 
 def test_patterns_are_expanded_as_in_a_shell(folder):
-    def matches(*given):
-        return [str(p.relative_to(folder)) for p in find_images(given)]
+    def matches(*paths):
+        return [str(p.relative_to(folder)) for p in find_images(paths)]
 
     assert matches(f"{folder}/*.png") == ["a.png"]
     assert matches(f"{folder}/*") == ["a.png", "b.JPG", "deep/a.jpg", "notes.txt"]

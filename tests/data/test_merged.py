@@ -13,7 +13,7 @@ CAT, DOG, EMU = Category(7, "cat"), Category(3, "dog"), Category(9, "emu")
 
 
 class ConstantSource(Source):
-    """A source of pixels, not files: all pixels of the image with id k are k."""
+    """A source without files, in which all pixels of the image with id k are k."""
 
     def __init__(self, name, categories, image_ids, objects=()):
         self.name = name
@@ -50,9 +50,9 @@ class ConstantSource(Source):
             ],
             "categories": [category._asdict() for category in self.categories],
             "annotations": [
-                {"id": number, "image_id": self.image_ids[index], "category_id": category_id}
+                {"id": object_id, "image_id": self.image_ids[index], "category_id": category_id}
                 | {"bbox": [2, 1, 6, 4], "area": 24, "iscrowd": 0}
-                for number, index, category_id in self.objects
+                for object_id, index, category_id in self.objects
             ],
         }
 

@@ -1,4 +1,4 @@
-"""`packed`: the same batches as from the files, and anything but a packed folder is refused."""
+"""Packed data has the same batches as the image files, and other folders are refused."""
 
 import json
 import re
@@ -47,15 +47,15 @@ def assert_same(loaded, expected):
 
 @pytest.fixture
 def source(folder, encode):
-    """Return smooth images of many sizes in two formats, with boxes, crowd regions and neither."""
+    """Return smooth images of many sizes in two formats, some with boxes or crowd regions."""
     rng = np.random.default_rng(0)
-    for number in range(1, 10):
+    for image_id in range(1, 10):
         height, width = rng.integers(50, 260, 2).tolist()
-        file_format = ("JPEG", "PNG")[number % 2]
-        folder.add_image(height, width, encode(smooth(height, width, number), file_format))
-        for k in range(number % 4):
+        file_format = ("JPEG", "PNG")[image_id % 2]
+        folder.add_image(height, width, encode(smooth(height, width, image_id), file_format))
+        for k in range(image_id % 4):
             box = [5 + k, 4, 20.5, 30.25]
-            folder.add_box(number, box, category_id=(3, 7)[k % 2], iscrowd=int(k == 2))
+            folder.add_box(image_id, box, category_id=(3, 7)[k % 2], iscrowd=int(k == 2))
     return folder.load()
 
 
@@ -129,7 +129,7 @@ def test_evaluation_batches_are_equal_bit_for_bit(source, tmp_path, resize):
 
 
 def test_training_batches_are_equal_bit_for_bit(source, written):
-    """With all augmentations that do not change the short side."""
+    """All augmentations are on, except those that change the short side."""
     packed_source = PackedSource(written)
     augmentation = Augmentation(
         short_sides=(96,),
@@ -280,7 +280,7 @@ def test_flipped_bits_in_the_objects_are_detected(written):
         PackedSource(written)
 
 
-def test_another_layout_and_a_missing_folder_are_refused(written, tmp_path):
+def test_another_version_and_a_missing_folder_are_refused(written, tmp_path):
     header = json.loads((written / packed.HEADER).read_text())
     (written / packed.HEADER).write_text(json.dumps(header | {"version": 99}))
     with pytest.raises(

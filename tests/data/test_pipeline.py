@@ -1,6 +1,5 @@
 """Batches follow the plan, are the same from any step, and name invalid images."""
 
-import dataclasses
 import subprocess
 import sys
 import threading
@@ -8,9 +7,10 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
+from train_plans import make_train_plan
 
 from retinanet_jax.data import transforms
-from retinanet_jax.data.augmentation import COLORS, Augmentation
+from retinanet_jax.data.augmentation import COLORS
 from retinanet_jax.data.batch import IDENTITY_COLORS
 from retinanet_jax.data.pipeline import batches, padded_counts
 from retinanet_jax.data.plan import BatchPlan, EvalPlan, TrainPlan
@@ -45,11 +45,8 @@ DEFAULTS = {
 
 
 def train_plan(source, **changes) -> TrainPlan:
-    """Return the plan with the default arguments and fields of `Augmentation`, but for changes."""
-    options = DEFAULTS | changes
-    names = [field.name for field in dataclasses.fields(Augmentation)]
-    augmentation = Augmentation(**{name: options.pop(name) for name in names})
-    return TrainPlan(source.sizes, augmentation, **options)
+    """Return a plan with the default settings except for changes."""
+    return make_train_plan(source.sizes, DEFAULTS | changes)
 
 
 def eval_plan(source, **changes) -> EvalPlan:
@@ -58,7 +55,7 @@ def eval_plan(source, **changes) -> EvalPlan:
 
 
 class SingleBatchPlan:
-    """A plan of one batch, of images resized to 96 x 96 except for the fields that are given."""
+    """A plan of one batch; images are resized to 96 x 96 unless `fields` differ from that."""
 
     num_batches = 1
 
@@ -136,7 +133,7 @@ def test_the_box_of_a_rectangle_stays_on_it(planted):
 
 
 def test_the_box_of_a_rectangle_stays_on_it_through_crops_and_rotations(planted):
-    """Or the box is counted as dropped, and the rectangle is outside the crop."""
+    """If the rectangle is outside the crop, its box is counted as dropped instead."""
     plan, num_visible = train_plan(planted, **EVERYTHING), 0
     for batch in load(planted, plan, num_steps=15):
         for example in range(len(batch.index)):
@@ -214,7 +211,7 @@ def test_images_are_the_original_ones_resized_flipped_rotated_cropped_and_padded
 
 
 def test_boxes_below_the_visible_fraction_are_dropped_and_counted(folder):
-    """With a crop of 48 x 48 at (24, 24) of an image of 96 x 96."""
+    """The crop is 48 x 48 pixels at (24, 24) of an image of 96 x 96 pixels."""
     folder.add_image(96, 96)
     folder.add_box(1, [30, 30, 20, 20])  # whole
     folder.add_box(1, [14, 24, 20, 20], category_id=7)  # half: x from 24
@@ -323,7 +320,7 @@ def test_boxes_are_padded_to_a_multiple_of_8(folder, most, padded):
 
 
 def test_images_of_every_mode_and_orientation_are_loaded(folder, encode, loader):
-    """Gray, 16 bit, palette, transparent, CMYK, rotated by EXIF, annotated unrotated."""
+    """RGB, gray, CMYK, rotated by EXIF, annotated without the rotation, transparent, 16 bit."""
     pixels = np.asarray(Image.linear_gradient("L").resize((160, 96)).convert("RGB"))
     rotated = np.ascontiguousarray(np.rot90(pixels))
     gray16 = pixels[:, :, 0].astype(np.uint16) * 257

@@ -1,7 +1,6 @@
 """The plan: exact epochs, resuming at any step, and buckets that contain their images."""
 
 import collections
-import dataclasses
 import time
 import tracemalloc
 
@@ -9,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from train_plans import make_train_plan
 
-from retinanet_jax.data.augmentation import COLORS, Augmentation
+from retinanet_jax.data.augmentation import COLORS
 from retinanet_jax.data.plan import BatchPlan, EvalPlan, TrainPlan
 
 SEVEN_BUCKETS = (
@@ -55,11 +55,8 @@ plan_options = st.fixed_dictionaries(
 
 
 def train_plan(sizes, **changes) -> TrainPlan:
-    """Return the plan with the default arguments and fields of `Augmentation`, but for changes."""
-    options = DEFAULTS | changes
-    names = [field.name for field in dataclasses.fields(Augmentation)]
-    augmentation = Augmentation(**{name: options.pop(name) for name in names})
-    return TrainPlan(np.asarray(sizes), augmentation, **options)
+    """Return a plan with the default settings except for changes."""
+    return make_train_plan(sizes, DEFAULTS | changes)
 
 
 def random_sizes(count: int, seed: int = 0) -> np.ndarray:
@@ -260,7 +257,7 @@ def test_color_factors_have_the_stated_distribution():
     np.testing.assert_allclose(colors.min(axis=0), lowest, atol=0.01 * width.max())
     np.testing.assert_allclose(colors.max(axis=0), highest, atol=0.01 * width.max())
     assert (abs(colors.mean(axis=0) - (lowest + highest) / 2) < 0.02 * width).all()
-    # Independent of each other.
+    # The factors are independent of each other.
     assert abs(np.corrcoef(colors.T) - np.eye(4)).max() < 0.06
 
 
@@ -385,9 +382,9 @@ def test_a_batch_that_does_not_divide_among_the_hosts_is_an_error():
 
 
 def coco_like_sizes(count: int = 118_287) -> np.ndarray:
-    """Return simulated sizes: 60% are COCO's four most common ones.
+    """Return simulated sizes, of which 60% are COCO's four most common ones.
 
-    Of the others the long side is 640, the short side uniform from 300 to 640, and 30% portraits.
+    The others have a long side of 640 and a uniform short side from 300 to 640; 30% are portraits.
     """
     rng = np.random.default_rng(0)
     common = np.array([[480, 640], [427, 640], [640, 480], [640, 427]])
@@ -399,7 +396,7 @@ def coco_like_sizes(count: int = 118_287) -> np.ndarray:
 
 
 def test_a_simulated_coco_is_planned_in_seconds_and_pads_little():
-    """With all augmentations; and the padding overhead at 800/1333 of three sets of buckets."""
+    """An epoch with all augmentations, and the padding overhead of three sets of buckets."""
     sizes = coco_like_sizes()
     tracemalloc.start()
     start = time.perf_counter()
@@ -420,7 +417,7 @@ def test_a_simulated_coco_is_planned_in_seconds_and_pads_little():
         padded = sum(len(batch.index) * batch.bucket[0] * batch.bucket[1] for batch in batches)
         overheads[len(buckets)] = 1 - pixels / padded
         print(f"{len(plan.buckets)} buckets: {overheads[len(buckets)]:.1%} padding")
-    assert len(plan.buckets) == 8  # the seven, and one that contains all others
+    assert len(plan.buckets) == 8  # the seven, and one that contains them all
     assert overheads[7] < 0.05
     assert 0.15 < overheads[2] < 0.20
     assert overheads[1] > 0.5

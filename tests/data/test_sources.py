@@ -1,4 +1,4 @@
-"""Subsets of a dataset, and its reproducible split."""
+"""Subsets of a dataset are datasets, and its split is reproducible."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The synthetic dataset: equal for equal seeds, with tight boxes, in COCO's format."""
+"""The synthetic dataset is reproducible, varied and in COCO's format, and its boxes are tight."""
 
 import json
 import logging
@@ -25,12 +25,12 @@ def load(folder) -> CocoSource:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """Return the folder of 150 images."""
+    """Return the folder of a dataset of 150 images."""
     folder = tmp_path_factory.mktemp("synthetic") / "shapes"
     return synthetic.write_shapes(folder, seed=0, num_images=150, image_size=160)
 
 
-def test_equal_seeds_give_equal_bytes_and_other_seeds_others(tmp_path):
+def test_equal_seeds_give_equal_files_and_other_seeds_give_others(tmp_path):
     first, second, other = (
         files(synthetic.write_shapes(tmp_path / name, seed=seed, num_images=3, image_size=64))
         for name, seed in (("a", 3), ("b", 3), ("c", 4))

@@ -35,7 +35,7 @@ class Planted(NamedTuple):
 
 @st.composite
 def geometries(draw, height: int, width: int, *, resize: bool = True) -> Geometry:
-    """Sample a fifth to three times the size, with any flip, rotation and crop."""
+    """Sample a geometry with 0.2 to 3 times the size, and any flip, rotation and crop."""
     side = st.floats(0.2, 3.0) if resize else st.just(1.0)
     resized = round(height * draw(side)), round(width * draw(side))
     everything = uncropped(resized, flip=draw(st.booleans()), rot90_k=draw(st.integers(0, 3)))
@@ -79,7 +79,7 @@ def row(values: list[int]) -> np.ndarray:
 @pytest.mark.parametrize(
     ("method", "before", "after"),
     [
-        # New centers lie at old -0.25, 0.25, 0.75, 1.25; the outer two keep the edge's value.
+        # New centers are at the old -0.25, 0.25, 0.75, 1.25; the outer two have the edge's value.
         ("bilinear", [0, 100], [0, 25, 75, 100]),
         ("bilinear", [0, 1], [0, 0, 1, 1]),
         ("bilinear_float", [0, 1], [0, 0.25, 0.75, 1]),
@@ -135,7 +135,7 @@ def test_flipping_and_padding_images_and_boxes():
 
 
 def test_a_rotation_by_90_degrees_has_the_values_computed_by_hand():
-    """Rotating counter-clockwise, the right column becomes the top row."""
+    """Rotated counterclockwise, the right column becomes the top row."""
     image = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)[:, :, None].repeat(3, axis=2)
     rotated = transforms.transform_image(image, uncropped((2, 3), rot90_k=1), method="bilinear")
     assert rotated[:, :, 0].tolist() == [[3, 6], [2, 5], [1, 4]]
@@ -161,7 +161,7 @@ def test_a_crop_has_the_values_computed_by_hand():
 @settings(deadline=None, max_examples=300)
 @given(planted())
 def test_a_planted_rectangle_stays_framed_by_its_box(case):
-    """To half a pixel, at every scale.
+    """The tolerance is half a pixel at every scale.
 
     Brightness rises linearly between the centers of a dark and a bright pixel. So it is half where
     the two pixels touch, which is the box's edge, and the first bright center is within half a
@@ -229,13 +229,13 @@ def traced_transforms():
     """Return TensorFlow's `transform_image` of each method, traced once for unknown sizes."""
     import tensorflow as tf
 
-    pair, number = tf.TensorSpec((2,), tf.int32), tf.TensorSpec((), tf.int32)
+    pair, integer = tf.TensorSpec((2,), tf.int32), tf.TensorSpec((), tf.int32)
     image, boolean = tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((), tf.bool)
     return {
         method: tf.function(
             functools.partial(tf_transforms.transform_image, method=method),
             autograph=False,
-            input_signature=(image, pair, boolean, number, pair, pair),
+            input_signature=(image, pair, boolean, integer, pair, pair),
         )
         for method in transforms.PIXEL_TYPES
     }

@@ -1,4 +1,4 @@
-"""The CPU's convolutions: the same function and gradients as XLA's, and little more rounding."""
+"""The convolutions for CPUs have the results and gradients of XLA's, with little more rounding."""
 
 import functools
 

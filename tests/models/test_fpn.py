@@ -1,4 +1,4 @@
-"""The pyramid: sums computed by hand, and the input of P6."""
+"""The pyramid has the sums computed by hand, and P6 has the configured input."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def test_each_level_adds_the_coarser_ones():
     assert [np.unique(p).tolist() for p in pyramid] == [[7], [6], [4], [4], [4]]
 
 
-def test_p7_is_computed_from_relu_of_p6_and_p6_is_returned_without():
+def test_p7_is_computed_from_relu_of_p6_and_p6_is_returned_without_relu():
     fpn = FPN(channels=1)
     maps = constant_maps(1.0, 2.0, -4.0)
     *_, p6, p7 = fpn.apply(identity_variables(fpn, maps), maps)

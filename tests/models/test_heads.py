@@ -1,4 +1,4 @@
-"""Heads: the order of the outputs, and their initial values."""
+"""Heads have outputs in the order of the anchors, and the initial values of the paper."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Norms: values, statistics, initial values and precision."""
+"""Norms have the right values, statistics, initial values and precision."""
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,7 @@ def test_group_norm_normalizes_each_image_by_itself():
     variables = layer.init(KEY, x)
     both, first = layer.apply(variables, x), layer.apply(variables, x[:1])
     np.testing.assert_allclose(both[:1], first, rtol=1e-5, atol=1e-6)
-    grouped = both.reshape(2, 16, 32, 2)  # two channels a group
+    grouped = both.reshape(2, 16, 32, 2)  # two channels per group
     np.testing.assert_allclose(grouped.mean((1, 3)), 0, atol=1e-5)
 
 

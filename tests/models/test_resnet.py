@@ -1,4 +1,4 @@
-"""ResNets: the published numbers of parameters, the position of the stride, frozen stages."""
+"""ResNets have the published number of parameters, the configured stride and frozen stages."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The whole network: published sizes, one prediction per anchor, clear errors."""
+"""The whole network has the published size and one prediction per anchor."""
 
 import re
 
@@ -112,7 +112,7 @@ def test_only_class_logits_start_at_the_prior():
     @jax.jit
     def biases(key, images):
         params = model.init(key, images, train=False)["params"]
-        # The compiler drops all else as dead code.
+        # The compiler removes everything else as dead code.
         return [params[head]["predict"]["bias"] for head in ("classification_head", "box_head")]
 
     classification, box = biases(KEY, jnp.zeros((1, 32, 32, 3)))

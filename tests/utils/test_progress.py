@@ -1,4 +1,4 @@
-"""Progress lines come now and then, in plain units."""
+"""Progress is printed every few seconds, with readable units."""
 
 import types
 
@@ -10,7 +10,7 @@ from retinanet_jax.utils.progress import format_duration, make_progress, one_lin
 
 @pytest.fixture
 def set_clock(monkeypatch):
-    """`set_clock(seconds)`: the times that `time.monotonic` returns, one a call."""
+    """Return a function that sets the results of successive calls of `time.monotonic`."""
 
     def set_clock(*seconds):
         clock = types.SimpleNamespace(monotonic=iter(seconds).__next__)

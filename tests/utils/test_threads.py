@@ -1,4 +1,4 @@
-"""Work is done ahead, by threads or by the device, and its results come in order."""
+"""Results are computed ahead, by threads or on the device, and yielded in order."""
 
 import pytest
 from hypothesis import given
@@ -29,7 +29,7 @@ def test_a_group_has_one_key_and_waits_no_longer_than_its_patience(keys, size, p
     assert list(in_order(groups)) == keys
 
 
-def test_map_ahead_keeps_the_order_and_raises_an_error_in_its_place():
+def test_map_ahead_keeps_the_order_of_results_and_errors():
     assert list(map_ahead(lambda x: 10 / x, range(1, 50), num_ahead=3)) == [
         10 / x for x in range(1, 50)
     ]
