@@ -20,7 +20,7 @@ def hard_examples(
 ) -> Bool[Array, " A"]:
     """Return a mask of the anchors that form an image's minibatch of hard examples.
 
-    NMS with the loss as the score keeps the hardest of overlapping anchors, because they have
+    NMS with the loss as the score keeps only the hardest of overlapping anchors, which all have
     nearly the same gradient. Of the anchors that remain, those of highest loss are selected (OHEM,
     https://arxiv.org/abs/1604.03540; RetinaNet, https://arxiv.org/abs/1708.02002, Table 1d). No
     gradient flows through the selection, and IGNORE anchors are never selected.
