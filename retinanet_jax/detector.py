@@ -295,7 +295,7 @@ def _raise_error(outcome: Detections | ValueError) -> Detections:
 def _with_limits(
     config: ConfigDict, score_threshold: float | None, max_detections: int | None
 ) -> ConfigDict:
-    """Return a copy of the config in which the limits that are not None replace its own."""
+    """Return a copy of the config in which the limits replace its own, unless they are None."""
     if score_threshold is not None and not 0 <= score_threshold < 1:
         raise ValueError(
             f"score_threshold={score_threshold} must be at least 0 and less than 1; try 0.05."

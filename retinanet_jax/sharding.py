@@ -34,7 +34,7 @@ def make_mesh(space: int, devices: Sequence[Any] | None = None) -> Mesh:
             f"space={space} must divide the number of devices of a host ({num_local}); try space=1."
         )
     shape = (len(devices) // space, space)
-    # Explicit axes, the default, refuse gathers that spatial sharding needs.
+    # With explicit axes, the default, jax rejects gathers that spatial sharding needs.
     return jax.make_mesh(shape, ("data", "space"), (AxisType.Auto,) * 2, devices=devices)
 
 
@@ -89,7 +89,7 @@ def check_heights(buckets: Iterable[tuple[int, int]], max_level: int, mesh: Mesh
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the sharding that gives every device a copy of the whole array."""
+    """Return the sharding by which every device has a copy of the whole array."""
     return NamedSharding(mesh, P())
 
 
@@ -113,7 +113,7 @@ def put_batch(host_batch: Batch, shardings: Batch) -> Batch:
     """
 
     def put(sharding: NamedSharding, local: np.ndarray) -> jax.Array:
-        # With the global shape, jax refuses a mesh in which a host has only parts of images.
+        # Given the global shape, jax rejects a mesh in which a host has only parts of images.
         shape = (len(local) * jax.process_count(), *local.shape[1:])
         return jax.make_array_from_process_local_data(sharding, local, shape)
 

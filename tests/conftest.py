@@ -141,13 +141,13 @@ def program() -> Program:
 
 
 @pytest.fixture
-def refusal():
-    """Return a function `(command, *arguments) -> error message` for invalid input.
+def error_line():
+    """Return a function `(command, *arguments) -> error message` for input that is an error.
 
     The command runs in this process. The message must be a single line.
     """
 
-    def refusal(name: str, *arguments: object) -> str:
+    def error_line(name: str, *arguments: object) -> str:
         module = importlib.import_module(f"retinanet_jax.cli.{COMMANDS[name][0]}")
         with pytest.raises(SystemExit) as stopped:
             run_command(module.COMMAND, ["program", *map(str, arguments)])
@@ -158,7 +158,7 @@ def refusal():
         assert "\n" not in line
         return line
 
-    return refusal
+    return error_line
 
 
 class Run(NamedTuple):

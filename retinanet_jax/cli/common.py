@@ -46,8 +46,8 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
         argv: The program's name, then flags and positional arguments.
 
     Raises:
-        SystemExit: With one line on what is wrong and how to fix it, if the user's input is wrong;
-            with `INTERRUPTED` after Ctrl-C.
+        SystemExit: With an error message of one line if the input is invalid, and with the status
+            `INTERRUPTED` after Ctrl-C.
     """
     values = flags.FlagValues()
     with flag_errors_in_one_line():

@@ -15,7 +15,7 @@ FIELDS = ("Command", "AP", "Measured")  # paragraphs of a config's docstring tha
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Define no flags: the command has none of its own."""
+    """Define no flags, because the command has none."""
 
 
 def run(_: Any, __: list[str]) -> None:

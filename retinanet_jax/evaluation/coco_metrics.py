@@ -121,7 +121,7 @@ def coco_metrics(
         truth = api.COCO()
         truth.dataset = ground_truth
         truth.createIndex()
-        # loadRes changes the dicts that it gets. It also refuses an empty list, which is the right
+        # loadRes changes its argument's dicts. It also rejects an empty list, which is the right
         # result of an untrained model.
         detections = truth.loadRes([dict(result) for result in results]) if results else api.COCO()
         evaluation = api.COCOeval(truth, detections, "bbox")

@@ -28,7 +28,7 @@ class Detection(NamedTuple):
     box: Float32[np.ndarray, "4"]  # x0, y0, x1, y1 in pixels of the image
     score: float
     class_name: str
-    category_id: int  # the id that the dataset gives to the category
+    category_id: int  # the category's id in the dataset
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -57,17 +57,17 @@ def images(tmp_path) -> pathlib.Path:
         (("--output={tmp}/o", "--checkpoint={tmp}", "{tmp}/images/deep/.."), "no checkpoint"),
     ],
 )
-def test_a_mistake_is_an_error_of_one_line(refusal, images, tmp_path, arguments, message):
+def test_a_mistake_is_an_error_of_one_line(error_line, images, tmp_path, arguments, message):
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
-    assert message in refusal("predict", *arguments)
+    assert message in error_line("predict", *arguments)
     assert not (tmp_path / "o").exists()
 
 
-def test_an_output_that_cannot_be_a_folder_is_named(refusal, images, tmp_path, monkeypatch):
+def test_an_output_that_cannot_be_a_folder_is_named(error_line, images, tmp_path, monkeypatch):
     monkeypatch.setattr(predict.Detector, "load", lambda path, **limits: CatDetector())
     (tmp_path / "file").write_text("")
     arguments = ["--batch_size=2", f"--output={tmp_path}/file/out", images / "a.png"]
-    assert f"{tmp_path}/file/out" in refusal("predict", "--checkpoint=run", *arguments)
+    assert f"{tmp_path}/file/out" in error_line("predict", "--checkpoint=run", *arguments)
 
 
 def test_the_flags_reach_the_detector(images, tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ import types
 import pytest
 
 from retinanet_jax.utils import progress
-from retinanet_jax.utils.progress import format_duration, make_progress, one_line
+from retinanet_jax.utils.progress import format_count, format_duration, make_progress, one_line
 
 
 @pytest.fixture
@@ -48,6 +48,10 @@ def test_nothing_done_yet_is_no_error(set_clock, capsys):
     set_clock(0.0, 10.0)
     make_progress("train", 4)(0)
     assert capsys.readouterr().out == "train: 0/4 images  0.0 images/s  unknown time left\n"
+
+
+def test_only_a_count_of_one_has_a_singular_noun():
+    assert [format_count(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
 
 
 def test_one_line_has_no_line_breaks():

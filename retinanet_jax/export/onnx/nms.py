@@ -1,4 +1,4 @@
-"""The translation of non-maximum suppression to ONNX's own operator.
+"""The translation of non-maximum suppression to the ONNX operator NonMaxSuppression.
 
 The operator is much faster in onnxruntime than the equations of `core.non_maximum_suppression`
 would be as nodes.
