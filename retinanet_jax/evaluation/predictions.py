@@ -5,14 +5,17 @@ import functools
 import io
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from retinanet_jax.detector import Detections, Detector
+from retinanet_jax.evaluation.detections import Detections
 from retinanet_jax.utils.files import write_atomically, write_json
 from retinanet_jax.utils.progress import format_count, make_progress
 from retinanet_jax.utils.threads import map_ahead
+
+if TYPE_CHECKING:
+    from retinanet_jax.detector import Detector
 
 # The columns of detections.csv; "name" is the category's name, the box is in pixels of the image.
 COLUMNS = ("file_name", "name", "category_id", "score", "x0", "y0", "x1", "y1")
@@ -28,7 +31,7 @@ class ImageOutcome(NamedTuple):
 
 
 def predict_files(
-    detector: Detector,
+    detector: "Detector",
     image_paths: Sequence[pathlib.Path],
     output: pathlib.Path,
     *,

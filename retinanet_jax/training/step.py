@@ -73,7 +73,7 @@ def make_train_step(
             "learning_rate": jnp.asarray(schedule(state.step)),
             "num_foreground": terms.num_foreground,
             "dropped_boxes": jnp.sum(batch.weights * batch.dropped),
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
         }
         params = optax.apply_updates(state.params, updates)
         new_state = TrainState(state.step + 1, params, batch_stats, opt_state, terms.normalizer)

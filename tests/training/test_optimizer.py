@@ -126,4 +126,4 @@ def test_clipping_is_of_all_trained_gradients_together(config):
     config.optimizer.update(weight_decay=0.0, clip_norm=1.0, warmup_steps=0)
     _, params = update(config, parameters())
     steps = jax.tree.map(lambda x: 2 - x, params)
-    assert optax.global_norm(steps) == pytest.approx(0.01, rel=1e-4)
+    assert optax.tree.norm(steps) == pytest.approx(0.01, rel=1e-4)
