@@ -17,6 +17,8 @@ if not (pathlib.Path(__file__).parent / "configs").is_dir():
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that importing the package is fast."""
+    if name == "Result":
+        raise AttributeError("retinanet_jax.Result is called Detections since retinanet_jax 0.2.0.")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from retinanet_jax import detector

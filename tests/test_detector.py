@@ -235,6 +235,11 @@ def test_the_package_imports_nothing_until_a_public_name_is_used():
     assert retinanet_jax.Detector is Detector
 
 
+def test_the_earlier_name_of_detections_names_the_new_one():
+    with pytest.raises(AttributeError, match="Result is called Detections since"):
+        retinanet_jax.Result  # noqa: B018
+
+
 @pytest.mark.parametrize("name", ["load", "__call__", "batch"])
 def test_the_example_of_the_documentation_runs(
     name, toy_config, compiled_shapes, tmp_path, monkeypatch
