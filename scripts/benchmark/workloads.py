@@ -1,7 +1,7 @@
 """The functions that are timed, each with inputs of a given size, batch and dtype."""
 
+import dataclasses
 import functools
-import types
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from retinanet_jax import core, modeling
 from retinanet_jax.configs import r50_fpn, torchvision
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.models import ARCHITECTURES, Outputs
+from retinanet_jax.models import ARCHITECTURES, Outputs, RetinaNet
 from retinanet_jax.training.objective import assign_batch_targets, batch_loss
 from retinanet_jax.training.optimizer import make_optimizer
 from retinanet_jax.training.step import TrainState, make_train_step
@@ -51,9 +51,18 @@ class Workload(NamedTuple):
     setting: Setting
     config: ConfigDict
     num_classes: int
-    model: Any  # a RetinaNet, or something with the same `apply`
+    model: RetinaNet
     variables: dict[str, Any]
     batch: Batch
+
+
+class GivenOutputs(RetinaNet):
+    """A network that returns the outputs among its variables instead of computing them."""
+
+    @nn.nowrap
+    def apply(self, variables: dict[str, Any], *_: Any, **__: Any) -> Outputs:
+        """Return `variables["outputs"]`."""
+        return variables["outputs"]
 
 
 class Call(NamedTuple):
@@ -268,10 +277,11 @@ def nms(workload: Workload, regime: str) -> Call:
 
 def postprocessing(workload: Workload, regime: str) -> Call:
     """Return everything from raw outputs to detections; `regime` is a key of LOGITS."""
-    # In place of the network, a model that returns its input.
-    model: Any = types.SimpleNamespace(apply=lambda outputs, images, train: outputs)
+    fields = {f.name for f in dataclasses.fields(RetinaNet)} - {"parent", "name"}
+    model = GivenOutputs(**{name: getattr(workload.model, name) for name in fields})
     detect = functools.partial(modeling.detect, model=model, config=workload.config)
-    return Call(detect, (random_outputs(workload, regime), on_device(workload.batch)))
+    variables = {"outputs": random_outputs(workload, regime)}
+    return Call(detect, (variables, on_device(workload.batch)))
 
 
 def optimizer_update(workload: Workload) -> Call:
