@@ -1,6 +1,6 @@
 """The rows of the paper's Tables 1a to 1d and of its appendix: R50-FPN or R101-FPN at 600 pixels.
 
-Command:  python -m retinanet_jax.main --config=configs/ablations.py:gamma=2 --workdir=runs/gamma_2
+Command:  retinanet-jax train --config=configs/ablations.py:gamma=2 --workdir=runs/gamma_2
           (or any other of ROWS after the colon; configs/README.md lists them)
 Expects:  what configs/r50_fpn.py does; for OHEM's rows what configs/r101_fpn.py does.
 AP:       ROWS has the paper's numbers on minival, which has the images of val2017; not measured

@@ -1,6 +1,6 @@
 """RetinaNet R50-FPN as detectron2 trains it (retinanet_R_50_FPN_1x and _3x).
 
-Command:  python -m retinanet_jax.main --config=configs/detectron2.py:1x --workdir=runs/detectron2
+Command:  retinanet-jax train --config=configs/detectron2.py:1x --workdir=runs/detectron2
           (or :3x, which is three times as long)
 Expects:  COCO as configs/r50_fpn.py does; MSRA's ImageNet weights at weights/R-50.pkl, from
           https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl

@@ -1,6 +1,6 @@
 """Your own images in COCO format: an ImageNet ResNet-50 becomes a detector of your classes.
 
-Command:  python -m retinanet_jax.main --config=configs/finetune.py --workdir=runs/mine
+Command:  retinanet-jax train --config=configs/finetune.py --workdir=runs/mine
             --config.data.train.annotations=mine/train.json --config.data.train.images=mine/train
 Give --config.data.eval.annotations and .images as well if there is a validation set; otherwise a
 fifth of the training images is held out, chosen by a hash of the file name, so that it is always

@@ -1,6 +1,6 @@
 """RetinaNet R101-FPN: the deeper half of the paper's Table 1e, at 400 to 800 pixels.
 
-Command:  python -m retinanet_jax.main --config=configs/r101_fpn.py --workdir=runs/r101_fpn
+Command:  retinanet-jax train --config=configs/r101_fpn.py --workdir=runs/r101_fpn
           (configs/r101_fpn.py:600 trains and tests at 600 pixels; :400, :500, :700, :800)
 Expects:  COCO as configs/r50_fpn.py does; the authors' ImageNet weights at weights/R-101.pkl, from
           https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-101.pkl

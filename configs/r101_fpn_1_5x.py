@@ -1,6 +1,6 @@
 """RetinaNet R101-FPN of the paper's Table 2: scale jitter and 1.5 times as many steps.
 
-Command:  python -m retinanet_jax.main --config=configs/r101_fpn_1_5x.py --workdir=runs/r101_1_5x
+Command:  retinanet-jax train --config=configs/r101_fpn_1_5x.py --workdir=runs/r101_1_5x
 Expects:  what configs/r101_fpn.py does.
 AP:       39.1 on test-dev is the paper's number (Table 2; 59.1 at IoU .5, 42.3 at .75, and 21.8,
           42.7, 50.2 by size); not measured here.

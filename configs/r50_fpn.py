@@ -1,6 +1,6 @@
 """RetinaNet R50-FPN at 800 pixels, as in the paper; all other configs start from this one.
 
-Command:  python -m retinanet_jax.main --config=configs/r50_fpn.py --workdir=runs/r50_fpn
+Command:  retinanet-jax train --config=configs/r50_fpn.py --workdir=runs/r50_fpn
           (--config=configs/r50_fpn.py:600 trains and tests at 600 pixels; :400, :500, :700, :800.
           --config=configs/r50_fpn.py:tiny trains on synthetic images, in about a minute.)
 Expects:  COCO under data/coco (train2017/, val2017/, annotations/), ImageNet weights at

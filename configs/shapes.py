@@ -1,8 +1,8 @@
 """The default: a small RetinaNet learns six synthetic shapes from scratch on two CPU cores.
 
-Command:  python -m retinanet_jax.main --workdir=runs/shapes
-Measured: AP .603, AP50 .854 on the 200 held-out images, in 4.5 minutes of training on two CPU
-          cores shared with other work (seed 0, one run, jax 0.10.2, 2026-11-23).
+Command:  retinanet-jax train --workdir=runs/shapes
+Measured: AP .614, AP50 .865 on the 200 held-out images, in 3 minutes of training on two CPU
+          cores with AVX-512 (seed 0, one run, jax 0.10.2, 2026-11-26).
 """
 
 from ml_collections import ConfigDict

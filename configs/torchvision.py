@@ -1,6 +1,6 @@
 """RetinaNet R50-FPN as torchvision trains it: retinanet_resnet50_fpn (v1) and ..._fpn_v2.
 
-Command:  python -m retinanet_jax.main --config=configs/torchvision.py:v1 --workdir=runs/torchvision
+Command:  retinanet-jax train --config=configs/torchvision.py:v1 --workdir=runs/torchvision
           (or :v2)
 Expects:  COCO as configs/r50_fpn.py does; PyTorch, which reads torchvision's ImageNet weights:
           weights/resnet50-0676ba61.pth (IMAGENET1K_V1), for v2 weights/resnet50-11ad3fa6.pth

@@ -1,6 +1,6 @@
 """RetinaNet R50-FPN for TPUs and large machines: 640 x 640 pixels, batches of 256, bfloat16.
 
-Command:  python -m retinanet_jax.main --config=configs/tpu_640.py --workdir=runs/tpu_640
+Command:  retinanet-jax train --config=configs/tpu_640.py --workdir=runs/tpu_640
           (on a pod the same on every host, with --distributed)
 Expects:  what configs/r50_fpn.py does, and memory for 256 images over all devices; with less, lower
           --config.data.batch_size: the learning rate follows, --config.total_steps does not.

@@ -1,6 +1,6 @@
 """RetinaNet ResNeXt-101-32x8d-FPN: the paper's best model (Table 2).
 
-Command:  python -m retinanet_jax.main --config=configs/x101_32x8d_fpn.py --workdir=runs/x101
+Command:  retinanet-jax train --config=configs/x101_32x8d_fpn.py --workdir=runs/x101
 Expects:  COCO as configs/r50_fpn.py does; the authors' ImageNet weights at weights/X-101-32x8d.pkl,
           from https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/FAIR/X-101-32x8d.pkl
 AP:       40.8 on test-dev is the paper's number (Table 2; 61.1 at IoU .5, 44.1 at .75, and 24.1,

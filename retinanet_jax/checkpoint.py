@@ -344,5 +344,5 @@ def check_categories(
         raise ValueError(
             f"{folder}: trained on {len(saved)} categories, the dataset has {len(categories)}; "
             f"they differ first in {differing[0] if differing else 'their order'}. "
-            "Use the dataset it was trained on, or another --workdir."
+            "Give the --config and fields of its training, or another --workdir."
         )

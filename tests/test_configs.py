@@ -88,7 +88,7 @@ def test_the_intervals_are_multiples_of_each_other(name, arg):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_docstring_states_the_command_and_the_ap(name):
     docstring = importlib.import_module(f"retinanet_jax.configs.{name}").__doc__
-    command = re.search(r"Command:\s+python -m retinanet_jax\.main( --config=(\S+))? ", docstring)
+    command = re.search(r"Command:\s+retinanet-jax train( --config=(\S+))? ", docstring)
     # The default config needs no --config.
     file, _, arg = (command.group(2) or "").partition(":")
     assert file in (f"configs/{name}.py", "" if name == "shapes" else None)
