@@ -58,7 +58,7 @@ def finished(
     Args:
         config: The config, unlocked; it is changed.
         arg: Names separated by commas: at most one of `choices`, and "tiny".
-        choices: The arguments that this config knows, with the function that applies each.
+        choices: The arguments of this config, with the function that applies each.
 
     Raises:
         ValueError: If a name is unknown, or there are two choices.
@@ -67,7 +67,7 @@ def finished(
     for name in names:
         if name != "tiny" and name not in choices:
             known = ", ".join([*choices, "tiny"])
-            raise ValueError(f"config argument {name!r} is unknown; this config knows {known}.")
+            raise ValueError(f"config argument {name!r} is unknown; this config has {known}.")
     chosen = [name for name in names if name != "tiny"]
     if len(chosen) > 1:
         raise ValueError(f"config argument {arg!r} asks for {' and '.join(chosen)}; give one.")

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from retinanet_jax.detector import Detection, Detections, Detector
 
 __version__ = "0.2.0"
-__all__ = ["Detection", "Detector", "Detections"]
+__all__ = ["Detection", "Detections", "Detector"]
 
 # An installed package contains the configs; in a checkout they are in the folder next to it. Either
 # way they can be imported as `retinanet_jax.configs`.

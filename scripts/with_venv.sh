@@ -5,6 +5,10 @@
 #
 # The environment is .venv in the project's folder, or $VENV; the interpreter is python3, or $PYTHON.
 set -eu
+if [ $# -lt 2 ]; then
+    echo "usage: sh scripts/with_venv.sh EXTRAS COMMAND..., for example: sh scripts/with_venv.sh \"\" retinanet-jax configs" >&2
+    exit 2
+fi
 extras=$1
 shift
 root=$(cd "$(dirname "$0")/.." && pwd)

@@ -34,7 +34,7 @@ def arguments(name: str) -> list[str]:
     """Return the arguments that a config accepts, which its error message lists."""
     with pytest.raises(ValueError, match="unknown") as error:
         load(name, "?")
-    return str(error.value).rstrip(".").split("this config knows ")[1].split(", ")
+    return str(error.value).rstrip(".").split("this config has ")[1].split(", ")
 
 
 # Every config with each of its arguments: (name, argument).
