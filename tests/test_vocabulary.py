@@ -1,4 +1,4 @@
-"""The project's vocabulary is a test: docs/contributing.md has the glossary, this file the words to avoid.
+"""The vocabulary is a test: docs/contributing.md has the glossary, this file the words to avoid.
 
 `python tests/test_vocabulary.py [FILE...]` lists the places.
 """
@@ -86,6 +86,8 @@ NAME_PARTS = {
 # Whole names that say nothing.
 NAMES = {"one": "name the thing: annotation, category, example"}
 
+# Stems of verbs in -ize, which British English may write with an s.
+IZE = "initial|normal|optim|organ|recogn|summar|general|real|visual|serial|special|emphas|synchron|token"
 # Patterns that no comment, string, docstring, page or notebook has.
 PHRASES = {
     r"alone": "only",
@@ -123,7 +125,7 @@ PHRASES = {
     r"favou\w+": "favor",
     r"\w*grey\w*": "gray",
     r"(?:un|re)?learnt": "learned",
-    r"\w*(?:initial|normal|optim|organ|recogn|summar|general|real|visual|serial|special|emphas|synchron|token)is(?:e|es|ed|ing|ation|ations|er|ers)": "-ize",
+    rf"\w*(?:{IZE})is(?:e|es|ed|ing|ation|ations|er|ers)": "-ize",
     r"label(?:ling|led)": "labeling, labeled",
     r"licence": "license",
     r"neighbou\w+": "neighbor",
@@ -133,7 +135,7 @@ PHRASES = {
 PHRASE = re.compile(
     rf"(?<![\w/.-])(?:{'|'.join(PHRASES)})(?![\w/]|\.(?:bin|json)\b)", re.IGNORECASE
 )
-# Quoted keys of a file format that other programs read, card.json's, where code writes or reads them.
+# Quoted keys of card.json, which other programs read, where code writes or documents them.
 KEYS = re.compile(r'"(?:kind|pictures)"')
 FILES_WITH_KEYS = (ROOT / "retinanet_jax/export/model_card.py", ROOT / "docs/export.md")
 THIS_FILE = pathlib.Path(__file__).resolve()

@@ -1,5 +1,5 @@
-# ml_collections types each field of a ConfigDict as the union of all that a field may be, so that no
-# use of a field passes a type checker. Here a field is Any.
+# ml_collections types each field of a ConfigDict as the union of all types that a field can have,
+# so no use of a field would pass a type checker. Here a field is Any.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
