@@ -87,7 +87,10 @@ NAME_PARTS = {
 NAMES = {"one": "name the thing: annotation, category, example"}
 
 # Stems of verbs in -ize, which British English may write with an s.
-IZE = "initial|normal|optim|organ|recogn|summar|general|real|visual|serial|special|emphas|synchron|token"
+IZE = (
+    "emphas|general|initial|normal|optim|organ|real|recogn|serial|special|summar|synchron|token"
+    "|visual"
+)
 # Patterns that no comment, string, docstring, page or notebook has.
 PHRASES = {
     r"alone": "only",
