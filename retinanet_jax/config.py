@@ -210,7 +210,7 @@ def find_config(spec: str) -> str:
         path = CONFIGS / path.name
     if not path.is_file():
         available = ", ".join(f"configs/{path.name}" for path in config_files())
-        raise FileNotFoundError(f"--config={spec}: there is no such file; there are {available}.")
+        raise FileNotFoundError(f"--config={spec}: no such file; the package has {available}.")
     return f"{path}{colon}{argument}"
 
 

@@ -110,9 +110,9 @@ def test_a_wrong_field_in_a_config_file_is_named(error_line, config_file, tmp_pa
         ("configs/shapes.py:tinny", "'tinny'"),
         (
             "configs/shpes.py",
-            "configs/shpes.py: there is no such file; there are configs/ablations",
+            "configs/shpes.py: no such file; the package has configs/ablations",
         ),
-        ("elsewhere/shapes.py", "elsewhere/shapes.py: there is no such file"),
+        ("elsewhere/shapes.py", "elsewhere/shapes.py: no such file"),
     ],
 )
 def test_a_missing_config_is_named(error_line, tmp_path, config, message):
