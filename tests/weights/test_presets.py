@@ -112,5 +112,5 @@ def test_packed_images_of_another_resizing_are_an_error(toy_config, synthetic_da
     data.train.update(source="packed", annotations="", images=str(tmp_path / "train"))
     assert input_pipeline.open_source(toy_config, "train", tmp_path).resize == "pillow"
     data.resize = "bilinear"
-    with pytest.raises(ValueError, match=r"resized by 'pillow', and data\.resize is 'bilinear'"):
+    with pytest.raises(ValueError, match=r"resized by 'pillow', but data\.resize is 'bilinear'"):
         input_pipeline.open_source(toy_config, "train", tmp_path)
