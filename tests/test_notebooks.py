@@ -128,7 +128,7 @@ def test_train(run, tiny_run, tmp_path):
         WORKDIR = "."
         """,
     )
-    assert "steps 4 to 8" in outputs.text("train")
+    assert "training from step 4 to 8" in outputs.text("train")
     assert "after step 8\nAP " in outputs.text("table")
     assert outputs.num_images("curve") == outputs.num_images("draw") == 1
     assert checkpoint.load(tmp_path / "checkpoints" / "8").step == 8
