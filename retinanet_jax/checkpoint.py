@@ -291,11 +291,11 @@ def check_shapes(path: pathlib.Path | str, saved: Any, expected: Any, descriptio
             for keys, leaf in leaves
         }
 
-    old, new = shapes(getattr(saved, "tree", saved)), shapes(expected)
-    differing = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    there, here = shapes(getattr(saved, "tree", saved)), shapes(expected)
+    differing = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
     if differing:
         listed = ", ".join(
-            f"{name} {old.get(name)} (config: {new.get(name)})" for name in differing[:3]
+            f"{name} {there.get(name)} (config: {here.get(name)})" for name in differing[:3]
         )
         raise ValueError(
             f"{path}: {description}; {len(differing)} arrays differ: {listed}. "

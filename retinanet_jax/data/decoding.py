@@ -42,13 +42,17 @@ def decode_image(
         image = Image.open(io.BytesIO(data))
         image.load()
     except Exception as error:  # broken content makes Pillow's decoders raise almost anything
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "unknown image format" if unknown else error
         raise ValueError(
-            f"{name}: the image is corrupt or truncated ({reason}); replace it, or remove it "
-            "from the dataset."
+            f"{name}: the image is corrupt or truncated ({pillow_reason(error)}); replace it, "
+            "or remove it from the dataset."
         ) from None
     return oriented_pixels(image, name, size=size)
+
+
+def pillow_reason(error: Exception) -> str:
+    """Return why Pillow could not read an image, without the object that Pillow's text contains."""
+    unknown = isinstance(error, UnidentifiedImageError)
+    return "unknown image format" if unknown else str(error)
 
 
 def oriented_pixels(

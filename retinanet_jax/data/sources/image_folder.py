@@ -5,9 +5,9 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from retinanet_jax.data.decoding import ORIENTATIONS, valid_orientation
+from retinanet_jax.data.decoding import ORIENTATIONS, pillow_reason, valid_orientation
 
 NUM_READERS = 16  # threads
 # A PNG with an EXIF orientation contains at least one of these chunk names and keywords.
@@ -74,11 +74,9 @@ def _read_oriented_size(path: pathlib.Path) -> tuple[int, int]:
                 return height, width
             orientation = valid_orientation(image, str(path), None)
     except Exception as error:  # broken content makes Pillow's decoders raise almost anything
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "unknown image format" if unknown else error
         raise ValueError(
-            f"{path}: the image's size cannot be read ({reason}); replace it, or remove it from "
-            "the dataset."
+            f"{path}: the image's size cannot be read ({pillow_reason(error)}); replace it, "
+            "or remove it from the dataset."
         ) from None
     return (width, height) if ORIENTATIONS[orientation][0] else (height, width)
 
