@@ -42,6 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     start_from(config, "resnet50", "weights/R-50.pkl")
     config.data.update(short_sides=SHORT_SIDES, buckets=BUCKETS)
     config.data.update(resize="pillow", eval_shapes="own")
+    config.model.padding = "plain"
     config.anchors.offset = 0.0
     config.matching.ignore_padding = False
     config.loss.update(beta=0.0, normalizer="ema", ema_momentum=0.9, ema_start=100.0)

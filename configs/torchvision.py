@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.total_steps = 26 * STEPS_PER_EPOCH
     config.data.update(resize="bilinear_float", eval_shapes="own")
     config.input.update(order="rgb", mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
-    config.model.update(stride_in_1x1=False, norm_epsilon=1e-5, p6_from="p5")
+    config.model.update(stride_in_1x1=False, norm_epsilon=1e-5, p6_from="p5", padding="plain")
     config.init.update(source="torchvision", path="weights/resnet50-0676ba61.pth")
     config.anchors.update(offset=0.0, rounding="torchvision", stride_rule="grid")
     config.matching.ignore_padding = False

@@ -5,7 +5,7 @@ needs), `training` (the rest of the training state, for resuming), `config` and 
 imported weights, which were not trained here, `training` is only the step, which is 0.
 
 Later versions of this package can read a checkpoint: its item `config` contains the version of the
-config's fields, and `config.config_from_json` reads those of earlier versions.
+config's fields, and `stored_config.config_from_json` reads those of earlier versions.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from retinanet_jax.config import NETWORK_SECTIONS, config_from_json, config_to_json, differences
+from retinanet_jax import stored_config
 from retinanet_jax.data.sources.base import Category
 
 FOLDER = "checkpoints"
@@ -83,7 +83,7 @@ class CheckpointManager:
             args=ocp.args.Composite(
                 variables=ocp.args.StandardSave(variables),
                 training=ocp.args.StandardSave(training),
-                config=ocp.args.JsonSave(config_to_json(self._config)),
+                config=ocp.args.JsonSave(stored_config.config_to_json(self._config)),
                 categories=ocp.args.JsonSave(categories),
             ),
             metrics={"AP": NOT_MEASURED if ap is None else ap},
@@ -205,7 +205,7 @@ def load(path: str | pathlib.Path) -> Checkpoint:
 def read_config(folder: pathlib.Path, stored: Mapping[str, Any]) -> ConfigDict:
     """Return the config that a checkpoint's JSON stores; raise ValueError with its folder."""
     try:
-        return config_from_json(stored)
+        return stored_config.config_from_json(stored)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
 
@@ -311,8 +311,8 @@ def check_model(folder: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> 
         saved: The checkpoint's config.
         config: The config of this run.
     """
-    for name, before, now in differences(saved, config):
-        if name.partition(".")[0] in NETWORK_SECTIONS:
+    for name, before, now in stored_config.differences(saved, config):
+        if name.partition(".")[0] in stored_config.NETWORK_SECTIONS:
             raise ValueError(
                 f"{folder}: trained with config.{name}={before}, this run has {now}; "
                 "use the config it was trained with, or another --workdir."
@@ -322,7 +322,8 @@ def check_model(folder: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> 
 def print_differences(folder: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> None:
     """Print in one line which config fields a resumed run changes."""
     changed = [
-        f"config.{name}={now} (was {before})" for name, before, now in differences(saved, config)
+        f"config.{name}={now} (was {before})"
+        for name, before, now in stored_config.differences(saved, config)
     ]
     if changed:
         print(f"{folder}: resuming with {', '.join(changed)}", flush=True)

@@ -1,18 +1,15 @@
-"""All config fields, and functions that find, load, check, compare and store configs."""
+"""All config fields, and functions that find, load and check configs."""
 
 import difflib
-import json
 import operator
 import pathlib
 import runpy
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
-
-import retinanet_jax
 
 T = TypeVar("T")
 
@@ -21,28 +18,17 @@ if not CONFIGS.is_dir():  # in a checkout, the folder is next to the package
     CONFIGS = CONFIGS.parent.parent / "configs"
 
 # The version of the config fields, which every checkpoint stores; that of 0.1.0 was 1.
-CONFIG_VERSION = 2
+CONFIG_VERSION = 3
 # The changes of each version: renamed fields, and new fields with the value that reproduces the
 # behavior of earlier versions.
 RENAMED_FIELDS = {
     2: {"data.validation_share": "data.validation_fraction", "data.quarter_turns": "data.rot90"},
+    3: {},
 }
-ADDED_FIELDS: dict[int, dict[str, Any]] = {2: {}}
-
-# Sections that determine what a network computes from its weights, often without changing the shape
-# of any array. The other sections affect only data and training.
-NETWORK_SECTIONS = ("model", "anchors", "input")
-# Fields of these sections that only affect training.
-TRAINING_FIELDS = ("model.frozen_stages", "model.prior_probability")
-BATCH_NORMS = {"frozen_batch", "batch"}  # norms with the same four arrays
-
-
-class FieldDifference(NamedTuple):
-    """A field with different values in two configs; None if a config lacks the field."""
-
-    name: str  # dotted, such as model.norm
-    saved: Any
-    current: Any
+ADDED_FIELDS: dict[int, dict[str, Any]] = {
+    2: {},
+    3: {"model.padding": "plain", "optimizer.schedule_steps": 0, "loss.ema_images": 0},
+}
 
 
 def default_config() -> ConfigDict:
@@ -56,8 +42,9 @@ def default_config() -> ConfigDict:
     config.log_every = 20
     config.checkpoint_every = 2_500
     config.evaluate_every = 10_000  # a multiple of checkpoint_every
-    # pycocotools; hotcoco: the same results, fifty times faster (pip install hotcoco)
-    config.evaluator = "pycocotools"
+    # pycocotools; hotcoco: the same results, fifty times faster (pip install hotcoco); auto:
+    # hotcoco if it is installed
+    config.evaluator = "auto"
     config.keep_checkpoints = 2  # number of newest checkpoints; the best by AP is kept, too
     config.dtype = "float32"  # of the network's computation; parameters and losses stay float32
     config.space = 1  # number of devices per image, split by height; all others split the batch
@@ -126,6 +113,9 @@ def default_config() -> ConfigDict:
         fpn_channels=256,
         head_depth=4,
         head_norm="none",  # none, group
+        # masked: an image's padding, its bucket and the rest of its batch change nothing; plain:
+        # the padding leaks in from its edge and into the norms, as in torchvision and detectron2.
+        padding="masked",
         prior_probability=0.01,
     )
     # Initial weights. keras_resnet50, torchvision, msra, detectron2: a backbone's file; checkpoint:
@@ -167,6 +157,7 @@ def default_config() -> ConfigDict:
         normalizer="batch",
         ema_momentum=0.9,
         ema_start=100.0,
+        ema_images=0,  # images of which each average counts the anchors; 0: the whole batch
     )
     config.detections = dict(
         score_threshold=0.05,
@@ -189,7 +180,8 @@ def default_config() -> ConfigDict:
         warmup_steps=500,
         warmup_factor=1 / 3,
         schedule="step",  # step, cosine
-        drops=(2 / 3, 8 / 9),  # fractions of total_steps: 60k and 80k of 90k
+        schedule_steps=0,  # the steps after which the schedule ends; 0: total_steps
+        drops=(2 / 3, 8 / 9),  # fractions of the schedule's steps: 60k and 80k of 90k
         drop_factor=0.1,
     )
     return config
@@ -282,44 +274,6 @@ def unknown_choice(field: str, name: object, choices: Iterable[str]) -> ValueErr
     return ValueError(f"{field}={name!r} must be one of {', '.join(choices)}.")
 
 
-def config_to_json(config: ConfigDict) -> dict[str, Any]:
-    """Return the fields and the versions of config and package, as a checkpoint stores them."""
-    versions = {"config_version": CONFIG_VERSION, "package_version": retinanet_jax.__version__}
-    return {**versions, **plain(config)}
-
-
-def config_from_json(stored: Mapping[str, Any]) -> ConfigDict:
-    """Return the config, unlocked, that a checkpoint of this or an earlier version has stored.
-
-    Fields are renamed, and new fields get the value that reproduces the earlier behavior.
-
-    Raises:
-        ValueError: If a field is unknown or missing; the message contains the writer's version.
-    """
-    fields = dict(stored)
-    version, writer = fields.pop("config_version", 1), fields.pop("package_version", "0.1.0")
-    values = dict(flatten(fields))
-    for later in range(version + 1, CONFIG_VERSION + 1):
-        renamed = RENAMED_FIELDS[later]
-        values = {renamed.get(name, name): value for name, value in values.items()}
-        values |= ADDED_FIELDS[later]
-    config = default_config()
-    known = dict(flatten(config))
-    for name in sorted(values.keys() ^ known.keys()):
-        error = unknown_field(name) if name in values else f"config.{name} is missing."
-        raise ValueError(
-            f"written by retinanet_jax {writer}, read by {retinanet_jax.__version__}: {error} "
-            f"Install retinanet_jax {writer} to read it."
-        )
-    config.update_from_flattened_dict(values)
-    return config
-
-
-def plain(config: ConfigDict) -> dict[str, Any]:
-    """Return the fields as JSON represents them: nested dicts, and lists instead of tuples."""
-    return json.loads(config.to_json())
-
-
 def flatten(fields: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted name, with `prefix`, and the value of each field of a config or JSON."""
     for name, value in fields.items():
@@ -327,24 +281,3 @@ def flatten(fields: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterato
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def differences(saved: ConfigDict, current: ConfigDict) -> list[FieldDifference]:
-    """Return the fields with different values, sorted by name; lists and tuples are equal."""
-    before, now = dict(flatten(plain(saved))), dict(flatten(plain(current)))
-    return [
-        FieldDifference(name, before.get(name), now.get(name))
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
-
-
-def network_differences(saved: ConfigDict, current: ConfigDict) -> list[FieldDifference]:
-    """Return the differences that change what a network computes from its weights."""
-    return [
-        difference
-        for difference in differences(saved, current)
-        if difference.name.partition(".")[0] in NETWORK_SECTIONS
-        if difference.name not in TRAINING_FIELDS
-        if not (difference.name == "model.norm" and {*difference[1:]} <= BATCH_NORMS)
-    ]

@@ -5,6 +5,7 @@ table comes from pycocotools, whichever evaluator computed the precision.
 """
 
 import contextlib
+import importlib.util
 import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -71,7 +72,8 @@ def coco_api(evaluator: str) -> CocoApi:
     """Return the package that computes AP.
 
     Args:
-        evaluator: "pycocotools" or "hotcoco" (config.evaluator); both compute the same numbers.
+        evaluator: "pycocotools", "hotcoco", or "auto" for hotcoco if it is installed
+            (config.evaluator); both compute the same numbers.
 
     Raises:
         ValueError: If `evaluator` is unknown or not installed.
@@ -93,7 +95,9 @@ def coco_api(evaluator: str) -> CocoApi:
             ) from None
         return CocoApi(COCO, COCOeval)
 
-    return choose("evaluator", evaluator, {"pycocotools": pycocotools, "hotcoco": hotcoco})()
+    auto = hotcoco if importlib.util.find_spec("hotcoco") else pycocotools
+    apis = {"auto": auto, "pycocotools": pycocotools, "hotcoco": hotcoco}
+    return choose("evaluator", evaluator, apis)()
 
 
 def coco_metrics(

@@ -10,9 +10,9 @@ from typing import Any
 
 import retinanet_jax
 from retinanet_jax.checkpoint import Checkpoint
-from retinanet_jax.config import plain
 from retinanet_jax.export.servable import INPUTS, OUTPUTS, PLATFORMS, Servable
 from retinanet_jax.export.verification import DetectionDifference, summary
+from retinanet_jax.stored_config import plain
 from retinanet_jax.utils.files import write_atomically, write_json
 
 FILE, README = "card.json", "README.md"

@@ -30,6 +30,8 @@ class RetinaNet(nn.Module, kw_only=True):
         frozen_stages: The backbone's, as in `ResNet`.
         p6_from: The pyramid's, as in `FPN`.
         head_norm: The heads', as in `Head`.
+        padding: What the padding of an image may change: "masked", nothing; "plain", everything
+            near it, and the statistics of the norms.
         backbone: A name of ARCHITECTURES.
         backbone_width: Number of channels of the backbone's stem.
         fpn_channels: Number of channels of the pyramid and the heads.
@@ -48,6 +50,7 @@ class RetinaNet(nn.Module, kw_only=True):
     frozen_stages: int
     p6_from: str
     head_norm: str
+    padding: str
     backbone: str = "resnet50"
     backbone_width: int = 64
     fpn_channels: int = 256

@@ -16,8 +16,8 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from retinanet_jax.checkpoint import Checkpoint
-from retinanet_jax.config import network_differences
 from retinanet_jax.data.sources.base import Category
+from retinanet_jax.stored_config import network_differences
 from retinanet_jax.weights.resnet import MAX_NAMES, join_names
 
 # The channels of this layer are in the order anchor, class.

@@ -8,9 +8,10 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import checkpoint, weights
 from retinanet_jax.checkpoint import Checkpoint
-from retinanet_jax.config import check_fields, choose, differences, load_config, network_differences
+from retinanet_jax.config import check_fields, choose, load_config
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 from retinanet_jax.modeling import initialize
+from retinanet_jax.stored_config import differences, network_differences
 from retinanet_jax.utils.files import write_folder
 from retinanet_jax.weights import download
 from retinanet_jax.weights.presets import (

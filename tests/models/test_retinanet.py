@@ -19,6 +19,7 @@ REQUIRED = {
     "frozen_stages": 0,
     "p6_from": "c5",
     "head_norm": "none",
+    "padding": "plain",
 }
 TINY = {"backbone": "resnet18", "backbone_width": 8, "fpn_channels": 16, "head_depth": 1}
 
