@@ -7,7 +7,6 @@
 Images are read, resized and padded as in evaluation, so the detections equal those of evaluation.
 """
 
-import difflib
 import functools
 import itertools
 import os
@@ -28,13 +27,13 @@ from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.image_files import ImageLike, image_name, read_image
 from retinanet_jax.data.transforms import pad, resize
 from retinanet_jax.evaluation.detections import Detection, Detections
+from retinanet_jax.evaluation.limits import class_mask, with_limits
 from retinanet_jax.modeling import build_model, detect
 from retinanet_jax.utils.threads import NUM_THREADS, grouped, in_order, map_ahead, one_in_flight
 
 __all__ = ["Detection", "Detections", "Detector"]
 
 PATIENCE = 4  # the largest number of batches of later images that an image waits for
-MAX_SUGGESTIONS = 10  # category names that an error message lists
 
 
 class _Input(NamedTuple):
@@ -58,8 +57,10 @@ class Detector:
     Args:
         checkpoint: The checkpoint; it is not changed.
         score_threshold: As in `load`.
-        categories: As in `load`.
+        iou_threshold: As in `load`.
+        class_agnostic: As in `load`.
         max_detections: As in `load`.
+        categories: As in `load`.
     """
 
     def __init__(
@@ -67,11 +68,19 @@ class Detector:
         checkpoint: Checkpoint,
         *,
         score_threshold: float | None = None,
-        categories: Iterable[str] | None = None,
+        iou_threshold: float | None = None,
+        class_agnostic: bool | None = None,
         max_detections: int | None = None,
+        categories: Iterable[str] | None = None,
     ) -> None:
-        self._class_mask = _class_mask(checkpoint, categories)
-        config = _with_limits(checkpoint.config, score_threshold, max_detections)
+        self._class_mask = class_mask(checkpoint, categories)
+        config = with_limits(
+            checkpoint.config,
+            score_threshold=score_threshold,
+            iou_threshold=iou_threshold,
+            class_agnostic=class_agnostic,
+            max_detections=max_detections,
+        )
         variables = jax.device_put(checkpoint.variables)
         self.checkpoint = checkpoint._replace(config=config, variables=variables)
         model = build_model(config, len(checkpoint.categories))
@@ -83,8 +92,10 @@ class Detector:
         path: str | os.PathLike[str],
         *,
         score_threshold: float | None = None,
-        categories: Iterable[str] | None = None,
+        iou_threshold: float | None = None,
+        class_agnostic: bool | None = None,
         max_detections: int | None = None,
+        categories: Iterable[str] | None = None,
     ) -> "Detector":
         """Load a detector from a checkpoint.
 
@@ -99,20 +110,27 @@ class Detector:
                 checkpoint, such as runs/pets/checkpoints/2500.
             score_threshold: Only detections with a higher score are returned; at least 0 and less
                 than 1. None for the threshold in the checkpoint's config.
-            categories: Names of the categories to return. None for all.
+            iou_threshold: Non-maximum suppression removes a detection whose IoU with a better one
+                of its class is higher; from 0 to 1. None for the threshold in the checkpoint's
+                config.
+            class_agnostic: Whether a detection also suppresses those of other classes. None for
+                the choice in the checkpoint's config.
             max_detections: The largest number of detections per image, before `categories` are
                 selected. None for the limit in the checkpoint's config.
+            categories: Names of the categories to return. None for all.
 
         Raises:
             FileNotFoundError: If there is no checkpoint.
-            ValueError: If a limit is out of range, a category is unknown, or the checkpoint cannot
-                be read by this version of the package.
+            ValueError: If a limit is out of range or has no effect, a category is unknown, or the
+                checkpoint cannot be read by this version of the package.
         """
         return cls(
             load_checkpoint(pathlib.Path(path)),
             score_threshold=score_threshold,
-            categories=categories,
+            iou_threshold=iou_threshold,
+            class_agnostic=class_agnostic,
             max_detections=max_detections,
+            categories=categories,
         )
 
     def __repr__(self) -> str:
@@ -290,38 +308,3 @@ def _raise_error(outcome: Detections | ValueError) -> Detections:
     if isinstance(outcome, ValueError):
         raise outcome
     return outcome
-
-
-def _with_limits(
-    config: ConfigDict, score_threshold: float | None, max_detections: int | None
-) -> ConfigDict:
-    """Return a copy of the config in which the limits replace its own, unless they are None."""
-    if score_threshold is not None and not 0 <= score_threshold < 1:
-        raise ValueError(
-            f"score_threshold={score_threshold} must be at least 0 and less than 1; try 0.05."
-        )
-    if max_detections is not None and max_detections < 1:
-        raise ValueError(f"max_detections={max_detections} must be at least 1; try 100.")
-    limits = {"score_threshold": score_threshold, "max_detections": max_detections}
-    config = config.copy_and_resolve_references()
-    given = {name: limit for name, limit in limits.items() if limit is not None}
-    config.update({"detections": given})
-    return config
-
-
-def _class_mask(checkpoint: Checkpoint, names: Iterable[str] | None) -> Bool[np.ndarray, " K"]:
-    """Return for each class whether it is among `names`; ValueError if a name is unknown."""
-    known = [category.name for category in checkpoint.categories]
-    if names is None:
-        return np.ones(len(known), bool)
-    names = [names] if isinstance(names, str) else list(names)
-    for name in names:
-        if name not in known:
-            similar = " or ".join(difflib.get_close_matches(name, known, 3))
-            examples = ", ".join(known[:MAX_SUGGESTIONS])
-            hint = f"did you mean {similar}?" if similar else f"it has, for example, {examples}."
-            raise ValueError(
-                f"category {name!r} is not among the {len(known)} categories of "
-                f"{checkpoint.folder}; {hint}"
-            )
-    return np.array([name in names for name in known])

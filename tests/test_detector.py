@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -163,6 +164,44 @@ def test_limits_replace_those_of_the_config(toy_checkpoint, compiled_shapes):
     assert Detector(toy_checkpoint)(image).class_names == ("cat", "dog")
 
 
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, ["cat 0.9", "dog 0.8", "cat 0.7"]),
+        ({"class_agnostic": True}, ["cat 0.9", "cat 0.7"]),
+        ({"iou_threshold": 0.3}, ["cat 0.9", "dog 0.8"]),
+        ({"iou_threshold": np.float32(0.3), "class_agnostic": True}, ["cat 0.9"]),
+        ({"iou_threshold": 0.65, "class_agnostic": np.True_}, ["cat 0.9", "dog 0.8"]),
+        ({"iou_threshold": 1, "class_agnostic": True}, ["cat 0.9", "dog 0.8", "cat 0.7"]),
+    ],
+)
+@pytest.mark.parametrize("own", [False, True])
+def test_overlapping_boxes_are_suppressed_by_iou_and_class(
+    toy_checkpoint, monkeypatch, limits, expected, own
+):
+    """A cat's box with a dog of IoU .6 and a second cat of IoU .4, which have IoU 2/3 themselves.
+
+    A config that has other limits of its own gives the same detections, since these replace them.
+    """
+    anchors = np.float32([[0, 0, 20, 20], [0, 0, 20, 12], [0, 0, 20, 8]])
+    scores = np.float32([[0.01, 0.9, 0.01], [0.8, 0.01, 0.01], [0.01, 0.7, 0.01]])
+
+    def detect(variables, batch, model, config):
+        def detect_in_image(size):
+            levels = ((jnp.array(np.log(scores / (1 - scores))),), (jnp.zeros((3, 4)),), (anchors,))
+            scale = jnp.ones(2)
+            return core.detect(*levels, valid_size=size, original_scale=scale, **config.detections)
+
+        return jax.vmap(detect_in_image)(batch.sizes)
+
+    monkeypatch.setattr(detector_module, "detect", detect)
+    if own:
+        toy_checkpoint.config.detections.update(iou_threshold=0.1, class_agnostic=True)
+        limits = {"iou_threshold": 0.5, "class_agnostic": False, **limits}
+    detections = Detector(toy_checkpoint, **limits)(red_image(204, (32, 32)))
+    assert [f"{d.class_name} {d.score:.1f}" for d in detections] == expected
+
+
 def test_categories_select_among_the_detections(toy_checkpoint, compiled_shapes):
     image = red_image(204)
     dogs = Detector(toy_checkpoint, categories=["dog", "catfish"])
@@ -178,13 +217,24 @@ def test_categories_select_among_the_detections(toy_checkpoint, compiled_shapes)
         ({"categories": ["zebra"]}, "it has, for example, dog, cat, catfish"),
         ({"score_threshold": 1.0}, "score_threshold=1.0 must be at least 0 and less than 1"),
         ({"score_threshold": -0.1}, "score_threshold=-0.1"),
+        ({"score_threshold": "high"}, "score_threshold='high' must be at least 0"),
+        ({"iou_threshold": 1.5}, "iou_threshold=1.5 must be from 0 to 1; try 0.5"),
+        ({"iou_threshold": float("nan")}, "iou_threshold=nan must be from 0 to 1"),
+        ({"class_agnostic": "no"}, "class_agnostic='no' must be True or False"),
         ({"max_detections": 0}, "max_detections=0 must be at least 1"),
+        ({"max_detections": 2.5}, "max_detections=2.5 must be at least 1 and an integer"),
     ],
 )
 def test_an_invalid_argument_is_an_error_of_one_line(toy_checkpoint, given, message):
     with pytest.raises(ValueError, match=message) as error:
         Detector(toy_checkpoint, **given)
     assert "\n" not in str(error.value)
+
+
+def test_a_limit_that_would_have_no_effect_is_an_error(toy_checkpoint):
+    toy_checkpoint.config.detections.nms = "soft_gaussian"
+    with pytest.raises(ValueError, match=r"iou_threshold=0\.3 has no effect with .*soft_gaussian"):
+        Detector(toy_checkpoint, iou_threshold=0.3)
 
 
 @pytest.mark.parametrize(

@@ -94,12 +94,26 @@ def define_checkpoint(values: flags.FlagValues) -> None:
 
 
 def define_detection_limits(values: flags.FlagValues) -> None:
-    """Define --score_threshold and --max_detections."""
+    """Define --score_threshold, --iou_threshold, --class_agnostic and --max_detections."""
     flags.DEFINE_float(
         "score_threshold",
         None,
         "Only detections with a higher score are returned. The default is the threshold in the "
         "checkpoint's config.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "iou_threshold",
+        None,
+        "Non-maximum suppression removes a detection whose IoU with a better one of its class is "
+        "higher. The default is the threshold in the checkpoint's config.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "class_agnostic",
+        None,
+        "A detection also suppresses those of other classes; --noclass_agnostic: only those of "
+        "its own class. The default is the choice in the checkpoint's config.",
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -109,6 +123,12 @@ def define_detection_limits(values: flags.FlagValues) -> None:
         "config.",
         flag_values=values,
     )
+
+
+def detection_limits(values: flags.FlagValues) -> dict[str, Any]:
+    """Return the flags of `define_detection_limits` as arguments of `Detector.load`."""
+    names = ("score_threshold", "iou_threshold", "class_agnostic", "max_detections")
+    return {name: values[name].value for name in names}
 
 
 def require(values: flags.FlagValues, **examples: str) -> None:

@@ -12,6 +12,7 @@ from retinanet_jax.cli.common import (
     Command,
     define_checkpoint,
     define_detection_limits,
+    detection_limits,
     output_path,
     require,
 )
@@ -74,9 +75,8 @@ def run(values: Any, arguments: list[str]) -> int:
     images = find_images(arguments)
     detector = Detector.load(
         values.checkpoint,
-        score_threshold=values.score_threshold,
         categories=values.categories or None,
-        max_detections=values.max_detections,
+        **detection_limits(values),
     )
     unreadable = predict_files(
         detector,

@@ -82,6 +82,8 @@ def test_the_flags_reach_the_detector(images, tmp_path, monkeypatch, capsys):
         "--checkpoint=run",
         f"--output={tmp_path}/out",
         "--score_threshold=0.3",
+        "--iou_threshold=0.4",
+        "--class_agnostic",
         "--max_detections=7",
         "--categories=dog,cat",
         "--batch_size=2",
@@ -90,7 +92,13 @@ def test_the_flags_reach_the_detector(images, tmp_path, monkeypatch, capsys):
         str(images),
     ]
     assert run_command(predict.COMMAND, argv) == 1
-    assert given == {"score_threshold": 0.3, "max_detections": 7, "categories": ["dog", "cat"]}
+    assert given == {
+        "score_threshold": 0.3,
+        "iou_threshold": 0.4,
+        "class_agnostic": True,
+        "max_detections": 7,
+        "categories": ["dog", "cat"],
+    }
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["detections.csv", "detections.json"]
     printed = capsys.readouterr()
