@@ -27,7 +27,12 @@ RENAMED_FIELDS = {
 }
 ADDED_FIELDS: dict[int, dict[str, Any]] = {
     2: {},
-    3: {"model.padding": "plain", "optimizer.schedule_steps": 0, "loss.ema_images": 0},
+    3: {
+        "model.padding": "plain",
+        "optimizer.schedule_steps": 0,
+        "optimizer.decay_biases": False,
+        "loss.ema_images": 0,
+    },
 }
 
 
@@ -175,7 +180,8 @@ def default_config() -> ConfigDict:
         learning_rate=0.01,  # at reference_batch_size; scaled linearly with the batch
         reference_batch_size=16,
         momentum=0.9,
-        weight_decay=1e-4,  # on kernels only
+        weight_decay=1e-4,  # on the kernels of convolutions, never on norms
+        decay_biases=False,  # weight decay also on the biases of convolutions
         clip_norm=10.0,  # of all gradients together; 0: off
         warmup_steps=500,
         warmup_factor=1 / 3,
