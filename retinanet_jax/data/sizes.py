@@ -1,6 +1,6 @@
 """The sizes that images are resized to."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int, Int32
@@ -72,13 +72,7 @@ def fit_sizes(
         long_side: As in `resized_size`.
         resize: As in `resized_size`.
     """
-    short, long = sizes.min(axis=1), sizes.max(axis=1)
-    if resize != "pillow":
-        return sizes * np.minimum(short_side / short, long_side / long)[:, None]
-    # The order of operations matters: the last bit decides how a product near .5 is rounded.
-    fitted = np.where(short == sizes.T, short_side, sizes.T * (short_side / short))  # 2 N
-    limit = long_side / fitted.max(axis=0)
-    return np.where(limit < 1, fitted * limit, fitted).T
+    return np.stack(_fit(sizes[:, 0], sizes[:, 1], short_side, long_side, resize, xp=np), axis=1)
 
 
 def round_sizes(sizes: Float[np.ndarray, "N 2"], resize: str) -> Int32[np.ndarray, "N 2"]:
@@ -88,8 +82,65 @@ def round_sizes(sizes: Float[np.ndarray, "N 2"], resize: str) -> Int32[np.ndarra
         sizes: From `fit_sizes`.
         resize: As in `resized_size`.
     """
+    return _round(sizes, resize, xp=np).astype(np.int32)
+
+
+def size_in_canvas(
+    height: Any,
+    width: Any,
+    canvas: tuple[int, int],
+    *,
+    short_side: Any,
+    long_side: Length,
+    resize: str,
+    xp: Any = np,
+) -> tuple[Any, Any]:
+    """Return the heights and widths in pixels that images are resized to in a canvas.
+
+    This is the `resized_size` if the canvas can contain it. Otherwise it is the largest size in the
+    canvas with the image's aspect ratio, rounded by the same rule.
+
+    Args:
+        height: Height of the original image in pixels, or an array of them.
+        width: Width of the original image in pixels, or an array of them.
+        canvas: (height, width) in pixels.
+        short_side: As in `resized_size`.
+        long_side: As in `resized_size`.
+        resize: As in `resized_size`.
+        xp: The module of the arrays, numpy or tensorflow; both compute the same numbers. Tensors,
+            `short_side` included, must have the dtype float64.
+
+    Returns:
+        Two arrays of whole numbers in float64.
+    """
+    fitted = _fit(height, width, short_side, long_side, resize, xp)
+    factor = xp.minimum(canvas[0] / height, canvas[1] / width)
+    usual = [_round(length, resize, xp) for length in fitted]
+    shrunk = [_round(length * factor, resize, xp) for length in (height, width)]
+    fits = (usual[0] <= canvas[0]) & (usual[1] <= canvas[1])
+    return xp.where(fits, usual[0], shrunk[0]), xp.where(fits, usual[1], shrunk[1])
+
+
+def _fit(
+    height: Any, width: Any, short_side: Any, long_side: Length, resize: str, xp: Any
+) -> tuple[Any, Any]:
+    """Return the heights and widths of `fit_sizes`; see `size_in_canvas` for the arguments."""
+    short, long = xp.minimum(height, width), xp.maximum(height, width)
+    if resize != "pillow":
+        factor = xp.minimum(short_side / short, long_side / long)
+        return height * factor, width * factor
+    # The order of operations matters: the last bit decides how a product near .5 is rounded.
+    factor = short_side / short
+    height = xp.where(height == short, short_side, height * factor)
+    width = xp.where(width == short, short_side, width * factor)
+    limit = xp.minimum(long_side / xp.maximum(height, width), 1)
+    return height * limit, width * limit
+
+
+def _round(length: Any, resize: str, xp: Any) -> Any:
+    """Return lengths in whole pixels, as floating-point numbers."""
     half = 0.0 if resize == "bilinear_float" else 0.5
-    return np.maximum(np.floor(sizes + half), 1).astype(np.int32)
+    return xp.maximum(xp.floor(length + half), 1)
 
 
 def round_up(size: T, multiple: int = SIZE_MULTIPLE) -> T:
