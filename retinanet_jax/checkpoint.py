@@ -93,6 +93,12 @@ class CheckpointManager:
         """Return the step of the newest complete checkpoint, or None if there is none."""
         return self._manager.latest_step()
 
+    def saved_config(self, step: int) -> ConfigDict:
+        """Return the config that the checkpoint of a step stores."""
+        args = ocp.args.Composite(config=ocp.args.JsonRestore())
+        stored = self._manager.restore(step, args=args)["config"]
+        return read_config(pathlib.Path(self._manager.directory) / str(step), stored)
+
     def restore(self, step: int, variables: Any, training: Any) -> tuple[Any, Any]:
         """Return (variables, training) of a checkpoint, and print the config fields that differ.
 
@@ -102,23 +108,20 @@ class CheckpointManager:
             training: The same for the rest of the training state.
 
         Raises:
-            ValueError: If the checkpoint was trained with another network, other categories or
-                another optimizer, or contains imported weights.
+            ValueError: If the checkpoint was trained with another network, other categories,
+                another optimizer or other moving averages, or contains imported weights.
         """
         folder = pathlib.Path(self._manager.directory) / str(step)
         metadata = self._manager.item_metadata(step)
         check_resumable(folder, metadata["training"])
-        saved = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                config=ocp.args.JsonRestore(), categories=ocp.args.JsonRestore()
-            ),
-        )
-        check_categories(folder, to_categories(saved["categories"]), self._categories)
-        saved_config = read_config(folder, saved["config"])
+        args = ocp.args.Composite(categories=ocp.args.JsonRestore())
+        saved_categories = self._manager.restore(step, args=args)["categories"]
+        check_categories(folder, to_categories(saved_categories), self._categories)
+        saved_config = self.saved_config(step)
         check_model(folder, saved_config, self._config)
         print_differences(folder, saved_config, self._config)
         check_shapes(folder, metadata["variables"], variables, "weights of another network")
+        check_averages(folder, metadata["training"], training, self._config.data.batch_size)
         check_shapes(folder, metadata["training"], training, "state of another optimizer")
         restored = self._manager.restore(
             step,
@@ -219,13 +222,23 @@ def find(path: pathlib.Path) -> pathlib.Path:
     if (path / "variables").is_dir():
         return path
     folder = path if path.name == FOLDER else path / FOLDER
-    steps = [p for p in folder.glob("*") if p.name.isdigit() and (p / "variables").is_dir()]
+    steps = step_folders(folder)
     if not steps:
         raise FileNotFoundError(
             f"{path}: no checkpoint here; give the working directory of a training run, or one of "
             f"its {FOLDER}/STEP folders."
         )
     return max(steps, key=lambda step: (saved_ap(step), int(step.name)))
+
+
+def newest_step(workdir: pathlib.Path) -> int:
+    """Return the step of the newest checkpoint of a working directory; 0 if there is none."""
+    return max((int(folder.name) for folder in step_folders(workdir / FOLDER)), default=0)
+
+
+def step_folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Return the complete checkpoints in a folder, in any order."""
+    return [p for p in folder.glob("*") if p.name.isdigit() and (p / "variables").is_dir()]
 
 
 def saved_ap(folder: pathlib.Path) -> float:
@@ -268,6 +281,29 @@ def check_resumable(folder: pathlib.Path, training: Any) -> None:
             f"{folder}: imported weights, which training cannot resume from; to start from them "
             f"give --config.init.source=checkpoint --config.init.path={folder.parent.parent} "
             "and another --workdir."
+        )
+
+
+def check_averages(
+    folder: pathlib.Path, saved: Any, expected: Mapping[str, Any], batch_size: int
+) -> None:
+    """Raise ValueError if a checkpoint has another number of moving averages of the foreground.
+
+    Args:
+        folder: The checkpoint's folder, for the error message.
+        saved: Orbax metadata of the item `training`.
+        expected: Shapes of the item `training`.
+        batch_size: Images of a batch.
+    """
+    there = tuple(getattr(saved, "tree", saved)["normalizer"].shape)
+    here = tuple(expected["normalizer"].shape)
+    if there != here:
+        fix = f"--config.loss.ema_images={batch_size // there[0] if there else 0}"
+        if there and batch_size % there[0]:
+            fix = f"a --config.data.batch_size that is a multiple of {there[0]}"
+        raise ValueError(
+            f"{folder}: moving averages of shape {there}, this run has {here}; to resume, give "
+            f"{fix}."
         )
 
 

@@ -221,15 +221,15 @@ def count_foreground(labels: Int[Array, " A"]) -> Int[Array, ""]:
 
 
 def ema_normalizer(
-    previous: Float[Array, ""], num_foreground: Num[Array, ""], *, momentum: float
-) -> Float[Array, ""]:
+    previous: Float[Array, "*groups"], num_foreground: Num[Array, "*groups"], *, momentum: float
+) -> Float[Array, "*groups"]:
     """Return the updated moving average of the number of foreground anchors, as in detectron2.
 
     The loss of a step is divided by the average that already includes this step.
 
     Args:
-        previous: The value of the previous step.
-        num_foreground: Foreground anchors of this step's batch; 0 counts as 1.
+        previous: The value of the previous step, of a batch or of each group of its images.
+        num_foreground: Foreground anchors of this step's batch or groups; 0 counts as 1.
         momentum: Weight of the previous value.
     """
     return momentum * previous + (1 - momentum) * jnp.maximum(num_foreground, 1)

@@ -18,6 +18,8 @@ from retinanet_jax.checkpoint import Checkpoint, CheckpointManager, check_shapes
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.modeling import initialize
 from retinanet_jax.training import transfer
+from retinanet_jax.training.objective import normalizer_shape
+from retinanet_jax.training.optimizer import print_rate_change
 from retinanet_jax.training.step import TrainState
 from retinanet_jax.weights import download
 
@@ -45,6 +47,7 @@ def restore_or_initialize(
     shapes = jax.eval_shape(lambda: random_train_state(config, len(categories), optimizer))
     target = sharding.replicated_shapes(shapes, mesh)
     variables, training = checkpoints.restore(step, target.variables, target.training)
+    print_rate_change(checkpoints.saved_config(step), config, step)
     return TrainState(**variables, **training)
 
 
@@ -108,7 +111,7 @@ def train_state_from_variables(
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
-        normalizer=jnp.asarray(config.loss.ema_start, jnp.float32),
+        normalizer=jnp.full(normalizer_shape(config), config.loss.ema_start, jnp.float32),
     )
 
 

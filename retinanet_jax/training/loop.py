@@ -8,7 +8,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from retinanet_jax import input_pipeline, sharding
-from retinanet_jax.checkpoint import CheckpointManager
+from retinanet_jax.checkpoint import CheckpointManager, newest_step
 from retinanet_jax.compilation import CompiledByShape, start_compiler
 from retinanet_jax.data.pipeline import batch_shapes
 from retinanet_jax.data.plan import TrainPlan
@@ -18,6 +18,7 @@ from retinanet_jax.evaluation.evaluator import Evaluation, Evaluator, write_eval
 from retinanet_jax.modeling import build_model
 from retinanet_jax.training.initialization import restore_or_initialize
 from retinanet_jax.training.metrics import MetricWriter
+from retinanet_jax.training.objective import normalizer_shape
 from retinanet_jax.training.optimizer import make_optimizer, scaled_learning_rate
 from retinanet_jax.training.step import TrainState, make_train_step
 
@@ -35,6 +36,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
         FloatingPointError: If the loss or its gradient is not finite.
     """
     check_intervals(config)
+    check_steps_left(config, workdir)
+    optimizer = make_optimizer(config)
+    normalizer_shape(config)  # raises now if the batch cannot be split so
     if evaluates:
         coco_metrics.coco_api(config.evaluator)  # raises now if it is not installed
     mesh = sharding.make_mesh(config.space)
@@ -48,7 +52,6 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
     input_pipeline.check_training_data(train_data)
     plan = input_pipeline.train_plan(config, train_data)
     model = build_model(config, len(train_data.categories))
-    optimizer = make_optimizer(config)
     with (
         CheckpointManager(workdir, config, train_data.categories) as checkpoints,
         start_compiler() as compiler,
@@ -99,6 +102,17 @@ def check_intervals(config: ConfigDict) -> None:
     for name in ("total_steps", "log_every", "checkpoint_every", "evaluate_every"):
         if config[name] < 1:
             raise ValueError(f"config.{name}={config[name]} must be at least 1.")
+
+
+def check_steps_left(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Raise ValueError if the newest checkpoint in `workdir` already has all steps of the run."""
+    step = newest_step(workdir)
+    if config.total_steps <= step:
+        raise ValueError(
+            f"already done; the newest checkpoint in {workdir} is that of step {step}, and "
+            f"config.total_steps={config.total_steps}. Give more --config.total_steps to train on, "
+            "--mode=evaluate to evaluate, or another --workdir."
+        )
 
 
 def is_due(step: int, every: int, total: int) -> bool:

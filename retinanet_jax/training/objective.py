@@ -39,11 +39,11 @@ class LossTerms(NamedTuple):
     classification: Float[Array, ""]
     box: Float[Array, ""]
     num_foreground: Float[Array, ""]  # anchors of the batch
-    normalizer: Float[Array, ""]  # moving average of num_foreground; changed only by "ema"
+    normalizer: Float[Array, "*groups"]  # the moving averages; changed only by "ema"
 
 
 def batch_loss(
-    outputs: Outputs, batch: Batch, normalizer: Float[Array, ""], config: ConfigDict
+    outputs: Outputs, batch: Batch, normalizer: Float[Array, "*groups"], config: ConfigDict
 ) -> LossTerms:
     """Return the loss of a batch: classification + box_weight * box.
 
@@ -55,8 +55,8 @@ def batch_loss(
         outputs: Logits of shape (B, A_level, K) and deltas of shape (B, A_level, 4) per level.
         batch: Images and ground truth. Images of weight 0, which only fill up the batch, are
             ignored.
-        normalizer: Moving average of the number of foreground anchors before this batch, for
-            loss.normalizer="ema".
+        normalizer: Moving averages of the number of foreground anchors before this batch, for
+            loss.normalizer="ema"; see `normalizer_shape`.
         config: A run's config; its `anchors`, `matching` and `loss` are used.
     """
     anchors = image_anchors(batch.images.shape[1:3], config)
@@ -184,13 +184,37 @@ def make_box_loss(loss: ConfigDict) -> Callable[[Array, Array, core.Targets], Ar
             raise unknown_choice("loss.box", name, BOX_LOSSES)
 
 
+def normalizer_shape(config: ConfigDict) -> tuple[int, ...]:
+    """Return the shape of the moving averages of the number of foreground anchors.
+
+    It is () for one average of the whole batch. With loss.ema_images there is an average for each
+    group of so many consecutive images, as in detectron2, where each process has its own images,
+    average and loss, and the gradients are averaged over the processes.
+
+    Args:
+        config: A run's config; its `loss` and `data.batch_size` are used.
+
+    Raises:
+        ValueError: If the batch cannot be split into such groups.
+    """
+    images, batch_size = config.loss.ema_images, config.data.batch_size
+    if images == 0:
+        return ()
+    if images < 0 or batch_size % images:
+        raise ValueError(
+            f"loss.ema_images={images} must divide data.batch_size={batch_size}; "
+            "0 is the whole batch."
+        )
+    return (batch_size // images,)
+
+
 def reduce_losses(
     class_sums: Float[Array, " B"],
     box_sums: Float[Array, " B"],
     num_foreground: Float[Array, " B"],
     num_selected: Int[Array, " B"] | None,
     weights: Float[Array, " B"],
-    normalizer: Float[Array, ""],
+    normalizer: Float[Array, "*groups"],
     loss: ConfigDict,
 ) -> LossTerms:
     """Return the loss of a batch from the sums over each image's anchors.
@@ -202,31 +226,38 @@ def reduce_losses(
         num_selected: Number of hard examples of each image, which normalizes the classification
             loss instead with OHEM; None without OHEM.
         weights: 1 for each image of the dataset, 0 for a filler.
-        normalizer: Moving average of the number of foreground anchors before this batch.
+        normalizer: Moving averages of the number of foreground anchors before this batch, of all
+            its images or of equal groups of them.
         loss: A run's `config.loss`.
 
     Raises:
         ValueError: If loss.normalizer is none of NORMALIZERS.
     """
-    batch_foreground = jnp.sum(weights * num_foreground)
+
+    def group_sums(counts: Float[Array, " B"] | Int[Array, " B"]) -> Float[Array, "*groups"]:
+        return jnp.sum((weights * counts).reshape(*normalizer.shape, -1), axis=-1)
+
     if loss.normalizer == "ema":
-        normalizer = core.ema_normalizer(normalizer, batch_foreground, momentum=loss.ema_momentum)
+        updated = core.ema_normalizer(
+            normalizer, group_sums(num_foreground), momentum=loss.ema_momentum
+        )
+        normalizer = jnp.where(group_sums(jnp.ones_like(weights)) > 0, updated, normalizer)
     class_factors = box_factors = image_factors(
         num_foreground, weights, normalizer, method=loss.normalizer
     )
     if num_selected is not None:
         # Their number is nearly the same at every step: it needs no moving average.
-        batch_selected = jnp.maximum(jnp.sum(weights * num_selected), 1)
-        class_factors = image_factors(num_selected, weights, batch_selected, method=loss.normalizer)
+        selected = jnp.maximum(group_sums(num_selected), 1)
+        class_factors = image_factors(num_selected, weights, selected, method=loss.normalizer)
     classification, box = jnp.sum(class_factors * class_sums), jnp.sum(box_factors * box_sums)
     total = classification + loss.box_weight * box
-    return LossTerms(total, classification, box, batch_foreground, normalizer)
+    return LossTerms(total, classification, box, jnp.sum(weights * num_foreground), normalizer)
 
 
 def image_factors(
     counts: Float[Array, " B"] | Int[Array, " B"],
     weights: Float[Array, " B"],
-    moving_average: Float[Array, ""],
+    group_counts: Float[Array, "*groups"],
     *,
     method: str,
 ) -> Float[Array, " B"]:
@@ -235,10 +266,10 @@ def image_factors(
     Args:
         counts: Number of anchors of each image.
         weights: 1 for each image of the dataset, 0 for a filler.
-        moving_average: The count that "ema" divides by.
+        group_counts: The counts that "ema" divides by, of all images or of equal groups of them.
         method: "batch", the paper's, divides by the count of the batch; "image", torchvision's, by
-            that of the image, and then averages over the images; "ema", detectron2's, by a moving
-            average of the batch's count.
+            that of the image, and then averages over the images; "ema", detectron2's, by the moving
+            average of each group, and then averages over the groups that have images.
 
     Raises:
         ValueError: If `method` is none of NORMALIZERS.
@@ -249,6 +280,9 @@ def image_factors(
         case "image":
             return weights / jnp.maximum(counts, 1) / jnp.maximum(jnp.sum(weights), 1)
         case "ema":
-            return weights / moving_average
+            groups = weights.reshape(*group_counts.shape, -1)
+            num_groups = jnp.sum(jnp.any(groups > 0, axis=-1))
+            factors = groups / group_counts[..., None] / jnp.maximum(num_groups, 1)
+            return factors.reshape(weights.shape)
         case _:
             raise unknown_choice("loss.normalizer", method, NORMALIZERS)

@@ -1,5 +1,7 @@
 """The optimizer and its learning rate schedule."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,9 +13,12 @@ from ml_collections import ConfigDict
 
 from retinanet_jax.config import unknown_choice
 from retinanet_jax.models import is_frozen
+from retinanet_jax.stored_config import differences
 
 SCHEDULES = ("step", "cosine")
 OPTIMIZERS = ("sgd", "adamw")
+# The fields of a schedule besides its peak and its length.
+SHAPE_FIELDS = ("schedule", "warmup_steps", "warmup_factor", "drops", "drop_factor")
 
 
 def scaled_learning_rate(config: ConfigDict) -> float:
@@ -25,57 +30,138 @@ def scaled_learning_rate(config: ConfigDict) -> float:
     return optimizer.learning_rate * config.data.batch_size / optimizer.reference_batch_size
 
 
+def schedule_steps(config: ConfigDict) -> int:
+    """Return the length of the schedule in steps: optimizer.schedule_steps, or else total_steps."""
+    return config.optimizer.schedule_steps or config.total_steps
+
+
 def make_schedule(config: ConfigDict) -> optax.Schedule:
-    """Return `step -> learning rate`: a linear warm-up, then drops, or a cosine that ends at zero.
+    """Return `number of steps done -> learning rate`: a linear warm-up, then drops or a cosine.
+
+    As in Detectron, detectron2 and torchvision's reference, the first step has `warmup_factor`
+    times the peak, and a drop after n steps is in effect from step n + 1 on. The rate stays at its
+    last value after the end of the schedule.
 
     Args:
         config: A run's config; its `optimizer`, `total_steps` and `data.batch_size` are used.
 
     Raises:
-        ValueError: If optimizer.schedule is none of SCHEDULES.
+        ValueError: If optimizer.schedule is none of SCHEDULES, a number of steps is negative, or
+            a cosine ends before the run does.
     """
-    optimizer, total = config.optimizer, config.total_steps
+    check_schedule(config)
+    optimizer, length = config.optimizer, schedule_steps(config)
     peak = scaled_learning_rate(config)
-    match optimizer.schedule:
-        case "step":
-            drops = {round(fraction * total): optimizer.drop_factor for fraction in optimizer.drops}
-            after_warmup = optax.piecewise_constant_schedule(peak, drops)
-        case "cosine":
-            after_warmup = optax.cosine_decay_schedule(peak, total)
-        case name:
-            raise unknown_choice("optimizer.schedule", name, SCHEDULES)
+    if optimizer.schedule == "cosine":
+        after_warmup = optax.cosine_decay_schedule(peak, length)
+    else:
+        drops = [round(fraction * length) for fraction in optimizer.drops]
+
+        def after_warmup(step: ArrayLike) -> ArrayLike:
+            return peak * optimizer.drop_factor ** sum(step >= drop for drop in drops)
 
     def schedule(step: ArrayLike) -> Array:
-        progress = jnp.minimum((step + 1) / max(optimizer.warmup_steps, 1), 1.0)
+        progress = step / max(optimizer.warmup_steps, 1)
         warmup = optimizer.warmup_factor + (1 - optimizer.warmup_factor) * progress
-        return after_warmup(step) * warmup
+        return after_warmup(step) * jnp.where(step < optimizer.warmup_steps, warmup, 1.0)
 
     return schedule
+
+
+def check_schedule(config: ConfigDict) -> None:
+    """Raise ValueError if the schedule is unknown, has negative steps, or ends at zero too early.
+
+    Args:
+        config: A run's config.
+    """
+    optimizer, length = config.optimizer, schedule_steps(config)
+    if optimizer.schedule not in SCHEDULES:
+        raise unknown_choice("optimizer.schedule", optimizer.schedule, SCHEDULES)
+    for name in ("schedule_steps", "warmup_steps"):
+        if optimizer[name] < 0:
+            raise ValueError(f"optimizer.{name}={optimizer[name]} must be at least 0.")
+    if optimizer.schedule == "cosine" and length < config.total_steps:
+        raise ValueError(
+            f"optimizer.schedule_steps={length} ends the cosine at a learning rate of zero, but "
+            f"the run goes on to total_steps={config.total_steps}; give at least that many "
+            "schedule_steps, 0 for the length of the run, or optimizer.schedule=step."
+        )
+
+
+def print_rate_change(saved: ConfigDict, config: ConfigDict, step: int) -> None:
+    """Print in one line if a resumed run's next step has another learning rate than before.
+
+    Args:
+        saved: The config of the checkpoint that the run resumes from.
+        config: The config of the resumed run.
+        step: Number of steps done.
+    """
+    before, now = (float(make_schedule(fields)(step)) for fields in (saved, config))
+    if math.isclose(before, now, rel_tol=1e-5):
+        return
+    if before:
+        keep = f"to keep it, give {' '.join(flags_of_schedule(saved, config))}"
+    else:
+        keep = "its cosine ended there"
+    print(
+        f"the learning rate of step {step + 1} becomes {now:g}; with the checkpoint's config it is "
+        f"{before:g}; {keep}",
+        flush=True,
+    )
+
+
+def flags_of_schedule(saved: ConfigDict, config: ConfigDict) -> list[str]:
+    """Return the flags with which a run of `config` has the learning rates of `saved`.
+
+    Args:
+        saved: The config of a checkpoint, whose schedule has not ended at zero.
+        config: The config of the run that resumes from it.
+    """
+    values = {
+        name: value
+        for name, value, _ in differences(saved, config)
+        if name in {f"optimizer.{field}" for field in SHAPE_FIELDS}
+    }
+    length, peak = schedule_steps(saved), scaled_learning_rate(saved)
+    if length != schedule_steps(config):
+        # A cosine cannot end before the run does.
+        too_short = saved.optimizer.schedule == "cosine" and length < config.total_steps
+        values["total_steps" if too_short else "optimizer.schedule_steps"] = length
+    if not math.isclose(peak, scaled_learning_rate(config)):
+        rate = peak * config.optimizer.reference_batch_size / config.data.batch_size
+        values["optimizer.learning_rate"] = f"{rate:g}"
+    return [
+        f'--config.{name}="{tuple(value)}"'
+        if isinstance(value, list)
+        else f"--config.{name}={value}"
+        for name, value in values.items()
+    ]
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Return the optimizer: SGD with momentum or AdamW, on clipped gradients.
 
-    Weight decay applies only to kernels. The parameters of frozen stages have no optimizer state
-    and never change; their gradients are not part of the norm that is clipped.
+    Weight decay applies to kernels and, with optimizer.decay_biases, to the biases of convolutions.
+    The parameters of frozen stages have no optimizer state and never change; their gradients are
+    not part of the norm that is clipped.
 
     Args:
         config: A run's config; its `optimizer`, `model.frozen_stages`, `total_steps` and
             `data.batch_size` are used.
 
     Raises:
-        ValueError: If optimizer.name or optimizer.schedule is unknown.
+        ValueError: If optimizer.name is unknown, or `make_schedule` rejects the schedule.
     """
     optimizer, schedule = config.optimizer, make_schedule(config)
-    decay = optimizer.weight_decay
+    decay, mask = optimizer.weight_decay, make_decay_mask(biases=optimizer.decay_biases)
     match optimizer.name:
         case "sgd":
             update = optax.chain(
-                optax.add_decayed_weights(decay, mask=kernel_mask),
+                optax.add_decayed_weights(decay, mask=mask),
                 optax.sgd(schedule, momentum=optimizer.momentum),
             )
         case "adamw":
-            update = optax.adamw(schedule, weight_decay=decay, mask=kernel_mask)
+            update = optax.adamw(schedule, weight_decay=decay, mask=mask)
         case name:
             raise unknown_choice("optimizer.name", name, OPTIMIZERS)
     clip = (
@@ -94,6 +180,20 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     )
 
 
-def kernel_mask(params: Any) -> Any:
-    """Return a tree like `params` with True for the convolutions' kernels and False elsewhere."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+def make_decay_mask(*, biases: bool) -> Callable[[Any], Any]:
+    """Return `params -> tree with True for the arrays that weight decay applies to`.
+
+    Args:
+        biases: Whether these are the biases of convolutions too, not only their kernels. Scales
+            and biases of norms never are.
+    """
+    names = {"kernel", "bias"} if biases else {"kernel"}
+
+    def mask(params: Any) -> Any:
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        convolutions = {path[:-1] for path, _ in leaves if path[-1].key == "kernel"}
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: path[-1].key in names and path[:-1] in convolutions, params
+        )
+
+    return mask
