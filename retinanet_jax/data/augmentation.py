@@ -6,11 +6,11 @@ on them.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Int32, UInt64
+from jaxtyping import Bool, Float, Float32, Int, Int32
 
 from retinanet_jax.data.batch import IDENTITY_COLORS
 from retinanet_jax.data.random_streams import Stream, random_bits, uniform, uniform_integers
@@ -29,8 +29,8 @@ class Augmentation:
         short_side_sampling: "choice" samples one of `short_sides`; "range" samples an integer from
             the first to the second of two `short_sides`.
         long_side: The maximal length of the long side in pixels.
-        scale_jitter: Range (lo, hi) of a factor on both target sides, or None. Without a crop, the
-            factor is limited so that the image still fits in the largest bucket.
+        scale_jitter: Range (lo, hi) of a factor on both target sides, or None. Without a crop, a
+            factor above 1 is limited so that the image still fits in one of the buckets.
         crop_size: (height, width), or None. An image that is larger than this after the scale
             jitter is cropped to it at a random offset (large-scale jitter,
             https://arxiv.org/abs/2012.07177).
@@ -127,7 +127,7 @@ def sample_transforms(
     seed: int,
     epoch: int,
     resize: str,
-    largest_bucket: Int[np.ndarray, " 2"],
+    buckets: Int[np.ndarray, "b 2"],
 ) -> ImageTransforms:
     """Sample the transforms of all images in one epoch.
 
@@ -137,17 +137,20 @@ def sample_transforms(
         seed: Determines every sample, together with `epoch`.
         epoch: The epoch, counted from 0.
         resize: The resize method, a key of `transforms.PIXEL_TYPES`.
-        largest_bucket: (height, width) that limits the scale jitter.
+        buckets: The heights and widths that limit the scale jitter.
     """
     bits = functools.partial(random_bits, seed, epoch, count=len(sizes))
     rot90_k = np.zeros(len(sizes), np.int32)
     if augmentation.rot90:
         rot90_k = uniform_integers(bits(Stream.ROT90), 4)
 
-    resized = _sample_sizes(augmentation, sizes, bits, rot90_k, resize, largest_bucket)
+    possible = augmentation.possible_short_sides
+    short_sides = possible[uniform_integers(bits(Stream.SHORT_SIDE), len(possible))]
+    low, high = augmentation.scale_jitter or (1, 1)
+    factors = low + (high - low) * uniform(bits(Stream.SCALE))
+    resized = _scaled_sizes(augmentation, sizes, short_sides, factors, rot90_k, resize, buckets)
     rotated = rot90_sizes(resized, rot90_k)
-    crop_size = augmentation.crop_size
-    size = np.minimum(rotated, crop_size) if crop_size else rotated
+    size = _cropped_sizes(augmentation, rotated)
     offset_bits = np.stack([bits(Stream.OFFSET_Y), bits(Stream.OFFSET_X)], axis=1)
     color_bits = [bits(stream) for stream in COLOR_STREAMS]
     return ImageTransforms(
@@ -155,32 +158,64 @@ def sample_transforms(
         flip=uniform(bits(Stream.FLIP)) < (0.5 if augmentation.flip else 0.0),
         rot90_k=rot90_k,
         offset=uniform_integers(offset_bits, rotated - size + 1),
-        size=size.astype(np.int32),
+        size=size,
         colors=_colors(augmentation, uniform(np.stack(color_bits, axis=1))),
     )
 
 
-def _sample_sizes(
+def largest_sizes(
     augmentation: Augmentation,
     sizes: Int[np.ndarray, "N 2"],
-    bits: Callable[[Stream], UInt64[np.ndarray, " N"]],
+    *,
+    resize: str,
+    buckets: Int[np.ndarray, "b 2"],
+) -> Int32[np.ndarray, "r N 2"]:
+    """Return the largest height and width that each image may have in its bucket.
+
+    The first axis is the rotation by 0 and by 90 degrees; it has one entry without `rot90`.
+
+    Args:
+        augmentation: The ranges that the transforms are sampled from.
+        sizes: As in `sample_transforms`.
+        resize: As in `sample_transforms`.
+        buckets: As in `sample_transforms`.
+    """
+    short_side = augmentation.possible_short_sides.max()
+    factors = np.full(len(sizes), max(augmentation.scale_jitter or (1,)), np.float64)
+    largest = []
+    for quarter in range(2 if augmentation.rot90 else 1):
+        rot90_k = np.full(len(sizes), quarter, np.int32)
+        resized = _scaled_sizes(augmentation, sizes, short_side, factors, rot90_k, resize, buckets)
+        largest.append(_cropped_sizes(augmentation, rot90_sizes(resized, rot90_k)))
+    return np.stack(largest)
+
+
+def _scaled_sizes(
+    augmentation: Augmentation,
+    sizes: Int[np.ndarray, "N 2"],
+    short_sides: Length | Float[np.ndarray, " N"],
+    factors: Float[np.ndarray, " N"],
     rot90_k: Int32[np.ndarray, " N"],
     resize: str,
-    largest_bucket: Int[np.ndarray, " 2"],
+    buckets: Int[np.ndarray, "b 2"],
 ) -> Int32[np.ndarray, "N 2"]:
-    """Sample the heights and widths that the images are resized to."""
-    chosen = uniform_integers(bits(Stream.SHORT_SIDE), len(augmentation.possible_short_sides))
-    short_sides = augmentation.possible_short_sides[chosen]
+    """Return the heights and widths that images are resized to with this jitter."""
     fitted = fit_sizes(sizes, short_sides, augmentation.long_side, resize)
-    if augmentation.scale_jitter:
-        low, high = augmentation.scale_jitter
-        factor = low + (high - low) * uniform(bits(Stream.SCALE))
-        if not augmentation.crop_size:
-            # The largest bucket contains every image if there is no jitter.
-            limit = largest_bucket / rot90_sizes(fitted, rot90_k)
-            factor = np.minimum(factor, limit.min(axis=1))
-        fitted *= factor[:, None]
-    return round_sizes(fitted, resize)
+    if not augmentation.crop_size:
+        rotated = rot90_sizes(fitted, rot90_k)
+        limits = (buckets / rotated[:, None]).min(axis=-1).max(axis=-1)  # N b 2 to N
+        # Factors up to 1 are not limited: the plan checks that the image fits without rounding.
+        factors = np.minimum(factors, np.maximum(limits, 1))
+    return round_sizes(fitted * factors[:, None], resize)
+
+
+def _cropped_sizes(
+    augmentation: Augmentation, rotated: Int32[np.ndarray, "N 2"]
+) -> Int32[np.ndarray, "N 2"]:
+    """Return the heights and widths that are left of rotated images after the crop."""
+    if not augmentation.crop_size:
+        return rotated
+    return np.minimum(rotated, augmentation.crop_size).astype(np.int32)
 
 
 def _colors(

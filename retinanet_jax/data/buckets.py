@@ -9,11 +9,7 @@ from retinanet_jax.data.sizes import SIZE_MULTIPLE, round_up
 
 
 def make_buckets(buckets: Sequence[Sequence[int]]) -> Int32[np.ndarray, "b 2"]:
-    """Return the configured (height, width), smallest area first.
-
-    The last bucket is (largest height, largest width), which contains every image that any bucket
-    contains. It is added if it is not configured, because a batch of leftover images from a
-    landscape and a portrait bucket needs it.
+    """Return the configured (height, width) without duplicates, smallest area first.
 
     Args:
         buckets: The configured (height, width), in pixels.
@@ -33,8 +29,7 @@ def make_buckets(buckets: Sequence[Sequence[int]]) -> Int32[np.ndarray, "b 2"]:
                 f"bucket ({height}, {width}) must have sides that are positive multiples of "
                 f"{SIZE_MULTIPLE}; try {fixed}."
             )
-    largest = (max(height for height, _ in buckets), max(width for _, width in buckets))
-    distinct = {(int(height), int(width)) for height, width in (*buckets, largest)}
+    distinct = {(int(height), int(width)) for height, width in buckets}
     ordered = sorted(distinct, key=lambda bucket: (bucket[0] * bucket[1], bucket))
     return np.array(ordered, np.int32)
 
@@ -62,6 +57,26 @@ def smallest_bucket(
     """
     fits = (resized[:, None] <= buckets).all(axis=-1)  # N b
     return np.where(fits.any(axis=-1), fits.argmax(axis=-1), -1)
+
+
+def fewest_buckets(
+    sizes: Int[np.ndarray, "N 2"], buckets: Int[np.ndarray, "b 2"]
+) -> Int[np.ndarray, " N"]:
+    """Return the index of a bucket that contains each image, so that few buckets contain them all.
+
+    One bucket after another is selected, each time the one that contains the most of the remaining
+    images; the smallest if several do.
+
+    Args:
+        sizes: The heights and widths of the images; each must fit in a bucket.
+        buckets: From `make_buckets`.
+    """
+    fits = np.all(sizes[:, None] <= buckets, axis=-1)  # N b
+    selected = np.full(len(sizes), -1)
+    while len(remaining := np.flatnonzero(selected < 0)):
+        best = fits[remaining].sum(axis=0).argmax()
+        selected[remaining[fits[remaining, best]]] = best
+    return selected
 
 
 def check_images_fit(
@@ -93,16 +108,16 @@ def check_images_fit(
 
 
 def check_crop_fits(crop_size: Sequence[int], buckets: Int[np.ndarray, "b 2"]) -> None:
-    """Check that the last bucket contains the crop.
+    """Check that a bucket contains the crop.
 
     Args:
         crop_size: (height, width) of the crop in pixels.
         buckets: From `make_buckets`.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If none does.
     """
-    if (np.asarray(crop_size) > buckets[-1]).any():
+    if smallest_bucket(np.array([crop_size]), buckets)[0] < 0:
         needed = tuple(round_up(side) for side in crop_size)
         raise ValueError(
             f"crop_size={tuple(crop_size)} fits in no bucket of {buckets.tolist()}; "

@@ -14,12 +14,14 @@ from jaxtyping import Bool, Float32, Int, Int32
 from retinanet_jax.data.augmentation import (
     Augmentation,
     ImageTransforms,
+    largest_sizes,
     resize_only,
     sample_transforms,
 )
 from retinanet_jax.data.buckets import (
     check_crop_fits,
     check_images_fit,
+    fewest_buckets,
     make_buckets,
     minimal_buckets,
     smallest_bucket,
@@ -85,7 +87,11 @@ class Plan(Protocol):
 class TrainPlan:
     """A plan for training: every epoch has each image once, in a new order and newly transformed.
 
-    There is no last epoch.
+    There is no last epoch. Each image is in its smallest bucket, except for the leftover images
+    that do not fill a batch there. These may be padded to a larger bucket, in batches of one group,
+    which are all images that one bucket contains: usually there is a group of landscapes and one of
+    portraits. The last batch of each group is completed with fillers, so `steps_per_epoch` is at
+    most one per group above the number of images divided by the batch size.
 
     Args:
         sizes: Height and width of every image of the source, in pixels.
@@ -97,6 +103,11 @@ class TrainPlan:
 
     Raises:
         ValueError: If an argument is out of range, or an image could fit in no bucket.
+
+    Attributes:
+        largest_sizes: The largest height and width that each image may have in its bucket; the
+            first axis is the rotation by 0 and, if images are rotated, by 90 degrees.
+        steps_per_epoch: The number of batches in every epoch.
     """
 
     num_batches = None
@@ -121,9 +132,24 @@ class TrainPlan:
         self.batch_size = batch_size
         self.buckets = make_buckets(buckets)
         self.resize = resize
-        self._check_buckets()
-        self.steps_per_epoch = -(-len(self.sizes) // batch_size)
+        if augmentation.crop_size:
+            check_crop_fits(augmentation.crop_size, self.buckets)
+        self.largest_sizes = largest_sizes(
+            augmentation, self.sizes, resize=resize, buckets=self.buckets
+        )
+        for largest in self.largest_sizes:
+            check_images_fit(self.sizes, largest, self.buckets)
+        # The group of each image is the index of a bucket that contains it in every epoch.
+        groups = fewest_buckets(self.largest_sizes.reshape(-1, 2), self.buckets)
+        self._groups = groups.reshape(len(self.largest_sizes), len(self.sizes))
+        self.steps_per_epoch = self._count_steps()
         self._latest_epoch: tuple[int, _Epoch] | None = None
+
+    @property
+    def largest_bucket(self) -> tuple[int, int]:
+        """The (height, width) of the largest area that a batch may be padded to."""
+        height, width = self.buckets[self._groups.max()].tolist()
+        return height, width
 
     def batch(self, step: int) -> BatchPlan:
         """Return the batch of one step, counted from 0 over all epochs."""
@@ -148,19 +174,16 @@ class TrainPlan:
             seed=self.seed,
             epoch=epoch,
             resize=self.resize,
-            largest_bucket=self.buckets[-1],
+            buckets=self.buckets,
         )
         order = self._permutation(epoch, Stream.ORDER, len(self.sizes))
         bucket = smallest_bucket(transforms.size, self.buckets)
-        full, leftover = [], []
-        # Buckets are visited in the order of their aspect ratio, so that the leftover images of one
-        # batch have similar shapes and few of them are padded to a much larger bucket.
-        for bucket_index in np.argsort(self.buckets[:, 1] / self.buckets[:, 0], stable=True):
-            members = order[bucket[order] == bucket_index]
-            num_full = len(members) // self.batch_size * self.batch_size
-            full.append(members[:num_full])
-            leftover.append(members[num_full:])
-        index, weights = _split_into_batches(np.concatenate(full + leftover), self.batch_size)
+        rotation = transforms.rot90_k % len(self._groups)
+        group = self._groups[rotation, np.arange(len(self.sizes))]
+        members = [order[group[order] == group_index] for group_index in np.unique(group)]
+        index, weights = _join([self._batches_of_group(part, bucket[part]) for part in members])
+        while len(index) < self.steps_per_epoch:
+            index, weights = _divide_fullest(index, weights)
         shuffled = self._permutation(epoch, Stream.BATCHES, len(index))
         index = index[shuffled]
         return _Epoch(
@@ -170,23 +193,31 @@ class TrainPlan:
             transforms=transforms,
         )
 
+    def _batches_of_group(
+        self, members: Int[np.ndarray, " n"], bucket: Int[np.ndarray, " n"]
+    ) -> tuple[Int32[np.ndarray, "S B"], Float32[np.ndarray, "S B"]]:
+        """Return the indices and weights of one group's batches; only the last has fillers."""
+        full, leftover = [], []
+        # Buckets are visited in the order of their aspect ratio, so that the leftover images of one
+        # batch have similar shapes and few of them are padded to a much larger bucket.
+        for bucket_index in np.argsort(self.buckets[:, 1] / self.buckets[:, 0], stable=True):
+            of_bucket = members[bucket == bucket_index]
+            num_full = len(of_bucket) // self.batch_size * self.batch_size
+            full.append(of_bucket[:num_full])
+            leftover.append(of_bucket[num_full:])
+        return _split_into_batches(np.concatenate(full + leftover), self.batch_size)
+
+    def _count_steps(self) -> int:
+        """Return the number of batches that is enough in every epoch."""
+        if len(self._groups) == 1:
+            return int((-(-np.bincount(self._groups[0]) // self.batch_size)).sum())
+        # Rotations move images between the groups. A group of n > 0 images has 1 + (n - 1) // B
+        # batches, so the sum over all groups is largest if each of them has an image.
+        groups = min(len(np.unique(self._groups)), len(self.sizes))
+        return groups + (len(self.sizes) - groups) // self.batch_size
+
     def _permutation(self, epoch: int, stream: Stream, count: int) -> Int[np.ndarray, " n"]:
         return np.argsort(random_bits(self.seed, epoch, stream, count=count), stable=True)
-
-    def _check_buckets(self) -> None:
-        """Raise ValueError if an image or the crop could fit in no bucket."""
-        crop_size, rot90 = self.augmentation.crop_size, self.augmentation.rot90
-        if crop_size:
-            check_crop_fits(crop_size, self.buckets)
-        largest = resized_sizes(
-            self.sizes,
-            short_side=self.augmentation.possible_short_sides.max(),
-            long_side=self.augmentation.long_side,
-            resize=self.resize,
-        )
-        for rotated in (largest, largest[:, ::-1]) if rot90 else (largest,):
-            cropped = np.minimum(rotated, crop_size) if crop_size else rotated
-            check_images_fit(self.sizes, cropped, self.buckets)
 
 
 class EvalPlan:
@@ -228,12 +259,12 @@ class EvalPlan:
         check_images_fit(self.sizes, resized, self.buckets)
         self.transforms = resize_only(resized)
         bucket = smallest_bucket(resized, self.buckets)
-        parts = [
-            _split_into_batches(np.flatnonzero(bucket == bucket_index), batch_size)
-            for bucket_index in np.unique(bucket)
-        ]
-        self._index = np.concatenate([index for index, _ in parts])
-        self._weights = np.concatenate([weights for _, weights in parts])
+        self._index, self._weights = _join(
+            [
+                _split_into_batches(np.flatnonzero(bucket == bucket_index), batch_size)
+                for bucket_index in np.unique(bucket)
+            ]
+        )
         self._bucket = bucket[self._index[:, 0]]
         self.num_batches = len(self._index)
 
@@ -282,6 +313,24 @@ def _split_into_batches(
     index = np.pad(members, (0, missing), mode="edge").astype(np.int32)
     weights = np.pad(np.ones(len(members), np.float32), (0, missing))
     return index.reshape(-1, batch_size), weights.reshape(-1, batch_size)
+
+
+def _join(
+    parts: Sequence[tuple[Int32[np.ndarray, "_ B"], Float32[np.ndarray, "_ B"]]],
+) -> tuple[Int32[np.ndarray, "S B"], Float32[np.ndarray, "S B"]]:
+    """Concatenate the indices, and the weights, of batches."""
+    index, weights = zip(*parts, strict=True)
+    return np.concatenate(index), np.concatenate(weights)
+
+
+def _divide_fullest(
+    index: Int32[np.ndarray, "S B"], weights: Float32[np.ndarray, "S B"]
+) -> tuple[Int32[np.ndarray, "S1 B"], Float32[np.ndarray, "S1 B"]]:
+    """Divide the images of the fullest batch between two batches."""
+    fullest = weights.sum(axis=1).argmax()
+    halves = np.array_split(index[fullest][weights[fullest] > 0], 2)
+    parts = [(np.delete(index, fullest, axis=0), np.delete(weights, fullest, axis=0))]
+    return _join(parts + [_split_into_batches(half, index.shape[1]) for half in halves])
 
 
 def _check_batch_size(batch_size: int) -> None:
