@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
     params: optax.Params
     batch_stats: dict[str, Any]  # statistics of batch norms; all arrays of frozen norms
     opt_state: optax.OptState
-    normalizer: Float[Array, ""]  # moving average of num_foreground, for loss.normalizer="ema"
+    normalizer: Float[Array, "*groups"]  # moving averages of num_foreground, for "ema"
 
     @property
     def variables(self) -> dict[str, Any]:
