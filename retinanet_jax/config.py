@@ -243,6 +243,21 @@ def check_fields(config: ConfigDict) -> None:
             raise ValueError(
                 f"config.{name}={values[name]} must have elements of the type of {example}."
             )
+    check_padding(config)
+
+
+def check_padding(config: ConfigDict) -> None:
+    """Raise ValueError if the padding is masked, but the anchors or the loss depend on its size."""
+    if config.model.padding == "masked":
+        required_values = {"anchors.stride_rule": "nominal", "matching.ignore_padding": True}
+        for name, required in required_values.items():
+            value = operator.attrgetter(name)(config)
+            if value != required:
+                raise ValueError(
+                    f"config.{name}={value} makes results depend on the padding, but "
+                    f"config.model.padding='masked' excludes that; set config.{name}={required}, "
+                    "or config.model.padding='plain'."
+                )
 
 
 def unknown_field(name: str) -> str:

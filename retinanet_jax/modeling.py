@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from retinanet_jax import core
 from retinanet_jax.core.structures import Array
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.models import RetinaNet, conv_general_dilated
+from retinanet_jax.models import RetinaNet, conv_general_dilated, level_masks, valid_mask
 
 
 def build_model(config: ConfigDict, num_classes: int, *, portable: bool = False) -> RetinaNet:
@@ -110,16 +110,9 @@ def normalize(
     return jnp.where(valid[..., None], pixels, 0).astype(dtype)
 
 
-def valid_mask(sizes: Float[Array, "B 2"], image_size: tuple[int, int]) -> Bool[Array, "B H W"]:
-    """Return a mask of the pixels that belong to the images and not to their padding.
-
-    Args:
-        sizes: Valid height and width of each image, in pixels.
-        image_size: Height and width of the padded images.
-    """
-    rows = jnp.arange(image_size[0])[None, :, None] < sizes[:, 0, None, None]  # B H 1
-    columns = jnp.arange(image_size[1])[None, None, :] < sizes[:, 1, None, None]  # B 1 W
-    return rows & columns
+def valid_sizes(batch: Batch) -> Float[Array, "B 2"]:
+    """Return the height and width of each image without its padding; 0 for a filler."""
+    return batch.sizes * batch.weights[:, None]
 
 
 def image_anchors(
@@ -136,6 +129,32 @@ def image_anchors(
         the order of the network's outputs.
     """
     return core.pyramid_anchors(image_size, **config.anchors)
+
+
+def logits_without_padding(
+    logits: tuple[Float[Array, "B _ K"], ...], batch: Batch, config: ConfigDict
+) -> tuple[Float[Array, "B _ K"], ...]:
+    """Return the logits of each level with minus infinity in the padding.
+
+    Then no detections are in the padding; their number would depend on its size.
+
+    Args:
+        logits: The logits of each level.
+        batch: The images' valid sizes.
+        config: A run's config; its `anchors` are used.
+    """
+    image_size = batch.images.shape[1:3]
+    masks = level_masks(batch.sizes, image_size, config.anchors.max_level)
+    levels = range(config.anchors.min_level, config.anchors.max_level + 1)
+    map_sizes = [tuple(-(-side // 2**level) for side in image_size) for level in levels]
+
+    def without_padding(level_logits, map_size):
+        batch_size, _, num_classes = level_logits.shape
+        cells = level_logits.reshape(batch_size, *map_size, -1)
+        cells = jnp.where(masks[map_size], cells, -jnp.inf)
+        return cells.reshape(batch_size, -1, num_classes)
+
+    return tuple(map(without_padding, logits, map_sizes))
 
 
 def detect(
@@ -158,7 +177,10 @@ def detect(
     Returns:
         `core.Detections` with a leading batch axis in every array.
     """
-    outputs: Any = model.apply(variables, network_input(batch, config, train=False), train=False)
+    images, sizes = network_input(batch, config, train=False), valid_sizes(batch)
+    outputs: Any = model.apply(variables, images, train=False, sizes=sizes)
+    if config.model.padding == "masked":
+        outputs = outputs._replace(logits=logits_without_padding(outputs.logits, batch, config))
     anchors = image_anchors(batch.images.shape[1:3], config)
 
     def detect_in_image(logits, deltas, size, scale):

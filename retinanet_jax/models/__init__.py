@@ -4,6 +4,7 @@ from retinanet_jax.models.convolution import conv_general_dilated
 from retinanet_jax.models.fpn import FPN
 from retinanet_jax.models.heads import Head
 from retinanet_jax.models.norm import FrozenBatchNorm, make_norm
+from retinanet_jax.models.padding import level_masks, valid_mask
 from retinanet_jax.models.resnet import ARCHITECTURES, ResNet, is_frozen
 from retinanet_jax.models.retinanet import Outputs, RetinaNet
 
@@ -17,5 +18,7 @@ __all__ = [
     "RetinaNet",
     "conv_general_dilated",
     "is_frozen",
+    "level_masks",
     "make_norm",
+    "valid_mask",
 ]

@@ -5,6 +5,7 @@ from flax import linen as nn
 from jaxtyping import Array, DTypeLike, Float
 
 from retinanet_jax.models.convolution import Convolve
+from retinanet_jax.models.padding import Masks, zero_padding
 
 
 def upsample(x: Float[Array, "B h w C"]) -> Float[Array, "B 2*h 2*w C"]:
@@ -39,12 +40,13 @@ class FPN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, maps: tuple[Float[Array, "B _ _ _"], ...]
+        self, maps: tuple[Float[Array, "B _ _ _"], ...], masks: Masks | None = None
     ) -> tuple[Float[Array, "B _ _ D"], ...]:
         """Return (P3, ..., P`max_level`), each half the size of the previous, rounded up.
 
         Args:
-            maps: (C3, C4, C5), each half the size of the previous.
+            maps: (C3, C4, C5), each half the size of the previous, rounded up.
+            masks: The valid pixels of the maps; None means that the images have no padding.
 
         Raises:
             ValueError: If `p6_from` or `max_level` is unknown.
@@ -56,13 +58,17 @@ class FPN(nn.Module):
         laterals = [self._conv(f"lateral{i}", 1)(c) for i, c in enumerate(maps, start=3)]
         sums = laterals[-1:]
         for lateral in reversed(laterals[:-1]):
-            sums.insert(0, lateral + upsample(sums[0]))
-        pyramid = [self._conv(f"output{i}", 3)(x) for i, x in enumerate(sums, start=3)]
+            _, height, width, _ = lateral.shape
+            sums.insert(0, lateral + upsample(sums[0])[:, :height, :width])
+        pyramid = [
+            self._conv(f"output{i}", 3)(zero_padding(x, masks)) for i, x in enumerate(sums, start=3)
+        ]
         if self.max_level >= 6:
             source = maps[-1] if self.p6_from == "c5" else pyramid[-1]
-            pyramid.append(self._conv("p6", 3, stride=2)(source))
+            pyramid.append(self._conv("p6", 3, stride=2)(zero_padding(source, masks)))
         if self.max_level == 7:
-            pyramid.append(self._conv("p7", 3, stride=2)(nn.relu(pyramid[-1])))
+            source = nn.relu(pyramid[-1])
+            pyramid.append(self._conv("p7", 3, stride=2)(zero_padding(source, masks)))
         return tuple(pyramid)
 
     def _conv(self, name: str, kernel: int, stride: int = 1) -> nn.Conv:

@@ -1,13 +1,14 @@
 """The subnets that predict classes and boxes from every pyramid level."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from flax import linen as nn
 from jaxtyping import Array, DTypeLike, Float
 
 from retinanet_jax.models.convolution import Convolve
 from retinanet_jax.models.norm import make_norm
+from retinanet_jax.models.padding import Masks, mask_of, zero_padding
 
 
 class Head(nn.Module):
@@ -42,39 +43,40 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(
-        self, maps: tuple[Float[Array, "B _ _ C"], ...]
+        self, maps: tuple[Float[Array, "B _ _ C"], ...], masks: Masks | None = None
     ) -> tuple[Float[Array, "B _ O"], ...]:
         """Return each level's outputs in the order of its anchors: row, column, anchor of the cell.
 
         Args:
             maps: The pyramid, one map per level.
+            masks: The valid pixels of the maps; None means that the images have no padding.
 
         Raises:
             ValueError: If `norm` is unknown or `prior_probability` is not between 0 and 1.
         """
         if self.norm not in ("none", "group"):
             raise ValueError(f"head norm={self.norm!r} is unknown; use 'none' or 'group'.")
-        layers = []
-        for index in range(self.depth):
-            layers += self._tower_layers(index)
-        bias = self._prior_logit()
-        layers.append(self._conv("predict", self.num_anchors * self.outputs, bias=bias))
-        return tuple(self._predict(x, layers) for x in maps)
+        tower = [(self._tower_conv(index), self._tower_norm(index)) for index in range(self.depth)]
+        predict = self._conv("predict", self.num_anchors * self.outputs, bias=self._prior_logit())
+        outputs = []
+        for x in maps:
+            for conv, norm in tower:
+                x = norm(conv(zero_padding(x, masks)), mask=mask_of(x, masks))
+                x = nn.relu(x)
+            x = predict(zero_padding(x, masks))
+            # Channels are anchor-major, so outputs are ordered row, column, anchor of the cell.
+            outputs.append(x.reshape(x.shape[0], -1, self.outputs))
+        return tuple(outputs)
 
-    def _predict(
-        self, x: Float[Array, "B h w C"], layers: Sequence[Callable[[Array], Array]]
-    ) -> Float[Array, "B A O"]:
-        """Return the outputs of one level."""
-        for layer in layers:
-            x = layer(x)
-        # Channels are anchor-major, so the outputs are ordered row, column, anchor of the cell.
-        return x.reshape(x.shape[0], -1, self.outputs)
+    def _tower_conv(self, index: int) -> nn.Conv:
+        """Return a convolution of the tower."""
+        return self._conv(f"conv{index}", self.channels, bias=0.0 if self.norm == "none" else None)
 
-    def _tower_layers(self, index: int) -> list[Callable[[Array], Array]]:
-        """Return a convolution of the tower with its norm, if any, and ReLU."""
+    def _tower_norm(self, index: int) -> Callable[..., Array]:
+        """Return the norm that follows a convolution of the tower, or the identity."""
         if self.norm == "none":
-            return [self._conv(f"conv{index}", self.channels), nn.relu]
-        norm = make_norm(
+            return lambda x, mask: x
+        return make_norm(
             self.norm,
             channels=self.channels,
             train=False,
@@ -82,7 +84,6 @@ class Head(nn.Module):
             dtype=self.dtype,
             name=f"norm{index}",
         )
-        return [self._conv(f"conv{index}", self.channels, bias=None), norm, nn.relu]
 
     def _prior_logit(self) -> float:
         """Return the logit of the prior probability, or 0 if there is none."""

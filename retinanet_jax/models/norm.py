@@ -1,7 +1,8 @@
 """Normalization layers by name: frozen batch norm, batch norm, group norm.
 
 All compute in at least float32 and return the compute dtype, so that statistics stay exact in
-bfloat16.
+bfloat16. They are called as `norm(x, mask=mask)`; with a mask, statistics are those of the valid
+pixels.
 """
 
 import math
@@ -10,7 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import Array, Bool, DTypeLike, Float
+
+Mask = Bool[Array, "B h w 1"]  # True at valid pixels
 
 
 class FrozenBatchNorm(nn.Module):
@@ -29,8 +32,15 @@ class FrozenBatchNorm(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
-        """Return (x - mean) / sqrt(var + epsilon) * scale + bias, per channel."""
+    def __call__(
+        self, x: Float[Array, "B h w C"], *, mask: Mask | None = None
+    ) -> Float[Array, "B h w C"]:
+        """Return (x - mean) / sqrt(var + epsilon) * scale + bias, per channel.
+
+        Args:
+            x: A feature map.
+            mask: Not used, since the statistics are constant.
+        """
         shape = (x.shape[-1],)
         scale = self.variable("batch_stats", "scale", jnp.ones, shape).value
         bias = self.variable("batch_stats", "bias", jnp.zeros, shape).value
@@ -38,6 +48,58 @@ class FrozenBatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape).value
         factor = scale * lax.rsqrt(var + self.epsilon)
         y = x * factor + (bias - mean * factor)  # in float32 or wider, like the statistics
+        return y if self.dtype is None else y.astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group norm (https://arxiv.org/abs/1803.08494).
+
+    Unlike Flax's, it has statistics of the valid pixels at no further cost: Flax sums the mask once
+    for each channel.
+
+    Attributes:
+        num_groups: Number of groups, which divides the number of channels.
+        epsilon: Added to the variance.
+        dtype: The dtype of the result; None means the dtype of the computation.
+        scale_init: Initializer of the scale.
+    """
+
+    num_groups: int
+    epsilon: float
+    dtype: DTypeLike | None = None
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B h w C"], *, mask: Mask | None = None
+    ) -> Float[Array, "B h w C"]:
+        """Return (x - mean) / sqrt(var + epsilon) * scale + bias.
+
+        The mean and the variance are those of each image and group of channels.
+
+        Args:
+            x: A feature map.
+            mask: The valid pixels, of which the statistics are taken; None means all pixels.
+        """
+        batch, height, width, channels = x.shape
+        scale = self.param("scale", self.scale_init, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if mask is None:
+            valid, num_pixels = x, jnp.full(batch, height * width, x.dtype)
+        else:
+            # A filler has no valid pixel; its statistics are those of zeros.
+            valid, num_pixels = x * mask, jnp.maximum(jnp.sum(mask, (1, 2, 3), dtype=x.dtype), 1)
+
+        def group_means(y):
+            sums = jnp.sum(y, (1, 2)).reshape(batch, self.num_groups, -1)
+            means = jnp.mean(sums, axis=2) / num_pixels[:, None]
+            return jnp.repeat(means, channels // self.num_groups, axis=1)  # B C
+
+        mean = group_means(valid)
+        var = jnp.maximum(group_means(jnp.square(valid)) - jnp.square(mean), 0)
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        y = x * factor[:, None, None] + (bias - mean * factor)[:, None, None]
         return y if self.dtype is None else y.astype(self.dtype)
 
 
@@ -80,6 +142,6 @@ def make_norm(
             options.update(use_running_average=not train, momentum=momentum)
             return nn.BatchNorm(scale_init=scale_init, **options)
         case "group":
-            return nn.GroupNorm(math.gcd(32, channels), scale_init=scale_init, **options)
+            return GroupNorm(math.gcd(32, channels), scale_init=scale_init, **options)
         case _:
             raise ValueError(f"norm={norm!r} is unknown; use one of frozen_batch, batch, group.")

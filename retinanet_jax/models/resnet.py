@@ -12,6 +12,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from retinanet_jax.models.convolution import Convolve
 from retinanet_jax.models.norm import make_norm
+from retinanet_jax.models.padding import Masks, mask_of, zero_padding
 
 ARCHITECTURES = {
     "resnet18": {"stage_sizes": (2, 2, 2, 2), "bottleneck": False},
@@ -121,17 +122,22 @@ class Block(nn.Module):
     convolve: Convolve | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B h w C"], train: bool) -> Float[Array, "B i j D"]:
+    def __call__(
+        self, x: Float[Array, "B h w C"], train: bool, masks: Masks | None = None
+    ) -> Float[Array, "B i j D"]:
         """Return relu(shortcut(x) + residual(x)).
 
         Args:
             x: A feature map.
             train: As in `make_norm`.
+            masks: As in `ResNet`.
         """
 
         def conv_norm(x, index, features, kernel, *, stride=1, groups=1, zero_scale=False):
             conv_name = f"conv{index}" if index else "shortcut_conv"
             norm_name = f"norm{index}" if index else "shortcut_norm"
+            if kernel > 1:
+                x = zero_padding(x, masks)
             x = _conv(
                 features,
                 kernel,
@@ -149,7 +155,7 @@ class Block(nn.Module):
                 dtype=self.dtype,
                 zero_scale=zero_scale,
                 name=norm_name,
-            )(x)
+            )(x, mask=mask_of(x, masks))
 
         if self.bottleneck:
             first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
@@ -203,7 +209,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "B H W 3"], train: bool
+        self, images: Float[Array, "B H W 3"], train: bool, masks: Masks | None = None
     ) -> tuple[Float[Array, "B _ _ _"], ...]:
         """Return (C3, C4, C5), the maps of strides 8, 16 and 32.
 
@@ -211,26 +217,29 @@ class ResNet(nn.Module):
             images: Normalized images.
             train: Whether the batch norms of stages that are not frozen use the batch's statistics
                 and update the running ones.
+            masks: The valid pixels of the maps; None means that the images have no padding.
 
         Raises:
             ValueError: If `groups` does not divide the width of a stage, or `norm` is unknown.
         """
-        x = self._stem(images, train and self.frozen_stages < 1)
+        x = self._stem(images, train and self.frozen_stages < 1, masks)
         maps = []
         for stage, size in enumerate(self.stage_sizes, start=2):
             frozen = stage <= self.frozen_stages
             for index in range(size):
                 stride = 2 if stage > 2 and index == 0 else 1
-                x = self._block(stage, index, stride)(x, train and not frozen)
+                x = self._block(stage, index, stride)(x, train and not frozen, masks)
             x = lax.stop_gradient(x) if frozen else x
             maps.append(x)
         return tuple(maps[1:])
 
-    def _stem(self, images: Float[Array, "B H W 3"], train: bool) -> Float[Array, "B h4 w4 C"]:
+    def _stem(
+        self, images: Float[Array, "B H W 3"], train: bool, masks: Masks | None
+    ) -> Float[Array, "B h4 w4 C"]:
         """Return the input of stage 2: a strided 7x7 convolution and a strided max pooling."""
         x = _conv(
             self.width, 7, stride=2, dtype=self.dtype, convolve=self.convolve, name="stem_conv"
-        )(images)
+        )(zero_padding(images, masks))
         x = make_norm(
             self.norm,
             channels=self.width,
@@ -238,8 +247,8 @@ class ResNet(nn.Module):
             epsilon=self.norm_epsilon,
             dtype=self.dtype,
             name="stem_norm",
-        )(x)
-        x = nn.relu(x)
+        )(x, mask=mask_of(x, masks))
+        x = zero_padding(nn.relu(x), masks)
         # After the ReLU, padding with zeros is the same as padding with minus infinity.
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = nn.max_pool(x, (3, 3), strides=(2, 2))

@@ -8,6 +8,7 @@ from jaxtyping import Array, DTypeLike, Float
 from retinanet_jax.models.convolution import Convolve
 from retinanet_jax.models.fpn import FPN
 from retinanet_jax.models.heads import Head
+from retinanet_jax.models.padding import Masks, level_masks
 from retinanet_jax.models.resnet import ARCHITECTURES, ResNet
 
 
@@ -30,8 +31,8 @@ class RetinaNet(nn.Module, kw_only=True):
         frozen_stages: The backbone's, as in `ResNet`.
         p6_from: The pyramid's, as in `FPN`.
         head_norm: The heads', as in `Head`.
-        padding: What the padding of an image may change: "masked", nothing; "plain", everything
-            near it, and the statistics of the norms.
+        padding: What the padding of the images changes: nothing ("masked"), or, as in torchvision
+            and detectron2, the outputs near it and the statistics of the norms ("plain").
         backbone: A name of ARCHITECTURES.
         backbone_width: Number of channels of the backbone's stem.
         fpn_channels: Number of channels of the pyramid and the heads.
@@ -61,20 +62,26 @@ class RetinaNet(nn.Module, kw_only=True):
     convolve: Convolve | None = None
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W 3"], train: bool) -> Outputs:
-        """Return the predictions.
+    def __call__(
+        self,
+        images: Float[Array, "B H W 3"],
+        train: bool,
+        sizes: Float[Array, "B 2"] | None = None,
+    ) -> Outputs:
+        """Return the predictions, which mean nothing in the padding.
 
         Args:
-            images: Normalized images; H and W are multiples of the stride of C5, 32.
+            images: Normalized images, with zeros in their padding.
             train: As in `ResNet`; only batch norms depend on it.
+            sizes: Height and width of each image without its padding, or 0 for a filler. None means
+                that the images have no padding.
 
         Raises:
-            ValueError: If the stride does not divide H or W, or `backbone`, `norm`, `p6_from`,
-                `max_level` or `head_norm` is unknown.
+            ValueError: If `backbone`, `norm`, `p6_from`, `max_level`, `head_norm` or `padding` is
+                unknown.
         """
-        backbone = self._backbone()
-        _check_image_size(images.shape[1:3], backbone.stride)
-        maps = backbone(images, train)
+        masks = self._masks(images, sizes)
+        maps = self._backbone()(images, train, masks)
         pyramid = FPN(
             self.fpn_channels,
             self.p6_from,
@@ -82,10 +89,21 @@ class RetinaNet(nn.Module, kw_only=True):
             dtype=self.dtype,
             convolve=self.convolve,
             name="fpn",
-        )(maps)
+        )(maps, masks)
         classify = self._head("classification_head", self.num_classes, self.prior_probability)
         regress = self._head("box_head", 4, None)
-        return Outputs(classify(pyramid), regress(pyramid))
+        return Outputs(classify(pyramid, masks), regress(pyramid, masks))
+
+    def _masks(
+        self, images: Float[Array, "B H W 3"], sizes: Float[Array, "B 2"] | None
+    ) -> Masks | None:
+        """Return the masks of the valid pixels, or None if the padding is not masked."""
+        if self.padding not in ("masked", "plain"):
+            raise ValueError(f"padding={self.padding!r} is unknown; use 'masked' or 'plain'.")
+        if self.padding == "plain" or sizes is None:
+            return None
+        _, height, width, _ = images.shape
+        return level_masks(sizes, (height, width), self.max_level)
 
     def _backbone(self) -> ResNet:
         """Return the backbone."""
@@ -116,15 +134,4 @@ class RetinaNet(nn.Module, kw_only=True):
             dtype=self.dtype,
             convolve=self.convolve,
             name=name,
-        )
-
-
-def _check_image_size(image_size: tuple[int, ...], stride: int) -> None:
-    """Raise ValueError unless the stride of the backbone's last map divides the size."""
-    # Otherwise an upsampled map would not have the size of the finer map that it is added to.
-    fixed = tuple(max(1, -(-side // stride)) * stride for side in image_size)
-    if image_size != fixed:
-        raise ValueError(
-            f"image_size={image_size} must be divisible by the stride of C5 ({stride}); "
-            f"try {fixed}."
         )

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.modeling import network_input
+from retinanet_jax.modeling import network_input, valid_sizes
 from retinanet_jax.models import RetinaNet
 from retinanet_jax.training.objective import batch_loss
 from retinanet_jax.training.optimizer import make_schedule
@@ -59,6 +59,7 @@ def make_train_step(
                 {"params": params, "batch_stats": state.batch_stats},
                 network_input(batch, config, train=True),
                 train=True,
+                sizes=valid_sizes(batch),
                 mutable=["batch_stats"],
             )
             terms = batch_loss(outputs, batch, state.normalizer, config)

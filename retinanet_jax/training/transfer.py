@@ -22,6 +22,8 @@ from retinanet_jax.weights.resnet import MAX_NAMES, join_names
 
 # The channels of this layer are in the order anchor, class.
 CLASSIFICATION_OUTPUT = ("classification_head", "predict")
+# Fields of the network that change results only in and near the padding, to which a run adapts.
+PADDING_FIELDS = ("model.padding", "anchors.stride_rule")
 
 Path = tuple[str, ...]
 
@@ -87,6 +89,7 @@ def check_transfer(plan: TransferPlan, source: Checkpoint, config: ConfigDict) -
     fields = [
         f"config.{name} is {saved} in the checkpoint and {current} in this run"
         for name, saved, current in network_differences(source.config, config)
+        if name not in PADDING_FIELDS
     ]
     if problems or fields:
         raise ValueError(

@@ -1,7 +1,5 @@
 """The whole network has the published size and one prediction per anchor."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,16 +79,6 @@ def test_bfloat16_outputs_from_float32_parameters(options):
     outputs, variables = build(**TINY, dtype=jnp.bfloat16, **options)
     assert {x.dtype for x in jax.tree.leaves(outputs)} == {jnp.dtype("bfloat16")}
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-
-
-@pytest.mark.parametrize(
-    ("size", "fixed"),
-    [((800, 1333), "(800, 1344)"), ((1, 32), "(32, 32)"), ((65, 0), "(96, 32)")],
-)
-def test_an_image_size_that_the_stride_does_not_divide_is_refused_with_its_fix(size, fixed):
-    message = f"image_size={size} must be divisible by the stride of C5 (32); try {fixed}."
-    with pytest.raises(ValueError, match=re.escape(message)):
-        build(size=size, **TINY)
 
 
 @pytest.mark.parametrize(
