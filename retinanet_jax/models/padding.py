@@ -2,7 +2,8 @@
 
 Images are padded to the size of their bucket, and batches are completed with fillers. Every
 operation that looks at neighbors (3x3 and 7x7 convolutions, pooling) pads its input with zeros; if
-the padding of the image is zero as well, the results at valid pixels are those of an unpadded image.
+the padding of the image is zero as well, the results at valid pixels are those of an unpadded
+image.
 Biases and norms make it nonzero again, so it is set to zero before each such operation.
 """
 
@@ -58,4 +59,5 @@ def mask_of(x: Float[Array, "B h w C"], masks: Masks | None) -> Bool[Array, "B h
 
 def zero_padding(x: Float[Array, "B h w C"], masks: Masks | None) -> Float[Array, "B h w C"]:
     """Return the feature map with zeros in the padding, or unchanged if there are no masks."""
-    return x if masks is None else x * mask_of(x, masks)
+    mask = mask_of(x, masks)
+    return x if mask is None else x * mask
