@@ -49,7 +49,9 @@ def training(fill: float, optimizer=None):
 def save(workdir, config, aps: dict[int, float | None], categories=CATEGORIES):
     with CheckpointManager(workdir, config, categories) as checkpoints:
         for step, ap in aps.items():
-            checkpoints.save(step, variables(step), training(step), ap)
+            checkpoints.save(step, variables(step), training(step), awaits_ap=ap is not None)
+            if ap is not None:
+                checkpoints.record_ap(step, ap)
 
 
 def steps(workdir):
@@ -88,7 +90,7 @@ def test_a_checkpoint_has_all_that_prediction_needs(tmp_path, config):
 def test_a_checkpoint_of_8_devices_loads_on_1(tmp_path, config):
     saved = sharding.put_replicated((variables(5), training(5)), sharding.make_mesh(1))
     with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
-        checkpoints.save(5, *saved, None)
+        checkpoints.save(5, *saved)
     load = (
         "import sys, jax\n"
         "from retinanet_jax import checkpoint\n"

@@ -7,6 +7,8 @@ table comes from pycocotools, whichever evaluator computed the precision.
 import contextlib
 import importlib.util
 import io
+import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -37,6 +39,28 @@ class CocoApi(NamedTuple):
 
     COCO: Any
     COCOeval: Any
+
+
+class ThreadOutput(io.StringIO):
+    """Collects what the thread that makes it prints, and forwards what other threads print.
+
+    It is given to `redirect_stdout`, which otherwise redirects the output of all threads: the
+    progress lines of training would be lost while a thread computes AP.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread, self._others = threading.get_ident(), sys.stdout
+
+    def write(self, text: str) -> int:
+        """Write a text to this object or, from another thread, to the output of before."""
+        if threading.get_ident() == self._thread:
+            return super().write(text)
+        return self._others.write(text)
+
+    def flush(self) -> None:
+        """Flush the output of the other threads."""
+        self._others.flush()
 
 
 def coco_results(
@@ -110,7 +134,7 @@ def coco_metrics(
     Args:
         ground_truth: A COCO instances dict; it is not changed.
         results: Detections in COCO's results format; they are not changed.
-        evaluator: "pycocotools" or "hotcoco" (config.evaluator).
+        evaluator: "pycocotools", "hotcoco" or "auto" (config.evaluator).
 
     Returns:
         A dict of the twelve METRICS and "AP_by_category" (category name -> AP), and the table as
@@ -121,7 +145,7 @@ def coco_metrics(
     """
     api = coco_api(evaluator)
     ground_truth = keep_box_fields(ground_truth)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(ThreadOutput()):
         truth = api.COCO()
         truth.dataset = ground_truth
         truth.createIndex()
@@ -155,7 +179,7 @@ def summarize(curves: dict[str, Any]) -> tuple[Float[np.ndarray, " 12"], str]:
 
     summary: Any = COCOeval(iouType="bbox")
     summary.eval = curves
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+    with contextlib.redirect_stdout(ThreadOutput()) as printed:
         summary.summarize()
     return np.asarray(summary.stats), printed.getvalue().rstrip()
 

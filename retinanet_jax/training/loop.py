@@ -94,7 +94,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
                     writer.restart_clock(step)
                 if ap is not None or is_due(step, config.checkpoint_every, total):
                     finite_metrics(step, metrics, config)  # a diverged state must not be resumed
-                    checkpoints.save(step, state.variables, state.training, ap)
+                    checkpoints.save(
+                        step, state.variables, state.training, awaits_ap=ap is not None
+                    )
+                if ap is not None and writes:
+                    checkpoints.record_ap(step, ap)
 
 
 def check_intervals(config: ConfigDict) -> None:

@@ -1,0 +1,39 @@
+"""Checkpoints in WORKDIR/checkpoints/STEP, written by Orbax; each is complete or absent.
+
+A checkpoint has four items: `variables` (parameters and batch statistics, all that prediction
+needs), `training` (the rest of the training state, for resuming), `config` and `categories`. For
+imported weights, which were not trained here, `training` is only the step, which is 0. When an
+evaluation during training has finished, its AP is added as a fifth item, `metrics`.
+
+Later versions of this package can read a checkpoint: its item `config` contains the version of the
+config's fields, and `stored_config.config_from_json` reads those of earlier versions.
+"""
+
+from retinanet_jax.checkpoint.checks import check_categories, check_model, check_shapes
+from retinanet_jax.checkpoint.manager import CheckpointManager, write_imported
+from retinanet_jax.checkpoint.reading import (
+    FOLDER,
+    NOT_MEASURED,
+    Checkpoint,
+    find,
+    load,
+    newest_step,
+    saved_ap,
+    step_folders,
+)
+
+__all__ = [
+    "FOLDER",
+    "NOT_MEASURED",
+    "Checkpoint",
+    "CheckpointManager",
+    "check_categories",
+    "check_model",
+    "check_shapes",
+    "find",
+    "load",
+    "newest_step",
+    "saved_ap",
+    "step_folders",
+    "write_imported",
+]
