@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from random_batches import NUM_CLASSES, SIZE, make_batch
 
-from retinanet_jax import core, modeling
+from retinanet_jax import core, modeling, sharding
 from retinanet_jax.models import Outputs
 from retinanet_jax.training import objective
 
@@ -79,6 +79,133 @@ def test_the_loss_of_a_batch_without_objects_is_finite_and_positive(config, norm
     )
     assert 0 < terms.total < 3
     assert terms.num_foreground == 0
+
+
+# ---- detectron2's moving averages, one for each of its processes
+
+
+def reduce_ema(config, class_sums, box_sums, foreground, weights, averages, num_selected=None):
+    config.loss.normalizer = "ema"
+    arrays = map(jnp.float32, (class_sums, box_sums, foreground))
+    return objective.reduce_losses(
+        *arrays, num_selected, jnp.float32(weights), jnp.float32(averages), config.loss
+    )
+
+
+def test_averages_of_groups_by_hand(config):
+    """Groups of two images; the third has only fillers, so it counts for nothing."""
+    terms = reduce_ema(
+        config,
+        class_sums=[8, 3, 5, 70, 80, 90],
+        box_sums=[4, 1, 2, 70, 80, 90],
+        foreground=[4, 2, 0, 70, 80, 90],
+        weights=[1, 1, 1, 0, 0, 0],
+        averages=[10, 20, 30],
+        num_selected=jnp.array([16, 6, 5, 99, 99, 99]),
+    )
+    # .9 * 10 + .1 * 6 and .9 * 20 + .1 * max(0, 1)
+    np.testing.assert_allclose(terms.normalizer, [9.6, 18.1, 30], rtol=1e-6)
+    assert terms.num_foreground == 6
+    np.testing.assert_allclose(terms.box, ((4 + 1) / 9.6 + 2 / 18.1) / 2, rtol=1e-6)
+    np.testing.assert_allclose(terms.classification, ((8 + 3) / 22 + 5 / 5) / 2, rtol=1e-6)
+    without_ohem = reduce_ema(
+        config, [8, 3, 5, 7], [4, 1, 2, 7], [4, 2, 0, 7], [1, 1, 1, 0], averages=[10, 20]
+    )
+    expected = ((8 + 3) / 9.6 + 5 / 18.1) / 2
+    np.testing.assert_allclose(without_ohem.classification, expected, rtol=1e-6)
+
+
+def test_averages_of_groups_are_those_of_detectron2s_processes(config):
+    """8 processes of 2 images, as in detectron2's runs, for several steps, with the gradients."""
+
+    @jax.jit
+    def step(class_sums, box_sums, foreground, averages):
+        def total(sums):
+            terms = reduce_ema(config, *sums, foreground, np.ones(16), averages)
+            return terms.total, terms.normalizer
+
+        return jax.value_and_grad(total, has_aux=True)((class_sums, box_sums))
+
+    rng = np.random.default_rng(0)
+    averages, loss_normalizers = jnp.full(8, 100.0), [100.0] * 8
+    for _ in range(5):
+        class_sums, box_sums = rng.uniform(0, 50, (2, 16)).astype(np.float32)
+        foreground = rng.poisson(20, 16) * (rng.random(16) < 0.5)
+        (loss, averages), gradients = step(class_sums, box_sums, foreground, averages)
+        losses, factors = [], []
+        for process in range(8):
+            images = slice(2 * process, 2 * process + 2)
+            num_pos_anchors = max(foreground[images].sum(), 1)
+            loss_normalizers[process] = 0.9 * loss_normalizers[process] + 0.1 * num_pos_anchors
+            losses += [(class_sums[images] + box_sums[images]).sum() / loss_normalizers[process]]
+            factors += [1 / loss_normalizers[process] / 8] * 2
+        np.testing.assert_allclose(averages, loss_normalizers, rtol=1e-5)
+        np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
+        for gradient in gradients:
+            np.testing.assert_allclose(gradient, factors, rtol=1e-5)
+
+
+def test_the_loss_of_groups_is_the_mean_of_their_own_losses(small):
+    small.loss.normalizer = "ema"
+    batch, outputs = make_batch(4), random_outputs(small, 4)
+
+    @jax.jit
+    def terms_and_gradients(outputs, batch, averages):
+        def total(outputs):
+            terms = objective.batch_loss(outputs, batch, averages, small)
+            return terms.total, terms
+
+        (_, terms), gradients = jax.value_and_grad(total, has_aux=True)(outputs)
+        return terms, gradients
+
+    terms, gradients = terms_and_gradients(outputs, batch, jnp.float32([10, 50]))
+    for index, (average, images) in enumerate([(10, slice(0, 2)), (50, slice(2, 4))]):
+        parts = jax.tree.map(lambda x, images=images: x[images], (outputs, batch))
+        own, own_gradients = terms_and_gradients(*parts, jnp.float32(average))
+        np.testing.assert_allclose(own.normalizer, terms.normalizer[index], rtol=1e-6)
+        terms = terms._replace(total=terms.total - own.total / 2)
+        for whole, part in zip(*map(jax.tree.leaves, (gradients, own_gradients)), strict=True):
+            np.testing.assert_allclose(whole[images], part / 2, rtol=1e-5, atol=1e-9)
+    assert abs(terms.total) < 1e-5
+
+
+@pytest.mark.parametrize("space", [1, 2, 4])
+def test_averages_of_groups_are_the_same_on_any_mesh(config, space):
+    mesh = sharding.make_mesh(space)
+    rng = np.random.default_rng(0)
+    arrays = rng.uniform(1, 50, (3, 16)).astype(np.float32)
+    averages = np.linspace(50, 150, 8, dtype=np.float32)
+
+    def reduce(arrays, averages):
+        return reduce_ema(config, *arrays, np.ones(16), averages)
+
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
+    replicated = sharding.replicated(mesh)
+    sharded = jax.jit(reduce, in_shardings=(split, replicated), out_shardings=replicated)
+    for value, expected in zip(sharded(arrays, averages), reduce(arrays, averages), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_the_number_of_averages_is_that_of_the_groups(config):
+    assert objective.normalizer_shape(config) == ()
+    config.loss.update(normalizer="ema", ema_images=2)
+    assert objective.normalizer_shape(config) == (8,)
+    config.loss.ema_images = 16
+    assert objective.normalizer_shape(config) == (1,)
+
+
+@pytest.mark.parametrize(("images", "batch_size"), [(3, 16), (32, 16), (-2, 16), (2, 1)])
+def test_groups_that_do_not_fill_the_batch_are_an_error(config, images, batch_size):
+    config.data.batch_size = batch_size
+    config.loss.update(normalizer="ema", ema_images=images)
+    message = (
+        rf"^loss\.ema_images={images} must divide data\.batch_size={batch_size}; 0 is the whole"
+    )
+    with pytest.raises(ValueError, match=message):
+        objective.normalizer_shape(config)
+
+
+# ---- the loss of a batch
 
 
 @pytest.mark.parametrize(
