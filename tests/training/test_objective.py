@@ -145,6 +145,7 @@ def test_averages_of_groups_are_those_of_detectron2s_processes(config):
             np.testing.assert_allclose(gradient, factors, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loss_of_groups_is_the_mean_of_their_own_losses(small):
     small.loss.normalizer = "ema"
     batch, outputs = make_batch(4), random_outputs(small, 4)
