@@ -7,6 +7,7 @@
 Images are read, resized and padded as in evaluation, so the detections equal those of evaluation.
 """
 
+import contextlib
 import functools
 import itertools
 import os
@@ -29,6 +30,7 @@ from retinanet_jax.data.transforms import pad, resize
 from retinanet_jax.evaluation.detections import Detection, Detections
 from retinanet_jax.evaluation.limits import class_mask, with_limits
 from retinanet_jax.modeling import build_model, detect
+from retinanet_jax.utils.progress import CLOCK
 from retinanet_jax.utils.threads import NUM_THREADS, grouped, in_order, map_ahead, one_in_flight
 
 __all__ = ["Detection", "Detections", "Detector"]
@@ -85,6 +87,7 @@ class Detector:
         self.checkpoint = checkpoint._replace(config=config, variables=variables)
         model = build_model(config, len(checkpoint.categories))
         self._detect = jax.jit(functools.partial(detect, model=model, config=config))
+        self._compiled: set[tuple[int, ...]] = set()  # shapes of batches
 
     @classmethod
     def load(
@@ -110,7 +113,7 @@ class Detector:
                 checkpoint, such as runs/pets/checkpoints/2500.
             score_threshold: Only detections with a higher score are returned; at least 0 and less
                 than 1. None for the threshold in the checkpoint's config.
-            iou_threshold: Non-maximum suppression removes a detection whose IoU with a better one
+            iou_threshold: Non-maximum suppression removes a detection if its IoU with a better one
                 of its class is higher; from 0 to 1. None for the threshold in the checkpoint's
                 config.
             class_agnostic: Whether a detection also suppresses those of other classes. None for
@@ -239,7 +242,10 @@ class Detector:
         if not examples:
             return group, None
         batch = _concatenate(examples, batch_size)
-        return group, self._detect(self.checkpoint.variables, batch)
+        is_new = batch.images.shape not in self._compiled
+        self._compiled.add(batch.images.shape)
+        with CLOCK.stopped() if is_new else contextlib.nullcontext():
+            return group, self._detect(self.checkpoint.variables, batch)
 
     def _finish(
         self, group: _Group, detections: core.Detections | None

@@ -105,7 +105,7 @@ def define_detection_limits(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "iou_threshold",
         None,
-        "Non-maximum suppression removes a detection whose IoU with a better one of its class is "
+        "Non-maximum suppression removes a detection if its IoU with a better one of its class is "
         "higher. The default is the threshold in the checkpoint's config.",
         flag_values=values,
     )

@@ -1,33 +1,27 @@
 """Detection in image files; the detections are written as JSON, as CSV and as drawings."""
 
+import collections
 import csv
-import functools
 import io
+import os
 import pathlib
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from retinanet_jax.evaluation.detections import Detections
-from retinanet_jax.utils.files import write_atomically, write_json
+from retinanet_jax.utils.files import OutputFolder, to_json
 from retinanet_jax.utils.progress import format_count, make_progress
 from retinanet_jax.utils.threads import map_ahead
 
 if TYPE_CHECKING:
     from retinanet_jax.detector import Detector
 
-# The columns of detections.csv; "name" is the category's name, the box is in pixels of the image.
+RESULTS, TABLE = "detections.json", "detections.csv"
+# The columns of the table; "name" is the category's name, the box is in pixels of the image.
 COLUMNS = ("file_name", "name", "category_id", "score", "x0", "y0", "x1", "y1")
 JPEG_QUALITY = 92
-
-
-class ImageOutcome(NamedTuple):
-    """An image file with its detections or the error of reading it, and the path of its drawing."""
-
-    path: pathlib.Path
-    outcome: Detections | ValueError
-    drawing_path: pathlib.Path
 
 
 def predict_files(
@@ -42,7 +36,7 @@ def predict_files(
     """Detect the objects in image files, and write detections.json and drawings to a folder.
 
     detections.json is in COCO's results format, with image ids from 1 in the order of the paths
-    and a file_name for each detection.
+    and a file_name for each detection. Only files of earlier runs are replaced.
 
     Args:
         detector: The detector.
@@ -57,27 +51,27 @@ def predict_files(
 
     Raises:
         ValueError: If `batch_size` is less than 1.
-        OSError: If a file cannot be written.
+        OSError: If a file cannot be written, or the folder has such a file that no run wrote.
     """
     outcomes = detector.batch_with_errors(image_paths, batch_size)
-    output.mkdir(parents=True, exist_ok=True)
-    images = map(ImageOutcome, image_paths, outcomes, drawing_paths(image_paths, output))
-    if draw_threshold is not None:  # in threads, while the device computes the next images
-        images = map_ahead(functools.partial(write_drawing, threshold=draw_threshold), images)
+    folder = OutputFolder(output)
+    folder.prepare(RESULTS, *[TABLE] * table)
+    if draw_threshold is not None:
+        outcomes = write_drawings(image_paths, outcomes, folder, draw_threshold)
     results, rows, errors = [], [], []
     print_progress = make_progress("predicting", len(image_paths))
-    for image_id, (path, outcome, _) in enumerate(images, 1):
+    for image_id, (path, outcome) in enumerate(zip(image_paths, outcomes, strict=True), 1):
         if isinstance(outcome, ValueError):
             errors.append(str(outcome))
         else:
             results += [{**result, "file_name": str(path)} for result in outcome.to_coco(image_id)]
             rows += [(path, d.class_name, d.category_id, d.score, *d.box) for d in outcome]
         print_progress(image_id)
-    write_json(output / "detections.json", results)
+    folder.write(RESULTS, to_json(results))
     if table:
-        write_csv(output / "detections.csv", rows)
+        folder.write(TABLE, to_csv(rows))
     num_images = len(image_paths) - len(errors)
-    print(f"{summary(results, num_images, draw_threshold)}: {output / 'detections.json'}")
+    print(f"{summary(results, num_images, draw_threshold)}: {output / RESULTS}")
     return errors
 
 
@@ -98,40 +92,79 @@ def summary(
     return f"{counts} ({num_confident} with a score of {draw_threshold:g} or more are drawn)"
 
 
-def write_drawing(image: ImageOutcome, threshold: float) -> ImageOutcome:
-    """Write the drawing of an image, unless the image could not be read, and return `image`."""
-    if isinstance(image.outcome, Detections):
-        write_jpeg(image.drawing_path, image.outcome.draw(threshold))
-    return image
+def write_drawings(
+    image_paths: Sequence[pathlib.Path],
+    outcomes: Iterable[Detections | ValueError],
+    folder: OutputFolder,
+    threshold: float,
+) -> Iterator[Detections | ValueError]:
+    """Yield the outcomes, and write drawings in threads while the device computes the next images.
 
-
-def drawing_paths(image_paths: Sequence[pathlib.Path], output: pathlib.Path) -> list[pathlib.Path]:
-    """Return a different JPEG file in `output` for each image, named after it.
-
-    Images that are in `output` themselves are never overwritten.
+    Args:
+        image_paths: The image files, after which the drawings are named.
+        outcomes: The detections of each image, or its error.
+        folder: The folder to write to.
+        threshold: The lowest score of a detection that is drawn.
     """
-    used = {path.name for path in image_paths if path.resolve().parent == output.resolve()}
-    paths = []
+
+    def write(name: str, outcome: Detections | ValueError) -> Detections | ValueError:
+        if isinstance(outcome, Detections):
+            folder.write(name, to_jpeg(outcome.draw(threshold)))
+        return outcome
+
+    named = zip(drawing_names(image_paths, folder), outcomes, strict=True)
+    return map_ahead(lambda pair: write(*pair), named)
+
+
+def drawing_names(image_paths: Sequence[pathlib.Path], folder: OutputFolder) -> list[str]:
+    """Return a different name of a JPEG file in `folder` for each image, named after it.
+
+    Names of the images themselves, and of files that no earlier run wrote, are not returned.
+    """
+    inputs = set(map(_file_id, image_paths)) - {None}
+    used: set[str] = set()  # in lower case, because file systems may ignore the case
+    copies: collections.Counter[str] = collections.Counter()
+
+    def next_name(stem: str) -> str:
+        copies[stem] += 1
+        return f"{stem}-{copies[stem]}.jpg" if copies[stem] > 1 else f"{stem}.jpg"
+
+    def is_free(name: str) -> bool:
+        return (
+            name.casefold() not in used
+            and _file_id(folder.path / name) not in inputs
+            and folder.may_write(name)
+        )
+
+    names = []
     for path in image_paths:
-        name, copy = f"{path.stem}.jpg", 1
-        while name in used:
-            copy += 1
-            name = f"{path.stem}-{copy}.jpg"
-        used.add(name)
-        paths.append(output / name)
-    return paths
+        name = next_name(path.stem)
+        while not is_free(name):
+            name = next_name(path.stem)
+        used.add(name.casefold())
+        names.append(name)
+    return names
 
 
-def write_jpeg(path: pathlib.Path, image: Image.Image) -> None:
-    """Write an image as JPEG, completely or not at all."""
+def _file_id(path: pathlib.Path) -> tuple[int, int] | None:
+    """Return what identifies a file under all of its names and links; None if there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def to_jpeg(image: Image.Image) -> bytes:
+    """Return an image as a JPEG file."""
     jpeg = io.BytesIO()
     image.save(jpeg, "JPEG", quality=JPEG_QUALITY)
-    write_atomically(path, jpeg.getvalue())
+    return jpeg.getvalue()
 
 
-def write_csv(path: pathlib.Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table of COLUMNS, completely or not at all."""
+def to_csv(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Return a table of COLUMNS as a CSV file."""
     text = io.StringIO()
     csv.writer(text).writerows([COLUMNS, *rows])
     # File names need not be valid UTF-8; they are written as the file system stores them.
-    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
+    return text.getvalue().encode(errors="surrogateescape")

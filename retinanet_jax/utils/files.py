@@ -1,16 +1,122 @@
-"""Files and folders that are written completely or not at all.
+"""Files and folders that are written completely or not at all, and never replace a user's files.
 
 A reader, or a run that resumes, never sees half of a file: content is written under a temporary
 name in the same folder and then renamed, which the file system does in one operation.
+
+What this package did not write, it does not replace. A command that writes a new file or folder
+requires that nothing is there (`check_absent`). A command that writes several files to a folder,
+and that may be run again with it, uses an `OutputFolder`, which knows the files of earlier runs.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import pathlib
+import secrets
 import shutil
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
+
+RECORD = ".retinanet_jax_files"  # in an OutputFolder: a line of JSON for each file written
+
+
+class OutputFolder:
+    """A folder to which commands write, and which may also contain files of the user.
+
+    The file RECORD lists the name and the SHA-256 of each file that was written. A file is replaced
+    only if its content is among them: one that the user put there, or changed, is kept.
+
+    Attributes:
+        path: The folder.
+
+    Args:
+        path: The folder; it need not exist.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._written = set(_read_record(path / RECORD))  # pairs of a name and a digest
+
+    def may_write(self, name: str) -> bool:
+        """Whether there is no file `name`, or one that was written here and not changed since."""
+        path = self.path / name
+        if not os.path.lexists(path):
+            return True
+        if path.is_symlink() or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return (name, hashlib.file_digest(file, "sha256").hexdigest()) in self._written
+
+    def prepare(self, *names: str) -> None:
+        """Create the folder, and check that it can be written and that these files may be written.
+
+        Raises:
+            FileExistsError: If one of the files exists and was not written here, or was changed.
+            OSError: If the folder cannot be created or written.
+        """
+        for name in names:
+            self._check(name)
+        make_writable(self.path)
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file completely or not at all; threads may call this at the same time.
+
+        Args:
+            name: The name of the file.
+            content: Bytes, or text that is written as UTF-8.
+
+        Raises:
+            FileExistsError: If the file exists and was not written here, or was changed.
+            OSError: If the file cannot be written.
+        """
+        content = content.encode() if isinstance(content, str) else content
+        self._check(name)
+        # Recorded first: if this process is killed in between, the file still counts as written.
+        self._record(name, hashlib.sha256(content).hexdigest())
+        write_atomically(self.path / name, content)
+
+    def _check(self, name: str) -> None:
+        """Raise FileExistsError if a file may not be written."""
+        if not self.may_write(name):
+            raise FileExistsError(
+                f"{self.path / name} is not replaced, because there is no record that "
+                "retinanet_jax wrote its present content; rename it, or give another folder."
+            )
+
+    def _record(self, name: str, digest: str) -> None:
+        """Add a file to the record."""
+        with self._lock:
+            if (name, digest) not in self._written:
+                self._written.add((name, digest))
+                with (self.path / RECORD).open("a", encoding="utf-8") as record:
+                    record.write("\n" + json.dumps({"file": name, "sha256": digest}))
+
+
+def _read_record(path: pathlib.Path) -> Iterator[tuple[str, str]]:
+    """Yield the name and the digest of each file in a record."""
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, KeyError):  # a run was killed while it wrote this
+                entry = json.loads(line)
+                yield entry["file"], entry["sha256"]
+
+
+def check_absent(path: pathlib.Path, description: str) -> None:
+    """Check that nothing exists at the path of a new file or folder, not even a broken link.
+
+    Args:
+        path: The path.
+        description: "file" or "folder", for the error message.
+
+    Raises:
+        FileExistsError: If something exists.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists; give another {description}.")
 
 
 def write_folder(
@@ -64,9 +170,12 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
+    # Under this name there is no file of a user. The name of the file itself may already be as long
+    # as the file system allows.
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        with partial.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -83,4 +192,13 @@ def write_json(path: pathlib.Path, value: Any) -> None:
         ValueError: If a number is infinite or NaN, which JSON does not have.
         OSError: If the file cannot be written.
     """
-    write_atomically(path, json.dumps(value, allow_nan=False))
+    write_atomically(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """Return a value as JSON.
+
+    Raises:
+        ValueError: If a number is infinite or NaN, which JSON does not have.
+    """
+    return json.dumps(value, allow_nan=False)

@@ -99,7 +99,7 @@ def test_the_flags_reach_the_detector(images, tmp_path, monkeypatch, capsys):
         "max_detections": 7,
         "categories": ["dog", "cat"],
     }
-    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    written = sorted(path.name for path in (tmp_path / "out").glob("[!.]*"))
     assert written == ["detections.csv", "detections.json"]
     printed = capsys.readouterr()
     assert "4 detections in 2 images: " in printed.out

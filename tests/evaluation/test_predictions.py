@@ -15,6 +15,7 @@ from retinanet_jax import detector as detector_module
 from retinanet_jax.data.image_files import find_images
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.evaluation import predictions
+from retinanet_jax.utils import files
 
 WITHOUT_THE_TRAINING_STACK = (
     "sys.modules.update(tensorflow=None, pycocotools=None, matplotlib=None)"
@@ -64,6 +65,11 @@ def predict(detector, tmp_path):
         return errors, output, json.loads((output / "detections.json").read_text())
 
     return predict
+
+
+def names(folder: pathlib.Path) -> list[str]:
+    """Return the names of a folder's files, without the record of what was written."""
+    return sorted(path.name for path in folder.iterdir() if path.name != files.RECORD)
 
 
 def test_results_have_original_ids_file_names_and_pixels(predict, images):
@@ -127,7 +133,7 @@ def test_the_draw_threshold_changes_only_the_drawings(predict, images):
 
 def test_without_drawings_the_results_are_the_same(predict, images):
     _, output, without_drawings = predict(images, draw_threshold=None)
-    assert [path.name for path in output.iterdir()] == ["detections.json"]
+    assert names(output) == ["detections.json"]
     _, _, with_drawings = predict(images, batch_size=2)
     assert without_drawings == with_drawings
 
@@ -142,7 +148,7 @@ def test_an_unreadable_image_is_named_and_the_others_are_predicted(predict, imag
     ]
     assert error.startswith(f"{images / 'b.JPG'}: the image is corrupt or truncated")
     assert "\n" not in error
-    assert sorted(p.name for p in output.iterdir()) == ["a-2.jpg", "a.jpg", "detections.json"]
+    assert names(output) == ["a-2.jpg", "a.jpg", "detections.json"]
 
 
 def test_the_images_themselves_are_never_overwritten(predict, images):
@@ -153,6 +159,91 @@ def test_the_images_themselves_are_never_overwritten(predict, images):
     predict(images)
     assert {path: path.read_bytes() for path in before} == before
     assert {"a-2.jpg", "a-3.jpg", "b.jpg"} <= {path.name for path in images.glob("*.jpg")}
+
+
+def test_an_earlier_run_is_replaced(predict, images):
+    """A second run leaves nothing but its own results; with other settings, these are others."""
+    _, output, _ = predict(images, table=True)
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    predict(images, table=True, draw_threshold=0.1)
+    after = {path.name: path.read_bytes() for path in output.iterdir()}
+    assert after.keys() == before.keys()
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"a.jpg", "a-2.jpg", "b.jpg", files.RECORD}
+    predict(images, table=True)
+    assert {n: (output / n).read_bytes() for n in names(output)} == {
+        name: content for name, content in before.items() if name != files.RECORD
+    }
+
+
+def test_a_drawing_never_replaces_a_file_that_predict_did_not_write(predict, images, tmp_path):
+    """Neither one that is no image of this run, nor a changed drawing, nor a link or a folder."""
+    folder, precious = tmp_path / "out", tmp_path / "precious.jpg"
+    precious.write_text("precious")
+    folder.mkdir()
+    (folder / "a.jpg").write_text("mine")
+    (folder / "a-2.jpg").symlink_to(precious)
+    (folder / "a-3.jpg").symlink_to("nowhere")
+    (folder / "a-4.jpg").mkdir()
+    os.link(precious, folder / "b.jpg")
+    predict(images)
+    drawings = ["a-5.jpg", "a-6.jpg", "b-2.jpg"]
+    (folder / "a-6.jpg").write_text("changed")
+    predict(images)
+    assert (folder / "a.jpg").read_text() == "mine"
+    assert [(folder / f"a-{i}.jpg").readlink() for i in (2, 3)] == [
+        precious,
+        pathlib.Path("nowhere"),
+    ]
+    assert (folder / "a-6.jpg").read_text() == "changed"
+    assert precious.read_text() == (folder / "b.jpg").read_text() == "precious"
+    others = ["a.jpg", "a-2.jpg", "a-3.jpg", "a-4.jpg", "b.jpg", "a-7.jpg", "detections.json"]
+    assert names(folder) == sorted([*drawings, *others])
+
+
+def test_a_drawing_replaces_no_image_of_the_run_under_any_of_its_names(predict, images, tmp_path):
+    """Also if it is a drawing of an earlier run: it is read as an image now."""
+    _, folder, _ = predict(images / "a.png")
+    before = (folder / "a.jpg").read_bytes()
+    (images / "link").mkdir()
+    (images / "link/other.jpg").symlink_to(folder / "a.jpg")
+    predict(images / "a.png", images / "link/other.jpg")
+    assert (folder / "a.jpg").read_bytes() == before
+    assert names(folder) == ["a-2.jpg", "a.jpg", "detections.json", "other.jpg"]
+
+
+def test_names_that_differ_only_in_case_are_different_drawings(predict, images):
+    (images / "A.bmp").write_bytes((images / "a.png").read_bytes())
+    _, output, _ = predict(images / "a.png", images / "A.bmp")
+    assert names(output) == ["A-2.jpg", "a.jpg", "detections.json"]
+
+
+@pytest.mark.parametrize("name", ["detections.json", "detections.csv"])
+def test_results_that_predict_did_not_write_are_an_error_before_any_work(
+    predict, images, detector, monkeypatch, name
+):
+    """A file that was changed since, and one of which there is no record."""
+    _, output, _ = predict(images, table=True)
+    monkeypatch.setattr(detector, "_start", lambda *_: pytest.fail("the network runs"))
+    message = f"/out/{name} is not replaced, because there is no record that .*; rename it"
+    content = (output / name).read_bytes()
+    (output / name).write_bytes(content + b" ")
+    with pytest.raises(FileExistsError, match=message):
+        predict(images, table=True)
+    assert (output / name).read_bytes() == content + b" "
+    for path in output.iterdir():
+        path.unlink()
+    (output / name).write_bytes(content)
+    with pytest.raises(FileExistsError, match=message):
+        predict(images, table=True)
+    assert (output / name).read_bytes() == content
+
+
+def test_a_table_of_the_user_stays_if_none_is_written(predict, images):
+    (images.parent / "out").mkdir()
+    (images.parent / "out/detections.csv").write_text("mine")
+    _, output, _ = predict(images)
+    assert (output / "detections.csv").read_text() == "mine"
 
 
 @pytest.mark.slow

@@ -1,17 +1,32 @@
-"""Files are written completely or not at all."""
+"""Files are written completely or not at all, and replace only what was written before."""
 
 import json
+import os
+import pathlib
+import threading
 
 import pytest
 
 from retinanet_jax.utils import files
-from retinanet_jax.utils.files import write_json
+from retinanet_jax.utils.files import (
+    OutputFolder,
+    check_absent,
+    write_atomically,
+    write_folder,
+    write_json,
+)
+
+
+def full_disk(*_):
+    raise OSError(28, "No space left on device")
+
+
+def contents(folder: pathlib.Path) -> dict[str, str]:
+    """Return the text of each file in a folder, without the record of what was written."""
+    return {p.name: p.read_text() for p in folder.iterdir() if p.name != files.RECORD}
 
 
 def test_a_file_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
-    def full_disk(*_):
-        raise OSError(28, "No space left on device")
-
     path = tmp_path / "a.json"
     write_json(path, {"AP": 0.5, "APs": None})
     for value in (float("nan"), float("inf")):
@@ -23,3 +38,99 @@ def test_a_file_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
             write_json(path, {})
     assert json.loads(path.read_text()) == {"AP": 0.5, "APs": None}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_writing_a_file_touches_no_other_file(tmp_path):
+    """Whatever the user calls it, and however long the file's name is."""
+    long_name = "x" * 251 + ".jpg"
+    others = {f"{name}{suffix}": "mine" for name in ("a", "b.jpg") for suffix in (".partial", "~")}
+    for name, content in others.items():
+        (tmp_path / name).write_text(content)
+    for name in ("a", "b.jpg", long_name):
+        write_atomically(tmp_path / name, "ours")
+    assert contents(tmp_path) == others | {"a": "ours", "b.jpg": "ours", long_name: "ours"}
+    mask = os.umask(0o022)
+    os.umask(mask)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_an_output_folder_replaces_what_it_wrote_and_nothing_else(tmp_path):
+    folder = tmp_path / "out"
+    OutputFolder(folder).prepare("a", "b")
+    assert contents(folder) == {}
+    OutputFolder(folder).write("a", "first")
+    OutputFolder(folder).write("a", b"second")  # in a later run
+    (folder / "b").write_text("mine")
+    (folder / "c").symlink_to(folder / "a")
+    output = OutputFolder(folder)
+    output.write("d", "third")
+    (folder / "d").write_text("changed")
+    (folder / "e").mkdir()
+    (folder / "f").write_text("second")  # what was written, but under another name
+    for name in "bcdef":
+        message = rf"/out/{name} is not replaced, because .* give another folder\.$"
+        for operation in (output.prepare, lambda name: output.write(name, "ours")):
+            with pytest.raises(FileExistsError, match=message):
+                operation(name)
+    output.prepare("a", "g")
+    (folder / "e").rmdir()
+    assert contents(folder) == {
+        "a": "second", "b": "mine", "c": "second", "d": "changed", "f": "second"
+    }  # fmt: skip
+
+
+def test_a_file_that_was_removed_or_restored_may_be_written(tmp_path):
+    output = OutputFolder(tmp_path)
+    output.write("a", "first")
+    output.write("a", "second")
+    (tmp_path / "a").write_text("first")  # from a backup
+    output.write("a", "third")
+    (tmp_path / "a").unlink()
+    output.write("a", "fourth")
+    assert contents(tmp_path) == {"a": "fourth"}
+
+
+def test_a_run_that_was_killed_while_it_wrote_can_be_repeated(tmp_path, monkeypatch):
+    """Between the record and the file, and within a line of the record."""
+    output = OutputFolder(tmp_path)
+    output.write("a", "first")
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, "replace", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            output.write("a", "second")
+    with (tmp_path / files.RECORD).open("a") as record:
+        record.write('\n{"file": "b", "sha2')
+    output = OutputFolder(tmp_path)
+    output.write("a", "third")
+    OutputFolder(tmp_path).write("a", "fourth")
+    assert contents(tmp_path) == {"a": "fourth"}
+
+
+def test_threads_write_to_an_output_folder_at_once(tmp_path):
+    names = ["\xe4\n\udcff", *map(str, range(20))]
+    output = OutputFolder(tmp_path)
+    threads = [threading.Thread(target=output.write, args=(name, name[:1])) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    OutputFolder(tmp_path).prepare(*names)
+    num_bytes = (tmp_path / files.RECORD).stat().st_size
+    for name in names:  # the same content again: the record does not grow
+        OutputFolder(tmp_path).write(name, name[:1])
+    assert (tmp_path / files.RECORD).stat().st_size == num_bytes
+
+
+def test_a_new_file_or_folder_replaces_nothing(tmp_path):
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "folder").mkdir()
+    check_absent(tmp_path / "new", "file")
+    for name in ("link", "folder"):
+        with pytest.raises(FileExistsError, match=f"/{name} exists; give another folder"):
+            check_absent(tmp_path / name, "folder")
+    (tmp_path / "folder/a").write_text("mine")
+    for name in ("link", "folder", "folder/a"):
+        with pytest.raises(OSError, match=name):
+            write_folder(tmp_path / name, lambda draft: None, is_written=lambda: False)
+    assert contents(tmp_path / "folder") == {"a": "mine"}
+    assert (tmp_path / "link").readlink() == pathlib.Path("nowhere")
