@@ -22,6 +22,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from retinanet_jax.checkpoint import newest_step
 from retinanet_jax.cli import train as train_command
 from retinanet_jax.configs import ablations, shapes
 from retinanet_jax.utils.files import write_json
@@ -77,7 +78,8 @@ def run_row(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     if not (workdir / compiled.name).exists():
         (workdir / compiled.name).symlink_to(compiled)
     try:
-        train_command.train_or_evaluate(config, str(workdir), "train_and_evaluate")
+        if newest_step(workdir) < config.total_steps:  # otherwise only its result is missing
+            train_command.train_or_evaluate(config, str(workdir), "train_and_evaluate")
     except FloatingPointError as error:
         return {"AP": None, "AP50": None, "diverged": str(error)}
     metrics = json.loads((workdir / "eval" / f"{config.total_steps}.json").read_text())

@@ -49,6 +49,22 @@ def test_an_interval_of_zero_steps_is_refused_before_anything_is_opened(config, 
         loop.train(config, tmp_path, evaluates=True)
 
 
+@pytest.mark.parametrize("total", [8, 7])
+def test_a_run_without_steps_left_ends_in_one_line_before_anything_is_opened(
+    tmp_path, error_line, total
+):
+    (tmp_path / "checkpoints" / "8" / "variables").mkdir(parents=True)
+    line = error_line(
+        "train",
+        "--config=configs/shapes.py:tiny",
+        f"--config.total_steps={total}",
+        "--config.data.train.source=coco",  # without such files
+        f"--workdir={tmp_path}",
+    )
+    assert line.startswith(f"error: already done; the newest checkpoint in {tmp_path} is that of ")
+    assert f"step 8, and config.total_steps={total}. Give more --config.total_steps" in line
+
+
 @pytest.mark.parametrize(("steps", "warns"), [(199, True), (200, False)])
 def test_a_warmup_over_most_of_the_run_prints_a_warning(config, capsys, steps, warns):
     config.optimizer.warmup_steps, config.total_steps = 100, steps
@@ -241,10 +257,10 @@ def test_fine_tuning_with_a_validation_fraction_and_an_interruption(
     loop.train(finetune_config, stopped, evaluates=True)
     assert_same_run(stopped, whole, 6)
 
-    # A finished run that is started again changes nothing.
+    # A finished run that is started again is an error, and nothing changes.
     written = (stopped / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr(loop, "write_evaluation", lambda *_: pytest.fail("evaluated again"))
-    loop.train(finetune_config, stopped, evaluates=True)
+    with pytest.raises(ValueError, match=r"^already done; "):
+        loop.train(finetune_config, stopped, evaluates=True)
     assert (stopped / "metrics.jsonl").read_bytes() == written
 
     # A dataset of other categories is refused, however it is given.
