@@ -10,12 +10,13 @@ from retinanet_jax.cli.common import (
     Command,
     define_checkpoint,
     define_detection_limits,
+    detection_limits,
     output_path,
     require,
 )
 from retinanet_jax.compilation import use_compilation_cache
 from retinanet_jax.export import verification
-from retinanet_jax.export.artifact import FORMATS, export_detector, load_servable
+from retinanet_jax.export.artifact import FORMATS, export_detector, load_servables
 
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:
@@ -27,11 +28,12 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_string(
         "output", None, "The folder to write; it must not exist.", flag_values=values
     )
-    flags.DEFINE_list(
+    flags.DEFINE_multi_string(
         "image_size",
         [],
-        "The size of the input as HEIGHT,WIDTH in pixels, each a multiple of 32. The default is a "
-        "square that can contain every image as the checkpoint's config resizes it.",
+        "The size of the input as HEIGHT,WIDTH in pixels, each a multiple of 32. The default is "
+        "the smallest that can contain every image as evaluation resizes it. If this is given "
+        "several times, OUTPUT contains an artifact for each size, in a folder of its own.",
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -55,30 +57,43 @@ def run(values: Any, _: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # a GPU may multiply with fewer bits
     use_compilation_cache()
     output = output_path(values.output)
-    servable = load_servable(
+    batch_size = values.batch_size
+    if batch_size is None and values.format == "onnx":
+        batch_size = 1  # an ONNX graph contains its shapes
+    servables = load_servables(
         values.checkpoint,
-        image_size=[int(side) for side in values.image_size] or None,
-        # An ONNX graph contains its shapes.
-        batch_size=values.batch_size or (1 if values.format == "onnx" else None),
-        score_threshold=values.score_threshold,
-        max_detections=values.max_detections,
+        image_sizes=[parse_size(text) for text in values.image_size],
+        batch_size=batch_size,
+        **detection_limits(values),
     )
     images = pathlib.Path(values.images).expanduser() if values.images else None
-    print(f"writing {values.format}, then comparing it with the checkpoint", flush=True)
-    difference = export_detector(values.format, servable, output, images)
-    print(verification.summary(difference))
-    height, width = servable.image_size
-    batch = servable.batch_size or "any number of"
-    plural = "image" if batch == 1 else "images"
-    print(f"{output}: {values.format} for {batch} {plural} of {height} x {width} pixels")
+    verifications = export_detector(values.format, servables, output, images)
+    for servable, (folder, outcome) in zip(servables, verifications.items(), strict=True):
+        print(verification.summary(outcome))
+        height, width = servable.image_size
+        plural = "image" if batch_size == 1 else "images"
+        print(
+            f"{folder}: {values.format} for {batch_size or 'any number of'} {plural} of {height} x "
+            f"{width} pixels"
+        )
+
+
+def parse_size(text: str) -> list[int]:
+    """Return the numbers of pixels in a flag HEIGHT,WIDTH."""
+    try:
+        return [int(side) for side in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--image_size={text} must be HEIGHT,WIDTH in pixels, such as --image_size=480,640."
+        ) from None
 
 
 COMMAND = Command(
     usage="retinanet-jax export --checkpoint=DIR --format=stablehlo|savedmodel|onnx --output=DIR",
     description=(
         "Writes the detector as an artifact that runs without this package, with a model card. The "
-        "artifact is run on a few images and is only kept if its detections equal those of the "
-        "checkpoint. docs/export.md shows how to load each format."
+        "artifact is run on a few images and is only kept if its detections equal those of "
+        "`predict`. docs/export.md shows how to load each format."
     ),
     define_flags=define_flags,
     run=run,

@@ -1,4 +1,4 @@
-"""Export of a trained detector to a verified artifact with its model card."""
+"""Export of a trained detector to verified artifacts with their model cards."""
 
 import importlib.util
 import pathlib
@@ -7,17 +7,19 @@ from types import ModuleType
 
 import numpy as np
 
+from retinanet_jax import checkpoint
 from retinanet_jax.config import choose
-from retinanet_jax.data.decoding import decode_image
-from retinanet_jax.data.image_files import find_images
+from retinanet_jax.data.image_files import ImageLike, find_images, read_image
 from retinanet_jax.data.sizes import SIZE_MULTIPLE
 from retinanet_jax.data.sources.synthetic import generate_image
-from retinanet_jax.detector import Detector
+from retinanet_jax.evaluation.limits import with_limits
 from retinanet_jax.export import model_card, savedmodel, stablehlo, verification
 from retinanet_jax.export.onnx import model as onnx_model
 from retinanet_jax.export.servable import Servable, default_image_size
-from retinanet_jax.export.verification import DetectionDifference
+from retinanet_jax.export.verification import Verification
 from retinanet_jax.utils.files import write_folder
+from retinanet_jax.utils.progress import make_progress
+from retinanet_jax.utils.threads import map_ahead
 
 # Each module has `write(servable, folder)`, `load(folder)`, and `PACKAGES` that they import.
 FORMATS: dict[str, ModuleType] = {
@@ -25,88 +27,102 @@ FORMATS: dict[str, ModuleType] = {
     "savedmodel": savedmodel,
     "onnx": onnx_model,
 }
-NUM_SYNTHETIC = 4  # number of images to verify on if the user passes none
+# The synthetic images to verify on if the user passes none: height and width, each as a fraction.
+SYNTHETIC_SHAPES = ((1, 1), (1, 0.75), (0.75, 1), (0.5, 1))
 
 
-def load_servable(
+def load_servables(
     path: str,
     *,
-    image_size: Sequence[int] | None,
+    image_sizes: Sequence[Sequence[int]],
     batch_size: int | None,
-    score_threshold: float | None,
-    max_detections: int | None,
-) -> Servable:
-    """Return the checkpoint at `path` as a function of images of one size.
+    **limits: float | None,
+) -> list[Servable]:
+    """Return the checkpoint at `path` as a function of images of each size.
 
     Args:
         path: A working directory, or the folder of one step's checkpoint.
-        image_size: Height and width of the input in pixels; None for `default_image_size`.
+        image_sizes: Heights and widths of the input in pixels; none for `default_image_size`.
         batch_size: Number of images per call; None for any number.
-        score_threshold: Only detections with a higher score are returned; None for the threshold
-            in the checkpoint's config.
-        max_detections: Largest number of detections per image; None for the limit in the
-            checkpoint's config.
+        **limits: As in `with_limits`: the limits of the artifact's detections, or None for those in
+            the checkpoint's config.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
         ValueError: If a size or a limit is out of range.
     """
-    checkpoint = Detector.load(
-        path, score_threshold=score_threshold, max_detections=max_detections
-    ).checkpoint
-    size = tuple(image_size or default_image_size(checkpoint.config))
-    if len(size) != 2 or min(size) < SIZE_MULTIPLE or any(side % SIZE_MULTIPLE for side in size):
-        raise ValueError(
-            f"image_size={size} must be (height, width), each a multiple of {SIZE_MULTIPLE}; try "
-            f"{default_image_size(checkpoint.config)}."
-        )
+    trained = checkpoint.load(pathlib.Path(path))
+    config = with_limits(trained.config, **limits)
+    default = default_image_size(config)
+    sizes = list(dict.fromkeys(map(tuple, image_sizes))) or [default]
+    for size in sizes:
+        if len(size) != 2 or any(side < SIZE_MULTIPLE or side % SIZE_MULTIPLE for side in size):
+            raise ValueError(
+                f"image_size={size} must be (height, width), each a multiple of {SIZE_MULTIPLE}; "
+                f"try {default}."
+            )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1; try 1.")
-    return Servable(checkpoint, size, batch_size)
+    return [Servable(trained, config, (size[0], size[1]), batch_size) for size in sizes]
 
 
 def export_detector(
     format_name: str,
-    servable: Servable,
+    servables: Sequence[Servable],
     output: pathlib.Path,
     images: pathlib.Path | None = None,
-) -> DetectionDifference:
+) -> dict[pathlib.Path, Verification]:
     """Write an artifact and its model card to a new folder.
 
-    The artifact is loaded, and its detections on a few images are compared with those of the
-    checkpoint. The folder is only created if they are equal up to rounding.
+    The artifact is loaded, and its detections on a few images are compared with those of `predict`.
+    The folder is only created if they are equal up to rounding.
 
     Args:
         format_name: One of FORMATS.
-        servable: The detector to export, as `load_servable` returns it.
+        servables: The detector to export, as `load_servables` returns it. If there are several, the
+            folder contains a folder HEIGHTxWIDTH for each, with an artifact and a model card.
         output: The folder to create.
         images: A folder of images to verify on; None for a few synthetic ones.
 
     Returns:
-        The differences that the verification measured. If the checkpoint has no detections on the
-        images (`num_detections` is 0), nothing has been verified.
+        The folder of each artifact, and the differences that its verification measured. If the
+        detector has no detections on the images, nothing has been verified.
 
     Raises:
         FileExistsError: If `output` exists.
         FileNotFoundError: If `images` contains no image.
         ValueError: If the format is unknown, a package is not installed, the format does not
-            support the config, or the artifact's detections differ from the checkpoint's.
+            support the config, an image cannot be read, or the artifact's detections differ from
+            those of `predict`.
     """
     artifact_format = choose("format", format_name, FORMATS)
     check_packages(format_name, artifact_format.PACKAGES)
     if output.exists():
         raise FileExistsError(f"The output folder {output} exists already; choose another.")
-    inputs = [servable.prepare(image) for image in verification_images(servable, images)]
-    differences = []
+    inputs = verification_images(servables[0], images)
+    names = ["x".join(map(str, s.image_size)) for s in servables] if servables[1:] else [""]
+    verifications: dict[pathlib.Path, Verification] = {}
 
     def write(folder: pathlib.Path) -> None:
-        artifact_format.write(servable, folder)
-        difference = verification.verify(servable, artifact_format.load(folder), inputs)
-        model_card.write(folder, format_name, servable, artifact_format.PACKAGES, difference)
-        differences.append(difference)
+        for servable, name in zip(servables, names, strict=True):
+            (folder / name).mkdir(exist_ok=True)
+            verifications[output / name] = _write(format_name, servable, folder / name, inputs)
 
     write_folder(output, write, lambda: False)
-    return differences[0]
+    return verifications
+
+
+def _write(
+    format_name: str, servable: Servable, folder: pathlib.Path, images: Sequence[ImageLike]
+) -> Verification:
+    """Write an artifact to an existing folder, verify it on images, and write its model card."""
+    artifact_format = FORMATS[format_name]
+    print(f"writing {format_name}", flush=True)
+    artifact_format.write(servable, folder)
+    print("loading it and the checkpoint, and comparing their detections", flush=True)
+    outcome = verification.verify(servable, artifact_format.load(folder), images)
+    model_card.write(folder, format_name, servable, artifact_format.PACKAGES, outcome)
+    return outcome
 
 
 def check_packages(format_name: str, packages: Sequence[str]) -> None:
@@ -124,8 +140,11 @@ def check_packages(format_name: str, packages: Sequence[str]) -> None:
         )
 
 
-def verification_images(servable: Servable, folder: pathlib.Path | None) -> list[np.ndarray]:
+def verification_images(servable: Servable, folder: pathlib.Path | None) -> Sequence[ImageLike]:
     """Return the images of a folder, or synthetic ones if it is None.
+
+    The files are decoded, so that one that cannot be read is reported before the export, but only
+    their paths are returned: the pixels of many images would fill the memory.
 
     Raises:
         FileNotFoundError: If the folder contains no image.
@@ -133,5 +152,14 @@ def verification_images(servable: Servable, folder: pathlib.Path | None) -> list
     """
     if folder is None:
         side = servable.config.data.eval_short_side
-        return [np.asarray(generate_image(0, index, side)[0]) for index in range(NUM_SYNTHETIC)]
-    return [decode_image(file.read_bytes(), str(file)) for file in find_images([str(folder)])]
+        images = [np.asarray(generate_image(0, k, side)[0]) for k in range(len(SYNTHETIC_SHAPES))]
+        return [
+            image[: int(height * side), : int(width * side)]
+            for image, (height, width) in zip(images, SYNTHETIC_SHAPES, strict=True)
+        ]
+    files = find_images([str(folder)])
+    print_progress = make_progress("reading", len(files))
+    shapes = map_ahead(lambda file: read_image(file).shape, files)
+    for num_read, _ in enumerate(shapes, 1):
+        print_progress(num_read)
+    return files

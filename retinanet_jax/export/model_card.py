@@ -10,12 +10,22 @@ from typing import Any
 
 import retinanet_jax
 from retinanet_jax.checkpoint import Checkpoint
-from retinanet_jax.export.servable import INPUTS, OUTPUTS, PLATFORMS, Servable
-from retinanet_jax.export.verification import DetectionDifference, summary
-from retinanet_jax.stored_config import plain
+from retinanet_jax.export.recipe import resize_recipe
+from retinanet_jax.export.servable import (
+    INPUTS,
+    OUTPUTS,
+    PLATFORMS,
+    Servable,
+    default_image_size,
+    evaluation_shapes,
+    resize_options,
+)
+from retinanet_jax.export.verification import Verification, summary
+from retinanet_jax.stored_config import differences, plain
 from retinanet_jax.utils.files import write_atomically, write_json
 
 FILE, README = "card.json", "README.md"
+LIMITS = ("score_threshold", "iou_threshold", "class_agnostic", "max_detections")
 
 
 def write(
@@ -23,7 +33,7 @@ def write(
     format_name: str,
     servable: Servable,
     packages: Sequence[str],
-    difference: DetectionDifference,
+    verification: Verification,
 ) -> None:
     """Write FILE and README into the folder of an artifact.
 
@@ -32,11 +42,11 @@ def write(
         format_name: The format of the artifact.
         servable: The detector that was exported.
         packages: The packages other than jax and flax with which it was exported.
-        difference: The differences that the verification measured.
+        verification: The differences that the verification measured.
     """
-    card = _make_card(folder, format_name, servable, packages, difference)
+    card = _make_card(folder, format_name, servable, packages, verification)
     write_json(folder / FILE, card)
-    write_atomically(folder / README, to_markdown(card, difference))
+    write_atomically(folder / README, to_markdown(card, servable, verification))
 
 
 def _make_card(
@@ -44,10 +54,11 @@ def _make_card(
     format_name: str,
     servable: Servable,
     packages: Sequence[str],
-    difference: DetectionDifference,
+    verification: Verification,
 ) -> dict[str, Any]:
     """Return the content of card.json; the arguments are those of `write`."""
     checkpoint, config = servable.checkpoint, servable.config
+    options = resize_options(config)
     return {
         "format": format_name,
         "platforms": ["cpu", "cuda"] if format_name == "onnx" else list(PLATFORMS),
@@ -58,6 +69,7 @@ def _make_card(
             "metrics": evaluation_metrics(checkpoint),
             "config": plain(config),
         },
+        "changed_since_evaluation": changes_since_evaluation(servable),
         "inputs": {
             name: {"shape": [servable.batch_size, *spec.shape[1:]], "dtype": str(spec.dtype)}
             for name, spec in zip(INPUTS, servable.specs(1), strict=True)
@@ -65,22 +77,18 @@ def _make_card(
         "outputs": list(OUTPUTS),
         "image_size": list(servable.image_size),
         "resize": {
-            "short_side": config.data.eval_short_side,
-            "long_side": config.data.long_side,
-            "kind": config.data.resize,
+            "short_side": options["short_side"],
+            "long_side": options["long_side"],
+            "kind": options["resize"],
         },
-        "score_threshold": config.detections.score_threshold,
-        "iou_threshold": config.detections.iou_threshold,
-        "max_detections": config.detections.max_detections,
+        **{name: config.detections[name] for name in LIMITS},
         "categories": [
             {"id": category.id, "name": category.name} for category in checkpoint.categories
         ],
         "verified": {
-            "pictures": difference.num_images,
-            "detections": difference.num_detections,
-            "box": difference.box,
-            "score": difference.score,
-            "unmatched": difference.num_unmatched,
+            "padding": verification.padding,
+            "from_predict": verification.from_predict._asdict(),
+            "from_checkpoint": verification.from_checkpoint._asdict(),
         },
         "versions": package_versions(packages),
         "sha256": checksums(folder),
@@ -88,9 +96,46 @@ def _make_card(
 
 
 def evaluation_metrics(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Return the metrics that evaluation wrote for this step, or None if it wrote none."""
+    """Return the metrics that evaluation wrote for this step, or None if there are none to read."""
     file = checkpoint.folder.parent.parent / "eval" / f"{checkpoint.step}.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    try:
+        # JSON has no NaN, but Python's parser accepts it.
+        metrics = json.loads(file.read_bytes(), parse_constant=lambda _: None)
+    except (OSError, ValueError):
+        return None
+    return metrics if isinstance(metrics, dict) else None
+
+
+def ap_text(metrics: dict[str, Any] | None) -> str:
+    """Return AP and AP50 as text; a value that is not a number from 0 to 1 is undefined."""
+    if metrics is None:
+        return "AP not measured"
+
+    def number(value: Any) -> str:
+        is_defined = isinstance(value, int | float) and 0 <= value <= 1
+        return f"{value:.3f}" if is_defined else "undefined"
+
+    return ", ".join(f"{name} {number(metrics.get(name))}" for name in ("AP", "AP50"))
+
+
+def changes_since_evaluation(servable: Servable) -> list[str]:
+    """Return why the AP of the checkpoint's evaluation need not be that of the artifact."""
+    config, size = servable.config, servable.image_size
+    changes = [
+        f"config.{name} is {now} instead of {before}"
+        for name, before, now in differences(servable.checkpoint.config, config)
+    ]
+    if any(side < needed for side, needed in zip(size, default_image_size(config), strict=True)):
+        changes.append(
+            f"images that do not fit {format_shape(size)} pixels at the size that evaluation uses "
+            "are resized to a smaller one"
+        )
+    if config.model.padding == "plain" and evaluation_shapes(config) != [size]:
+        changes.append(
+            f"images are padded to {format_shape(size)} pixels instead of to their buckets, on "
+            "which detections depend with config.model.padding='plain'"
+        )
+    return changes
 
 
 def package_versions(packages: Sequence[str]) -> dict[str, str]:
@@ -113,22 +158,22 @@ def checksums(folder: pathlib.Path) -> dict[str, str]:
     }
 
 
-def to_markdown(card: dict[str, Any], difference: DetectionDifference) -> str:
+def to_markdown(card: dict[str, Any], servable: Servable, verification: Verification) -> str:
     """Return the text of README.md for the content of card.json."""
-    verified = summary(difference)
-    checkpoint, resize, method = card["checkpoint"], card["resize"], card["resize"]["kind"]
-    metrics = checkpoint["metrics"]
-    ap = f"AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}" if metrics else "AP not measured"
+    verified, checkpoint = summary(verification), card["checkpoint"]
+    ap, changes = ap_text(checkpoint["metrics"]), card["changed_since_evaluation"]
+    measured = f" AP was measured differently: {'; '.join(changes)}." if changes else ""
     versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
     categories = ", ".join(f"{c['id']} {c['name']}" for c in card["categories"])
     inputs = [
         f"| {name} | {spec['dtype']} | {format_shape(spec['shape'])} |"
         for name, spec in card["inputs"].items()
     ]
+    of_which = "of any category" if card["class_agnostic"] else "of each category"
     lines = [
         f"# RetinaNet, {card['format']}",
         "",
-        f"Exported from {checkpoint['folder']}, step {checkpoint['step']}: {ap}.",
+        f"Exported from {checkpoint['folder']}, step {checkpoint['step']}: {ap}.{measured}",
         f"Exported on {card['date']} with {versions}.",
         "",
         "| input | type | shape |",
@@ -137,15 +182,14 @@ def to_markdown(card: dict[str, Any], difference: DetectionDifference) -> str:
         "",
         "`images`: RGB, 0 to 255, each image in the top left corner; other pixels are ignored.",
         "`sizes`: the height and width of each image inside `images`.",
-        f"Resize each image (method: {method}) so that its short side is "
-        f"{resize['short_side']} pixels, but its",
-        f"long side at most {resize['long_side']} pixels; reduce it further if it does not fit the "
-        "input.",
+        "",
+        *resize_recipe(servable),
         "",
         "`boxes` (x0 y0 x1 y1 in pixels of `images`), `scores` and `categories` are sorted, best",
         "score first, and zero after the first `count` elements. Scores are above "
         f"{card['score_threshold']}; there are at most",
-        f"{card['max_detections']} detections per image, after NMS at IoU {card['iou_threshold']}.",
+        f"{card['max_detections']} detections per image, after NMS among the boxes {of_which} at "
+        f"IoU {card['iou_threshold']}.",
         "",
         f"Categories: {categories}.",
         "",

@@ -10,6 +10,7 @@ from jax.extend.mlir.dialects import stablehlo as dialect
 from jaxlib.mlir.passmanager import PassManager
 
 from retinanet_jax.data import tf_transforms
+from retinanet_jax.data.sizes import size_in_canvas
 from retinanet_jax.export import stablehlo
 from retinanet_jax.export.servable import (
     INPUTS,
@@ -17,6 +18,7 @@ from retinanet_jax.export.servable import (
     ArtifactFunction,
     ArtifactOutputs,
     Servable,
+    resize_options,
 )
 
 if TYPE_CHECKING:
@@ -141,23 +143,18 @@ def _make_prepare(
     """
     import tensorflow as tf
 
-    data, (height, width) = servable.config.data, servable.image_size
-    half = 0.0 if data.resize == "bilinear_float" else 0.5
+    height, width = servable.image_size
+    options = resize_options(servable.config)
+    options["short_side"] = tf.constant(options["short_side"], tf.float64)
 
     def prepare(jpeg: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         image = tf_transforms.decode_jpeg(jpeg)
-        original = tf.cast(tf.shape(image)[:2], tf.float64)
-        # As in Servable.resized_size.
-        factor = tf.minimum(
-            tf.minimum(
-                data.eval_short_side / tf.reduce_min(original),
-                data.long_side / tf.reduce_max(original),
-            ),
-            tf.reduce_min(tf.constant([height, width], tf.float64) / original),
-        )
-        size = tf.cast(tf.maximum(tf.floor(original * factor + half), 1), tf.int32)
+        original = tf.shape(image)[:2]
+        rows, columns = tf.unstack(tf.cast(original, tf.float64))
+        size = size_in_canvas(rows, columns, servable.image_size, **options, xp=tf)
+        size = tf.cast(tf.stack(size), tf.int32)
         resized = tf_transforms.pad(
-            tf_transforms.resize(image, size, method=data.resize), (height, width)
+            tf_transforms.resize(image, size, method=options["resize"]), (height, width)
         )
         scale = tf.cast(original, tf.float32) / tf.cast(size, tf.float32)
         return tf.ensure_shape(resized, (height, width, 3)), size, scale

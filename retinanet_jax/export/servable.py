@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from retinanet_jax import core
 from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.data.sizes import SIZE_MULTIPLE, resized_size
+from retinanet_jax.data.buckets import make_buckets, smallest_bucket
+from retinanet_jax.data.sizes import resized_size, round_up, size_in_canvas
 from retinanet_jax.data.transforms import PIXEL_TYPES, Pixels, pad, resize
 from retinanet_jax.modeling import build_model, detect
 
@@ -38,19 +39,16 @@ class Servable(NamedTuple):
     """A checkpoint as a function of images of one size.
 
     Attributes:
-        checkpoint: The trained detector; its config has the detection limits of the artifact.
-        image_size: Height and width of the input in pixels, multiples of SIZE_MULTIPLE.
+        checkpoint: The trained detector.
+        config: The checkpoint's config with the detection limits of the artifact.
+        image_size: Height and width of the input in pixels, multiples of 32.
         batch_size: Number of images per call; None for any number, which ONNX does not support.
     """
 
     checkpoint: Checkpoint
+    config: ConfigDict
     image_size: tuple[int, int]
     batch_size: int | None
-
-    @property
-    def config(self) -> ConfigDict:
-        """The checkpoint's config."""
-        return self.checkpoint.config
 
     def __call__(self, images: jax.Array, sizes: jax.Array) -> ArtifactOutputs:
         """Return the detections of a batch; jax traces this function.
@@ -99,17 +97,17 @@ class Servable(NamedTuple):
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) to which an image is resized.
 
-        It is the size that evaluation uses, or the largest that fits `image_size` if it is smaller.
+        It is the size that evaluation uses, or the largest that fits `image_size` if that does not.
         """
-        data, short = self.config.data, min(height, width)
-        fitting = short * min(self.image_size[0] / height, self.image_size[1] / width)
-        return resized_size(
-            height,
-            width,
-            short_side=min(data.eval_short_side, fitting),
-            long_side=data.long_side,
-            resize=data.resize,
-        )
+        resized = size_in_canvas(height, width, self.image_size, **resize_options(self.config))
+        return int(resized[0]), int(resized[1])
+
+    def is_resized_as_in_evaluation(self, height: int, width: int) -> bool:
+        """Return whether evaluation accepts an image, and the input can contain its size."""
+        size = np.array([resized_size(height, width, **resize_options(self.config))])
+        shapes = evaluation_shapes(self.config) or [self.image_size]
+        fits_bucket = smallest_bucket(size, np.array(shapes))[0] >= 0
+        return bool(fits_bucket and np.all(size <= self.image_size))
 
     def prepare(self, image: Pixels) -> tuple[np.ndarray, np.ndarray]:
         """Return the inputs for an image: the resized and padded image, and its resized size."""
@@ -118,10 +116,24 @@ class Servable(NamedTuple):
         return pad(resized, *self.image_size), np.array(size, np.int32)
 
 
+def resize_options(config: ConfigDict) -> dict[str, Any]:
+    """Return the arguments `short_side`, `long_side` and `resize` of evaluation."""
+    data = config.data
+    return {"short_side": data.eval_short_side, "long_side": data.long_side, "resize": data.resize}
+
+
+def evaluation_shapes(config: ConfigDict) -> list[tuple[int, int]]:
+    """Return the (height, width) that evaluation pads images to; none if each has its own."""
+    if config.data.eval_shapes == "own":
+        return []
+    return [(height, width) for height, width in make_buckets(config.data.buckets).tolist()]
+
+
 def default_image_size(config: ConfigDict) -> tuple[int, int]:
-    """Return a square that can contain images of every aspect ratio, resized as in evaluation."""
-    side = -(-int(config.data.long_side) // SIZE_MULTIPLE) * SIZE_MULTIPLE
-    return side, side
+    """Return the smallest size that contains every image as evaluation resizes it."""
+    side = round_up(int(config.data.long_side))
+    height, width = np.max(evaluation_shapes(config) or [(side, side)], axis=0).tolist()
+    return min(height, side), min(width, side)
 
 
 def _unrolled_vmap(function: Callable) -> Callable:

@@ -1,4 +1,10 @@
-"""Verification of an artifact: its detections are compared with those of its checkpoint."""
+"""Verification of an artifact: its detections are compared with those of `predict`.
+
+If the padding is masked (config.model.padding), an artifact returns the detections of `predict`,
+whatever the size of its input. Two kinds of images are compared with the checkpoint on the
+artifact's input instead: those that `predict` resizes to another size, and all images if the
+padding is plain.
+"""
 
 import functools
 import itertools
@@ -7,133 +13,153 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int32
 
 from retinanet_jax import core
 from retinanet_jax.data.batch import Batch
+from retinanet_jax.data.image_files import ImageLike, read_image
+from retinanet_jax.data.transforms import Pixels
+from retinanet_jax.detector import Detector
+from retinanet_jax.export.comparison import (
+    BOX_TOLERANCE,
+    SCORE_TOLERANCE,
+    DetectionArrays,
+    DetectionDifference,
+    compare_detections,
+)
 from retinanet_jax.export.servable import ArtifactFunction, ArtifactOutputs, Servable
 from retinanet_jax.modeling import build_model, detect
+from retinanet_jax.utils.progress import format_count, make_progress
+from retinanet_jax.utils.threads import map_ahead
 
-# The largest differences that rounding can cause, of a coordinate in pixels and of a score.
-BOX_TOLERANCE, SCORE_TOLERANCE = 0.05, 1e-4
-# The largest differences between two detections that are compared with each other at all.
-NEAR_BOX, NEAR_SCORE = 1.0, 1e-2
 BATCH_SIZE = 2  # images per call, where the artifact accepts any number
+PREDICT, CHECKPOINT = "those of predict", "those of the checkpoint on the artifact's input"
 
 
-class DetectionArrays(NamedTuple):
-    """The detections of one image, best score first."""
-
-    boxes: Float[np.ndarray, "n 4"]
-    scores: Float[np.ndarray, " n"]
-    categories: Int[np.ndarray, " n"]
-
-
-class DetectionDifference(NamedTuple):
-    """How much the detections of an artifact differ from the expected ones.
+class Verification(NamedTuple):
+    """The differences that a verification measured.
 
     Attributes:
-        num_images: Number of compared images.
-        num_detections: Number of expected detections.
-        box: Largest difference of a coordinate in pixels, over detections with a counterpart.
-        score: Largest difference of a score, over detections with a counterpart.
-        num_unmatched: Number of detections, expected or actual, that have no counterpart of their
-            category.
+        from_predict: From the detections of `predict`, on the images that it resizes to the same
+            size. With masked padding only rounding may cause them.
+        from_checkpoint: From the detections of the checkpoint on the artifact's input, on all other
+            images, or on all images with plain padding. Only rounding may cause them.
+        padding: The field config.model.padding.
     """
 
-    num_images: int
-    num_detections: int
-    box: float
-    score: float
-    num_unmatched: int
+    from_predict: DetectionDifference
+    from_checkpoint: DetectionDifference
+    padding: str
+
+    @property
+    def equalities(self) -> dict[str, DetectionDifference]:
+        """The differences that only rounding may cause, by the expected detections."""
+        if self.padding == "plain":
+            return {CHECKPOINT: self.from_checkpoint}
+        return {PREDICT: self.from_predict, CHECKPOINT: self.from_checkpoint}
+
+    @property
+    def num_images(self) -> int:
+        """The number of images."""
+        return sum(difference.num_images for difference in self.equalities.values())
+
+    @property
+    def num_other_sizes(self) -> int:
+        """The number of images that `predict` resizes to another size, or refuses."""
+        return self.num_images - self.from_predict.num_images
 
 
-def summary(difference: DetectionDifference) -> str:
-    """Return the result of the verification as a line for the user."""
-    num_images, num_detections, box, score, _ = difference
-    if not num_detections:
-        return (
-            f"not verified: the checkpoint has no detections on the {num_images} images; verify on "
-            "images of the objects it was trained to detect, or lower the score threshold"
-        )
-    return (
-        f"verified: {num_detections} detections on {num_images} images, boxes within {box:.2g} "
-        f"pixels of the checkpoint's, scores within {score:.2g}, categories equal"
-    )
+class Example(NamedTuple):
+    """An image, and the artifact's input that is made of it."""
+
+    image: ImageLike
+    original_size: tuple[int, int]  # height and width in pixels
+    pixels: Pixels  # resized, and padded to the size of the input
+    size: Int32[np.ndarray, "2"]  # height and width of the resized image
 
 
 def verify(
-    servable: Servable, artifact: ArtifactFunction, images: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> DetectionDifference:
-    """Return the largest differences between the artifact's and the checkpoint's detections.
+    servable: Servable, artifact: ArtifactFunction, images: Sequence[ImageLike]
+) -> Verification:
+    """Return the largest differences between the artifact's detections and the expected ones.
 
     Args:
         servable: The function that was exported.
         artifact: The function that runs the artifact.
-        images: Inputs, as `Servable.prepare` returns them for each image.
+        images: The images to compare the detections of.
 
     Raises:
-        ValueError: If the detections differ by more than rounding can cause.
+        ValueError: If an image cannot be read, or the detections differ by more than rounding can
+            cause.
     """
-    total = DetectionDifference(0, 0, 0.0, 0.0, 0)
-    reference = make_reference(servable)
-    for batch, sizes, count in padded_batches(images, servable.batch_size or BATCH_SIZE):
-        pairs = zip(reference(batch, sizes), split_outputs(artifact(batch, sizes)), strict=True)
-        for expected, actual in itertools.islice(pairs, count):
-            difference = compare_detections(expected, actual, certain_score(expected, servable))
-            total = DetectionDifference(
-                num_images=total.num_images + 1,
-                num_detections=total.num_detections + difference.num_detections,
-                box=max(total.box, difference.box),
-                score=max(total.score, difference.score),
-                num_unmatched=total.num_unmatched + difference.num_unmatched,
-            )
-    if total.box > BOX_TOLERANCE or total.score > SCORE_TOLERANCE or total.num_unmatched:
-        raise ValueError(
-            "The artifact's detections differ from the checkpoint's: boxes differ by "
-            f"{total.box:.2g} pixels (at most {BOX_TOLERANCE} is allowed), scores by "
-            f"{total.score:.2g} (at most {SCORE_TOLERANCE}), and {total.num_unmatched} detections "
-            f"have no counterpart; {total.num_detections} are expected on {total.num_images} "
-            "images. The artifact was removed."
-        )
-    return total
+    by_predict, by_checkpoint = make_predict(servable), make_reference(servable)
+    config = servable.config
+    from_predict, from_checkpoint = DetectionDifference(), DetectionDifference()
+    print_progress = make_progress("verifying", len(images))
+    detections = artifact_detections(servable, artifact, images)
+    for done, (example, actual) in enumerate(detections, 1):
+        has_size_of_predict = servable.is_resized_as_in_evaluation(*example.original_size)
+        if has_size_of_predict:
+            difference = compare_detections(by_predict(example), actual, config)
+            from_predict = from_predict.including(difference)
+        if not has_size_of_predict or config.model.padding == "plain":
+            difference = compare_detections(by_checkpoint(example), actual, config)
+            from_checkpoint = from_checkpoint.including(difference)
+        print_progress(done)
+    verification = Verification(from_predict, from_checkpoint, config.model.padding)
+    for expected, difference in verification.equalities.items():
+        check_rounding(expected, difference)
+    return verification
 
 
-def make_reference(
-    servable: Servable,
-) -> Callable[[np.ndarray, np.ndarray], list[DetectionArrays]]:
-    """Return a function `(images, sizes) -> detections of the checkpoint`, as in evaluation."""
-    checkpoint = servable.checkpoint
-    model = build_model(checkpoint.config, len(checkpoint.categories))
-    compiled = jax.jit(functools.partial(detect, model=model, config=checkpoint.config))
+def artifact_detections(
+    servable: Servable, artifact: ArtifactFunction, images: Sequence[ImageLike]
+) -> Iterator[tuple[Example, DetectionArrays]]:
+    """Run the artifact on images, which threads read a few batches ahead; yield its detections."""
+
+    def make_example(image: ImageLike) -> Example:
+        pixels = read_image(image)
+        return Example(image, pixels.shape[:2], *servable.prepare(pixels))
+
+    batch_size = servable.batch_size or BATCH_SIZE
+    examples = map_ahead(make_example, images, num_ahead=2 * batch_size)
+    while batch := list(itertools.islice(examples, batch_size)):
+        # Copies of the last image complete the last batch.
+        filled = [*batch, *batch[-1:] * (batch_size - len(batch))]
+        outputs = artifact(np.stack([x.pixels for x in filled]), np.stack([x.size for x in filled]))
+        yield from zip(batch, split_outputs(outputs), strict=False)
+
+
+def make_predict(servable: Servable) -> Callable[[Example], DetectionArrays]:
+    """Return a function of an image with the detections of `predict`, in pixels of the input."""
+    detector = Detector(servable.checkpoint._replace(config=servable.config))
+
+    def by_predict(example: Example) -> DetectionArrays:
+        detections = detector(example.image)
+        y, x = np.array(example.original_size, np.float32) / example.size
+        original_scale = np.array([x, y, x, y], np.float32)
+        boxes = detections.boxes / original_scale
+        return DetectionArrays(boxes, detections.scores, detections.category_ids)
+
+    return by_predict
+
+
+def make_reference(servable: Servable) -> Callable[[Example], DetectionArrays]:
+    """Return a function of an image with the checkpoint's detections on the artifact's input."""
+    checkpoint, config = servable.checkpoint, servable.config
+    model = build_model(config, len(checkpoint.categories))
+    compiled = jax.jit(functools.partial(detect, model=model, config=config))
     ids = np.array([category.id for category in checkpoint.categories])
 
-    def reference(images: np.ndarray, sizes: np.ndarray) -> list[DetectionArrays]:
-        sizes = sizes.astype(np.float32)
-        batch = Batch.of_images(images, sizes, np.ones_like(sizes))
+    def by_checkpoint(example: Example) -> DetectionArrays:
+        size = example.size[None].astype(np.float32)
+        batch = Batch.of_images(example.pixels[None], size, np.ones_like(size))
         detections = jax.device_get(compiled(checkpoint.variables, batch))
-        return [
-            DetectionArrays(
-                np.asarray(core.yxyx_to_xyxy(boxes[mask])), scores[mask], ids[classes[mask]]
-            )
-            for boxes, scores, classes, mask in zip(*detections, strict=True)
-        ]
+        boxes, scores, classes, mask = (array[0] for array in detections)
+        boxes = np.asarray(core.yxyx_to_xyxy(boxes[mask]))
+        return DetectionArrays(boxes, scores[mask], ids[classes[mask]])
 
-    return reference
-
-
-def padded_batches(
-    inputs: Sequence[tuple[np.ndarray, np.ndarray]], batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Yield (images, sizes, number of real images) of `batch_size` images each.
-
-    The last batch is filled up with copies of its last image.
-    """
-    for start in range(0, len(inputs), batch_size):
-        examples = list(inputs[start : start + batch_size])
-        count = len(examples)
-        images, sizes = zip(*examples, *examples[-1:] * (batch_size - count), strict=True)
-        yield np.stack(images), np.stack(sizes), count
+    return by_checkpoint
 
 
 def split_outputs(outputs: ArtifactOutputs) -> list[DetectionArrays]:
@@ -153,53 +179,55 @@ def split_outputs(outputs: ArtifactOutputs) -> list[DetectionArrays]:
     return detections
 
 
-def certain_score(expected: DetectionArrays, servable: Servable) -> float:
-    """Return the score above which rounding cannot decide whether a detection is returned.
-
-    A lower score is near the threshold or, if an image has the largest number of detections, near
-    the last of their scores.
-    """
-    limits = servable.config.detections
-    is_full = len(expected.scores) == limits.max_detections
-    lowest = expected.scores[-1] if is_full else limits.score_threshold
-    return float(lowest) + SCORE_TOLERANCE
-
-
-def compare_detections(
-    expected: DetectionArrays, actual: DetectionArrays, certain_score: float
-) -> DetectionDifference:
-    """Return the difference between the detections of one image.
-
-    Each expected detection, best first, is compared with the nearest actual one of its category
-    that is not yet the counterpart of another.
+def check_rounding(expected: str, difference: DetectionDifference) -> None:
+    """Check that rounding can have caused a difference.
 
     Args:
-        expected: The detections of the reference.
-        actual: The detections to check.
-        certain_score: Detections without a counterpart count only if they score more than this.
+        expected: What the detections are compared with, for the message.
+        difference: The difference.
+
+    Raises:
+        ValueError: If rounding cannot have caused it.
     """
-    distance = np.abs(expected.boxes[:, None] - actual.boxes).max(axis=-1, initial=0)
-    score_distance = np.abs(expected.scores[:, None] - actual.scores)
-    is_candidate = expected.categories[:, None] == actual.categories
-    is_candidate &= score_distance <= NEAR_SCORE
-    distance = np.where(is_candidate, distance, np.inf)
-    box_differences, score_differences = [0.0], [0.0]
-    is_free = np.ones(len(actual.scores), bool)
-    num_unmatched = 0
-    for i in range(len(expected.scores)):
-        j = int(distance[i].argmin()) if len(is_free) else -1
-        if j < 0 or distance[i, j] > NEAR_BOX:
-            num_unmatched += expected.scores[i] > certain_score
-            continue
-        box_differences.append(float(distance[i, j]))
-        score_differences.append(float(score_distance[i, j]))
-        distance[:, j] = np.inf
-        is_free[j] = False
-    num_unmatched += np.sum(is_free & (actual.scores > certain_score))
-    return DetectionDifference(
-        num_images=1,
-        num_detections=len(expected.scores),
-        box=max(box_differences),
-        score=max(score_differences),
-        num_unmatched=int(num_unmatched),
-    )
+    num_images, num_detections, box, score, num_unmatched = difference
+    if difference.exceeds_rounding:
+        raise ValueError(
+            f"The artifact's detections differ from {expected}: boxes differ by {box:.2g} pixels "
+            f"(at most {BOX_TOLERANCE} is allowed), scores by {score:.2g} (at most "
+            f"{SCORE_TOLERANCE}), and {num_unmatched} detections have no counterpart; "
+            f"{num_detections} are expected on {format_count(num_images, 'image')}. The artifact "
+            "was removed."
+        )
+
+
+def summary(verification: Verification) -> str:
+    """Return the result of the verification as sentences for the user."""
+    from_predict, equalities = verification.from_predict, verification.equalities
+    if not any(difference.num_detections for difference in equalities.values()):
+        return (
+            "not verified: the checkpoint has no detections on the "
+            f"{format_count(verification.num_images, 'image')}; verify on images of the objects it "
+            "was trained to detect, or lower the score threshold"
+        )
+    sentences = [
+        f"{difference.num_detections} detections on {format_count(difference.num_images, 'image')} "
+        f"equal {expected}, boxes within {difference.box:.2g} pixels, scores within "
+        f"{difference.score:.2g}"
+        for expected, difference in equalities.items()
+        if difference.num_images
+    ]
+    if verification.num_other_sizes:
+        sentences.append(
+            f"{format_count(verification.num_other_sizes, 'image')} cannot be compared with "
+            "predict, because the input or the config's buckets cannot contain the size to which "
+            "predict resizes it"
+        )
+    if verification.padding == "plain" and from_predict.num_images:
+        sentences.append(
+            "with config.model.padding='plain', detections depend on the size of the input: "
+            f"predict, which pads images to their buckets, has {from_predict.num_detections} on "
+            f"{format_count(from_predict.num_images, 'image')}; boxes differ by up to "
+            f"{from_predict.box:.2g} pixels, scores by up to {from_predict.score:.2g}, and "
+            f"{from_predict.num_unmatched} detections have no counterpart"
+        )
+    return f"verified: {'. '.join(sentences)}"
