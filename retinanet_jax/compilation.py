@@ -14,7 +14,7 @@ import jax
 
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.utils.files import make_writable
-from retinanet_jax.utils.progress import format_count
+from retinanet_jax.utils.progress import CLOCK, format_count
 
 Compiler = futures.Executor  # threads that compile; XLA releases Python's lock while it compiles
 MAX_THREADS = 8  # each needs about 500 MB for a ResNet-50
@@ -69,10 +69,12 @@ class CompiledByShape:
     def __call__(self, state: Any, batch: Batch) -> Any:
         """Return the jitted function's result, after waiting for the compiler if necessary."""
         self.prepare(state, [batch])
-        if jax.default_backend() != "cpu":
-            # An accelerator's compiler times kernels on the device, which no step may disturb.
-            futures.wait(self._programs.values())
-        return self._programs[batch.images.shape].result()(state, batch)
+        with CLOCK.stopped():
+            if jax.default_backend() != "cpu":
+                # An accelerator's compiler times kernels on the device, which no step may disturb.
+                futures.wait(self._programs.values())
+            program = self._programs[batch.images.shape].result()
+        return program(state, batch)
 
     def _compile(self, state: Any, batch: Batch) -> Any:
         """Return the compiled function for the shapes of a state and a batch."""

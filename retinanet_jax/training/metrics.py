@@ -1,5 +1,7 @@
 """The metrics of a run: metrics.jsonl, TensorBoard files, and progress lines on the console."""
 
+import collections
+import contextlib
 import json
 import pathlib
 import time
@@ -13,9 +15,10 @@ import tensorboardX
 from jaxtyping import UInt8
 
 from retinanet_jax.utils.files import write_atomically
-from retinanet_jax.utils.progress import format_duration
+from retinanet_jax.utils.progress import CLOCK, format_count, format_duration
 
 T = TypeVar("T")
+NUM_INTERVALS = 20  # logged steps whose speed predicts that of the remaining steps
 
 
 class MetricWriter:
@@ -28,15 +31,26 @@ class MetricWriter:
         workdir: The run's working directory, to which metrics.jsonl and tensorboard/ are written.
         start_step: Number of steps that were done before this run started or resumed.
         total_steps: Number of steps after which the run ends.
+        evaluate_every: Number of steps between evaluations, of which one is after the last step;
+            None if there are none.
         writes: Whether this host writes.
     """
 
     def __init__(
-        self, workdir: pathlib.Path, *, start_step: int, total_steps: int, writes: bool
+        self,
+        workdir: pathlib.Path,
+        *,
+        start_step: int,
+        total_steps: int,
+        evaluate_every: int | None = None,
+        writes: bool,
     ) -> None:
         self._writes = writes
-        self._total_steps = total_steps
-        self._last_step, self._last_time = start_step, time.monotonic()
+        self._total_steps, self._evaluate_every = total_steps, evaluate_every
+        self._last_step, self._last_time = start_step, CLOCK.now()
+        # The steps and seconds between logged steps, and the seconds of the latest evaluation.
+        self._intervals = collections.deque[tuple[int, float]](maxlen=NUM_INTERVALS)
+        self._evaluation_seconds: float | None = None
         self._watcher = futures.ThreadPoolExecutor(1)
         self._step_end: futures.Future[float] | None = None  # when the latest step ends
         self._idle_seconds = 0.0  # since _last_time
@@ -57,17 +71,22 @@ class MetricWriter:
             self._file.close()
             self._tensorboard.close()
 
-    def restart_clock(self, step: int) -> None:
-        """Exclude the time before `step` (compiling, an evaluation) from the measured speed."""
-        self._last_step, self._last_time = step, time.monotonic()
-        self._idle_seconds = 0.0
+    @contextlib.contextmanager
+    def measure_evaluation(self) -> Iterator[None]:
+        """Measure how long an evaluation takes, and exclude it from the speed of the steps."""
+        start = CLOCK.now()
+        yield
+        self._evaluation_seconds = CLOCK.now() - start
+        self._last_time += self._evaluation_seconds
 
     def measure_idle_time(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield the batches, and measure how long the devices are idle until each arrives."""
         requested = time.monotonic()
         for batch in batches:
+            if self._step_end is None:
+                self._last_time = CLOCK.now()  # the first batch waited for the loader to start
             # While a step still runs, no device is idle, however long the next batch takes.
-            if self._step_end is not None and self._step_end.done():
+            elif self._step_end.done():
                 self._idle_seconds += time.monotonic() - max(requested, self._step_end.result())
             yield batch
             requested = time.monotonic()
@@ -89,14 +108,14 @@ class MetricWriter:
             metrics: The metrics that the train step returns, as numbers.
             batch_size: Images per step, over all hosts.
         """
-        now = time.monotonic()
-        elapsed = now - self._last_time
-        seconds = elapsed / max(step - self._last_step, 1)
+        now = CLOCK.now()
+        num_steps, elapsed = step - self._last_step, now - self._last_time
         metrics = {
             **metrics,
-            "images_per_second": batch_size / seconds if seconds else 0.0,
+            "images_per_second": batch_size * num_steps / elapsed if elapsed else 0.0,
             "data_wait": self._idle_seconds / elapsed if elapsed else 0.0,
         }
+        self._intervals.append((num_steps, elapsed))
         self._last_step, self._last_time, self._idle_seconds = step, now, 0.0
         if not self._writes:
             return
@@ -109,9 +128,24 @@ class MetricWriter:
             f"classification {metrics['loss/classification']:.4f} + box {metrics['loss/box']:.4f}  "
             f"lr {metrics['learning_rate']:.2g}  {metrics['images_per_second']:.1f} images/s  "
             f"{metrics['data_wait']:.0%} waiting for data  "
-            f"{format_duration(seconds * (total - step))} left",
+            f"{self._time_left(step)} left",
             flush=True,
         )
+
+    def _time_left(self, step: int) -> str:
+        """Return the time that the steps and evaluations after the metrics of `step` will take.
+
+        Until an evaluation has been measured, the text has the number of evaluations instead.
+        """
+        steps, seconds = map(sum, zip(*self._intervals, strict=True))
+        left = (self._total_steps - step) * seconds / steps
+        every = self._evaluate_every
+        # One after each multiple of `every`, including `step` itself, and one after the last step.
+        evaluations = -(-self._total_steps // every) - (step - 1) // every if every else 0
+        if self._evaluation_seconds is not None:
+            return format_duration(left + evaluations * self._evaluation_seconds)
+        more = f" and {format_count(evaluations, 'evaluation')}" if evaluations else ""
+        return f"{format_duration(left)}{more}"
 
     def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write scalars to TensorBoard only."""

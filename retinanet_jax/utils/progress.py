@@ -1,15 +1,50 @@
 """Text that programs print while they work: progress lines, durations and one-line messages."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 PROGRESS_INTERVAL = 5.0  # seconds between two lines of progress
+MIN_MEASURED = 1.0  # seconds of work from which a speed is computed
+
+
+class WorkClock:
+    """A clock that can be stopped, so that compiling a program does not count as slow work."""
+
+    def __init__(self) -> None:
+        self._stopped_at: float | None = None
+        self._stopped_seconds = 0.0
+
+    def now(self) -> float:
+        """Return the time in seconds from an arbitrary origin."""
+        now = time.monotonic() if self._stopped_at is None else self._stopped_at
+        return now - self._stopped_seconds
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stop the clock inside a `with` statement, in the thread whose work it measures."""
+        if self._stopped_at is not None:  # by a caller
+            yield
+            return
+        self._stopped_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self._stopped_seconds += time.monotonic() - self._stopped_at
+            self._stopped_at = None
+
+
+CLOCK = WorkClock()  # of all progress lines, which a process prints one after the other
 
 
 def make_progress(
     name: str, total: float | None = None, unit: str = "images"
 ) -> Callable[[float], None]:
     """Return a function that prints a line of progress every few seconds, and at the end.
+
+    The speed and the time left are those of the work since the first call, without the time in
+    which CLOCK was stopped: starting and compiling do not count. A line has no speed until a second
+    of work has been measured.
 
     Args:
         name: The work in progress, with which the line begins.
@@ -22,26 +57,28 @@ def make_progress(
 
     Examples:
         >>> progress = make_progress("predicting", total=100)
-        >>> progress(12)  # predicting: 12/100 images  2.4 images/s  0 min 36 s left
+        >>> progress(1)
+        >>> progress(13)  # predicting: 13/100 images  2.4 images/s  0 min 36 s left
     """
-    start = last_line = time.monotonic()
+    last_line = CLOCK.now()
+    first: tuple[float, float] | None = None  # the time and the number of units of the first call
 
     def print_progress(done: float) -> None:
-        nonlocal last_line
-        now = time.monotonic()
+        nonlocal first, last_line
+        now = CLOCK.now()
+        first = first or (now, done)
         finished = total is not None and done >= total
         if now - last_line < PROGRESS_INTERVAL and not finished:
             return
         last_line = now
-        rate = done / max(now - start, 1e-9)
-        if total is None:
-            print(f"{name}: {done:.0f} {unit}  {rate:.1f} {unit}/s", flush=True)
-            return
-        remaining = format_duration((total - done) / rate) if rate else "unknown time"
-        print(
-            f"{name}: {done:.0f}/{total:.0f} {unit}  {rate:.1f} {unit}/s  {remaining} left",
-            flush=True,
-        )
+        of_total = "" if total is None else f"/{total:.0f}"
+        parts = [f"{name}: {done:.0f}{of_total} {unit}"]
+        seconds, count = now - first[0], done - first[1]
+        if seconds >= MIN_MEASURED and count > 0:
+            parts.append(f"{count / seconds:.1f} {unit}/s")
+            if total is not None and not finished:
+                parts.append(f"{format_duration((total - done) * seconds / count)} left")
+        print("  ".join(parts), flush=True)
 
     return print_progress
 

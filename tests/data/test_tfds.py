@@ -337,6 +337,7 @@ def test_the_index_is_built_once_and_stored_next_to_the_shards(copy, contents, m
 
 def test_progress_is_printed(copy, monkeypatch, capsys):
     monkeypatch.setattr(progress, "PROGRESS_INTERVAL", 0.0)
+    monkeypatch.setattr(progress, "MIN_MEASURED", 0.0)
     open_train(copy)
     line = capsys.readouterr().out.splitlines()[2]
     assert re.fullmatch(

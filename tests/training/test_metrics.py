@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from retinanet_jax.training import metrics
+from retinanet_jax.utils import progress
+from retinanet_jax.utils.progress import CLOCK
 
 METRICS = {
     "loss": 3.0,
@@ -19,8 +21,24 @@ METRICS = {
 }
 
 
-def open_writer(workdir, start_step=0, writes=True):
-    return metrics.MetricWriter(workdir, start_step=start_step, total_steps=20, writes=writes)
+def open_writer(workdir, start_step=0, writes=True, evaluate_every=None):
+    return metrics.MetricWriter(
+        workdir,
+        start_step=start_step,
+        total_steps=20,
+        evaluate_every=evaluate_every,
+        writes=writes,
+    )
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Return a replacement for the module `time`, with its time in `seconds`."""
+    clock = types.SimpleNamespace(seconds=100.0)
+    clock.monotonic = lambda: clock.seconds
+    monkeypatch.setattr(metrics, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
 
 
 def read_lines(workdir):
@@ -48,15 +66,74 @@ def test_each_logged_step_is_one_json_object(tmp_path, capsys):
     assert b"comparison" in events.read_bytes()
 
 
-def test_speed_is_images_over_the_seconds_since_the_last_line(tmp_path, monkeypatch):
-    seconds = iter([100.0, 110.0, 120.0, 130.0])
-    clock = types.SimpleNamespace(monotonic=lambda: next(seconds))
-    monkeypatch.setattr(metrics, "time", clock)
-    with open_writer(tmp_path) as writer:
+def last_line_end(capsys):
+    """Return the end of the last progress line, after the wait for data."""
+    return capsys.readouterr().out.splitlines()[-1].partition("waiting for data  ")[2]
+
+
+def test_speed_is_images_over_the_seconds_since_the_last_line(tmp_path, clock):
+    with open_writer(tmp_path, evaluate_every=6) as writer:
+        clock.seconds += 10
         writer.write_step(5, METRICS, batch_size=4)  # 5 steps of 4 images in 10 s
-        writer.restart_clock(6)  # at 120 s
-        writer.write_step(8, METRICS, batch_size=4)  # 2 steps in 10 s
-    assert [line["images_per_second"] for line in read_lines(tmp_path)] == [2.0, 0.8]
+        clock.seconds += 2
+        with writer.measure_evaluation():
+            clock.seconds += 40
+        clock.seconds += 4
+        with CLOCK.stopped():
+            clock.seconds += 60  # compiling
+        clock.seconds += 4
+        writer.write_step(8, METRICS, batch_size=4)  # 3 steps in 10 s
+    assert [line["images_per_second"] for line in read_lines(tmp_path)] == [2.0, 1.2]
+
+
+def test_the_wait_for_the_first_batch_is_no_training_time(tmp_path, clock, capsys):
+    def slow_batches():
+        clock.seconds += 30  # the loader starts
+        yield "first"
+        yield "second"
+
+    with open_writer(tmp_path, start_step=10) as writer:
+        for step, _ in enumerate(writer.measure_idle_time(slow_batches()), 11):
+            clock.seconds += 3
+            writer.watch_step(SlowResult(0))
+            writer.write_step(step, METRICS, batch_size=6)
+            assert last_line_end(capsys) == f"0 min {3 * (20 - step)} s left"
+    assert [line["images_per_second"] for line in read_lines(tmp_path)] == [2.0, 2.0]
+
+
+def test_the_time_left_contains_the_remaining_evaluations(tmp_path, clock, capsys):
+    """After steps 5, 10, 15 and 20; until one has been measured, their number is printed."""
+    with open_writer(tmp_path, start_step=3, evaluate_every=5) as writer:
+        clock.seconds += 4
+        writer.write_step(5, METRICS, batch_size=4)  # 2 s per step
+        assert last_line_end(capsys) == "0 min 30 s and 4 evaluations left"
+        with writer.measure_evaluation():
+            clock.seconds += 20
+            with CLOCK.stopped():
+                clock.seconds += 300  # compiling
+        clock.seconds += 2
+        writer.write_step(6, METRICS, batch_size=4)  # 14 * 2 + 3 * 20 s
+        assert last_line_end(capsys) == "1 min 28 s left"
+        clock.seconds += 28
+        writer.write_step(20, METRICS, batch_size=4)  # the last evaluation follows its last step
+        assert last_line_end(capsys) == "0 min 20 s left"
+
+
+@pytest.mark.parametrize(("every", "text"), [(None, ""), (100, " and 1 evaluation")])
+def test_a_run_may_have_one_evaluation_or_none(tmp_path, clock, capsys, every, text):
+    with open_writer(tmp_path, evaluate_every=every) as writer:
+        clock.seconds += 5
+        writer.write_step(10, METRICS, batch_size=4)
+    assert last_line_end(capsys) == f"0 min 05 s{text} left"
+
+
+def test_the_time_left_is_that_of_the_latest_lines(tmp_path, clock, capsys, monkeypatch):
+    monkeypatch.setattr(metrics, "NUM_INTERVALS", 2)
+    with open_writer(tmp_path) as writer:
+        for step, seconds in ((2, 100), (4, 4), (8, 14)):
+            clock.seconds += seconds
+            writer.write_step(step, METRICS, batch_size=4)
+    assert last_line_end(capsys) == "0 min 36 s left"  # 18 s for 6 steps, and 12 more steps
 
 
 class SlowResult:
@@ -84,9 +161,7 @@ def test_data_wait_is_the_fraction_of_time_without_a_running_step(
             yield "later"
 
     with open_writer(tmp_path) as writer:
-        for batch in writer.measure_idle_time(slow_batches()):
-            if batch == "first":
-                writer.restart_clock(0)
+        for _ in writer.measure_idle_time(slow_batches()):
             writer.watch_step(SlowResult(step_seconds))
         writer.write_step(3, METRICS, batch_size=1)
     (line,) = read_lines(tmp_path)

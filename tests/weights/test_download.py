@@ -128,10 +128,12 @@ def test_a_published_file_is_downloaded_once(
 
 def test_progress_and_the_remaining_time_are_printed(monkeypatch, published, tmp_path, capsys):
     published("good")
-    monkeypatch.setattr(progress, "PROGRESS_INTERVAL", -1.0)
+    monkeypatch.setattr(progress, "PROGRESS_INTERVAL", 0.0)
+    monkeypatch.setattr(progress, "MIN_MEASURED", 0.0)
+    monkeypatch.setattr(download, "CHUNK", len(CONTENT) // 2)
     download.fetch(NAME, tmp_path)
     lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(rf"{NAME}: 1/1 MB  \d+\.\d MB/s  \d+ min \d\d s left", lines[1])
+    assert re.fullmatch(rf"{NAME}: \d/1 MB  \d+\.\d MB/s  \d+ min \d\d s left", lines[2])
     assert lines[-1] == f"{tmp_path / NAME}: 1 MB"
 
 
