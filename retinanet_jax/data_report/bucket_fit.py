@@ -8,14 +8,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from retinanet_jax import input_pipeline
+from retinanet_jax.data.buckets import minimal_buckets, smallest_bucket
 from retinanet_jax.data.plan import TrainPlan
-from retinanet_jax.data.sizes import SIZE_MULTIPLE
+from retinanet_jax.data.sizes import resized_sizes, round_up
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data_report.bucket_search import (
     BucketTable,
     bucket_table,
     choose_buckets,
-    largest_size,
     one_shape,
     sample_sizes,
     two_shapes,
@@ -59,11 +59,11 @@ def fit_buckets(config: ConfigDict, source: Source) -> BucketFit:
     except ValueError as exception:
         # With a bucket that can contain every image, another error is not about the buckets.
         longest = math.ceil(max((config.data.long_side, *config.data.crop_size)))
-        side = -(-longest // SIZE_MULTIPLE) * SIZE_MULTIPLE
-        plan = input_pipeline.train_plan(with_buckets(config, ((side, side),)), source)
+        square = (round_up(longest), round_up(longest))
+        plan = input_pipeline.train_plan(with_buckets(config, (square,)), source)
         error = str(exception)
     sizes = sample_sizes(plan, min_count=max(MIN_SIZES, len(source)))
-    required = np.concatenate([sizes, [largest_size(plan)]])
+    required = np.concatenate([sizes, minimal_buckets(plan.largest_sizes.reshape(-1, 2))])
     suggested = choose_buckets(required, count=MANY_BUCKETS if error else len(plan.buckets))
     if error:
         plan = input_pipeline.train_plan(with_buckets(config, suggested), source)
@@ -99,9 +99,30 @@ def check_buckets(fit: BucketFit) -> Finding:
         advice.append(f"{flag} has {suggested:.1%}")
     if min(table.padding_overhead, suggested) - least > NOTABLE_PADDING:
         advice.append(f"{MANY_BUCKETS} shapes, each compiled once, have {least:.1%} (see below)")
+    limited = count_limited_jitter(fit.plan)
+    if limited:
+        images = f"{limited} of {len(fit.plan.sizes)} images"
+        advice.append(f"add larger buckets, because these limit the scale_jitter of {images}")
     if not advice:
         return Finding(INFO, "buckets", message)
     return Finding(WARNING, "buckets", message, f"{'; '.join(advice)}.")
+
+
+def count_limited_jitter(plan: TrainPlan) -> int:
+    """Return the number of images that would fit in no bucket at the largest scale jitter."""
+    augmentation = plan.augmentation
+    factor = max(augmentation.scale_jitter or (1,))
+    if augmentation.crop_size or factor <= 1:
+        return 0
+    sizes = resized_sizes(
+        plan.sizes,
+        short_side=factor * augmentation.possible_short_sides.max(),
+        long_side=factor * augmentation.long_side,
+        resize=plan.resize,
+    )
+    rotated = (sizes, sizes[:, ::-1])[: len(plan.largest_sizes)]
+    fits = [smallest_bucket(part, plan.buckets) >= 0 for part in rotated]
+    return len(plan.sizes) - int(np.all(fits, axis=0).sum())
 
 
 def check_evaluation_buckets(config: ConfigDict, source: Source) -> Finding:

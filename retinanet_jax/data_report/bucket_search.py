@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Int32
 from retinanet_jax.data.augmentation import Augmentation
 from retinanet_jax.data.buckets import make_buckets, smallest_bucket
 from retinanet_jax.data.plan import TrainPlan
-from retinanet_jax.data.sizes import SIZE_MULTIPLE, resized_sizes
+from retinanet_jax.data.sizes import SIZE_MULTIPLE, round_up
 
 MAX_SIDES = 64  # different heights, and widths, of a bucket: multiples of 32 up to 2048 pixels
 
@@ -38,11 +38,9 @@ class BucketTable(NamedTuple):
 def choose_buckets(sizes: Int[np.ndarray, "N 2"], *, count: int) -> tuple[tuple[int, int], ...]:
     """Search for buckets that can contain all images with as little padding as possible.
 
-    Sides are multiples of 32 (of a larger number if images exceed 2048 pixels). The bucket of the
-    largest height and the largest width is always included, as `make_buckets` adds it. The search
-    starts from a greedy choice and from random ones, and replaces single shapes until no
-    replacement is better; on small datasets the result equals the best of all choices, which a
-    test verifies.
+    Sides are multiples of 32 (of a larger number if images exceed 2048 pixels). The search starts
+    from a greedy choice and from random ones, and replaces single shapes until no replacement is
+    better; on small datasets the result equals the best of all choices, which a test verifies.
 
     Args:
         sizes: Heights and widths of the images.
@@ -57,23 +55,23 @@ def choose_buckets(sizes: Int[np.ndarray, "N 2"], *, count: int) -> tuple[tuple[
     cells, images = np.unique(-(-np.asarray(sizes) // unit), axis=0, return_counts=True)
     sides = np.meshgrid(np.unique(cells[:, 0]), np.unique(cells[:, 1]), indexing="ij")
     shapes = np.stack(sides, axis=-1).reshape(-1, 2)  # the last can contain every image
-    areas = _areas(cells, shapes)
+    areas = _areas(cells, images, shapes)
     rng = np.random.default_rng(0)
-    starts = [np.array([len(shapes) - 1])]
-    for _ in range(min(NUM_STARTS, MAX_WORK // areas.size)):
-        others = rng.permutation(len(shapes) - 1)[: count - 1]
-        starts.append(np.append(starts[0], others))
+    num_random = min(NUM_STARTS, MAX_WORK // areas.size)
+    starts = [rng.permutation(len(shapes))[:count] for _ in range(num_random)]
+    starts.append(np.array([], int))  # which is extended to the greedy choice
     choices = [_improve(areas, images, start, count) for start in starts]
     best = min(choices, key=lambda chosen: _total_area(areas, images, chosen))
-    buckets = make_buckets((shapes[best] * unit).tolist())
+    used = best[np.unique(areas[best].argmin(axis=0))]
+    buckets = make_buckets((shapes[used] * unit).tolist())
     return tuple((height, width) for height, width in buckets.tolist())
 
 
 def bucket_table(sizes: Int[np.ndarray, "N 2"], buckets: Sequence[tuple[int, int]]) -> BucketTable:
     """Return the number of images and the padding overhead of each bucket.
 
-    The leftover images of each epoch, which training puts into batches of a larger bucket, are not
-    taken into account.
+    The leftover images of each epoch, which training may pad to a larger bucket, and the fillers of
+    their batches are not taken into account.
 
     Args:
         sizes: Heights and widths of the images.
@@ -127,25 +125,6 @@ def sample_sizes(plan: TrainPlan, *, min_count: int) -> Int32[np.ndarray, "n 2"]
     return np.concatenate(sizes)
 
 
-def largest_size(plan: TrainPlan) -> tuple[int, int]:
-    """Return the smallest height and width that can contain every image that `plan` may sample."""
-    augmentation = plan.augmentation
-    if augmentation.crop_size:
-        height, width = augmentation.crop_size
-        return height, width
-    if augmentation.scale_jitter and augmentation.scale_jitter[1] > 1:
-        height, width = plan.buckets[-1].tolist()  # the jitter may fill it
-        return height, width
-    sizes = resized_sizes(
-        plan.sizes,
-        short_side=augmentation.possible_short_sides.max(),
-        long_side=augmentation.long_side,
-        resize=plan.resize,
-    )
-    height, width = sizes.max(axis=0).tolist()
-    return (max(height, width),) * 2 if augmentation.rot90 else (height, width)
-
-
 def _has_random_sizes(augmentation: Augmentation) -> bool:
     """Return whether the size of an image differs between epochs."""
     jitter = augmentation.scale_jitter
@@ -154,11 +133,17 @@ def _has_random_sizes(augmentation: Augmentation) -> bool:
 
 
 def _areas(
-    cells: Int[np.ndarray, "c 2"], shapes: Int[np.ndarray, "s 2"]
+    cells: Int[np.ndarray, "c 2"], images: Int[np.ndarray, " c"], shapes: Int[np.ndarray, "s 2"]
 ) -> Float[np.ndarray, "s c"]:
-    """Return each shape's area for the cells that fit into it, and infinity for the others."""
+    """Return each shape's area for the cells that fit into it, and a penalty for the others.
+
+    The penalty of an image exceeds the area of all images in the largest shape, which is last.
+    Therefore a choice that leaves out an image is worse than one with the largest shape instead of
+    any other, and the search does not end there.
+    """
     fits = (cells <= shapes[:, None]).all(axis=-1)
-    return np.where(fits, _pixels(shapes)[:, None], np.inf)
+    penalty = 2 * images.sum() * _pixels(shapes)[-1]
+    return np.where(fits, _pixels(shapes)[:, None], penalty)
 
 
 def _total_area(
@@ -167,7 +152,7 @@ def _total_area(
     chosen: Int[np.ndarray, " k"],
 ) -> float:
     """Return the area of all images, each padded to the smallest chosen shape that fits it."""
-    return float(areas[chosen].min(axis=0) @ images)
+    return float(areas[chosen].min(axis=0, initial=np.inf) @ images)
 
 
 def _improve(
@@ -178,7 +163,7 @@ def _improve(
 ) -> Int[np.ndarray, " k2"]:
     """Return up to `count` shapes: the chosen ones, extended and replaced while that saves area.
 
-    The first shape stays. There are fewer than `count` if another would save nothing.
+    There are fewer than `count` if another would save nothing.
     """
     while len(chosen) < count:
         extended = _add_best(areas, images, chosen)
@@ -186,13 +171,13 @@ def _improve(
             break
         chosen = extended
     unchanged = 0
-    while unchanged < len(chosen) - 1:
-        # After the first, the shape at index 1 has been in the list for the longest time.
-        other = _add_best(areas, images, np.delete(chosen, 1))
+    while unchanged < len(chosen):
+        # The first shape has been in the list for the longest time.
+        other = _add_best(areas, images, chosen[1:])
         if _total_area(areas, images, other) < _total_area(areas, images, chosen):
             chosen, unchanged = other, 0
         else:
-            chosen, unchanged = np.append(np.delete(chosen, 1), chosen[1]), unchanged + 1
+            chosen, unchanged = np.roll(chosen, -1), unchanged + 1
     return chosen
 
 
@@ -202,7 +187,7 @@ def _add_best(
     chosen: Int[np.ndarray, " k"],
 ) -> Int[np.ndarray, " k1"]:
     """Return the chosen shapes and the shape that saves the most area in addition to them."""
-    totals = np.minimum(areas, areas[chosen].min(axis=0)) @ images
+    totals = np.minimum(areas, areas[chosen].min(axis=0, initial=np.inf)) @ images
     return np.append(chosen, totals.argmin())
 
 
@@ -213,5 +198,5 @@ def _pixels(sizes: Int[np.ndarray, "N 2"]) -> Float[np.ndarray, " N"]:
 
 def _enclosing_bucket(sizes: Int[np.ndarray, "N 2"]) -> tuple[int, int]:
     """Return the smallest bucket that can contain all sizes."""
-    height, width = (-(-sizes.max(axis=0) // SIZE_MULTIPLE) * SIZE_MULTIPLE).tolist()
+    height, width = round_up(sizes.max(axis=0)).tolist()
     return height, width

@@ -134,7 +134,7 @@ def test_the_advice_is_in_the_files_and_its_flags_work(planted, monkeypatch, req
     # One shape is configured and one is suggested, for landscape and portrait images together.
     assert values.config.data.buckets == ((96, 96),)
     overheads = {name: table["padding_overhead"] for name, table in report["buckets"].items()}
-    assert overheads["configured"] > overheads["one shape"] > overheads["3 suggested shapes"]
+    assert overheads["configured"] > overheads["one shape"] > overheads["2 suggested shapes"]
     assert report["suggested_buckets"] == [[96, 96]]
     assert planted.printed.index("error    ") < planted.printed.index("warning  ")
     assert (planted.output / "report.txt").read_text() in planted.printed
