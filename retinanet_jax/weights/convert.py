@@ -12,7 +12,7 @@ from retinanet_jax.config import check_fields, choose, load_config
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 from retinanet_jax.modeling import initialize
 from retinanet_jax.stored_config import differences, network_differences
-from retinanet_jax.utils.files import write_folder
+from retinanet_jax.utils.files import check_absent, write_folder
 from retinanet_jax.weights import download
 from retinanet_jax.weights.presets import (
     PRESETS,
@@ -64,8 +64,7 @@ def import_weights(
             another network's, or the categories are not as many as the outputs.
     """
     choose("source", source, PRESETS)
-    if output.exists():
-        raise FileExistsError(f"--output={output} exists; give another folder.")
+    check_absent(output, "folder")
     path = download.locate(file)
     config = _network_config(source, path, config, norm_epsilon)
     variables = weights.load_detector(
@@ -139,8 +138,7 @@ def export_weights(target: str, path: str | pathlib.Path, output: pathlib.Path) 
             checkpoint's network.
     """
     choose("target", target, PRESETS)
-    if output.exists():
-        raise FileExistsError(f"--output={output} exists; give another file.")
+    check_absent(output, "file")
     trained = checkpoint.load(path)
     check_expressible(trained, target)
     weights.save_detector(

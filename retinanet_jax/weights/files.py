@@ -5,6 +5,7 @@ PyTorch and safetensors are imported only where a file needs them.
 
 import importlib
 import pathlib
+import tempfile
 import types
 import zipfile
 import zlib
@@ -124,12 +125,11 @@ def save_arrays(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray]) -> N
         raise ValueError(f"weights file {path} must end in one of {', '.join(WRITERS)}.")
     write = WRITERS[path.suffix]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".partial{path.suffix}")  # numpy would append its own suffix
-    try:
-        write(partial, dict(arrays))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    # In a folder of its own the draft has the suffix that numpy requires, and replaces no file.
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
+        draft = pathlib.Path(folder) / path.name
+        write(draft, dict(arrays))
+        draft.replace(path)
 
 
 def _write_npz(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

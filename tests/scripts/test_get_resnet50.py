@@ -83,6 +83,15 @@ def test_another_suffix_is_an_error_before_the_download(script, monkeypatch, tmp
         script.main()
 
 
+def test_an_existing_file_is_an_error_before_the_download(script, monkeypatch, tmp_path):
+    (tmp_path / "resnet50.npz").write_text("mine")
+    monkeypatch.setattr("sys.argv", ["get_resnet50.py", str(tmp_path / "resnet50.npz")])
+    monkeypatch.setattr(script, "download", lambda folder: pytest.fail("downloaded"))
+    with pytest.raises(SystemExit, match=r"^error: .*/resnet50\.npz exists; give another file"):
+        script.main()
+    assert (tmp_path / "resnet50.npz").read_text() == "mine"
+
+
 def test_the_file_is_written_into_a_new_folder_without_leftovers(script, monkeypatch, tmp_path):
     output = tmp_path / "weights" / "resnet50.npz"
     monkeypatch.setattr("sys.argv", ["get_resnet50.py", str(output)])

@@ -235,8 +235,12 @@ def test_writing_and_reading_a_file_returns_the_same_variables(tmp_path, arrays_
     pytest.importorskip({"pth": "torch", "safetensors": "safetensors"}.get(suffix, "numpy"))
     variables = to_variables(source, arrays_of(source), num_outputs=80)
     path = tmp_path / "deep" / f"weights.{suffix}"
+    path.parent.mkdir()
+    other = path.with_suffix(f".partial.{suffix}")
+    other.write_text("mine")
     weights.save_detector(source, path, variables, architecture=SMALL)
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert sorted(path.parent.iterdir()) == sorted([path, other])
+    assert other.read_text() == "mine"
     again = weights.load_detector(source, path, architecture=SMALL, norm="frozen_batch")
     jax.tree.map(np.testing.assert_array_equal, again, variables)
     everything = {"outputs": "all", "architecture": SMALL}

@@ -1,5 +1,7 @@
 """Exporting detectors: the error for what the target cannot build names the config field."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -111,9 +113,12 @@ def loaded(monkeypatch, trained):
 
 def test_an_existing_file_is_not_overwritten(loaded, tmp_path):
     (tmp_path / "w.npz").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"w\.npz exists; give another file"):
-        convert.export_weights("torchvision_v1", "run", tmp_path / "w.npz")
+    (tmp_path / "link.npz").symlink_to("nowhere")
+    for name in ("w.npz", "link.npz"):
+        with pytest.raises(FileExistsError, match=rf"{name} exists; give another file"):
+            convert.export_weights("torchvision_v1", "run", tmp_path / name)
     assert (tmp_path / "w.npz").read_text() == "mine"
+    assert (tmp_path / "link.npz").readlink() == pathlib.Path("nowhere")
 
 
 @pytest.mark.parametrize(

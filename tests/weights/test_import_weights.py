@@ -275,9 +275,11 @@ def test_an_existing_folder_is_not_overwritten(monkeypatch, tmp_path):
     monkeypatch.setattr(download, "locate", lambda _: pytest.fail("downloaded"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="out exists; give another folder"):
-        convert.import_weights("detectron2", "model_final_5bd44e.pkl", tmp_path / "out")
-    assert everything(tmp_path) == ["out", "out/mine.txt"]
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("out", "link"):
+        with pytest.raises(FileExistsError, match=f"{name} exists; give another folder"):
+            convert.import_weights("detectron2", "model_final_5bd44e.pkl", tmp_path / name)
+    assert everything(tmp_path) == ["link", "out", "out/mine.txt"]
 
 
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
