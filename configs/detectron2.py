@@ -15,7 +15,7 @@ on their cell's corner and also matched in the padding, boxes clipped after NMS,
 antialiased resizing.
 
 Evaluation pads as detectron2 does, and therefore compiles a program for every shape: 53 with sizes
-like COCO's; --config.data.eval_shapes=buckets compiles eight. Training differs from detectron2's in
+like COCO's; --config.data.eval_shapes=buckets compiles seven. Training differs from detectron2's in
 this: a few shapes for the padding, and images without objects are trained on. docs/presets.md has
 all details.
 """
@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from retinanet_jax.configs import r50_fpn
 
 SHORT_SIDES = (640, 672, 704, 736, 768, 800)
-# Both sides and aspect ratios vary, so eight shapes have 14% padding with ratios like COCO's.
+# Both sides and aspect ratios vary, so seven shapes have 14% padding with ratios like COCO's.
 BUCKETS = (
     (800, 800),
     (704, 1024),

@@ -16,7 +16,7 @@ pixels (pytorch/vision#5756).
 
 Prediction and evaluation equal torchvision's to rounding, as scripts/compare_torchvision.py checks.
 Evaluation therefore compiles a program for every shape: 53 with sizes like COCO's;
---config.data.eval_shapes=buckets compiles eight. Training differs from torchvision's in this: a few
+--config.data.eval_shapes=buckets compiles seven. Training differs from torchvision's in this: a few
 shapes for the padding, 80 classes instead of 91 outputs, and images without objects are trained on,
 which makes an epoch 7,393 steps instead of 7,329. docs/presets.md has all details.
 """
@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from retinanet_jax.configs import r50_fpn
 
 STEPS_PER_EPOCH = 7_393  # 118,287 images of train2017 in batches of 16, the last of them smaller
-# Both sides and aspect ratios vary, so eight shapes have 21% padding with ratios like COCO's.
+# Both sides and aspect ratios vary, so seven shapes have 21% padding with ratios like COCO's.
 V2_BUCKETS = (
     (640, 640),
     (608, 928),

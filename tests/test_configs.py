@@ -345,7 +345,7 @@ def coco_like_sizes(count: int) -> np.ndarray:
 
 SIZES = coco_like_sizes(4_000)
 # Fractions of the pixels of a batch. Sides of 400 and 500 are far from multiples of 32; if both the
-# short sides and the aspect ratios vary, eight buckets cannot fit them all.
+# short sides and the aspect ratios vary, seven buckets cannot fit them all.
 MAX_PADDING = {
     "r50_fpn": 0.05,
     "r50_fpn:400": 0.08,
@@ -362,7 +362,8 @@ def test_every_config_plans_images_like_cocos(name, arg):
     config = load(name, arg)
     plan = input_pipeline.train_plan(config, types.SimpleNamespace(sizes=SIZES))
     assert len(plan.buckets) <= 8
-    assert plan.steps_per_epoch == -(-len(SIZES) // config.data.batch_size)
+    # At most one step more than the images fill: the last batch of landscapes, or of portraits.
+    assert plan.steps_per_epoch - -(-len(SIZES) // config.data.batch_size) in (0, 1)
     for step in (0, plan.steps_per_epoch - 1, plan.steps_per_epoch):
         batch = plan.batch(step)
         assert len(batch.index) == config.data.batch_size
