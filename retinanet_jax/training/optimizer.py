@@ -83,7 +83,7 @@ def check_schedule(config: ConfigDict) -> None:
     if optimizer.schedule == "cosine" and length < config.total_steps:
         raise ValueError(
             f"optimizer.schedule_steps={length} ends the cosine at a learning rate of zero, but "
-            f"the run goes on to total_steps={config.total_steps}; give at least that many "
+            f"the run has total_steps={config.total_steps}; give at least that many "
             "schedule_steps, 0 for the length of the run, or optimizer.schedule=step."
         )
 
@@ -114,7 +114,7 @@ def flags_of_schedule(saved: ConfigDict, config: ConfigDict) -> list[str]:
     """Return the flags with which a run of `config` has the learning rates of `saved`.
 
     Args:
-        saved: The config of a checkpoint, whose schedule has not ended at zero.
+        saved: The config of a checkpoint; its schedule has not ended at zero.
         config: The config of the run that resumes from it.
     """
     values = {

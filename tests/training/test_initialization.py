@@ -87,7 +87,7 @@ def test_a_run_with_an_average_of_the_whole_batch_resumes_with_it(resume):
     assert resume(saved, config).normalizer.shape == ()
 
 
-def test_another_number_of_averages_is_an_error_that_says_what_to_set(resume):
+def test_another_number_of_averages_is_an_error_with_the_field_to_set(resume):
     saved = load_config("configs/detectron2.py").unlock()
     config = saved.copy_and_resolve_references()
     config.data.batch_size = 32

@@ -215,7 +215,9 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_resumed_run_says_how_its_rate_changes_and_which_flags_keep_it(config, change, capsys):
+def test_a_resumed_run_prints_how_its_rate_changes_and_the_flags_that_keep_it(
+    config, change, capsys
+):
     fields, step, (before, now), flag = CHANGES[change]
     resumed = changed(config, fields)
     print_rate_change(config, resumed, step)
@@ -228,12 +230,12 @@ def test_a_resumed_run_says_how_its_rate_changes_and_which_flags_keep_it(config,
     given = re.findall(r'--config\.(\S+?)=("[^"]+"|\S+)', line)
     values = {name: value.strip('"') for name, value in given}
     values = {k: v if k == "optimizer.schedule" else ast.literal_eval(v) for k, v in values.items()}
-    kept = changed(resumed, values)
+    same_schedule = changed(resumed, values)
     steps = jnp.array([0, 100, 600, 45_000, 59_999, 60_000, 80_000, 89_999])
     np.testing.assert_allclose(
-        make_schedule(kept)(steps), make_schedule(config)(steps), rtol=1e-5, atol=0
+        make_schedule(same_schedule)(steps), make_schedule(config)(steps), rtol=1e-5, atol=0
     )
-    print_rate_change(config, kept, step)
+    print_rate_change(config, same_schedule, step)
     assert capsys.readouterr().out == ""
 
 
@@ -247,7 +249,7 @@ def test_fields_that_leave_the_next_rate_as_it_is_print_nothing(config, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_cosine_that_has_ended_is_not_to_be_kept(config, capsys):
+def test_after_the_end_of_a_cosine_no_flags_are_printed(config, capsys):
     config.total_steps = 1000
     config.optimizer.schedule = "cosine"
     longer = changed(config, {"total_steps": 2000})
