@@ -165,7 +165,9 @@ def train_or_evaluate(config: ConfigDict, workdir: str | None, mode: str) -> Non
         evaluate(config, folder)
     else:
         from retinanet_jax.training.loop import train
+        from retinanet_jax.training.metrics import check_metrics
 
+        check_metrics(folder)
         train(config, folder, evaluates=mode == MODES[0])
         print(
             f"the checkpoints, metrics and evaluations are in {workdir}; to detect objects:\n"

@@ -18,6 +18,7 @@ from retinanet_jax.utils.files import write_atomically
 from retinanet_jax.utils.progress import CLOCK, format_count, format_duration
 
 T = TypeVar("T")
+METRICS = "metrics.jsonl"
 NUM_INTERVALS = 20  # logged steps whose speed predicts that of the remaining steps
 
 
@@ -55,7 +56,7 @@ class MetricWriter:
         self._step_end: futures.Future[float] | None = None  # when the latest step ends
         self._idle_seconds = 0.0  # since _last_time
         if writes:
-            path = workdir / "metrics.jsonl"
+            path = workdir / METRICS
             remove_lines_after(path, start_step)
             self._file = path.open("a", encoding="utf-8")
             self._tensorboard = tensorboardX.SummaryWriter(
@@ -158,6 +159,26 @@ class MetricWriter:
         if self._writes:
             self._tensorboard.add_image(name, image, step, dataformats="HWC")
             self._tensorboard.flush()
+
+
+def check_metrics(workdir: pathlib.Path) -> None:
+    """Check that a run may write to the metrics.jsonl in its working directory.
+
+    Raises:
+        FileExistsError: If there is a file of this name that no run of this package wrote.
+    """
+    path = workdir / METRICS
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        first = file.readline()
+    # A run that was killed while it wrote its first line has left the beginning of it, or nothing.
+    begins, is_partial = first.startswith(b'{"step": '[: len(first)]), not first.endswith(b"\n")
+    if not (begins and (is_partial or b'"loss/box": ' in first)):
+        raise FileExistsError(
+            f"--workdir={workdir} contains a {METRICS} that no run of retinanet_jax wrote; give "
+            "another folder."
+        )
 
 
 def remove_lines_after(path: pathlib.Path, step: int) -> None:

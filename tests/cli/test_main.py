@@ -149,6 +149,15 @@ def test_a_workdir_that_cannot_be_written_is_named(error_line, tmp_path, below):
     assert "give another folder" in line
 
 
+def test_a_workdir_with_metrics_of_another_program_is_left_as_it_is(error_line, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    assert "contains a metrics.jsonl that no run" in error_line(
+        "train", TINY, f"--workdir={tmp_path}"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.5}\n'
+
+
 def test_a_workdir_without_permission_is_named(tmp_path, monkeypatch):
     """The tests may run as root, who may write anywhere."""
 

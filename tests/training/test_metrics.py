@@ -179,6 +179,24 @@ def test_a_resumed_run_removes_the_lines_after_its_start(tmp_path):
     assert [line["step"] for line in read_lines(tmp_path)] == [2, 4, 6]
 
 
+@pytest.mark.parametrize("content", ["", '{"st', '{"step": 2, "loss": 1', None])
+def test_a_run_may_write_to_the_metrics_of_a_run(tmp_path, content):
+    """Also of one that was killed while it wrote the first line, or that has written nothing."""
+    metrics.check_metrics(tmp_path)
+    with open_writer(tmp_path) as writer:
+        writer.write_step(2, METRICS, batch_size=4)
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    metrics.check_metrics(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["mine", "5\n", '{"step": 2, "loss": 1}\n', '{"a": 1}\n'])
+def test_metrics_of_another_program_are_an_error(tmp_path, content):
+    (tmp_path / "metrics.jsonl").write_text(content)
+    with pytest.raises(FileExistsError, match=r"a metrics\.jsonl that no run .* another folder"):
+        metrics.check_metrics(tmp_path)
+
+
 def test_an_incomplete_line_is_removed_and_complete_ones_stay(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
