@@ -26,6 +26,7 @@ from retinanet_jax import sharding
 from retinanet_jax.__main__ import COMMANDS
 from retinanet_jax.cli.common import run_command
 from retinanet_jax.config import default_config, load_config
+from retinanet_jax.data import tf_transforms
 from retinanet_jax.data.sources import synthetic
 from retinanet_jax.models import resnet
 
@@ -102,7 +103,8 @@ class Program:
 
     def environment(self) -> dict[str, str]:
         """Return the environment of a process with one device and the shared cache."""
-        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        own = ("XLA_FLAGS", *tf_transforms.ENVIRONMENT)  # what this process has set
+        environment = {k: v for k, v in os.environ.items() if k not in own}
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         # Otherwise the cache's path, which differs between runs, is part of every program's key.
         environment["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
@@ -132,6 +134,8 @@ class Program:
         """Return the exit status, stdout and stderr of a command."""
         process = self.start(command, *arguments, preamble=preamble)
         stdout, stderr = process.communicate(timeout=1200)
+        if process.returncode == 0:
+            assert stderr == ""  # neither a library's messages nor warnings
         return process.returncode, stdout, stderr
 
 

@@ -153,10 +153,8 @@ class _ImageReader:
 
 def _import_tensorflow() -> ModuleType:
     """Import TensorFlow and keep it off the accelerator, which the network needs."""
-    # With more of TensorFlow's log, an invalid image would be reported before our own message.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        import tensorflow as tf
+        tf = tf_transforms.import_tensorflow()
     except ImportError as error:
         raise ValueError(
             f"loader='tf' requires TensorFlow, which cannot be imported ({error}); pip install "

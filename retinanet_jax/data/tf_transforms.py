@@ -3,6 +3,8 @@
 TensorFlow is imported only when a function is called.
 """
 
+import os
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,28 @@ import numpy as np
 from retinanet_jax.data.transforms import PIXEL_TYPES, resize_window, unrotated_windows
 
 Tensor = Any  # a tf.Tensor, or a value that TensorFlow converts to one
+# Environment variables that TensorFlow reads when it is imported, with the values that the package
+# sets unless the user has set others.
+ENVIRONMENT = {
+    # TensorFlow would report an invalid image before our own message does.
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    # If oneDNN is on, TensorFlow says so in lines that no log level hides. No operation of this
+    # package uses it: images and the detections of a SavedModel are bit for bit the same without.
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+}
+
+
+def import_tensorflow() -> ModuleType:
+    """Import TensorFlow without its messages about itself.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import tensorflow as tf
+
+    return tf
 
 
 def transform_image(

@@ -36,7 +36,7 @@ JPEG_SIGNATURE = "serving_jpeg"
 
 def write(servable: Servable, folder: pathlib.Path) -> None:
     """Write a SavedModel to FOLDER in `folder`, with the signature for JPEGs if it is possible."""
-    import tensorflow as tf
+    tf = tf_transforms.import_tensorflow()
 
     module: Any = tf.Module()
     module.detect = tf.function(_make_detect(servable), input_signature=_input_specs(servable))
@@ -52,7 +52,7 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
 
 def load(folder: pathlib.Path) -> ArtifactFunction:
     """Return the function that runs the default signature of the SavedModel in `folder`."""
-    import tensorflow as tf
+    tf = tf_transforms.import_tensorflow()
 
     # A signature does not keep its model alive, so `run` must refer to the model.
     model = tf.saved_model.load(str(folder / FOLDER))
