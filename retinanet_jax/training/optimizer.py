@@ -1,13 +1,12 @@
 """The optimizer and its learning rate schedule."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
@@ -56,16 +55,25 @@ def make_schedule(config: ConfigDict) -> optax.Schedule:
         after_warmup = optax.cosine_decay_schedule(peak, length)
     else:
         drops = [round(fraction * length) for fraction in optimizer.drops]
+        after_warmup = step_decay_schedule(peak, optimizer.drop_factor, drops)
 
-        def after_warmup(step: ArrayLike) -> ArrayLike:
-            return peak * optimizer.drop_factor ** sum(step >= drop for drop in drops)
-
-    def schedule(step: ArrayLike) -> Array:
+    def schedule(step: ArrayLike) -> ArrayLike:
         progress = step / max(optimizer.warmup_steps, 1)
         warmup = optimizer.warmup_factor + (1 - optimizer.warmup_factor) * progress
         return after_warmup(step) * jnp.where(step < optimizer.warmup_steps, warmup, 1.0)
 
     return schedule
+
+
+def step_decay_schedule(peak: float, factor: float, drops: Sequence[int]) -> optax.Schedule:
+    """Return `number of steps done -> learning rate`, multiplied by `factor` at each of `drops`.
+
+    Args:
+        peak: The learning rate before the first drop.
+        factor: The factor of one drop.
+        drops: The number of steps before each drop, in any order.
+    """
+    return lambda step: peak * factor ** sum(step >= drop for drop in drops)
 
 
 def check_schedule(config: ConfigDict) -> None:
@@ -96,18 +104,16 @@ def print_rate_change(saved: ConfigDict, config: ConfigDict, step: int) -> None:
         config: The config of the resumed run.
         step: Number of steps done.
     """
-    before, now = (float(make_schedule(fields)(step)) for fields in (saved, config))
+    before, now = (float(jnp.asarray(make_schedule(x)(step))) for x in (saved, config))
     if math.isclose(before, now, rel_tol=1e-5):
         return
-    if before:
-        keep = f"to keep it, give {' '.join(flags_of_schedule(saved, config))}"
-    else:
-        keep = "its cosine ended there"
-    print(
+    line = (
         f"the learning rate of step {step + 1} becomes {now:g}; with the checkpoint's config it is "
-        f"{before:g}; {keep}",
-        flush=True,
+        f"{before:g}"
     )
+    if before:  # otherwise a cosine has ended
+        line += f"; to keep it, give {' '.join(flags_of_schedule(saved, config))}"
+    print(line, flush=True)
 
 
 def flags_of_schedule(saved: ConfigDict, config: ConfigDict) -> list[str]:
