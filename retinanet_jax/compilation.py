@@ -11,6 +11,7 @@ from concurrent import futures
 from typing import Any
 
 import jax
+import numpy as np
 
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.utils.files import make_writable
@@ -90,6 +91,23 @@ class CompiledByShape:
             flush=True,
         )
         return program
+
+
+def black_batch(like: Batch, bucket: tuple[int, int]) -> Batch:
+    """Return a batch of black images without objects, of which only the memory matters.
+
+    Args:
+        like: A batch with the number of images, the number of boxes and the dtypes.
+        bucket: Height and width of the images.
+    """
+    count = len(like.images)
+    return Batch.of_images(
+        np.zeros((count, *bucket, 3), like.images.dtype),
+        sizes=np.tile(np.float32(bucket), (count, 1)),
+        scales=np.ones((count, 2), np.float32),
+        num_boxes=like.boxes.shape[1],
+        num_crowd=like.crowd_boxes.shape[1],
+    )
 
 
 def use_compilation_cache() -> None:

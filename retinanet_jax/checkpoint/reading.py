@@ -89,6 +89,15 @@ def read_config(folder: pathlib.Path, stored: Mapping[str, Any]) -> ConfigDict:
         raise ValueError(f"{folder}: {error}") from None
 
 
+def read_config_of(folder: pathlib.Path) -> ConfigDict:
+    """Return the config of the checkpoint in `folder`, without its arrays; on one host if need be.
+
+    Raises:
+        ValueError: If another version of this package wrote it, with fields that are unknown here.
+    """
+    return read_config(folder, ocp.JsonCheckpointHandler().restore(folder / "config"))
+
+
 def find(path: pathlib.Path) -> pathlib.Path:
     """Return the folder of one step's checkpoint: `path` itself, or the best one in it.
 

@@ -1,5 +1,7 @@
 """Evaluation on a dataset: the detections of all its images, and their COCO average precision."""
 
+import contextlib
+import functools
 import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -11,10 +13,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from retinanet_jax import checkpoint, core, input_pipeline, sharding, visualize
-from retinanet_jax.compilation import CompiledByShape, Compiler, start_compiler
+from retinanet_jax.compilation import CompiledByShape, Compiler, black_batch, start_compiler
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.pipeline import batch_shapes
 from retinanet_jax.data.sources.base import Source
+from retinanet_jax.evaluation import records
 from retinanet_jax.evaluation.coco_metrics import coco_api, coco_metrics, coco_results
 from retinanet_jax.modeling import build_model, detect
 from retinanet_jax.models import RetinaNet
@@ -47,6 +50,9 @@ class Evaluator:
         mesh: The devices, with axes `data` and `space`.
         compiler: The threads that compile; nothing is compiled before `run`.
 
+    Attributes:
+        source: The dataset.
+
     Raises:
         ValueError: If the batch size or the height of a bucket does not fit the mesh.
     """
@@ -60,7 +66,8 @@ class Evaluator:
         compiler: Compiler,
     ) -> None:
         sharding.check_batch_size("data.eval_batch_size", config.data.eval_batch_size, mesh)
-        self._config, self._source, self._mesh = config, source, mesh
+        self.source = source
+        self._config, self._mesh = config, mesh
         self._plan = input_pipeline.eval_plan(
             config, source.sizes, batch_size=config.data.eval_batch_size
         )
@@ -79,22 +86,52 @@ class Evaluator:
         )
         self._detect = CompiledByShape("evaluation", detect_replicated, compiler)
 
+    @functools.cached_property
+    def largest_batch(self) -> Batch:
+        """A batch of black images of the shape with the most pixels."""
+        shapes = batch_shapes(self.source, self._plan, range(self._plan.num_batches))
+        largest = max(shapes, key=lambda batch: batch.images.size)
+        height, width = largest.images.shape[1:3]
+        return black_batch(largest, (height, width))
+
+    def run_largest(self, variables: dict[str, Any]) -> None:
+        """Compile and run `largest_batch`, so that a memory that is too small is an error now.
+
+        Args:
+            variables: The network's variables, replicated over the mesh.
+
+        Raises:
+            ValueError: If the memory of the devices is too small.
+        """
+        parts = jax.process_count()
+        host_batch = jax.tree.map(lambda x: x[: len(x) // parts], self.largest_batch)
+        with advice_on_memory():
+            batch = sharding.put_batch(host_batch, sharding.batch_shardings(self._mesh))
+            jax.block_until_ready(self._detect(variables, batch))
+
     def run(self, variables: dict[str, Any], step: int) -> list[dict[str, Any]]:
         """Return the detections of all images of the dataset in COCO's results format.
 
         Args:
             variables: The network's variables, replicated over the mesh.
             step: The training step of these variables, for the progress lines.
+
+        Raises:
+            ValueError: If the memory of the devices is too small.
         """
+        with advice_on_memory():
+            return self._run(variables, step)
+
+    def _run(self, variables: dict[str, Any], step: int) -> list[dict[str, Any]]:
         results: list[dict[str, Any]] = []
         num_done = 0
-        print_progress = make_progress(f"evaluating step {step}", len(self._source))
+        print_progress = make_progress(f"evaluating step {step}", len(self.source))
         for batch in map(jax.device_get, one_in_flight(self._batch_detections(variables))):
             for example in np.flatnonzero(batch.weights):
                 index = int(batch.index[example])
                 detections = jax.tree.map(lambda x, i=example: x[i], batch.detections)
-                image_id = int(self._source.image_ids[index])
-                results += coco_results(detections, image_id, self._source.categories)
+                image_id = int(self.source.image_ids[index])
+                results += coco_results(detections, image_id, self.source.categories)
                 num_done += 1
             print_progress(num_done)
         return results
@@ -103,55 +140,66 @@ class Evaluator:
         """Start the detection of each batch in turn, and yield its results on the devices."""
         shardings = sharding.batch_shardings(self._mesh)
         steps = range(self._plan.num_batches)
-        self._detect.prepare(variables, batch_shapes(self._source, self._plan, steps))
-        host_batches = input_pipeline.host_batches(self._config, self._source, self._plan, steps)
+        self._detect.prepare(variables, batch_shapes(self.source, self._plan, steps))
+        host_batches = input_pipeline.host_batches(self._config, self.source, self._plan, steps)
         for host_batch in host_batches:
             yield self._detect(variables, sharding.put_batch(host_batch, shardings))
+
+
+@contextlib.contextmanager
+def advice_on_memory() -> Iterator[None]:
+    """Raise ValueError, with the config field to lower, if the devices' memory is too small."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ValueError(
+            "the accelerator's memory is too small for the evaluation; lower "
+            "--config.data.eval_batch_size or the image sizes."
+        ) from error
 
 
 class Evaluation(NamedTuple):
     """The outcome of an evaluation."""
 
     metrics: dict[str, Any]  # see `coco_metrics`
-    comparison: Image.Image | None  # ground truth and detections of some images, on the first host
+    summary: str  # for people: the dataset and pycocotools' table
+    comparison: Image.Image  # ground truth and detections of some images
 
     @property
     def ap(self) -> float:
         """AP, or -1 where it is undefined because the dataset has no ground truth."""
-        return -1.0 if self.metrics["AP"] is None else self.metrics["AP"]
+        return checkpoint.NOT_MEASURED if self.metrics["AP"] is None else self.metrics["AP"]
 
 
 def write_evaluation(
     results: list[dict[str, Any]],
     source: Source,
     step: int,
-    workdir: pathlib.Path,
+    folder: pathlib.Path,
     evaluator: str,
+    description: dict[str, Any],
 ) -> Evaluation:
-    """Compute AP, print its table and write the results to `workdir`/eval.
+    """Compute AP, and write STEP.json and STEP.jpg next to the detections in a folder.
 
-    The first host writes STEP_detections.json (the results), STEP.json (the metrics, with AP by
-    category) and STEP.jpg (ground truth and detections of some images).
+    STEP.json has the metrics, with AP by category, and the dataset and settings; STEP.jpg shows
+    some images with their ground truth and detections. A thread may do this during training.
 
     Args:
         results: Detections in COCO's results format.
         source: The dataset.
         step: The training step after which the detections were computed.
-        workdir: The working directory of the run.
+        folder: The folder to write to.
         evaluator: The package that computes AP (config.evaluator).
+        description: The dataset and settings, from `records.describe`.
     """
-    print(f"computing AP from {format_count(len(results), 'detection')}", flush=True)
     metrics, table = coco_metrics(source.ground_truth(), results, evaluator)
-    if jax.process_index() != 0:
-        return Evaluation(metrics, comparison=None)
-    print(f"{source.name}: {len(source)} images after step {step}\n{table}", flush=True)
-    folder = workdir / "eval"
-    folder.mkdir(exist_ok=True)
-    write_json(folder / f"{step}_detections.json", results)
-    write_json(folder / f"{step}.json", metrics)
+    write_json(folder / f"{step}.json", {**metrics, **description})
     comparison = visualize.comparison_sheet(source, results)
     comparison.save(folder / f"{step}.jpg", quality=90)
-    return Evaluation(metrics, comparison)
+    summary = f"{source.name}: {len(source)} images after step {step}\n{table}"
+    return Evaluation(metrics, summary, comparison)
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -160,7 +208,8 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     Args:
         config: The config of the evaluation; its network must be that of the checkpoint.
         workdir: The working directory; its checkpoint of the highest AP is evaluated, or the newest
-            one if none has been evaluated.
+            one if none has been evaluated. The results are written to its folder `eval`; those of
+            another dataset than the run's, or with other settings, to a folder in it (`records`).
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
@@ -177,4 +226,14 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     variables = sharding.put_replicated(trained.variables, mesh)
     with start_compiler() as compiler:
         results = Evaluator(config, model, source, mesh, compiler).run(variables, trained.step)
-    write_evaluation(results, source, trained.step, workdir, config.evaluator)
+    if jax.process_index() != 0:
+        return
+    description = records.describe(config, source)
+    folder = records.evaluation_folder(workdir, trained, config, description)
+    records.write_detections(results, trained.step, folder)
+    print(f"computing AP from {format_count(len(results), 'detection')}", flush=True)
+    evaluation = write_evaluation(
+        results, source, trained.step, folder, config.evaluator, description
+    )
+    print(evaluation.summary)
+    print(f"written to {folder / str(trained.step)}.json", flush=True)

@@ -1,5 +1,7 @@
 """The training loop: a jitted, sharded step, with logging, evaluations and checkpoints."""
 
+import collections
+import contextlib
 import pathlib
 
 import jax
@@ -9,18 +11,21 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import input_pipeline, sharding
 from retinanet_jax.checkpoint import CheckpointManager, newest_step
-from retinanet_jax.compilation import CompiledByShape, start_compiler
+from retinanet_jax.compilation import CompiledByShape, black_batch, start_compiler
 from retinanet_jax.data.pipeline import batch_shapes
 from retinanet_jax.data.plan import TrainPlan
 from retinanet_jax.data.sources.base import Source
-from retinanet_jax.evaluation import coco_metrics
-from retinanet_jax.evaluation.evaluator import Evaluation, Evaluator, write_evaluation
+from retinanet_jax.evaluation import coco_metrics, records
+from retinanet_jax.evaluation.evaluator import Evaluator
 from retinanet_jax.modeling import build_model
+from retinanet_jax.training.evaluations import TrainingEvaluations
 from retinanet_jax.training.initialization import restore_or_initialize
 from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.training.objective import normalizer_shape
 from retinanet_jax.training.optimizer import make_optimizer, scaled_learning_rate
 from retinanet_jax.training.step import TrainState, make_train_step
+
+MAX_STEPS_AHEAD = 2  # the devices compute one step while the next one waits
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None:
@@ -36,7 +41,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
         FloatingPointError: If the loss or its gradient is not finite.
     """
     check_intervals(config)
-    check_steps_left(config, workdir)
+    if not (evaluates and records.steps_without_ap(workdir)):
+        check_steps_left(config, workdir)
     optimizer = make_optimizer(config)
     normalizer_shape(config)  # raises now if the batch cannot be split so
     if evaluates:
@@ -44,14 +50,16 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
     mesh = sharding.make_mesh(config.space)
     sharding.check_batch_size("data.batch_size", config.data.batch_size, mesh)
     sharding.check_heights(config.data.buckets, config.anchors.max_level, mesh)
-    if evaluates:
-        train_data, eval_data = input_pipeline.open_sources(config, workdir)
-        input_pipeline.check_images(eval_data)
-    else:
-        train_data, eval_data = input_pipeline.open_training(config, workdir), None
-    input_pipeline.check_training_data(train_data)
+    train_data, eval_data = open_data(config, workdir, evaluates)
     plan = input_pipeline.train_plan(config, train_data)
     model = build_model(config, len(train_data.categories))
+    shardings = sharding.batch_shardings(mesh)
+    train_step = jax.jit(
+        make_train_step(model, optimizer, config),
+        in_shardings=(sharding.replicated(mesh), shardings),
+        out_shardings=sharding.replicated(mesh),
+        donate_argnums=0,
+    )
     with (
         CheckpointManager(workdir, config, train_data.categories) as checkpoints,
         start_compiler() as compiler,
@@ -59,46 +67,120 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
         state = restore_or_initialize(config, train_data.categories, optimizer, checkpoints, mesh)
         start, total = int(state.step), config.total_steps
         print_summary(config, train_data, eval_data, plan, state, mesh)
-        shardings = sharding.batch_shardings(mesh)
-        train_step = jax.jit(
-            make_train_step(model, optimizer, config),
-            in_shardings=(sharding.replicated(mesh), shardings),
-            out_shardings=sharding.replicated(mesh),
-            donate_argnums=0,
-        )
         compiled_step = CompiledByShape("training", train_step, compiler)
         evaluator = Evaluator(config, model, eval_data, mesh, compiler) if eval_data else None
         steps = range(start, total)
-        # The shapes of the first epoch; a shape that first occurs later is compiled then.
-        compiled_step.prepare(state, batch_shapes(train_data, plan, steps[: plan.steps_per_epoch]))
+        state = run_largest_shapes(compiled_step, evaluator, state, train_data, plan, steps, mesh)
         host_batches = input_pipeline.host_batches(config, train_data, plan, steps)
-        writes = jax.process_index() == 0
-        with MetricWriter(workdir, start_step=start, total_steps=total, writes=writes) as writer:
-            compiled_shapes = set()
+        running: collections.deque[Array] = collections.deque()
+        with (
+            MetricWriter(
+                workdir,
+                start_step=start,
+                total_steps=total,
+                evaluate_every=config.evaluate_every if evaluates else None,
+                writes=jax.process_index() == 0,
+            ) as writer,
+            TrainingEvaluations(config, evaluator, workdir, checkpoints, writer)
+            if evaluator
+            else contextlib.nullcontext() as evaluations,
+        ):
             for step, host_batch in enumerate(writer.measure_idle_time(host_batches), start + 1):
                 state, metrics = compiled_step(state, sharding.put_batch(host_batch, shardings))
                 writer.watch_step(metrics["loss"])
-                if host_batch.images.shape not in compiled_shapes:
-                    compiled_shapes.add(host_batch.images.shape)
-                    writer.restart_clock(step - 1)  # compiling is over, the step itself still runs
+                wait_for_earlier_steps(running, metrics["loss"])
                 if is_due(step, config.log_every, total):
                     log_step(step, metrics, config, writer)
-                ap = None
-                if evaluator and eval_data and is_due(step, config.evaluate_every, total):
-                    results = evaluator.run(state.variables, step)
-                    evaluation = write_evaluation(
-                        results, eval_data, step, workdir, config.evaluator
-                    )
-                    log_evaluation(step, evaluation, writer)
-                    ap = evaluation.ap
-                    writer.restart_clock(step)
-                if ap is not None or is_due(step, config.checkpoint_every, total):
+                is_evaluated = evaluates and is_due(step, config.evaluate_every, total)
+                if is_evaluated or is_due(step, config.checkpoint_every, total):
                     finite_metrics(step, metrics, config)  # a diverged state must not be resumed
-                    checkpoints.save(
-                        step, state.variables, state.training, awaits_ap=ap is not None
-                    )
-                if ap is not None and writes:
-                    checkpoints.record_ap(step, ap)
+                    if evaluations and is_evaluated:
+                        with writer.measure_evaluation():
+                            evaluations.evaluate(state.variables, step)
+                    checkpoints.save(step, state.variables, state.training, awaits_ap=is_evaluated)
+                if evaluations:
+                    evaluations.report()
+
+
+def open_data(
+    config: ConfigDict, workdir: pathlib.Path, evaluates: bool
+) -> tuple[Source, Source | None]:
+    """Open and check the training data and, if the run evaluates, the evaluation data.
+
+    Args:
+        config: The run's config.
+        workdir: The folder for generated datasets.
+        evaluates: Whether the run evaluates.
+
+    Raises:
+        ValueError: If a dataset is invalid, or the categories of both differ.
+        OSError: If a file cannot be read.
+    """
+    if evaluates:
+        train_data, eval_data = input_pipeline.open_sources(config, workdir)
+        input_pipeline.check_images(eval_data)
+    else:
+        train_data, eval_data = input_pipeline.open_training(config, workdir), None
+    input_pipeline.check_training_data(train_data)
+    return train_data, eval_data
+
+
+def run_largest_shapes(
+    compiled_step: CompiledByShape,
+    evaluator: Evaluator | None,
+    state: TrainState,
+    train_data: Source,
+    plan: TrainPlan,
+    steps: range,
+    mesh: jax.sharding.Mesh,
+) -> TrainState:
+    """Start to compile the training step, and run it on black images of the largest shape.
+
+    If the memory is too small, that is an error now, and not when such images first occur, which
+    may be hours later. The same for evaluation, if its largest batch has more pixels.
+
+    Args:
+        compiled_step: The training step.
+        evaluator: The evaluation; None if there is none.
+        state: The state that the run starts from. It is not changed, but the step, as always,
+            reuses its memory.
+        train_data: The training data.
+        plan: The plan of the training batches.
+        steps: The steps of this run.
+        mesh: The devices.
+
+    Returns:
+        The state.
+    """
+    # The shapes of the first epoch; a shape that first occurs later is compiled then.
+    batches = list(batch_shapes(train_data, plan, steps[: plan.steps_per_epoch]))
+    if not batches:
+        return state
+    largest = black_batch(batches[0], plan.largest_bucket)
+    compiled_step.prepare(state, [largest, *batches])
+    if evaluator and evaluator.largest_batch.images.size > largest.images.size:
+        evaluator.run_largest(state.variables)
+    if batches[0].images.shape == largest.images.shape:
+        return state  # the first step has this shape
+    kept = jax.tree.map(np.array, jax.device_get(state))
+    host_part = jax.tree.map(lambda x: x[: len(x) // jax.process_count()], largest)
+    device_batch = sharding.put_batch(host_part, sharding.batch_shardings(mesh))
+    jax.block_until_ready(compiled_step(state, device_batch))
+    return sharding.put_replicated(kept, mesh)
+
+
+def wait_for_earlier_steps(running: collections.deque[Array], result: Array) -> None:
+    """Wait until at most MAX_STEPS_AHEAD steps are running or waiting on the devices.
+
+    Each of them has a batch in the devices' memory.
+
+    Args:
+        running: Results of the latest steps, to which `result` is added.
+        result: A result of the step that was just started.
+    """
+    running.append(result)
+    if len(running) > MAX_STEPS_AHEAD:
+        running.popleft().block_until_ready()
 
 
 def check_intervals(config: ConfigDict) -> None:
@@ -139,17 +221,6 @@ def log_step(
         FloatingPointError: If the loss or its gradient is not finite.
     """
     writer.write_step(step, finite_metrics(step, metrics, config), config.data.batch_size)
-
-
-def log_evaluation(step: int, evaluation: Evaluation, writer: MetricWriter) -> None:
-    """Write the metrics of an evaluation after `step`, and some images with their detections."""
-    metrics = evaluation.metrics
-    writer.write_scalars(
-        step, {f"eval/{name}": metrics[name] or 0.0 for name in coco_metrics.METRICS}
-    )
-    if evaluation.comparison is not None:
-        image = np.asarray(evaluation.comparison)
-        writer.write_image(step, "ground_truth_and_detections", image)
 
 
 def finite_metrics(step: int, metrics: dict[str, Array], config: ConfigDict) -> dict[str, float]:

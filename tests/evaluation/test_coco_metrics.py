@@ -185,7 +185,7 @@ def test_a_missing_evaluator_is_an_error_before_the_run(config, tmp_path, monkey
     with pytest.raises(ValueError, match=message):
         evaluator.evaluate(config, tmp_path)
     config.evaluator = "coco"
-    with pytest.raises(ValueError, match="evaluator='coco' must be one of pycocotools, hotcoco"):
+    with pytest.raises(ValueError, match="evaluator='coco' must be one of auto, pycocotools, hotcoco"):
         loop.train(config, tmp_path, evaluates=True)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from retinanet_jax import compilation, core, sharding
 from retinanet_jax.data.sources.coco import CocoSource
-from retinanet_jax.evaluation import evaluator
+from retinanet_jax.evaluation import evaluator, records
 from retinanet_jax.evaluation.coco_metrics import METRICS, coco_metrics
 
 
@@ -63,14 +63,21 @@ def test_detections_belong_to_their_image_in_whatever_order_examples_come(
     assert scores() == in_order
 
 
-def test_the_files_that_an_evaluation_writes(source, tmp_path, capsys):
+def write(results, source, step, folder, config):
+    """Write an evaluation to a folder, and return it."""
+    description = records.describe(config, source)
+    records.write_detections(results, step, folder)
+    return evaluator.write_evaluation(results, source, step, folder, "pycocotools", description)
+
+
+def test_the_files_that_an_evaluation_writes(source, config, tmp_path):
     truth = source.ground_truth()
     results = [
         {"score": 1.0, **{k: annotation[k] for k in ("image_id", "category_id", "bbox")}}
         for annotation in truth["annotations"]
     ]
     as_given = copy.deepcopy(results)
-    evaluation = evaluator.write_evaluation(results, source, 30, tmp_path, "pycocotools")
+    evaluation = write(results, source, 30, tmp_path / "eval", config)
     assert evaluation.ap == pytest.approx(1)
     assert sorted(p.name for p in (tmp_path / "eval").iterdir()) == [
         "30.jpg",
@@ -78,18 +85,20 @@ def test_the_files_that_an_evaluation_writes(source, tmp_path, capsys):
         "30_detections.json",
     ]
     assert read(tmp_path / "eval/30_detections.json") == results == as_given
-    metrics = read(tmp_path / "eval/30.json")
-    assert list(metrics) == [*METRICS, "AP_by_category"]
-    assert set(metrics["AP_by_category"]) == {category["name"] for category in truth["categories"]}
-    printed = capsys.readouterr().out
-    assert "20 images after step 30" in printed
-    assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all" in printed
+    content = read(tmp_path / "eval/30.json")
+    assert list(content) == [*METRICS, "AP_by_category", "dataset", "settings"]
+    assert set(content["AP_by_category"]) == {category["name"] for category in truth["categories"]}
+    assert content["dataset"]["name"] == "shapes/instances.json"
+    assert content["dataset"]["num_images"] == 20
+    assert content["settings"]["data.eval_short_side"] == 800
+    assert content["settings"]["detections.iou_threshold"] == 0.5
+    assert "20 images after step 30" in evaluation.summary
+    assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all" in evaluation.summary
 
 
-def test_an_undefined_ap_is_below_every_other(source_without_objects, tmp_path):
+def test_an_undefined_ap_is_below_every_other(source_without_objects, config, tmp_path):
     """So that its checkpoint is not the best one."""
-    evaluation = evaluator.write_evaluation([], source_without_objects, 1, tmp_path, "pycocotools")
-    assert evaluation.ap == -1
+    assert write([], source_without_objects, 1, tmp_path, config).ap == -1
 
 
 @pytest.mark.slow
@@ -110,7 +119,8 @@ def test_a_run_evaluates_every_image(tiny_run):
             assert min(width, height) > 0
             assert (y + height, x + width) <= (bottom, right)
         metrics, _ = coco_metrics(source.ground_truth(), results)
-        assert metrics == read(tiny_run.workdir / f"eval/{step}.json")
+        content = read(tiny_run.workdir / f"eval/{step}.json")
+        assert metrics == {name: content[name] for name in metrics}
     assert (tiny_run.workdir / "eval/8.jpg").exists()
     assert tiny_run.stdout.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all") == 2
 

@@ -1,0 +1,187 @@
+"""The files of evaluations, and the dataset and the settings that each of them was made with.
+
+WORKDIR/eval/STEP.json is the evaluation that belongs to a run: that of its training, on the dataset
+and with the settings of its config. Evaluations of other data, or with other settings, are in
+folders of their own: WORKDIR/eval/DATASET-DIGEST/STEP.json.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from retinanet_jax import checkpoint
+from retinanet_jax.checkpoint import Checkpoint
+from retinanet_jax.config import flatten
+from retinanet_jax.data.sources.base import Source
+from retinanet_jax.input_pipeline import splits_training_data
+from retinanet_jax.stored_config import plain
+from retinanet_jax.utils.files import write_json
+
+FOLDER = "eval"
+# The config fields, or beginnings of their names, that determine the detections of a dataset.
+SETTINGS = (
+    "dtype",
+    "data.buckets",
+    "data.eval_shapes",
+    "data.resize",
+    "data.eval_short_side",
+    "data.long_side",
+    "detections.",
+)
+NUM_HASHED_IMAGES = 8  # hashing all of a large dataset would take minutes
+DIGEST_LENGTH = 8  # hexadecimal digits in the name of a folder
+MAX_NAME_LENGTH = 100  # characters of a dataset's name in it
+
+
+def describe(config: ConfigDict, source: Source) -> dict[str, Any]:
+    """Return what the JSON of an evaluation says of its dataset and settings.
+
+    Args:
+        config: The config of the evaluation.
+        source: The dataset.
+    """
+    dataset = {"name": short_name(source), "num_images": len(source), "sha256": digest(source)}
+    return {"dataset": dataset, "settings": settings(config)}
+
+
+def settings(config: ConfigDict) -> dict[str, Any]:
+    """Return the config fields that determine the detections of a dataset, by dotted name."""
+    return {name: value for name, value in flatten(plain(config)) if name.startswith(SETTINGS)}
+
+
+def dataset_fields(config: ConfigDict) -> dict[str, Any]:
+    """Return the config fields that name the evaluation dataset, with absolute paths."""
+    data = plain(config)["data"]
+    part, names = "eval", ["categories"]
+    if splits_training_data(config):
+        part, names = "train", ["categories", "validation_fraction"]
+    paths = {
+        name: os.path.abspath(value) if value and isinstance(value, str) else value
+        for name, value in data[part].items()
+    }
+    return {**paths, **{name: data[name] for name in names}}
+
+
+def short_name(source: Source) -> str:
+    """Return the name of a dataset, of its path only the file and its folder."""
+    parts = source.name.split(" + ")  # of a merged dataset
+    return " + ".join("/".join(pathlib.PurePath(part).parts[-2:]) for part in parts)
+
+
+def digest(source: Source) -> str:
+    """Return the SHA-256 of a dataset: its images' ids, sizes and objects, and some of its files.
+
+    It does not depend on the folder that the dataset is in.
+    """
+    total = hashlib.sha256()
+    total.update(json.dumps(source.categories).encode())
+    total.update(np.asarray(source.image_ids, np.int64).tobytes())
+    total.update(np.asarray(source.sizes, np.int32).tobytes())
+    for index in range(len(source)):
+        for field in source.annotations(index):
+            total.update(np.ascontiguousarray(field).tobytes())
+    spread = np.linspace(0, len(source) - 1, min(NUM_HASHED_IMAGES, len(source)))
+    for index in spread.astype(int).tolist():
+        content = source.read(index)
+        total.update(source.image(index).tobytes() if content is None else content)
+    return total.hexdigest()
+
+
+def same_evaluation(config: ConfigDict, other: ConfigDict) -> bool:
+    """Return whether two configs name the same evaluation dataset and have the same settings."""
+    return settings(config) == settings(other) and dataset_fields(config) == dataset_fields(other)
+
+
+def evaluation_folder(
+    workdir: pathlib.Path, trained: Checkpoint, config: ConfigDict, description: dict[str, Any]
+) -> pathlib.Path:
+    """Return the folder for a separate evaluation of a checkpoint.
+
+    Args:
+        workdir: The working directory that contains the checkpoint.
+        trained: The checkpoint.
+        config: The config of the evaluation.
+        description: Its dataset and settings, from `describe`.
+    """
+    folder = workdir / FOLDER
+    if is_own_evaluation(folder / f"{trained.step}.json", trained, config, description):
+        return folder
+    identity = json.dumps([description["dataset"]["sha256"], description["settings"]])
+    suffix = hashlib.sha256(identity.encode()).hexdigest()[:DIGEST_LENGTH]
+    name = re.sub(r"\.\w+$", "", description["dataset"]["name"])[:MAX_NAME_LENGTH]
+    name = re.sub(r"[^-.\w]+", "-", name)
+    return folder / f"{name}-{suffix}"
+
+
+def is_own_evaluation(
+    file: pathlib.Path, trained: Checkpoint, config: ConfigDict, description: dict[str, Any]
+) -> bool:
+    """Return whether an evaluation has the dataset and the settings of the checkpoint's run.
+
+    Args:
+        file: The JSON of the run's own evaluation; it need not exist. If it describes the dataset,
+            the description decides, otherwise the fields of the two configs.
+        trained: The checkpoint.
+        config: The config of the evaluation.
+        description: Its dataset and settings, from `describe`.
+    """
+    if settings(trained.config) != settings(config):
+        return False
+    stored = json.loads(file.read_text()) if file.is_file() else {}
+    if "dataset" in stored:
+        return stored["dataset"]["sha256"] == description["dataset"]["sha256"]
+    is_imported = trained.step == 0  # its own dataset is the first that it is evaluated on
+    return is_imported or same_evaluation(trained.config, config)
+
+
+def own_evaluation(trained: Checkpoint) -> dict[str, Any] | None:
+    """Return the evaluation that belongs to the run of a checkpoint, or None if there is none.
+
+    Args:
+        trained: A checkpoint. If it was copied out of its run, its evaluation is not known.
+
+    Returns:
+        The metrics (see `coco_metrics`) and what `describe` returns. Versions before 0.3 did not
+        write the latter.
+    """
+    folder = trained.folder
+    if (folder.parent.name, folder.name) != (checkpoint.FOLDER, str(trained.step)):
+        return None
+    file = folder.parent.parent / FOLDER / f"{trained.step}.json"
+    if not file.is_file():
+        return None
+    evaluation = json.loads(file.read_text())
+    # Versions before 0.3 replaced the run's own evaluation by that of any other data.
+    aps = (checkpoint.NOT_MEASURED, evaluation["AP"])
+    is_replaced = "dataset" not in evaluation and checkpoint.saved_ap(folder) not in aps
+    return None if is_replaced else evaluation
+
+
+def detections_file(folder: pathlib.Path, step: int) -> pathlib.Path:
+    """Return the file of all detections of an evaluation, in COCO's results format."""
+    return folder / f"{step}_detections.json"
+
+
+def write_detections(results: list[dict[str, Any]], step: int, folder: pathlib.Path) -> None:
+    """Write the detections of an evaluation, before its AP is computed from them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(detections_file(folder, step), results)
+
+
+def steps_without_ap(workdir: pathlib.Path) -> list[int]:
+    """Return the steps of a run whose checkpoints await an AP that a killed run did not compute.
+
+    Their detections are in the folder of evaluations.
+    """
+    return sorted(
+        int(folder.name)
+        for folder in checkpoint.step_folders(workdir / checkpoint.FOLDER)
+        if not checkpoint.ap_file(folder).exists()
+        if detections_file(workdir / FOLDER, int(folder.name)).exists()
+    )

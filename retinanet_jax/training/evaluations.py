@@ -1,0 +1,153 @@
+"""The evaluations of a training run: the AP of a step is computed while training goes on."""
+
+import json
+import pathlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from retinanet_jax.checkpoint import FOLDER, NOT_MEASURED, CheckpointManager, read_config_of
+from retinanet_jax.evaluation import coco_metrics, records
+from retinanet_jax.evaluation.evaluator import Evaluation, Evaluator, write_evaluation
+from retinanet_jax.training.metrics import MetricWriter
+from retinanet_jax.utils.progress import format_count
+
+
+class PendingEvaluation(NamedTuple):
+    """An evaluation whose AP is being computed."""
+
+    step: int
+    outcome: "Future[Evaluation]"
+
+
+class TrainingEvaluations:
+    """The evaluations of a training run.
+
+    All hosts compute the detections of a step. A thread of the first host computes their AP, one
+    evaluation at a time, while training goes on; then the AP is logged and added to the checkpoint
+    of its step. As a context manager it waits for the last AP, unless an error ends the run.
+
+    Args:
+        config: The run's config.
+        evaluator: The compiled detector and its dataset.
+        workdir: The run's working directory.
+        checkpoints: The run's checkpoints.
+        writer: The writer of the run's metrics.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        evaluator: Evaluator,
+        workdir: pathlib.Path,
+        checkpoints: CheckpointManager,
+        writer: MetricWriter,
+    ) -> None:
+        self._config, self._evaluator = config, evaluator
+        self._workdir, self._folder = workdir, workdir / records.FOLDER
+        self._checkpoints, self._writer = checkpoints, writer
+        self._pending: PendingEvaluation | None = None
+        self._is_first_host = jax.process_index() == 0
+        if self._is_first_host:
+            self._description = records.describe(config, evaluator.source)
+            self._finish_earlier_run()
+
+    def __enter__(self) -> "TrainingEvaluations":
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is None:
+            self._finish()
+
+    def evaluate(self, variables: dict[str, Any], step: int) -> None:
+        """Compute the detections after a step, write them, and start to compute their AP.
+
+        The checkpoint of the step is saved afterwards. Thus a run that is killed before the AP is
+        known has the detections of every checkpoint that awaits one.
+
+        Args:
+            variables: The network's variables, replicated over the mesh.
+            step: Number of steps done.
+
+        Raises:
+            Exception: The error of an earlier evaluation.
+        """
+        results = self._evaluator.run(variables, step)
+        self._finish()
+        if self._is_first_host:
+            records.write_detections(results, step, self._folder)
+            self._start(results, step)
+
+    def report(self) -> None:
+        """Log the AP that is being computed, if it is known and its checkpoint is complete.
+
+        Raises:
+            Exception: The error that ended the computation.
+        """
+        pending = self._pending
+        if pending and pending.outcome.done() and self._checkpoints.is_complete(pending.step):
+            self._finish()
+
+    def _start(self, results: list[dict[str, Any]], step: int) -> None:
+        print(f"computing AP from {format_count(len(results), 'detection')}", flush=True)
+        outcome = in_thread(
+            lambda: write_evaluation(
+                results,
+                self._evaluator.source,
+                step,
+                self._folder,
+                self._config.evaluator,
+                self._description,
+            )
+        )
+        self._pending = PendingEvaluation(step, outcome)
+
+    def _finish(self) -> None:
+        """Wait for the AP that is being computed, if any, log it, and add it to its checkpoint."""
+        if not self._pending:
+            return
+        step, evaluation = self._pending.step, self._pending.outcome.result()
+        self._pending = None
+        print(evaluation.summary, flush=True)
+        log_evaluation(step, evaluation, self._writer)
+        self._checkpoints.record_ap(step, evaluation.ap)
+
+    def _finish_earlier_run(self) -> None:
+        """Compute the AP of detections that a killed run has left."""
+        for step in records.steps_without_ap(self._workdir):
+            saved = read_config_of(self._workdir / FOLDER / str(step))
+            if records.same_evaluation(saved, self._config):
+                file = records.detections_file(self._folder, step)
+                self._start(json.loads(file.read_text()), step)
+                self._finish()
+            else:  # of other data or settings than this run's
+                self._checkpoints.record_ap(step, NOT_MEASURED)
+
+
+def in_thread(function: Callable[[], Evaluation]) -> "Future[Evaluation]":
+    """Call a function in a thread, which does not keep the program from ending, as a pool would."""
+    outcome: Future[Evaluation] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome
+
+
+def log_evaluation(step: int, evaluation: Evaluation, writer: MetricWriter) -> None:
+    """Write the metrics of an evaluation after `step`, and some images with their detections.
+
+    Metrics that are undefined, because there are no such objects, are left out.
+    """
+    values = {f"eval/{name}": evaluation.metrics[name] for name in coco_metrics.METRICS}
+    writer.write_scalars(step, {name: x for name, x in values.items() if x is not None})
+    writer.write_image(step, "ground_truth_and_detections", np.asarray(evaluation.comparison))
