@@ -73,7 +73,7 @@ def step_decay_schedule(peak: float, factor: float, drops: Sequence[int]) -> opt
         factor: The factor of one drop.
         drops: The number of steps before each drop, in any order.
     """
-    return lambda step: peak * factor ** sum(step >= drop for drop in drops)
+    return lambda step: peak * factor ** sum(jnp.asarray(step) >= drop for drop in drops)
 
 
 def check_schedule(config: ConfigDict) -> None:
