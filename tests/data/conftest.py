@@ -1,7 +1,9 @@
-"""A COCO dataset of a few images that tests modify."""
+"""A COCO dataset of a few images that tests modify, and a measurement of memory."""
 
+import gc
 import json
 import pathlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -54,3 +56,21 @@ class CocoFolder:
 @pytest.fixture
 def folder(tmp_path) -> CocoFolder:
     return CocoFolder(tmp_path / "data")
+
+
+@pytest.fixture
+def measure_memory():
+    """Return a function that calls `make` and returns the result and the bytes that it takes."""
+
+    def measure(make):
+        make()  # imports and caches
+        gc.collect()
+        tracemalloc.start()
+        try:
+            result = make()
+            gc.collect()
+            return result, tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+
+    return measure

@@ -1,8 +1,15 @@
-"""Subsets of a dataset are datasets, and its split is reproducible."""
+"""Subsets of a dataset are datasets, its split is reproducible, and memory has a box once."""
 
+import json
+
+import numpy as np
 import pytest
 
 from retinanet_jax.data.sources.base import split_by_hash, subset
+from retinanet_jax.data.sources.coco import CocoSource
+from retinanet_jax.data.sources.csv_files import CsvSource
+from retinanet_jax.data.sources.merged import merge
+from retinanet_jax.data.sources.voc import VocSource
 
 
 def names(source) -> list[str]:
@@ -67,3 +74,56 @@ def test_a_single_image_cannot_be_split(folder):
         split_by_hash(folder.load(), 0.5)
     with pytest.raises(ValueError, match=r"fraction=1\.5 must lie between 0 and 1"):
         split_by_hash(folder.load(), 1.5)
+
+
+def write_coco(folder, boxes, images):
+    annotations = [
+        {"id": k, "image_id": k % 2, "category_id": 1, "bbox": [x, y, x2 - x, y2 - y]}
+        for k, (x, y, x2, y2) in enumerate(boxes)
+    ]
+    content = {"annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+    content["images"] = [
+        {"id": k, "file_name": f"{k}.jpg", "height": 40, "width": 60} for k in range(2)
+    ]
+    (folder / "instances.json").write_text(json.dumps(content))
+    return lambda: CocoSource(folder / "instances.json", images)
+
+
+def write_csv(folder, boxes, images):
+    lines = [f"{k % 2}.jpg,{','.join(map(str, box))},cat\n" for k, box in enumerate(boxes)]
+    (folder / "boxes.csv").write_text("".join(lines))
+    (folder / "classes.csv").write_text("cat,0")
+    return lambda: CsvSource(folder / "boxes.csv", folder / "classes.csv", images)
+
+
+def write_voc(folder, boxes, images):
+    for k in range(2):
+        objects = "".join(
+            f"<object><name>cat</name><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax>"
+            f"<ymax>{y2}</ymax></bndbox></object>"
+            for x1, y1, x2, y2 in boxes[k::2]
+        )
+        size = "<size><width>60</width><height>40</height></size>"
+        (folder / f"{k}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+    return lambda: VocSource(folder, images=images, split="", categories=())
+
+
+@pytest.mark.parametrize("write", [write_coco, write_csv, write_voc])
+def test_memory_has_every_box_once_in_less_than_64_bytes(tmp_path, encode, measure_memory, write):
+    """The numbers of a box, in float64, are 32 of these; a dict of them takes several hundred."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for k in range(2):
+        (images / f"{k}.jpg").write_bytes(encode(np.zeros((40, 60, 3), np.uint8), "JPEG"))
+    boxes = [(k % 7 + 0.1, k % 9 + 0.2, k % 50 + 9.3, k % 30 + 10.4) for k in range(1000)]
+    open_source = write(tmp_path, boxes, images)
+    source, num_bytes = measure_memory(open_source)
+    assert num_bytes < 64 * len(boxes)
+    # The parts of a split and merged datasets refer to the arrays of their sources.
+    for combine in (lambda: split_by_hash(source, 0.5), lambda: merge([source, source])):
+        assert measure_memory(combine)[1] < 8 * len(boxes)
+    # Boxes are exact: in training as float32, and in the ground truth as in the file.
+    expected = np.array(boxes)[0::2, [1, 0, 3, 2]].astype(np.float32)
+    np.testing.assert_array_equal(source.annotations(0).boxes, expected)
+    first = source.ground_truth()["annotations"][0]
+    assert first["bbox"] == [0.1, 0.2, 9.3 - 0.1, 10.4 - 0.2]

@@ -682,6 +682,15 @@ def test_a_label_without_a_category_is_refused(tmp_path):
         TfdsSource("own", data_dir=tmp_path, split="train")
 
 
+def test_memory_has_every_box_once_in_less_than_64_bytes(tmp_path, measure_memory):
+    objects = [{"bbox": np.array([0.1, 0.2, 0.3, 0.4]), "label": 1}] * 1000
+    example = {"image": io.BytesIO(jpeg(50, 100, 1)), "objects": objects}
+    prepare_own(tmp_path, features_of_own(), [example])
+    source, num_bytes = measure_memory(lambda: TfdsSource("own", data_dir=tmp_path, split="train"))
+    assert len(source.annotations(0).boxes) == 1000
+    assert num_bytes < 64 * 1000
+
+
 def test_other_datasets_are_refused_by_their_features(tmp_path):
     import tensorflow_datasets as tfds
 

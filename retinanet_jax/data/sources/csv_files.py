@@ -6,18 +6,22 @@ The format is described at https://github.com/fizyr/keras-retinanet#csv-datasets
 import csv
 import os
 import pathlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
+from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.boxes import parse_corners
-from retinanet_jax.data.sources.image_folder import check_files_exist, read_oriented_sizes
-from retinanet_jax.data.sources.instances import InstancesSource
+from retinanet_jax.data.sources.image_folder import (
+    ImageFolderSource,
+    check_files_exist,
+    read_oriented_sizes,
+)
+from retinanet_jax.data.sources.instances import ObjectList, Objects
 
 LINE_FORMAT = "path,x1,y1,x2,y2,class"
 CORNERS = ("x1", "y1", "x2", "y2")
 
 
-class CsvSource(InstancesSource):
+class CsvSource(ImageFolderSource):
     """The images and boxes of a CSV without a header line.
 
     A line is `path,x1,y1,x2,y2,class`, with the edges of the box in pixels of the image after its
@@ -48,15 +52,27 @@ class CsvSource(InstancesSource):
         """
         path = pathlib.Path(annotations)
         folder = pathlib.Path(images) if images else path.parent
-        content = _read(path, pathlib.Path(classes), folder)
-        super().__init__(str(annotations), lambda: content, folder, label="line {}".format)
+        categories = _read_classes(pathlib.Path(classes))
+        file_names, objects = _read_boxes(path, categories, str(classes))
+        check_files_exist(str(path), folder, file_names)
+        super().__init__(
+            str(annotations),
+            folder,
+            image_ids=list(range(1, len(file_names) + 1)),
+            file_names=file_names,
+            sizes=read_oriented_sizes(folder, file_names),
+            categories=categories,
+        )
+        self._set_objects(objects, "line {}".format)
 
 
-def _read(path: pathlib.Path, classes: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
-    """Return the content of both files in COCO's JSON format."""
-    category_ids = _read_classes(classes)
-    image_ids: dict[str, int] = {}
-    annotations: list[dict[str, Any]] = []
+def _read_boxes(
+    path: pathlib.Path, categories: Sequence[Category], classes: str
+) -> tuple[list[str], Objects]:
+    """Return the file names of the images in the file of boxes, and the objects."""
+    class_of = {category.name: k for k, category in enumerate(categories)}
+    index_of: dict[str, int] = {}
+    objects = ObjectList()
     for line, fields in _read_lines(path):
         where = f"{path}: line {line}"
         if len(fields) < 6 or not fields[0]:
@@ -65,36 +81,22 @@ def _read(path: pathlib.Path, classes: pathlib.Path, folder: pathlib.Path) -> di
                 "image without objects."
             )
         file_name, category = os.path.normpath(fields[0]), fields[5]
-        image_id = image_ids.setdefault(file_name, len(image_ids) + 1)
+        index = index_of.setdefault(file_name, len(index_of))
         if not any(fields[1:6]):
             continue
         where = f"{where} ({file_name})"
         x1, y1, x2, y2 = parse_corners(where, dict(zip(CORNERS, fields[1:5], strict=True)))
-        if category not in category_ids:
+        if category not in class_of:
             raise ValueError(
                 f"{where} has the class {category!r}, which {classes} does not list; add it there "
                 "or correct it."
             )
-        annotations.append(
-            {
-                "id": line,
-                "image_id": image_id,
-                "category_id": category_ids[category],
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-            }
-        )
-    check_files_exist(str(path), folder, list(image_ids))
-    sizes = read_oriented_sizes([folder / file_name for file_name in image_ids])
-    images = [
-        {"id": image_id, "file_name": file_name, "height": height, "width": width}
-        for (file_name, image_id), (height, width) in zip(image_ids.items(), sizes, strict=True)
-    ]
-    categories = [{"id": category_id, "name": name} for name, category_id in category_ids.items()]
-    return {"images": images, "categories": categories, "annotations": annotations}
+        objects.append(line, index, class_of[category], (y1, x1, y2, x2))
+    return list(index_of), objects.to_objects()
 
 
-def _read_classes(path: pathlib.Path) -> dict[str, int]:
-    """Read the file of classes and return the id of each name."""
+def _read_classes(path: pathlib.Path) -> list[Category]:
+    """Read the file of classes and return the categories, sorted by id."""
     ids: dict[str, int] = {}
     for line, fields in _read_lines(path):
         where = f"{path}: line {line}"
@@ -109,7 +111,7 @@ def _read_classes(path: pathlib.Path) -> dict[str, int]:
         ids[name] = category_id
     if not ids:
         raise ValueError(f"{path}: lists no classes; write a line class,id for each, from id 0.")
-    return ids
+    return sorted(Category(category_id, name) for name, category_id in ids.items())
 
 
 def _read_lines(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:

@@ -1,17 +1,54 @@
-"""The image files of a dataset: a check that all of them exist, and their sizes."""
+"""Datasets of image files in a folder: a check that all of them exist, and their sizes."""
 
-import concurrent.futures
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+from jaxtyping import Int32
 from PIL import Image
 
 from retinanet_jax.data.decoding import ORIENTATIONS, pillow_reason, valid_orientation
+from retinanet_jax.data.sources.instances import InstancesSource
+from retinanet_jax.utils.threads import map_ahead
 
 NUM_READERS = 16  # threads
 # A PNG with an EXIF orientation contains at least one of these chunk names and keywords.
 PNG_EXIF_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+
+
+class ImageFolderSource(InstancesSource):
+    """A dataset of image files in a folder, of which formats add the annotations.
+
+    Everything is checked when the source is opened, before a run begins.
+    """
+
+    def __init__(self, name: str, folder: pathlib.Path, **contents: Any):
+        """Check and store everything but the objects.
+
+        Args:
+            name: The file that lists the images, for messages.
+            folder: The folder that the file names are relative to.
+            **contents: The further arguments of `InstancesSource`.
+        """
+        super().__init__(name, **contents)
+        self._folder = folder
+
+    def read(self, index: int) -> bytes:
+        """Return the content of the image file at `index`.
+
+        Raises:
+            FileNotFoundError: If the file is missing.
+        """
+        path = self._folder / self._file_names[index]
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{path}: the image of id {self.image_ids[index]} is missing; restore it, or "
+                f"remove it from {self.name}."
+            ) from None
 
 
 def check_files_exist(name: str, folder: pathlib.Path, file_names: Sequence[str]) -> None:
@@ -49,19 +86,27 @@ def check_files_exist(name: str, folder: pathlib.Path, file_names: Sequence[str]
         )
 
 
-def read_oriented_sizes(paths: Sequence[pathlib.Path]) -> list[tuple[int, int]]:
+def read_oriented_sizes(
+    folder: pathlib.Path, file_names: Sequence[str]
+) -> Int32[np.ndarray, "N 2"]:
     """Read the heights and widths of images, with EXIF orientation applied, from their headers.
 
     5,000 images on a local disk take a few seconds; threads help on disks with a high latency.
 
     Args:
-        paths: The image files.
+        folder: The folder that the file names are relative to.
+        file_names: The image files.
 
     Raises:
         ValueError: If a file is not an image; the message contains its path.
     """
-    with concurrent.futures.ThreadPoolExecutor(NUM_READERS) as readers:
-        return list(readers.map(_read_oriented_size, paths))
+    sizes = map_ahead(
+        lambda file_name: _read_oriented_size(folder / file_name),
+        file_names,
+        num_ahead=2 * NUM_READERS,
+        num_threads=NUM_READERS,
+    )
+    return np.fromiter(sizes, np.dtype((np.int32, 2)), len(file_names))
 
 
 def _read_oriented_size(path: pathlib.Path) -> tuple[int, int]:

@@ -1,219 +1,196 @@
-"""The base class of datasets of image files, which checks their content in COCO's JSON format."""
+"""The base class of datasets that keep the names, sizes and objects of all images in memory."""
 
+import array
 import collections
-import math
-import os
-import pathlib
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64, Int, Int32, Int64
 
 from retinanet_jax.data.sources.base import Annotations, Category, Source
 from retinanet_jax.data.sources.boxes import OUTSIDE, WITHOUT_AREA, clip_to_image
-from retinanet_jax.data.sources.image_folder import check_files_exist
 
-SIDES = ("height", "width")
+
+class Objects(NamedTuple):
+    """The M annotated objects of a dataset, with all boxes as they are annotated.
+
+    Attributes:
+        ids: The id of each annotation.
+        image_index: The index of each object's image.
+        classes: Indices into the source's `categories`.
+        boxes: yxyx in pixels of the original image.
+        crowd: As in `Annotations`.
+        areas: Areas in square pixels; None means those of the boxes.
+    """
+
+    ids: Int64[np.ndarray, " M"]
+    image_index: Int32[np.ndarray, " M"]
+    classes: Int32[np.ndarray, " M"]
+    boxes: Float64[np.ndarray, "M 4"]
+    crowd: Bool[np.ndarray, " M"]
+    areas: Float64[np.ndarray, " M"] | None = None
+
+    def select(self, indices: Int[np.ndarray, " m"]) -> "Objects":
+        """Return the objects at these indices."""
+        fields = self._asdict().items()
+        return Objects(**{name: field[indices] for name, field in fields if field is not None})
+
+
+class ObjectList:
+    """Objects that a parser adds one at a time, in arrays of 49 bytes an object."""
+
+    def __init__(self):
+        self._ids = array.array("q")
+        self._image_index = array.array("i")
+        self._classes = array.array("i")
+        self._boxes = array.array("d")
+        self._crowd = array.array("b")
+
+    def append(
+        self,
+        annotation_id: int,
+        image_index: int,
+        class_index: int,
+        box: Sequence[float],
+        *,
+        crowd: bool = False,
+    ) -> None:
+        """Add an object; the arguments are as in `Objects`."""
+        self._ids.append(annotation_id)
+        self._image_index.append(image_index)
+        self._classes.append(class_index)
+        self._boxes.extend(box)
+        self._crowd.append(crowd)
+
+    def to_objects(self) -> Objects:
+        """Return the objects in the order in which they were added."""
+        return Objects(
+            np.array(self._ids, np.int64),
+            np.array(self._image_index, np.int32),
+            np.array(self._classes, np.int32),
+            np.array(self._boxes, np.float64).reshape(-1, 4),
+            np.array(self._crowd, bool),
+        )
 
 
 class InstancesSource(Source):
-    """Images in a folder, with boxes in COCO's JSON format.
+    """A dataset with the names, sizes and objects of all images in memory.
 
-    Everything is checked when the source is opened, before a run begins. Boxes without an area
-    inside their image are left out of training, and boxes that extend beyond their image are
-    clipped; warnings report how many. `ground_truth` contains all boxes unchanged.
+    Every object is in memory once. Boxes without an area inside their image are left out of
+    training, and boxes that extend beyond their image are clipped; warnings report how many.
+    `ground_truth` contains all boxes unchanged.
     """
 
     def __init__(
         self,
         name: str,
-        load: Callable[[], dict[str, Any]],
-        images: str | os.PathLike,
         *,
-        label: Callable[[int], str] = "annotation id {}".format,
+        image_ids: Sequence[int],
+        file_names: Sequence[str],
+        sizes: Int32[np.ndarray, "N 2"],
+        categories: Iterable[Category],
     ):
-        """Load and check the content.
+        """Check and store everything but the objects, which `_set_objects` stores.
 
         Args:
-            name: The file that lists the images, for messages.
-            load: Returns a dict with `images`, `categories` and `annotations` in COCO's JSON
-                format. It is called now and for every `ground_truth`.
-            images: The folder that the `file_name`s are relative to.
-            label: Returns the name, for messages, of the annotation with an id.
+            name: The dataset's name in messages.
+            image_ids: The id of every image.
+            file_names: The name of every image.
+            sizes: Height and width of every image in pixels.
+            categories: The categories, whose ids differ.
 
         Raises:
-            FileNotFoundError: If the folder or images are missing.
-            ValueError: If the content contradicts itself.
+            ValueError: If there are no images or no categories, or names are repeated.
         """
+        if not image_ids:
+            raise ValueError(f"{name}: has no images; give a file that lists some.")
         self.name = name
-        self._load = load
-        self._folder = pathlib.Path(images)
-        self._annotation_label = label
-        content = load()
-        self._read_images(content["images"])
-        self._read_categories(content["categories"])
-        self._read_boxes(content["annotations"])
-        check_files_exist(self.name, self._folder, self._file_names)
+        self.image_ids = image_ids
+        self.sizes = sizes
+        self.categories = tuple(sorted(categories))
+        self._file_names = file_names
+        if not self.categories:
+            raise ValueError(f"{name}: has no categories; give it at least one.")
+        counts = collections.Counter(category.name for category in categories)
+        repeated = [category_name for category_name, count in counts.items() if count > 1]
+        if repeated:
+            raise ValueError(
+                f"{name}: {len(repeated)} names belong to several categories, first "
+                f"{repeated[0]!r}; give each category a different name."
+            )
 
     def annotations(self, index: int) -> Annotations:
         """Return the objects of the image at `index`, except boxes without an area."""
-        return self._annotations[index]
+        start, stop = self._bounds[index : index + 2].tolist()
+        sizes = np.broadcast_to(self.sizes[index], (stop - start, 2))
+        boxes, has_area, _ = clip_to_image(self._objects.boxes[start:stop], sizes)
+        fields = boxes, self._objects.classes[start:stop], self._objects.crowd[start:stop]
+        return Annotations(*(field[has_area] for field in fields))
 
     def file_name(self, index: int) -> str:
-        """Return the path of the image at `index`, relative to the image folder."""
+        """Return the name of the image at `index` in the dataset."""
         return self._file_names[index]
 
-    def read(self, index: int) -> bytes:
-        """Return the content of the image file at `index`.
-
-        Raises:
-            FileNotFoundError: If the file is missing.
-        """
-        path = self._folder / self._file_names[index]
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{path}: the image of id {self.image_ids[index]} is missing; restore it, or "
-                f"remove it from {self.name}."
-            ) from None
-
     def ground_truth(self) -> dict[str, Any]:
-        """Return the content, with `area` and `iscrowd` added where they are missing."""
-        content = self._load()
-        annotations = [complete_annotation(annotation) for annotation in content["annotations"]]
-        return {**content, "annotations": annotations}
-
-    def _read_images(self, images: list[dict]) -> None:
-        """Check the images and store their ids, file names and sizes."""
-        if not images:
-            raise ValueError(f"{self.name}: has no images; give a file that lists some.")
-        self.image_ids = self._unique_ids("image", images)
-        self._file_names = [self._field("image", image, "file_name", str) for image in images]
-        self.sizes = np.array(
-            [[self._field("image", image, side, int) for side in SIDES] for image in images],
-            np.int32,
-        )
-        if (self.sizes < 1).any():
-            index = int(np.flatnonzero((self.sizes < 1).any(axis=1))[0])
-            raise ValueError(
-                f"{self.name}: image id {self.image_ids[index]} has height and width "
-                f"{self.sizes[index].tolist()}; both must be at least 1: correct them."
+        """Return the content in COCO's JSON format, with the annotations in the images' order."""
+        images = [
+            {"id": image_id, "file_name": file_name, "height": height, "width": width}
+            for image_id, file_name, (height, width) in zip(
+                self.image_ids, self._file_names, self.sizes.tolist(), strict=True
             )
+        ]
+        categories = [category._asdict() for category in self.categories]
+        return {"images": images, "categories": categories, "annotations": self._instances()}
 
-    def _read_categories(self, categories: list[dict]) -> None:
-        """Check the categories and store them sorted by id."""
-        if not categories:
-            raise ValueError(f"{self.name}: has no categories; give it at least one.")
-        ids = self._unique_ids("category", categories)
-        names = [self._field("category", category, "name", str) for category in categories]
-        repeated = [name for name, count in collections.Counter(names).items() if count > 1]
-        if repeated:
-            raise ValueError(
-                f"{self.name}: {len(repeated)} names belong to several categories, first "
-                f"{repeated[0]!r}; give each category a different name."
-            )
-        self.categories = tuple(sorted(map(Category, ids, names)))
+    def _set_objects(self, objects: Objects, label: Callable[[int], str]) -> None:
+        """Store the objects of all images, and log warnings of boxes that are not as they should.
 
-    def _read_boxes(self, annotations: list[dict]) -> None:
-        """Check the annotations and store those with an area, clipped to their images."""
-        self._unique_ids("annotation", annotations)
-        index_of = {image_id: index for index, image_id in enumerate(self.image_ids)}
-        class_of = {category.id: k for k, category in enumerate(self.categories)}
-        objects, without_area, outside = collections.defaultdict(list), [], []
-        for annotation in annotations:
-            image_id = self._field("annotation", annotation, "image_id", int)
-            category_id = self._field("annotation", annotation, "category_id", int)
-            if image_id not in index_of:
-                self._raise(annotation, f"image_id={image_id}, which `images` does not list")
-            if category_id not in class_of:
-                self._raise(
-                    annotation, f"category_id={category_id}, which `categories` does not list"
+        Args:
+            objects: The objects, in any order.
+            label: Returns the name of the annotation with an id in messages.
+        """
+        _, has_area, is_outside = clip_to_image(objects.boxes, self.sizes[objects.image_index])
+        for mask, problem in ((~has_area, WITHOUT_AREA), (has_area & is_outside, OUTSIDE)):
+            if mask.any():
+                first = int(mask.argmax())
+                file_name = self._file_names[objects.image_index[first]]
+                message = f"{self.name}: {mask.sum()} boxes {problem}"
+                logging.warning(
+                    "%s (first: %s (%s)).", message, label(int(objects.ids[first])), file_name
                 )
-            index = index_of[image_id]
-            box, has_area, is_outside = clip_to_image(self._box(annotation), self.sizes[index])
-            if not has_area:
-                without_area.append(annotation)
-                continue
-            if is_outside:
-                outside.append(annotation)
-            crowd = bool(annotation.get("iscrowd"))
-            objects[index].append((box, class_of[category_id], crowd))
-        self._warn(without_area, WITHOUT_AREA)
-        self._warn(outside, OUTSIDE)
-        self._annotations = [_stack(objects[index]) for index in range(len(self))]
+        self._objects = objects.select(np.argsort(objects.image_index, stable=True))
+        # The position of the first object of each image, and at the end that of none.
+        self._bounds = np.searchsorted(self._objects.image_index, np.arange(len(self) + 1))
 
-    def _box(self, annotation: dict) -> Float64[np.ndarray, " 4"]:
-        """Return the box as yxyx, in float64 so that the exact numbers of the file are checked."""
-        xywh = self._field("annotation", annotation, "bbox", list)
-        if len(xywh) != 4 or not all(
-            isinstance(value, int | float) and math.isfinite(value) for value in xywh
-        ):
-            self._raise(annotation, f"bbox={xywh}, not four finite numbers [x, y, w, h]")
-        x, y, width, height = xywh
-        if width < 0 or height < 0:
-            self._raise(annotation, f"bbox={xywh} with a negative size; it is [x, y, w, h]")
-        return np.array([y, x, y + height, x + width], np.float64)
+    def _extents(self) -> Float64[np.ndarray, "M 2"]:
+        """Return the height and width of every box in pixels."""
+        return self._objects.boxes[:, 2:] - self._objects.boxes[:, :2]
 
-    def _unique_ids(self, entry_type: str, entries: list[dict]) -> list[int]:
-        """Return the ids of all entries; raise ValueError if two are equal."""
-        ids = [self._field(entry_type, entry, "id", int) for entry in entries]
-        if len(set(ids)) < len(ids):
-            repeated = collections.Counter(ids).most_common(1)[0][0]
-            raise ValueError(
-                f"{self.name}: {entry_type} id {repeated} occurs twice; make ids unique."
+    def _instances(self) -> list[dict[str, Any]]:
+        """Return all objects in COCO's JSON format."""
+        objects, extents = self._objects, self._extents()
+        areas = extents.prod(axis=1) if objects.areas is None else objects.areas
+        columns = (
+            objects.ids,
+            objects.image_index,
+            objects.classes,
+            objects.boxes[:, 1::-1],
+            extents[:, ::-1],
+            areas,
+            objects.crowd,
+        )
+        return [
+            {
+                "id": object_id,
+                "image_id": self.image_ids[image_index],
+                "category_id": self.categories[k].id,
+                "bbox": corner + extent,
+                "area": area,
+                "iscrowd": int(crowd),
+            }
+            for object_id, image_index, k, corner, extent, area, crowd in zip(
+                *(column.tolist() for column in columns), strict=True
             )
-        return ids
-
-    def _field(self, entry_type: str, entry: dict, name: str, expected: type) -> Any:
-        """Return a field of an entry; raise ValueError if it is not of the expected type."""
-        value = entry.get(name) if isinstance(entry, dict) else None
-        if not isinstance(value, expected):
-            problem = f"{name}={value!r}" if value is not None else f"no `{name}`"
-            raise ValueError(
-                f"{self.name}: {self._label(entry_type, entry)} has {problem}; give it a "
-                f"`{name}` of type {expected.__name__}."
-            )
-        return value
-
-    def _raise(self, annotation: dict, problem: str) -> NoReturn:
-        label = self._label("annotation", annotation)
-        raise ValueError(f"{self.name}: {label} has {problem}; correct or remove it.")
-
-    def _warn(self, annotations: list[dict], problem: str) -> None:
-        """Log a warning with the number of annotations and the label of the first."""
-        if annotations:
-            first = self._label("annotation", annotations[0])
-            logging.warning(
-                "%s: %d boxes %s (first: %s).", self.name, len(annotations), problem, first
-            )
-
-    def _label(self, entry_type: str, entry: Any) -> str:
-        """Return the label of an entry in messages: its id and, for an annotation, the file."""
-        if not isinstance(entry, dict) or "id" not in entry:
-            return f"{entry_type} {str(entry)[:60]}"
-        if entry_type != "annotation":
-            return f"{entry_type} id {entry['id']}"
-        image_id, file = entry.get("image_id"), ""
-        if image_id in self.image_ids:
-            file = f" ({self._file_names[self.image_ids.index(image_id)]})"
-        return f"{self._annotation_label(entry['id'])}{file}"
-
-
-def complete_annotation(annotation: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy with `area` and `iscrowd`, which pycocotools needs and a file may lack."""
-    area = annotation.get("area")
-    if area is None:
-        area = annotation["bbox"][2] * annotation["bbox"][3]
-    return {**annotation, "area": area, "iscrowd": int(annotation.get("iscrowd") or 0)}
-
-
-def _stack(objects: list[tuple[np.ndarray, int, bool]]) -> Annotations:
-    """Stack the (box, class, crowd) of an image's objects; there may be no objects."""
-    return Annotations(
-        boxes=np.array([box for box, _, _ in objects], np.float32).reshape(-1, 4),
-        classes=np.array([k for _, k, _ in objects], np.int32),
-        crowd=np.array([crowd for _, _, crowd in objects], bool),
-    )
+        ]

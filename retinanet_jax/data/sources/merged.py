@@ -85,13 +85,12 @@ class _Merged(Source):
                 for annotation in truth["annotations"]
             ]
         ids = _make_unique([annotation["id"] for annotation in annotations])
+        for annotation, annotation_id in zip(annotations, ids, strict=True):
+            annotation["id"] = annotation_id
         return {
             "images": images,
             "categories": [category._asdict() for category in self.categories],
-            "annotations": [
-                {**annotation, "id": annotation_id}
-                for annotation, annotation_id in zip(annotations, ids, strict=True)
-            ],
+            "annotations": annotations,
         }
 
     def _locate(self, index: int) -> tuple[int, int]:

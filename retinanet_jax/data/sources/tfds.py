@@ -20,18 +20,17 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Int
+from jaxtyping import Float64, Int, Int32
 
-from retinanet_jax.data.sources.base import Annotations, Category, Source
-from retinanet_jax.data.sources.boxes import OUTSIDE, WITHOUT_AREA, clip_to_image
-from retinanet_jax.data.sources.coco import COCO_CATEGORIES, load_instances
-from retinanet_jax.data.sources.instances import complete_annotation
+from retinanet_jax.data.sources.base import Category
+from retinanet_jax.data.sources.coco import COCO_CATEGORIES, complete_annotation, load_instances
+from retinanet_jax.data.sources.instances import InstancesSource, Objects
 from retinanet_jax.data.sources.tfds_index import Index, cached_index, to_pixels
 from retinanet_jax.data.sources.tfds_info import detection_features, read_info
 from retinanet_jax.data.sources.tfds_shards import open_shards
 
 
-class TfdsSource(Source):
+class TfdsSource(InstancesSource):
     """The images and boxes of a dataset that TFDS has prepared as tfrecord or array_record.
 
     The order of the images is that of their ids, independently of the shards. Images without ids
@@ -69,29 +68,33 @@ class TfdsSource(Source):
             ValueError: If the dataset is not for detection or contradicts `official`, or a package
                 is missing.
         """
-        self.name = f"{builder} {split}"
+        name = f"{builder} {split}"
         self._official = pathlib.Path(official) if official else None
         info = read_info(builder, data_dir)
-        features = detection_features(self.name, info.features)
-        self._shards = open_shards(self.name, info, split)
+        features = detection_features(name, info.features)
+        self._shards = open_shards(name, info, split)
         total = sum(info.splits[part].num_examples for part in split.split("+"))
         paths = _index_paths(pathlib.Path(info.data_dir), split)
-        index = cached_index(self.name, self._shards, total, paths)
-        order = self._read_images(index, "image/id" in features)
-        truth = load_instances(self._official) if self._official else None
-        if truth is not None:
-            self._check_official(truth)
-        self._read_categories(info.name, features["objects/label"].names, truth)
-        self._read_objects(index, order, features)
-
-    def annotations(self, index: int) -> Annotations:
-        """Return the objects of the image at `index`, except boxes without an area."""
-        start, stop = self._bounds[index : index + 2].tolist()
-        return Annotations(*(field[start:stop] for field in self._trained))
-
-    def file_name(self, index: int) -> str:
-        """Return the file name of the image at `index`, or its position in the shards."""
-        return self._file_names[index]
+        index = cached_index(name, self._shards, total, paths)
+        order, image_ids = _order_images(name, index, "image/id" in features)
+        sizes, self._spans = index.sizes[order], index.spans[order]
+        truth = None
+        if self._official:
+            truth = load_instances(self._official)
+            _check_official(str(self._official), truth, name, image_ids, sizes)
+        labels = features["objects/label"].names
+        super().__init__(
+            name,
+            image_ids=image_ids or list(range(1, total + 1)),
+            file_names=index.file_names[order].tolist(),
+            sizes=sizes,
+            categories=self._categories(name, info.name, labels, truth),
+        )
+        area = features.get("objects/area")
+        self._truncates_areas = area is not None and np.issubdtype(area.np_dtype, np.integer)
+        self._set_objects(
+            self._read_objects(index, order, features, labels), "annotation id {}".format
+        )
 
     def read(self, index: int) -> bytes:
         """Return the encoded image at `index`, which for COCO is the published file.
@@ -129,136 +132,107 @@ class TfdsSource(Source):
                 "%s: TFDS truncates areas to integers; to publish AP, give the official JSON.",
                 self.name,
             )
-        images = [
-            {"id": image_id, "file_name": name, "height": height, "width": width}
-            for image_id, name, (height, width) in zip(
-                self.image_ids, self._file_names, self.sizes.tolist(), strict=True
-            )
-        ]
-        categories = [category._asdict() for category in self.categories]
-        return {"images": images, "annotations": self._instances(), "categories": categories}
+        return super().ground_truth()
 
-    def _read_images(self, index: Index, has_ids: bool) -> Int[np.ndarray, " N"]:
-        """Store the images in order, and return the position of each in the TFDS index."""
-        keys = index.ids if has_ids else index.file_names
-        order = np.argsort(keys, stable=True)
-        ordered = keys[order].tolist()
-        repeated = [key for key, following in itertools.pairwise(ordered) if key == following]
-        if repeated:
-            raise ValueError(
-                f"{self.name}: contains {len(repeated)} images twice, first {repeated[0]}; give "
-                "splits that have no images in common."
-            )
-        self._has_ids = has_ids
-        self.image_ids = ordered if has_ids else list(range(1, len(ordered) + 1))
-        self.sizes = index.sizes[order]
-        self._file_names = index.file_names[order].tolist()
-        self._spans = index.spans[order]
-        return order
+    def _extents(self) -> Float64[np.ndarray, "M 2"]:
+        """Return the sides of every box; differences of hundredths are not exact in float64."""
+        return np.round(super()._extents(), 6)
 
-    def _check_official(self, truth: dict[str, Any]) -> None:
-        """Check that the JSON describes these images."""
-        if not self._has_ids:
-            raise ValueError(
-                f"{self.name}: has no image ids to look up in {self._official}; leave `official` "
-                "empty."
-            )
-        declared = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
-        missing = [image_id for image_id in self.image_ids if image_id not in declared]
-        if missing:
-            raise ValueError(
-                f"{self._official}: lacks {len(missing)} of the {len(self)} images of "
-                f"{self.name}, first image id {missing[0]}; give the JSON of that split."
-            )
-        for image_id, size in zip(self.image_ids, self.sizes.tolist(), strict=True):
-            if declared[image_id] != tuple(size):
-                raise ValueError(
-                    f"{self._official}: declares image id {image_id} with height and width "
-                    f"{declared[image_id]}, where {self.name} has {tuple(size)}; give the JSON "
-                    "that the dataset was prepared from."
-                )
-
-    def _read_categories(
-        self, builder: str, names: Sequence[str], truth: dict[str, Any] | None
-    ) -> None:
-        """Store the categories, and the class of each of TFDS's labels."""
-        ids: dict[str, int] = {name: category_id for category_id, name in enumerate(names, start=1)}
+    def _categories(
+        self, name: str, builder: str, labels: Sequence[str], truth: dict[str, Any] | None
+    ) -> list[Category]:
+        """Return the categories of TFDS's labels, in the order of the labels."""
+        ids: dict[str, int] = {label: k for k, label in enumerate(labels, start=1)}
         if truth is not None:
             ids = {category["name"]: category["id"] for category in truth["categories"]}
         elif builder == "coco":
             ids = {category.name: category.id for category in COCO_CATEGORIES}
-        unknown = [name for name in names if name not in ids]
+        unknown = [label for label in labels if label not in ids]
         if unknown:
             raise ValueError(
-                f"{self.name}: {len(unknown)} of its labels, first {unknown[0]!r}, are not "
-                f"categories of {self._official or 'COCO'}; give the JSON that the dataset was "
-                "prepared from as `official`."
+                f"{name}: {len(unknown)} of its labels, first {unknown[0]!r}, are not categories "
+                f"of {self._official or 'COCO'}; give the JSON that the dataset was prepared from "
+                "as `official`."
             )
-        self.categories = tuple(sorted(Category(ids[name], name) for name in names))
-        class_of = {category.name: k for k, category in enumerate(self.categories)}
-        self._class_of = np.array([class_of[name] for name in names], np.int32)
+        return [Category(ids[label], label) for label in labels]
 
-    def _read_objects(self, index: Index, order: np.ndarray, features: Mapping[str, Any]) -> None:
-        """Store all objects, and those with an area, in the order of the images."""
-        unknown = (index.labels < 0) | (index.labels >= len(self._class_of))
+    def _read_objects(
+        self,
+        index: Index,
+        order: Int[np.ndarray, " N"],
+        features: Mapping[str, Any],
+        labels: Sequence[str],
+    ) -> Objects:
+        """Return all objects in the order of the images."""
+        unknown = (index.labels < 0) | (index.labels >= len(labels))
         if unknown.any():
             raise ValueError(
-                f"{self.name}: has the label {index.labels[unknown][0]}, but only "
-                f"{len(self._class_of)} categories; give a split that is annotated."
+                f"{self.name}: has the label {index.labels[unknown][0]}, but only {len(labels)} "
+                "categories; give a split that is annotated."
             )
-        image_indices = np.repeat(np.argsort(order), index.counts)
-        objects = np.argsort(image_indices, stable=True)  # positions in the TFDS index
-        self._image_indices = image_indices[objects]
-        self._classes = self._class_of[index.labels[objects]]
-        self._crowd = index.crowd[objects]
-        from_1 = np.arange(1, len(objects) + 1)
-        self._object_ids = index.object_ids[objects] if "objects/id" in features else from_1
-        sizes = self.sizes[self._image_indices]
-        self._boxes, _ = to_pixels(index.boxes[objects], sizes)
-        # Differences of hundredths are not exact in floating point.
-        self._extents = np.round(self._boxes[:, 2:] - self._boxes[:, :2], 6)
-        area = features.get("objects/area")
-        self._areas = self._extents.prod(axis=1) if area is None else index.areas[objects]
-        self._truncates_areas = area is not None and np.issubdtype(area.np_dtype, np.integer)
-
-        clipped, has_area, is_outside = clip_to_image(self._boxes, sizes)
-        self._warn(~has_area, WITHOUT_AREA)
-        self._warn(has_area & is_outside, OUTSIDE)
-        self._trained = clipped[has_area], self._classes[has_area], self._crowd[has_area]
-        self._bounds = np.searchsorted(self._image_indices[has_area], np.arange(len(self) + 1))
-
-    def _warn(self, mask: Bool[np.ndarray, " M"], problem: str) -> None:
-        """Log a warning with the number of objects in the mask and the label of the first."""
-        if mask.any():
-            first = int(mask.argmax())
-            file_name = self._file_names[self._image_indices[first]]
-            label = f"annotation id {self._object_ids[first]} ({file_name})"
-            logging.warning("%s: %d boxes %s (first: %s).", self.name, mask.sum(), problem, label)
-
-    def _instances(self) -> list[dict[str, Any]]:
-        """Return all objects in COCO's JSON format."""
-        columns = (
-            self._object_ids,
-            self._image_indices,
-            self._classes,
-            self._boxes[:, 1::-1],
-            self._extents[:, ::-1],
-            self._areas,
-            self._crowd,
+        class_of = {category.name: k for k, category in enumerate(self.categories)}
+        classes = np.array([class_of[label] for label in labels], np.int32)
+        image_index = np.repeat(np.argsort(order), index.counts).astype(np.int32)
+        objects = np.argsort(image_index, stable=True)  # positions in the TFDS index
+        image_index = image_index[objects]
+        boxes, _ = to_pixels(index.boxes[objects], self.sizes[image_index])
+        has_object_ids = "objects/id" in features
+        return Objects(
+            index.object_ids[objects] if has_object_ids else np.arange(1, len(objects) + 1),
+            image_index,
+            classes[index.labels[objects]],
+            boxes,
+            index.crowd[objects],
+            index.areas[objects] if "objects/area" in features else None,
         )
-        return [
-            {
-                "id": object_id,
-                "image_id": self.image_ids[image_index],
-                "category_id": self.categories[k].id,
-                "bbox": corner + extent,
-                "area": area,
-                "iscrowd": int(crowd),
-            }
-            for object_id, image_index, k, corner, extent, area, crowd in zip(
-                *(column.tolist() for column in columns), strict=True
+
+
+def _order_images(
+    name: str, index: Index, has_ids: bool
+) -> tuple[Int[np.ndarray, " N"], list[int]]:
+    """Order images by their ids or, if they have none, by their file names.
+
+    Returns:
+        The position of each image in the TFDS index, and the ids, which may be none.
+    """
+    keys = index.ids if has_ids else index.file_names
+    order = np.argsort(keys, stable=True)
+    ordered = keys[order].tolist()
+    repeated = [key for key, following in itertools.pairwise(ordered) if key == following]
+    if repeated:
+        raise ValueError(
+            f"{name}: contains {len(repeated)} images twice, first {repeated[0]}; give splits "
+            "that have no images in common."
+        )
+    return order, ordered if has_ids else []
+
+
+def _check_official(
+    official: str,
+    truth: dict[str, Any],
+    name: str,
+    image_ids: Sequence[int],
+    sizes: Int32[np.ndarray, "N 2"],
+) -> None:
+    """Check that the content of the official JSON describes these images."""
+    if not image_ids:
+        raise ValueError(
+            f"{name}: has no image ids to look up in {official}; leave `official` empty."
+        )
+    declared = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    missing = [image_id for image_id in image_ids if image_id not in declared]
+    if missing:
+        raise ValueError(
+            f"{official}: lacks {len(missing)} of the {len(image_ids)} images of {name}, first "
+            f"image id {missing[0]}; give the JSON of that split."
+        )
+    for image_id, size in zip(image_ids, sizes.tolist(), strict=True):
+        if declared[image_id] != tuple(size):
+            raise ValueError(
+                f"{official}: declares image id {image_id} with height and width "
+                f"{declared[image_id]}, where {name} has {tuple(size)}; give the JSON that the "
+                "dataset was prepared from."
             )
-        ]
 
 
 def _index_paths(data_dir: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path]:

@@ -3,6 +3,7 @@
 It requires the package tensorflow_datasets, but not TensorFlow.
 """
 
+import array
 import hashlib
 import io
 import os
@@ -21,6 +22,7 @@ from retinanet_jax.data.decoding import ORIENTATIONS, valid_orientation
 from retinanet_jax.data.sources.tfds_shards import Shards
 from retinanet_jax.utils.progress import make_progress
 
+OBJECT_TYPES = (np.float32, np.int64, bool, np.float64, np.int64)  # of the last fields of `Index`
 VERSION = 1  # of the index; increase it with every change of its content
 
 
@@ -114,25 +116,35 @@ def build_index(name: str, shards: Shards, total: int) -> Index:
         ValueError: If there are not exactly `total` images, or an image is invalid.
     """
     progress = make_progress(f"indexing {name}", total)
-    spans, examples = [], []
+    # Compact, since lists of Python's objects would take a kilobyte per image.
+    spans, sizes, ids, counts = (array.array(code) for code in "qiqq")
+    file_names: list[str] = []
+    objects = [bytearray() for _ in OBJECT_TYPES]
     for shard, record, content in shards:
         example = _parse(content, f"{name} {shard}:{record}")
-        spans.append((shard, record, example.start, example.length))
-        examples.append(example)
-        if len(examples) <= total:
-            progress(len(examples))
-    if not total or len(examples) != total:
+        spans.extend((shard, record, example.start, example.length))
+        sizes.extend(example.size)
+        ids.append(example.image_id)
+        file_names.append(example.file_name)
+        counts.append(len(example.objects[0]))
+        for column, values in zip(objects, example.objects, strict=True):
+            column += values.tobytes()
+        if len(ids) <= total:
+            progress(len(ids))
+    if not total or len(ids) != total:
         raise ValueError(
-            f"{name}: its shards contain {len(examples)} images, but dataset_info.json declares "
+            f"{name}: its shards contain {len(ids)} images, but dataset_info.json declares "
             f"{total}; prepare the dataset again, or use one that is not empty."
         )
+    boxes, *others = map(np.frombuffer, objects, OBJECT_TYPES)
     return Index(
-        np.array(spans, np.int64),
-        np.array([example.size for example in examples], np.int32),
-        np.array([example.image_id for example in examples], np.int64),
-        np.array([example.file_name for example in examples]),
-        np.array([len(example.objects[0]) for example in examples], np.int64),
-        *map(np.concatenate, zip(*(example.objects for example in examples), strict=True)),
+        np.array(spans, np.int64).reshape(-1, 4),
+        np.array(sizes, np.int32).reshape(-1, 2),
+        np.array(ids, np.int64),
+        np.array(file_names),
+        np.array(counts, np.int64),
+        boxes.reshape(-1, 4),
+        *others,
     )
 
 

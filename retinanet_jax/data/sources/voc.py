@@ -4,21 +4,26 @@ The devkit is described at http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit
 """
 
 import collections
+import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from xml.etree import ElementTree
 
+import numpy as np
+from jaxtyping import Int32
+
 from retinanet_jax.data.image_files import IMAGE_SUFFIXES
+from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.boxes import parse_corners
-from retinanet_jax.data.sources.image_folder import read_oriented_sizes
-from retinanet_jax.data.sources.instances import InstancesSource
+from retinanet_jax.data.sources.image_folder import ImageFolderSource, read_oriented_sizes
+from retinanet_jax.data.sources.instances import ObjectList, Objects
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-class VocSource(InstancesSource):
+class VocSource(ImageFolderSource):
     """The images and boxes of Pascal VOC's XML files, in one of two layouts.
 
     In the layout of the devkit, coordinates are numbers of pixels, starting from 1, and a box
@@ -61,19 +66,23 @@ class VocSource(InstancesSource):
         files = _find_files(pathlib.Path(annotations), images, split)
         parsed = [_parse(path) for path in files.xml_paths]
         image_names = _find_images(files, parsed)
-        content = _content(files, parsed, image_names, categories)
-        # The labels of the annotation ids, which number the objects of all files from 1.
-        labels = [
-            f"object {position} of {annotation.path.name}"
-            for annotation in parsed
-            for position in range(1, len(annotation.objects) + 1)
-        ]
+        names = categories or sorted({found.name for xml in parsed for found in xml.objects})
+        objects = _stack_objects(files, parsed, names)
         super().__init__(
             files.listing,
-            lambda: content,
             files.image_folder,
-            label=lambda annotation_id: labels[annotation_id - 1],
+            image_ids=list(range(1, len(image_names) + 1)),
+            file_names=image_names,
+            sizes=_sizes(files, parsed, image_names),
+            categories=[Category(k, name) for k, name in enumerate(names, start=1)],
         )
+
+        def label(annotation_id: int) -> str:
+            index = objects.image_index[annotation_id - 1]
+            first = np.searchsorted(objects.image_index, index)  # annotations are in this order
+            return f"object {annotation_id - first} of {files.xml_paths[index].name}"
+
+        self._set_objects(objects, label)
 
 
 class _Files(NamedTuple):
@@ -233,54 +242,29 @@ def _find_images(files: _Files, parsed: Iterable[_Annotation]) -> list[str]:
     return list(xml_of_image)
 
 
-def _content(
-    files: _Files,
-    parsed: Sequence[_Annotation],
-    image_names: Sequence[str],
-    categories: Sequence[str],
-) -> dict[str, Any]:
-    """Return the content in COCO's JSON format; the ids of all entries start from 1."""
-    classes = categories or sorted(
-        {voc_object.name for annotation in parsed for voc_object in annotation.objects}
-    )
-    annotations: list[dict[str, Any]] = []
-    for image_id, annotation in enumerate(parsed, start=1):
+def _stack_objects(files: _Files, parsed: Sequence[_Annotation], names: Sequence[str]) -> Objects:
+    """Return the objects of all files, whose ids are numbered from 1."""
+    class_of = {name: k for k, name in enumerate(names)}
+    objects, annotation_ids = ObjectList(), itertools.count(1)
+    for index, annotation in enumerate(parsed):
         for name, (x1, y1, x2, y2), difficult in annotation.objects:
-            if name not in classes:
+            if name not in class_of:
                 raise ValueError(
                     f"{annotation.path}: has an object {name!r}, but the categories are "
-                    f"{', '.join(classes)}; correct it, or add it to data.categories."
+                    f"{', '.join(names)}; correct it, or add it to data.categories."
                 )
-            left, top = x1 - files.first_pixel, y1 - files.first_pixel
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": classes.index(name) + 1,
-                    "bbox": [left, top, x2 - left, y2 - top],
-                    "iscrowd": int(difficult),
-                }
-            )
-    sizes = _sizes(files, parsed, image_names)
-    images = [
-        {"id": image_id, "file_name": name, "height": height, "width": width}
-        for image_id, (name, (height, width)) in enumerate(
-            zip(image_names, sizes, strict=True), start=1
-        )
-    ]
-    return {
-        "images": images,
-        "categories": [{"id": k, "name": name} for k, name in enumerate(classes, start=1)],
-        "annotations": annotations,
-    }
+            box = (y1 - files.first_pixel, x1 - files.first_pixel, y2, x2)
+            objects.append(next(annotation_ids), index, class_of[name], box, crowd=difficult)
+    return objects.to_objects()
 
 
 def _sizes(
     files: _Files, parsed: Sequence[_Annotation], image_names: Sequence[str]
-) -> list[tuple[int, int]]:
+) -> Int32[np.ndarray, "N 2"]:
     """Return the height and width of every image, from its XML file or its header."""
-    sizes = dict(zip(image_names, (annotation.size for annotation in parsed), strict=True))
-    missing = [name for name, size in sizes.items() if not all(size)]
-    paths = [files.image_folder / name for name in missing]
-    sizes |= dict(zip(missing, read_oriented_sizes(paths), strict=True))
-    return list(sizes.values())
+    sizes = np.array([annotation.size for annotation in parsed], np.int32).reshape(-1, 2)
+    missing = np.flatnonzero((sizes == 0).any(axis=1)).tolist()
+    sizes[missing] = read_oriented_sizes(
+        files.image_folder, [image_names[index] for index in missing]
+    )
+    return sizes
