@@ -22,7 +22,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from retinanet_jax.checkpoint import newest_step
 from retinanet_jax.cli import train as train_command
 from retinanet_jax.configs import ablations, shapes
 from retinanet_jax.utils.files import write_json
@@ -77,12 +76,13 @@ def run_row(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     workdir.mkdir(exist_ok=True)
     if not (workdir / compiled.name).exists():
         (workdir / compiled.name).symlink_to(compiled)
+    evaluation = workdir / "eval" / f"{config.total_steps}.json"
     try:
-        if newest_step(workdir) < config.total_steps:  # otherwise only its result is missing
+        if not evaluation.exists():
             train_command.train_or_evaluate(config, str(workdir), "train_and_evaluate")
     except FloatingPointError as error:
         return {"AP": None, "AP50": None, "diverged": str(error)}
-    metrics = json.loads((workdir / "eval" / f"{config.total_steps}.json").read_text())
+    metrics = json.loads(evaluation.read_text())
     return {"AP": metrics["AP"], "AP50": metrics["AP50"], "diverged": ""}
 
 
