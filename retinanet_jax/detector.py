@@ -13,19 +13,24 @@ import itertools
 import os
 import pathlib
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8
 from ml_collections import ConfigDict
-from PIL import Image
 
 from retinanet_jax import core, input_pipeline
 from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.checkpoint import load as load_checkpoint
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.data.image_files import ImageLike, image_name, read_image
+from retinanet_jax.data.image_files import (
+    ImageLike,
+    image_name,
+    is_single_image,
+    read_image,
+)
 from retinanet_jax.data.transforms import pad, resize
 from retinanet_jax.evaluation.detections import Detection, Detections
 from retinanet_jax.evaluation.limits import class_mask, with_limits
@@ -191,12 +196,14 @@ class Detector:
             garden.jpg <2 detections on 480 x 640 pixels: cat 0.60, dog 0.20>
 
         Args:
-            images: Images as `__call__` accepts them.
+            images: Images as `__call__` accepts them: a list, a generator, or an array of shape
+                (N, H, W, 3).
             batch_size: The number of images that the network processes at once.
 
         Raises:
-            ValueError: If `batch_size` is less than 1 or `images` is a single image; and, when its
-                detections would be returned, if an image cannot be read or used.
+            ValueError: If `batch_size` is less than 1 or `images` is a single image, also as an
+                array; and, when its detections would be returned, if an image cannot be read or
+                used.
         """
         return map(_raise_error, self.batch_with_errors(images, batch_size))
 
@@ -215,12 +222,12 @@ class Detector:
         Raises:
             ValueError: If `batch_size` is less than 1 or `images` is a single image.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1; try 1.")
-        if isinstance(images, str | os.PathLike | Image.Image):
+        if not isinstance(batch_size, Integral) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1 and an integer; try 1.")
+        if is_single_image(images) or not isinstance(images, Iterable):
             raise ValueError(
-                "batch() expects a list of images and got a single one; pass a list, or call "
-                "detector(image)."
+                f"batch() expects a list of images and got a single {type(images).__name__}; pass "
+                "a list, or call detector(image)."
             )
         inputs = map_ahead(self._prepare, images, num_ahead=batch_size + NUM_THREADS)
         groups = grouped(inputs, _input_shape, size=batch_size, patience=PATIENCE * batch_size)
@@ -229,12 +236,14 @@ class Detector:
 
     def _prepare(self, image: ImageLike) -> _Input | ValueError:
         """Read, resize and pad an image."""
-        name = image_name(image)
         try:
             pixels = read_image(image)
+        except ValueError as error:
+            return error
+        try:
             return _Input(pixels, eval_example(pixels, self.checkpoint.config))
         except ValueError as error:
-            return error if name in str(error) else ValueError(f"{name}: {error}")
+            return ValueError(f"{image_name(image)}: {error}")
 
     def _start(self, group: _Group, batch_size: int) -> tuple[_Group, core.Detections | None]:
         """Start the detection of a group of images; return None if it consists of errors."""

@@ -96,9 +96,35 @@ def test_detections_have_names_scores_and_boxes_in_pixels_of_the_original_image(
     assert repr(detector) == f"<Detector of 3 categories, {detector.checkpoint.folder}>"
 
 
-def test_a_batch_is_not_a_single_image(detector):
-    with pytest.raises(ValueError, match="expects a list of images and got a single one; pass"):
-        detector.batch("a.jpg")
+def test_a_batch_is_not_a_single_image(detector, tmp_path):
+    image = red_image(204)
+    mapped = np.memmap(tmp_path / "a.raw", np.uint8, "w+", shape=image.shape)
+    for single in ("a.jpg", b"a.jpg", image, image[..., 0], mapped, jnp.array(image), None, 5):
+        with pytest.raises(ValueError, match=r"expects a list of images and got a single .*; pass"):
+            detector.batch(single)
+
+
+def test_an_array_of_four_axes_is_a_list_of_images(detector, tmp_path):
+    images = np.stack([red_image(level) for level in (51, 102, 153)])
+    mapped = np.memmap(tmp_path / "a.raw", np.uint8, "w+", shape=images.shape)
+    mapped[:] = images
+    for array in (images, mapped, images[:, ::-1], jnp.array(images)):
+        results = list(detector.batch(array, batch_size=2))
+        assert [detections.scores[0] for detections in results] == pytest.approx([0.2, 0.4, 0.6])
+        for detections, image in zip(results, np.asarray(array), strict=True):
+            np.testing.assert_array_equal(detections.image, image)
+            detections.draw()
+
+
+def test_an_unusable_memory_map_is_named_among_other_images(detector, tmp_path):
+    mapped = np.memmap(tmp_path / "a.raw", np.float32, "w+", shape=(4, 4, 3))
+    images = [red_image(51), mapped, b"x", red_image(102)]
+    first, error, other, last = detector.batch_with_errors(images, batch_size=2)
+    assert str(error).startswith(f"{tmp_path}/a.raw: this array of float32 (4, 4, 3) is not")
+    assert str(other).startswith("the image: this bytes is not an image")
+    assert [detections.scores[0] for detections in (first, last)] == pytest.approx([0.2, 0.4])
+    with pytest.raises(ValueError, match=r"a\.raw: this array of float32"):
+        detector(mapped)
 
 
 def test_a_drawing_shows_the_detections_from_the_threshold_up(detector):
@@ -269,8 +295,9 @@ def test_the_error_of_an_unreadable_image_comes_in_its_place(detector, tmp_path)
     assert next(results).scores[0] == pytest.approx(0.6)
     with pytest.raises(ValueError, match=r"bad\.jpg: the image is corrupt"):
         next(results)
-    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
-        detector.batch([], batch_size=0)
+    for batch_size in (0, 2.5, "2"):
+        with pytest.raises(ValueError, match=f"batch_size={batch_size} must be at least 1"):
+            detector.batch([], batch_size=batch_size)
 
 
 def test_the_package_imports_nothing_until_a_public_name_is_used():

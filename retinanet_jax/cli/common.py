@@ -140,7 +140,7 @@ def require(values: flags.FlagValues, **examples: str) -> None:
 
 def output_path(value: str) -> pathlib.Path:
     """Return the absolute path of a folder or file that the user names."""
-    return pathlib.Path(value).expanduser().absolute()
+    return pathlib.Path(os.path.expanduser(value)).absolute()
 
 
 def with_equals_sign(arguments: Sequence[str]) -> list[str]:

@@ -135,7 +135,13 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         image = Image.fromarray(gray.astype(np.uint8))
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # converting to RGB directly warns about transparent colors
-    return image.convert("RGB")
+    try:
+        return image.convert("RGB")
+    except ValueError:
+        raise ValueError(
+            f"{name}: has pixels of Pillow's mode {image.mode}, which cannot be converted to RGB; "
+            "save it as RGB."
+        ) from None
 
 
 def _exif_orientation(image: Image.Image) -> int:

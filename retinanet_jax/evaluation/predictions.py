@@ -66,7 +66,8 @@ def predict_files(
         else:
             results += [{**result, "file_name": str(path)} for result in outcome.to_coco(image_id)]
             rows += [(path, d.class_name, d.category_id, d.score, *d.box) for d in outcome]
-        print_progress(image_id)
+        if image_id % batch_size == 0 or image_id == len(image_paths):
+            print_progress(image_id)
     folder.write(RESULTS, to_json(results))
     if table:
         folder.write(TABLE, to_csv(rows))

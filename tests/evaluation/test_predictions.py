@@ -96,6 +96,14 @@ def test_the_summary_counts_images_and_detections(predict, images, capsys):
     assert f"{summary}: {output / 'detections.json'}" in capsys.readouterr().out
 
 
+def test_progress_is_that_of_whole_batches(predict, images, monkeypatch):
+    """The images of a batch are ready at once, and would count as faster than they are."""
+    calls = []
+    monkeypatch.setattr(predictions, "make_progress", lambda name, total: calls.append)
+    predict(images, batch_size=2)
+    assert calls == [2, 3]
+
+
 def test_the_table_has_the_same_detections(predict, images):
     (images / "a, \u00e4.png").write_bytes((images / "a.png").read_bytes())
     _, output, results = predict(images, table=True)
