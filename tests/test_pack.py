@@ -55,7 +55,7 @@ def test_the_printed_flags_open_the_same_data(coco_config, tmp_path, capsys):
     assert opened[0].image(0).shape == (64, 64, 3)
     assert opened[1].image(0).shape == (40, 40, 3)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("train: 20/20 images  ")
+    assert lines[0].startswith("train: 20/20 images")
     assert lines[1].startswith(f"{tmp_path}/out/train: 20 images of ")
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from retinanet_jax import input_pipeline, visualize
 from retinanet_jax.data.batch import Batch
@@ -18,13 +19,16 @@ from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data_report.anchor_fit import AnchorFit, anchor_sides
 from retinanet_jax.modeling import image_anchors, network_input
 from retinanet_jax.training.objective import assign_batch_targets
+from retinanet_jax.utils.progress import format_count
 
 HEIGHT = 480  # pixels of an image in the sheet
 WIDTH = 1600  # pixels of a row of images
-LINE, GAP = 17, 6  # pixels of a line of text, and between images
+GAP = 6  # pixels between images
 MAX_STEPS, MAX_EXAMPLES = 4, 2  # the sheet has the first examples of the first batches
 # RGBA colors; the lines are thin and half transparent because a large box has dozens of anchors.
-MATCHED, FORCED, CROWD = (255, 230, 0, 130), (255, 0, 200, 220), (255, 255, 255, 255)
+MATCHED = (*visualize.YELLOW, 130)
+FORCED = (*visualize.PINK, 220)
+CROWD = (*visualize.WHITE, 255)
 NUM_BINS = 60
 MAX_CATEGORIES = 30  # in the bar chart
 
@@ -70,10 +74,12 @@ def batch_images(config: ConfigDict, source: Source, plan: TrainPlan) -> Iterato
                 anchors[matched[example]],
                 anchors[forced[example]],
             )
+            num_crowd = int(examples.crowd_mask[example].sum())
             lines = [
                 f"{source.file_name(index)}, bucket {height} x {width}",
                 f"anchors: {matched[example].sum()} matched (yellow), "
-                f"{forced[example].sum()} forced (pink)",
+                f"{forced[example].sum()} forced (pink)"
+                + (f"; {format_count(num_crowd, 'crowd region')} (white)" if num_crowd else ""),
             ]
             yield add_caption(image, lines)
 
@@ -154,14 +160,9 @@ def draw_anchors(
 
 def add_caption(image: Image.Image, lines: Sequence[str]) -> Image.Image:
     """Return the image with lines of text below it, widened if a line is longer."""
-    font = ImageFont.load_default(size=13)
-    width = max(image.width, *(round(font.getlength(line)) + 4 for line in lines))
-    canvas = Image.new("RGB", (width, image.height + LINE * len(lines)), "white")
-    canvas.paste(image)
-    for index, line in enumerate(lines):
-        position = (2, image.height + LINE * index)
-        ImageDraw.Draw(canvas).text(position, line, font=font, fill="black")
-    return canvas
+    texts = [visualize.fit_text(line, visualize.TEXT_SIZE) for line in lines]
+    width = max(image.width, *(math.ceil(font.getlength(t)) + visualize.LINE for t, font in texts))
+    return visualize.arrange([[image], *([visualize.text_line([line], width)] for line in lines)])
 
 
 def arrange_in_rows(images: Sequence[Image.Image]) -> Image.Image:
@@ -171,15 +172,7 @@ def arrange_in_rows(images: Sequence[Image.Image]) -> Image.Image:
         if not rows or sum(other.width + GAP for other in rows[-1]) + image.width > WIDTH:
             rows.append([])
         rows[-1].append(image)
-    height = max(image.height for image in images) + GAP
-    width = max(sum(image.width + GAP for image in row) for row in rows)
-    canvas = Image.new("RGB", (width, height * len(rows)), "white")
-    for index, row in enumerate(rows):
-        left = 0
-        for image in row:
-            canvas.paste(image, (left, index * height))
-            left += image.width + GAP
-    return canvas
+    return visualize.arrange(rows, gap=GAP)
 
 
 def histograms(config: ConfigDict, anchors: AnchorFit, counts: Mapping[str, int]) -> bytes:
@@ -188,7 +181,7 @@ def histograms(config: ConfigDict, anchors: AnchorFit, counts: Mapping[str, int]
     Args:
         config: The config of the run.
         anchors: The fit of its anchors.
-        counts: The number of boxes of each category, by name.
+        counts: The number of boxes of each category, by name, in the order of the classes.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -212,10 +205,7 @@ def histograms(config: ConfigDict, anchors: AnchorFit, counts: Mapping[str, int]
     for iou in (config.matching.background_iou, config.matching.foreground_iou):
         axes[1, 0].axvline(iou, color="black", lw=0.7, ls="--")
     axes[1, 0].set(xlabel="IoU of a box with the anchor that overlaps it most", ylabel="boxes")
-    names = sorted(counts, key=lambda name: counts[name], reverse=True)[:MAX_CATEGORIES]
-    axes[1, 1].barh(names[::-1], [counts[name] for name in names[::-1]], color="tab:blue")
-    axes[1, 1].set(xlabel="boxes of the most frequent categories")
-    axes[1, 1].tick_params(axis="y", labelsize=8)
+    _plot_counts(axes[1, 1], counts)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=80)
     return file.getvalue()
@@ -246,3 +236,22 @@ def _plot_coverage(
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter("{x:g}")
     axis.legend()
+
+
+def _plot_counts(axis: Any, counts: Mapping[str, int]) -> None:
+    """Plot the number of boxes of the most frequent categories, in the colors of the classes."""
+    from matplotlib.font_manager import FontProperties
+
+    colors = {name: np.array(visualize.class_color(k)) / 255 for k, name in enumerate(counts)}
+    names = sorted(counts, key=lambda name: counts[name])[-MAX_CATEGORIES:]
+    axis.barh(
+        range(len(names)),
+        [counts[name] for name in names],
+        color=[colors[name] for name in names],
+    )
+    texts = [visualize.fit_text(name, visualize.TEXT_SIZE) for name in names]
+    axis.set_yticks(range(len(names)), [text for text, _ in texts], fontsize=8)
+    for label, (_, font) in zip(axis.get_yticklabels(), texts, strict=True):
+        if isinstance(font.path, str):  # of the system; matplotlib's own may lack characters
+            label.set_fontproperties(FontProperties(fname=font.path, size=8))
+    axis.set(xlabel="boxes of the most frequent categories")

@@ -1,10 +1,12 @@
 """The figures show the actual input of the network, with the anchors at their positions."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from retinanet_jax import input_pipeline
+from retinanet_jax import input_pipeline, visualize
 from retinanet_jax.data_report import figures
 from retinanet_jax.modeling import network_input
 
@@ -64,4 +66,17 @@ def test_a_caption_is_never_cut():
     )
     assert short.width == 50
     assert long.width > 200
-    assert short.height == long.height == 40 + 2 * figures.LINE
+    assert short.height == long.height == 40 + 2 * visualize.LINE
+
+
+@pytest.mark.parametrize("names", [("cat", "dog"), ("mèche", "猫")])
+def test_the_bars_of_categories_have_the_colors_of_their_classes(names):
+    """Whatever their order; a name without a font is no error."""
+    matplotlib_figure = pytest.importorskip("matplotlib.figure")
+    figure = matplotlib_figure.Figure()
+    axis = figure.subplots()
+    figures._plot_counts(axis, {names[0]: 9, names[1]: 5})
+    figure.savefig(io.BytesIO())
+    colors = [tuple(round(255 * v) for v in bar.get_facecolor()[:3]) for bar in axis.patches]
+    assert [bar.get_width() for bar in axis.patches] == [5, 9]
+    assert colors == [visualize.class_color(1), visualize.class_color(0)]
