@@ -196,7 +196,8 @@ def write_evaluation(
     """
     metrics, table = coco_metrics(source.ground_truth(), results, evaluator)
     write_json(folder / f"{step}.json", {**metrics, **description})
-    comparison = visualize.comparison_sheet(source, results)
+    title = f"{source.name}, step {step}"
+    comparison = visualize.comparison_sheet(source, results, title=title)
     comparison.save(folder / f"{step}.jpg", quality=90)
     summary = f"{source.name}: {len(source)} images after step {step}\n{table}"
     return Evaluation(metrics, summary, comparison)
