@@ -62,7 +62,7 @@ def test_a_run_without_steps_left_ends_in_one_line_before_anything_is_opened(
         f"--workdir={tmp_path}",
     )
     assert line.startswith(f"error: already done; the newest checkpoint in {tmp_path} is that of ")
-    assert f"step 8, and config.total_steps={total}. Give more --config.total_steps" in line
+    assert f"step 8, and config.total_steps={total}. Give a larger --config.total_steps" in line
 
 
 @pytest.mark.parametrize(("steps", "warns"), [(199, True), (200, False)])
