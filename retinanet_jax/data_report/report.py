@@ -31,10 +31,11 @@ from retinanet_jax.data_report.findings import SEVERITIES, WARNING, Finding
 from retinanet_jax.data_report.image_checks import Fingerprints, take_fingerprints
 from retinanet_jax.data_report.summary import DatasetReport
 from retinanet_jax.data_report.views import epoch_views
-from retinanet_jax.utils.files import write_atomically, write_json
+from retinanet_jax.utils.files import OutputFolder, to_json
 from retinanet_jax.utils.progress import make_progress, one_line
 
 MAX_IMAGES = 2000  # the default size of the sample
+TEXT, JSON, BATCHES, ANCHORS = "report.txt", "report.json", "batches.png", "anchors.png"
 
 
 def make_report(config: ConfigDict, output: pathlib.Path, max_images: int) -> list[Finding]:
@@ -46,18 +47,21 @@ def make_report(config: ConfigDict, output: pathlib.Path, max_images: int) -> li
 
     Args:
         config: The config of the run.
-        output: The folder to write the report to; it is created if it does not exist.
+        output: The folder to write the report to; it is created if it does not exist. Only files of
+            earlier reports are replaced.
         max_images: The number of images, sampled with config.seed, that are decoded and matched
             with anchors; 0 means all.
 
     Raises:
         ValueError: If `max_images` is negative, or if a config field or a dataset is invalid.
-        OSError: If a dataset cannot be read or the report cannot be written.
+        OSError: If a dataset cannot be read or the report cannot be written, or if the folder has
+            such a file that no report wrote.
     """
     check_fields(config)
     if max_images < 0:
         raise ValueError(f"--max_images={max_images} must not be negative; 0 means all images.")
-    output.mkdir(parents=True, exist_ok=True)
+    folder = OutputFolder(output)
+    folder.prepare(TEXT, JSON, BATCHES, ANCHORS)
     parts = open_parts(config, output)
     boxes = {part: read_boxes(source) for part, source in parts.items()}
     fingerprints = {}
@@ -80,7 +84,7 @@ def make_report(config: ConfigDict, output: pathlib.Path, max_images: int) -> li
         anchors, anchor_findings = check_anchors(config, sample)
         findings += anchor_findings
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    write_report(DatasetReport(config, parts, boxes, buckets, anchors, findings), output)
+    write_report(DatasetReport(config, parts, boxes, buckets, anchors, findings), folder)
     return findings
 
 
@@ -183,24 +187,24 @@ def check_anchors(config: ConfigDict, sample: Source) -> tuple[AnchorFit, list[F
     return anchors, findings
 
 
-def write_report(report: DatasetReport, output: pathlib.Path) -> None:
+def write_report(report: DatasetReport, folder: OutputFolder) -> None:
     """Print the report and write all of its files; an error in a figure is only printed."""
     text = summary.as_text(report)
-    write_json(output / "report.json", summary.as_json(report))
-    write_atomically(output / "report.txt", text)
+    folder.write(JSON, to_json(summary.as_json(report)))
+    folder.write(TEXT, text)
     print(text)
     config, train, anchors = report.config, report.parts["train"], report.anchors
-    drawings = {"batches.png": lambda: figures.batch_sheet(config, train, report.buckets.plan)}
+    drawings = {BATCHES: lambda: figures.batch_sheet(config, train, report.buckets.plan)}
     if anchors is not None:
         counts = summary.named_counts(train, report.boxes["train"])
-        drawings["anchors.png"] = lambda: figures.histograms(config, anchors, counts)
-    written = ["report.txt", "report.json"]
+        drawings[ANCHORS] = lambda: figures.histograms(config, anchors, counts)
+    written = [TEXT, JSON]
     for name, draw in drawings.items():
         try:
             data = draw()
         except (ImportError, OSError, ValueError) as error:
             print(f"{name} was not written: {one_line(error)}")
             continue
-        write_atomically(output / name, data)
+        folder.write(name, data)
         written.append(name)
-    print(f"wrote {', '.join(written)} to {output}")
+    print(f"wrote {', '.join(written)} to {folder.path}")

@@ -182,6 +182,28 @@ def test_a_dataset_without_boxes_is_an_error(tmp_path, make_dataset, make_config
     json.loads((result.output / "report.json").read_text())
 
 
+def test_only_files_of_earlier_reports_are_replaced(
+    tmp_path, monkeypatch, make_dataset, make_config
+):
+    """Another file of such a name is an error before the dataset is read."""
+    dataset = make_dataset(tmp_path / "train")
+    dataset.add_image()
+    config = make_config(dataset.write(), NO_DATA)
+    output = report_on(config, tmp_path / "out").output
+    report_on(config, output)
+
+    def fail(*_):
+        pytest.fail("the dataset is read")
+
+    monkeypatch.setattr("retinanet_jax.data_report.report.open_parts", fail)
+    for name in ("anchors.png", "batches.png", "report.json", "report.txt"):
+        (output / name).write_text("mine")
+        with pytest.raises(FileExistsError, match=f"/out/{name} is not replaced"):
+            make_report(config, output, 0)
+        assert (output / name).read_text() == "mine"
+        (output / name).unlink()
+
+
 def test_a_sample_depends_on_the_seed_and_is_reported(
     tmp_path, monkeypatch, make_dataset, make_config
 ):
@@ -201,7 +223,7 @@ def test_a_sample_depends_on_the_seed_and_is_reported(
         "anchors.png was not written: matplotlib is not installed; run "
         "`pip install 'retinanet_jax[inspect]'`." in result.printed.splitlines()
     )
-    assert {path.name for path in result.output.iterdir()} == {
+    assert {path.name for path in result.output.glob("[!.]*")} == {
         "report.txt",
         "report.json",
         "batches.png",
