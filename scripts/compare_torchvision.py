@@ -154,8 +154,10 @@ def main() -> None:
         help="pixels of the short side and most pixels of the long side; the default is 800 1333",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights; the default is 0")
-    parser.add_argument("--json", type=pathlib.Path, help="file to which the results are written")
+    parser.add_argument("--json", type=pathlib.Path, help="file to write the results to")
     options = parser.parse_args()
+    if options.json and options.json.exists():
+        parser.error(f"--json={options.json} exists; give another file.")
     images, sides, results = find_images(options.images), tuple(options.sides), []
     print(f"{'':4}{'image':32}{'detections':>10}{'box':>10}{'score':>10}{'unmatched':>10}{'s':>7}")
     for version in options.version:

@@ -76,6 +76,13 @@ class Record:
             write_json(self.path, self.figures)
 
 
+def new_file(text: str) -> pathlib.Path:
+    """Parse the path of a file to write; raise ArgumentTypeError if it exists."""
+    if os.path.lexists(text):
+        raise argparse.ArgumentTypeError(f"{text} exists; give another file.")
+    return pathlib.Path(text)
+
+
 def image_size(text: str) -> tuple[int, int]:
     """Parse HEIGHTxWIDTH; raise ArgumentTypeError if a side is not a multiple of 32."""
     height, _, width = text.partition("x")
@@ -130,7 +137,7 @@ def make_parser() -> Parser:
         type=positive,
         help="The number of images per batch. The default depends on image size and device.",
     )
-    add("--json", type=pathlib.Path, help="The JSON file to write all figures to.")
+    add("--json", type=new_file, help="The JSON file to write all figures to; it must not exist.")
     add_detector_arguments(parser)
     add_pipeline_arguments(parser)
     return parser

@@ -114,6 +114,7 @@ def test_the_batch_depends_on_size_and_device():
             "argument --what: 'backward' must be one of train, inference, forward",
         ),
         ("--dtypes=float16", "argument --dtypes: 'float16' must be one of float32, bfloat16"),
+        ("--json=.", "argument --json: . exists; give another file"),
     ],
 )
 def test_an_invalid_argument_is_reported(argument, message):

@@ -66,3 +66,12 @@ def test_seeded_weights_follow_from_name_and_seed(script):
         assert not np.array_equal(value, other[name])
     assert not np.array_equal(arrays["head.conv.weight"], arrays["head.conv2.weight"])
     assert (arrays["bn.running_var"] > 0).all()
+
+
+def test_an_existing_file_is_not_replaced(script, monkeypatch, tmp_path, capsys):
+    (tmp_path / "a.json").write_text("mine")
+    monkeypatch.setattr("sys.argv", ["compare", "a.jpg", f"--json={tmp_path}/a.json"])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert f"--json={tmp_path}/a.json exists; give another file." in capsys.readouterr().err
+    assert (tmp_path / "a.json").read_text() == "mine"
