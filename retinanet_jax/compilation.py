@@ -59,10 +59,11 @@ class CompiledByShape:
             state: The function's first argument; arrays or shapes.
             batches: One batch of each shape; arrays or shapes.
         """
-        new = [batch for batch in batches if batch.images.shape not in self._programs]
-        for batch in new:
+        new = {batch.images.shape: batch for batch in batches}
+        new = {shape: batch for shape, batch in new.items() if shape not in self._programs}
+        for shape, batch in new.items():
             structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
-            self._programs[batch.images.shape] = self._compiler.submit(self._compile, *structs)
+            self._programs[shape] = self._compiler.submit(self._compile, *structs)
         if new:
             shapes = format_count(len(new), "image shape")
             print(f"compiling {self._name} for {shapes}", flush=True)
