@@ -196,8 +196,8 @@ def check_steps_left(config: ConfigDict, workdir: pathlib.Path) -> None:
     if config.total_steps <= step:
         raise ValueError(
             f"already done; the newest checkpoint in {workdir} is that of step {step}, and "
-            f"config.total_steps={config.total_steps}. Give a larger --config.total_steps to train on, "
-            "--mode=evaluate to evaluate, or another --workdir."
+            f"config.total_steps={config.total_steps}. Give a larger --config.total_steps to train "
+            "on, --mode=evaluate to evaluate, or another --workdir."
         )
 
 
