@@ -245,7 +245,8 @@ def test_no_complete_box_is_dropped_by_a_rounding_error(folder):
         for y, x in rng.integers(0, 30, (8, 2)).tolist():
             folder.add_box(image_id, [x, y, width - x, height - y])
     source = folder.load()
-    plan = train_plan(source, short_sides=(61, 97), rot90=True, scale_jitter=(0.5, 1.5))
+    options = {"short_sides": (61, 97), "rot90": True, "scale_jitter": (0.5, 1.5)}
+    plan = train_plan(source, buckets=((160, 160),), **options)
     for batch in load(source, plan, num_steps=10, loader="numpy", min_visible=1.0):
         assert not batch.dropped.any()
         assert batch.mask.sum() == 32
