@@ -1,0 +1,218 @@
+"""Evaluations during training: training goes on while AP is computed, and no AP is lost."""
+
+import json
+import shutil
+import threading
+import time
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from PIL import Image
+
+from retinanet_jax import checkpoint
+from retinanet_jax.checkpoint import CheckpointManager, saved_ap
+from retinanet_jax.data.sources.base import Category
+from retinanet_jax.data.sources.coco import CocoSource
+from retinanet_jax.evaluation import coco_metrics
+from retinanet_jax.evaluation.evaluator import Evaluation
+from retinanet_jax.training import evaluations
+
+STATE = {"params": {"kernel": jnp.ones(3)}}, {"step": jnp.int32(1)}
+
+
+class Ap:
+    """Replaces `write_evaluation`: the AP of a step is known when the test says so."""
+
+    def __init__(self) -> None:
+        self.started: list[int] = []
+        self.aps: dict[int, float | Exception] = {}
+
+    def write_evaluation(self, results, source, step, *_):
+        self.started.append(step)
+        while step not in self.aps:
+            time.sleep(0.001)
+        if isinstance(self.aps[step], Exception):
+            raise self.aps[step]
+        metrics = dict.fromkeys(coco_metrics.METRICS, self.aps[step]) | {"APl": None}
+        return Evaluation(metrics, f"summary of {step}", Image.new("RGB", (4, 4)))
+
+
+class Writer:
+    """Records what is logged, as (step, name, value)."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[int, str, float]] = []
+
+    def write_scalars(self, step, values):
+        self.logged += [(step, name, value) for name, value in values.items()]
+
+    def write_image(self, step, name, image):
+        self.logged.append((step, name, image.shape))
+
+
+@pytest.fixture
+def ap(monkeypatch) -> Ap:
+    ap = Ap()
+    monkeypatch.setattr(evaluations, "write_evaluation", ap.write_evaluation)
+    return ap
+
+
+@pytest.fixture
+def run(synthetic_dataset, config, tmp_path):
+    """A run in `workdir`: `run.open()` opens its evaluations, `run.save` its checkpoints."""
+    config.keep_checkpoints = 1
+    source = CocoSource(synthetic_dataset / "instances.json", synthetic_dataset / "images")
+    evaluator = SimpleNamespace(source=source, run=lambda variables, step: [{"score": step}])
+    with CheckpointManager(tmp_path, config, (Category(1, "dog"),)) as checkpoints:
+        writer = Writer()
+
+        def save(step, *, awaits_ap=False):
+            checkpoints.save(step, *STATE, awaits_ap=awaits_ap)
+
+        def open_evaluations():
+            return evaluations.TrainingEvaluations(config, evaluator, tmp_path, checkpoints, writer)
+
+        def steps():
+            checkpoints._manager.wait_until_finished()
+            return sorted(int(f.name) for f in checkpoint.step_folders(tmp_path / "checkpoints"))
+
+        yield SimpleNamespace(
+            open=open_evaluations,
+            save=save,
+            steps=steps,
+            writer=writer,
+            workdir=tmp_path,
+            config=config,
+            ap_of=lambda step: saved_ap(tmp_path / "checkpoints" / str(step)),
+        )
+
+
+def report_until(training_evaluations, condition):
+    """Report after each step of a training that goes on, until something has happened."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        training_evaluations.report()
+        time.sleep(0.001)
+        assert time.monotonic() < deadline
+
+
+def test_training_goes_on_while_ap_is_computed_and_it_still_decides_the_best(run, ap):
+    with run.open() as training_evaluations:
+        training_evaluations.evaluate({}, 10)  # it returns, though the AP is not known
+        run.save(10, awaits_ap=True)
+        for step in (11, 12, 13):
+            training_evaluations.report()
+            run.save(step)
+        assert run.writer.logged == []
+        assert run.steps() == [10, 13]  # that which awaits its AP is kept
+        ap.aps[10] = 0.5
+        report_until(training_evaluations, lambda: run.writer.logged)
+        assert run.ap_of(10) == 0.5
+        assert (10, "eval/AP", 0.5) in run.writer.logged
+        assert {step for step, *_ in run.writer.logged} == {10}
+        assert "eval/APl" not in {name for _, name, _ in run.writer.logged}  # it is undefined
+        training_evaluations.evaluate({}, 20)
+        run.save(20, awaits_ap=True)
+        run.save(21)
+        assert run.steps() == [10, 20, 21]
+        ap.aps[20] = 0.4
+    # Leaving waited for the AP of 20, which is not the best and not the newest.
+    assert run.ap_of(10) == 0.5
+    assert run.steps() == [10, 21]
+    assert checkpoint.find(run.workdir).name == "10"
+
+
+def test_a_later_ap_that_is_higher_makes_its_checkpoint_the_best(run, ap):
+    ap.aps.update({10: 0.5, 20: 0.6})
+    with run.open() as training_evaluations:
+        for step in (10, 20):
+            training_evaluations.evaluate({}, step)
+            run.save(step, awaits_ap=True)
+        run.save(21)
+    assert run.steps() == [20, 21]
+    assert checkpoint.find(run.workdir).name == "20"
+
+
+def test_a_second_evaluation_waits_for_the_first(run, ap):
+    """At most one evaluation's detections are in memory."""
+    with run.open() as training_evaluations:
+        training_evaluations.evaluate({}, 10)
+        run.save(10, awaits_ap=True)
+        second = threading.Thread(target=training_evaluations.evaluate, args=({}, 20))
+        second.start()
+        second.join(0.2)
+        assert second.is_alive()
+        assert ap.started == [10]
+        ap.aps.update({10: 0.5, 20: 0.6})
+        second.join(30)
+        run.save(20, awaits_ap=True)
+    assert ap.started == [10, 20]
+    assert {step for step, *_ in run.writer.logged} == {10, 20}
+
+
+@pytest.mark.parametrize("when", ["report", "evaluate", "end"])
+def test_an_error_while_ap_is_computed_ends_the_run(run, ap, when):
+    ap.aps[10] = OSError("no space left")
+
+    def train():
+        with run.open() as training_evaluations:
+            training_evaluations.evaluate({}, 10)
+            run.save(10, awaits_ap=True)
+            if when == "report":
+                report_until(training_evaluations, lambda: False)
+            if when == "evaluate":
+                training_evaluations.evaluate({}, 20)
+
+    with pytest.raises(OSError, match="no space left"):
+        train()
+
+
+def test_an_error_in_training_does_not_wait_for_ap(run, ap):
+    def train():
+        with run.open() as training_evaluations:
+            training_evaluations.evaluate({}, 10)
+            raise FloatingPointError("the loss became nan")
+
+    with pytest.raises(FloatingPointError):
+        train()
+    ap.aps[10] = 0.5  # the thread ends
+
+
+def test_the_ap_that_a_killed_run_did_not_compute_is_computed_from_its_detections(run, ap):
+    ap.aps[10] = 0.5
+    with run.open() as training_evaluations:
+        training_evaluations.evaluate({}, 10)
+        run.save(10, awaits_ap=True)
+    run.writer.logged.clear()
+    shutil.rmtree(run.workdir / "checkpoints/10/metrics")  # as if it had been killed before
+    computed = json.loads((run.workdir / "eval/10_detections.json").read_text())
+    assert computed == [{"score": 10}]
+    with run.open():
+        assert ap.started == [10, 10]
+    assert run.ap_of(10) == 0.5
+    assert (10, "eval/AP", 0.5) in run.writer.logged
+    with run.open():  # and no second time
+        assert ap.started == [10, 10]
+
+
+def test_detections_of_other_data_than_this_runs_have_no_ap(run, ap):
+    ap.aps[10] = 0.5
+    with run.open() as training_evaluations:
+        training_evaluations.evaluate({}, 10)
+        run.save(10, awaits_ap=True)
+    shutil.rmtree(run.workdir / "checkpoints/10/metrics")
+    run.config.data.eval.annotations = "another.json"
+    with run.open():
+        assert ap.started == [10]
+    assert run.ap_of(10) == checkpoint.NOT_MEASURED
+
+
+def test_only_the_first_host_computes_ap(run, ap, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda *_: 1)
+    with run.open() as training_evaluations:
+        training_evaluations.evaluate({}, 10)
+        training_evaluations.report()
+    assert ap.started == []
+    assert not (run.workdir / "eval").exists()
