@@ -1,17 +1,20 @@
 """A file of weights is read as it was written or is an error, and none of its code runs."""
 
 import collections
+import copyreg
 import io
 import os
 import pickle
 import struct
 import sys
+import tracemalloc
+import types
 import zipfile
 
 import numpy as np
 import pytest
 
-from retinanet_jax.weights import load_arrays, load_backbone
+from retinanet_jax.weights import load_arrays, load_backbone, unpickle
 
 
 def npy(array):
@@ -303,6 +306,99 @@ def test_a_contradictory_pickle_is_an_error(tmp_path, old, new):
     path = tmp_path / "weights.pkl"
     path.write_bytes(python2_pickle(np.zeros((2, 3))).replace(old, new))
     assert_refused(path)
+
+
+TYPE, RECONSTRUCT = b"cnumpy\ndtype\n", b"cnumpy.core.multiarray\n_reconstruct\n"
+DICT = b"ccollections\nOrderedDict\n"
+TUPLES = b")" + b"\x85" * 1000  # nested; hashing a million of them overflows the stack
+ATTACKS = {
+    "state of a function": TYPE + b"}S'code'\nS'O8'\nsb.",
+    "state by protocol 4": b"\x80\x04\x8c\x05numpy\x8c\x05dtype\x93}\x8c\x01xK\x01sb.",
+    "slots of a function": TYPE + b"N}S'__name__'\nS'x'\nsS'__defaults__'\n(I1\nts\x86b.",
+    "keyword defaults": RECONSTRUCT + b"N}S'__kwdefaults__'\n}S'x'\nI1\nss\x86b.",
+    "documentation": RECONSTRUCT + b"N}S'__doc__'\nS'x'\ns\x86b.",
+    "state of a class": DICT + b"}S'x'\nI1\nsb.",
+    "slots of a class": DICT + b"N}S'x'\nI1\ns\x86b.",
+    "state of None": b"cnumpy\nndarray\n}S'x'\nI1\nsb.",
+    "state of a list": b"]}S'x'\nI1\nsb.",
+    "class of an array": RECONSTRUCT + b")R" + b"N}S'__class__'\n" + TYPE + b"s\x86b.",
+    "item of a function": TYPE + b"S'x'\nI1\ns.",
+    "element of a function": TYPE + b"I1\na.",
+    "object of a function": TYPE + b")\x81.",
+    "object of a function by keywords": b"\x80\x04" + TYPE + b")}\x92.",
+    "object of a dict": DICT + b")\x81}S'x'\nI1\nsb.",
+    "type that is a list": TYPE + b"(]NI0\ntR(I3\nS'<'\ntb.",
+    "type that is a dict": b"cnumpy.core.numeric\n_frombuffer\n(S'12'\n}(I1\ntS'C'\ntR.",
+    "persistent id": b"Pname\n.",
+    "persistent id by protocol 2": b"\x80\x02K\x01Q.",
+    "buffer": b"\x80\x05\x97.",
+    "extension": b"\x80\x02\x82\xf1.",
+    "extension of two bytes": b"\x80\x02\x83\xf1\x00.",
+    "extension of four bytes": b"\x80\x02\x84\xf1\x00\x00\x00.",
+    "called extension": b"\x80\x02\x82\xf1(S'x'\ntR.",
+    "place in the memo": b"\x80\x02}r\xff\xff\xff\x7f",
+    "length": b"\x80\x05\x96" + struct.pack("<Q", 1 << 28) + b"x.",
+    "length of bytes": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 28) + b"x.",
+    "tuples as a key": b"}" + TUPLES + b"I1\ns.",
+    "tuples as one of the keys": b"}(I1\nI1\n" + TUPLES + b"I1\nu.",
+    "tuples as the key of a new dict": b"(" + TUPLES + b"I1\nd.",
+    "tuples as the key of an ordered dict": DICT + b"(](" + TUPLES + b"I1\ntatR.",
+    "tuples in a set": b"\x80\x04\x8f(" + TUPLES + b"\x90.",
+    "tuples in a frozen set": b"\x80\x04(" + TUPLES + b"\x91.",
+    "reconstructor": b"ccopyreg\n_reconstructor\n.",
+    "maker of objects": b"ccopyreg\n__newobj__\n.",
+    "registration of an extension": b"ccopyreg\nadd_extension\n(S'os'\nS'system'\nI7\ntR.",
+}
+
+
+def process_state():
+    """Return what a pickle could alter: all attributes of the stand-ins, and registries."""
+    objects = [value for value in vars(unpickle).values() if callable(value)]
+    functions = [
+        (f.__name__, f.__doc__, f.__defaults__, f.__kwdefaults__, dict(f.__dict__), f.__code__)
+        for f in objects
+        if isinstance(f, types.FunctionType)
+    ]
+    classes = [dict(vars(value)) for value in objects if isinstance(value, type)]
+    registries = [dict(vars(copyreg)[name]) for name in ("dispatch_table", "_extension_cache")]
+    return functions, classes, registries, dict(unpickle.STAND_INS), list(vars(unpickle))
+
+
+@pytest.fixture
+def extension(tmp_path):
+    """Make number 241 an extension of pickles that makes a folder, as a program may."""
+    copyreg.add_extension(os.mkdir.__module__, "mkdir", 241)
+    pickle.loads(b"\x80\x02\x82\xf1.")  # the function is now in the cache of copyreg
+    yield
+    copyreg.remove_extension(os.mkdir.__module__, "mkdir", 241)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.usefixtures("extension")
+def test_no_pickle_alters_the_process(tmp_path, monkeypatch, attack):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(ATTACKS[attack])
+    before = process_state()
+    tracemalloc.start()
+    try:
+        assert_refused(path, r"weights\.pkl")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
+    assert process_state() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["weights.pkl"]
+    write_pickle(path)
+    assert_equal(load_arrays(path))
+
+
+def test_attributes_of_a_dict_change_no_array(tmp_path):
+    """PyTorch's state dicts have some, and a pickle could replace methods."""
+    path = tmp_path / "weights.pkl"
+    state = b"}S'items'\n" + b"c__builtin__\nbytes\n" + b"sS'_metadata'\n}sb."
+    content = pickle.dumps(collections.OrderedDict(ARRAYS), 2)
+    path.write_bytes(content[:-1] + state)
+    assert_equal(load_arrays(path))
 
 
 def test_a_pytorch_file_that_would_run_code_is_an_error(tmp_path):

@@ -99,7 +99,7 @@ class InstancesSource(Source):
             image_ids: The id of every image.
             file_names: The name of every image.
             sizes: Height and width of every image in pixels.
-            categories: The categories, whose ids differ.
+            categories: The categories; their ids differ.
 
         Raises:
             ValueError: If there are no images or no categories, or names are repeated.

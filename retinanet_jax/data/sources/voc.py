@@ -66,7 +66,7 @@ class VocSource(ImageFolderSource):
         files = _find_files(pathlib.Path(annotations), images, split)
         parsed = [_parse(path) for path in files.xml_paths]
         image_names = _find_images(files, parsed)
-        names = categories or sorted({found.name for xml in parsed for found in xml.objects})
+        names = categories or sorted({entry.name for xml in parsed for entry in xml.objects})
         objects = _stack_objects(files, parsed, names)
         super().__init__(
             files.listing,
@@ -243,7 +243,7 @@ def _find_images(files: _Files, parsed: Iterable[_Annotation]) -> list[str]:
 
 
 def _stack_objects(files: _Files, parsed: Sequence[_Annotation], names: Sequence[str]) -> Objects:
-    """Return the objects of all files, whose ids are numbered from 1."""
+    """Return the objects of all files; their ids are numbered from 1."""
     class_of = {name: k for k, name in enumerate(names)}
     objects, annotation_ids = ObjectList(), itertools.count(1)
     for index, annotation in enumerate(parsed):
