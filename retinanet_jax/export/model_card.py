@@ -23,6 +23,7 @@ from retinanet_jax.export.servable import (
 from retinanet_jax.export.verification import Verification, summary
 from retinanet_jax.stored_config import differences, plain
 from retinanet_jax.utils.files import write_atomically, write_json
+from retinanet_jax.utils.progress import format_count
 
 FILE, README = "card.json", "README.md"
 LIMITS = ("score_threshold", "iou_threshold", "class_agnostic", "max_detections")
@@ -86,7 +87,6 @@ def _make_card(
             {"id": category.id, "name": category.name} for category in checkpoint.categories
         ],
         "verified": {
-            "padding": verification.padding,
             "from_predict": verification.from_predict._asdict(),
             "from_checkpoint": verification.from_checkpoint._asdict(),
         },
@@ -107,7 +107,7 @@ def evaluation_metrics(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def ap_text(metrics: dict[str, Any] | None) -> str:
-    """Return AP and AP50 as text; a value that is not a number from 0 to 1 is undefined."""
+    """Return AP and AP50 with their dataset as text, as far as the metrics contain them."""
     if metrics is None:
         return "AP not measured"
 
@@ -115,7 +115,11 @@ def ap_text(metrics: dict[str, Any] | None) -> str:
         is_defined = isinstance(value, int | float) and 0 <= value <= 1
         return f"{value:.3f}" if is_defined else "undefined"
 
-    return ", ".join(f"{name} {number(metrics.get(name))}" for name in ("AP", "AP50"))
+    numbers = ", ".join(f"{name} {number(metrics.get(name))}" for name in ("AP", "AP50"))
+    dataset = metrics.get("dataset")  # versions before 0.3 did not write it
+    if dataset is None:
+        return numbers
+    return f"{numbers} on {dataset['name']} ({format_count(dataset['num_images'], 'image')})"
 
 
 def changes_since_evaluation(servable: Servable) -> list[str]:

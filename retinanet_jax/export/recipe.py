@@ -1,4 +1,7 @@
-"""The rule by which clients of an artifact resize their images, as code for its model card."""
+"""The rule by which clients of an artifact resize their images, as code for its model card.
+
+`data.sizes.size_in_canvas` is the same rule; tests compare them.
+"""
 
 import inspect
 
@@ -12,13 +15,7 @@ METHODS = {
 
 
 def resized_size(
-    height: int,
-    width: int,
-    *,
-    short_side: int,
-    long_side: int,
-    method: str,
-    input_size: tuple[int, int],
+    height: int, width: int, *, short_side: int, long_side: int, method: str, input_size: list[int]
 ) -> list[int]:
     """Return the height and width to which an image of `height` and `width` is resized."""
     sides, half = [height, width], 0 if method == "bilinear_float" else 0.5
@@ -41,7 +38,7 @@ def resize_recipe(servable: Servable) -> list[str]:
     """Return the lines of markdown that tell how to resize images for an artifact."""
     options = resize_options(servable.config)
     method = options.pop("resize")
-    arguments = {**options, "method": method, "input_size": servable.image_size}
+    arguments = {**options, "method": method, "input_size": list(servable.image_size)}
     values = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     return [
         "Resize each image to the size that this function returns for its height and width, with",

@@ -50,6 +50,16 @@ class Servable(NamedTuple):
     image_size: tuple[int, int]
     batch_size: int | None
 
+    @property
+    def inexact_field(self) -> str | None:
+        """The config field because of which detections are not exactly those of `predict`, if any.
+
+        With plain padding they depend on the size of the input, in bfloat16 on the order of sums.
+        """
+        if self.config.model.padding == "plain":
+            return "config.model.padding='plain'"
+        return None if self.config.dtype == "float32" else f"config.dtype='{self.config.dtype}'"
+
     def __call__(self, images: jax.Array, sizes: jax.Array) -> ArtifactOutputs:
         """Return the detections of a batch; jax traces this function.
 

@@ -1,9 +1,8 @@
 """Verification of an artifact: its detections are compared with those of `predict`.
 
-If the padding is masked (config.model.padding), an artifact returns the detections of `predict`,
-whatever the size of its input. Two kinds of images are compared with the checkpoint on the
-artifact's input instead: those that `predict` resizes to another size, and all images if the
-padding is plain.
+With masked padding (config.model.padding) and in float32, an artifact returns the detections of
+`predict`, whatever the size of its input. In two cases it is compared with the checkpoint on that
+input instead: on images that `predict` resizes to another size, and for other configs.
 """
 
 import functools
@@ -41,20 +40,20 @@ class Verification(NamedTuple):
 
     Attributes:
         from_predict: From the detections of `predict`, on the images that it resizes to the same
-            size. With masked padding only rounding may cause them.
+            size. Only rounding may cause them, unless there is an `inexact_field`.
         from_checkpoint: From the detections of the checkpoint on the artifact's input, on all other
-            images, or on all images with plain padding. Only rounding may cause them.
-        padding: The field config.model.padding.
+            images, or on all images if there is an `inexact_field`. Only rounding may cause them.
+        inexact_field: As in `Servable`.
     """
 
     from_predict: DetectionDifference
     from_checkpoint: DetectionDifference
-    padding: str
+    inexact_field: str | None
 
     @property
     def equalities(self) -> dict[str, DetectionDifference]:
         """The differences that only rounding may cause, by the expected detections."""
-        if self.padding == "plain":
+        if self.inexact_field:
             return {CHECKPOINT: self.from_checkpoint}
         return {PREDICT: self.from_predict, CHECKPOINT: self.from_checkpoint}
 
@@ -93,7 +92,7 @@ def verify(
             cause.
     """
     by_predict, by_checkpoint = make_predict(servable), make_reference(servable)
-    config = servable.config
+    config, inexact_field = servable.config, servable.inexact_field
     from_predict, from_checkpoint = DetectionDifference(), DetectionDifference()
     print_progress = make_progress("verifying", len(images))
     detections = artifact_detections(servable, artifact, images)
@@ -102,11 +101,11 @@ def verify(
         if has_size_of_predict:
             difference = compare_detections(by_predict(example), actual, config)
             from_predict = from_predict.including(difference)
-        if not has_size_of_predict or config.model.padding == "plain":
+        if not has_size_of_predict or inexact_field:
             difference = compare_detections(by_checkpoint(example), actual, config)
             from_checkpoint = from_checkpoint.including(difference)
         print_progress(done)
-    verification = Verification(from_predict, from_checkpoint, config.model.padding)
+    verification = Verification(from_predict, from_checkpoint, inexact_field)
     for expected, difference in verification.equalities.items():
         check_rounding(expected, difference)
     return verification
@@ -147,7 +146,8 @@ def make_predict(servable: Servable) -> Callable[[Example], DetectionArrays]:
 def make_reference(servable: Servable) -> Callable[[Example], DetectionArrays]:
     """Return a function of an image with the checkpoint's detections on the artifact's input."""
     checkpoint, config = servable.checkpoint, servable.config
-    model = build_model(config, len(checkpoint.categories))
+    # In bfloat16, other convolutions than the artifact's would round differently.
+    model = build_model(config, len(checkpoint.categories), portable=True)
     compiled = jax.jit(functools.partial(detect, model=model, config=config))
     ids = np.array([category.id for category in checkpoint.categories])
 
@@ -222,12 +222,11 @@ def summary(verification: Verification) -> str:
             "predict, because the input or the config's buckets cannot contain the size to which "
             "predict resizes it"
         )
-    if verification.padding == "plain" and from_predict.num_images:
+    if verification.inexact_field and from_predict.num_images:
         sentences.append(
-            "with config.model.padding='plain', detections depend on the size of the input: "
-            f"predict, which pads images to their buckets, has {from_predict.num_detections} on "
-            f"{format_count(from_predict.num_images, 'image')}; boxes differ by up to "
-            f"{from_predict.box:.2g} pixels, scores by up to {from_predict.score:.2g}, and "
-            f"{from_predict.num_unmatched} detections have no counterpart"
+            f"With {verification.inexact_field} they are not exactly those of predict, which has "
+            f"{from_predict.num_detections} on {format_count(from_predict.num_images, 'image')}: "
+            f"boxes differ by up to {from_predict.box:.2g} pixels, scores by up to "
+            f"{from_predict.score:.2g}, and {from_predict.num_unmatched} have no counterpart"
         )
     return f"verified: {'. '.join(sentences)}"

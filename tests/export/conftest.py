@@ -11,4 +11,5 @@ from retinanet_jax.export.servable import Servable
 def servable(toy_config, tmp_path) -> Servable:
     """A detector without weights, which takes no time to build."""
     folder = tmp_path / "run" / "checkpoints" / "12"
-    return Servable(Checkpoint({}, toy_config, CATEGORIES, 12, folder), (64, 96), None)
+    checkpoint = Checkpoint({}, toy_config.copy_and_resolve_references(), CATEGORIES, 12, folder)
+    return Servable(checkpoint, toy_config, (64, 96), None)

@@ -3,8 +3,8 @@
 import numpy as np
 
 from retinanet_jax.data.sources.base import Category
+from retinanet_jax.export.comparison import DetectionArrays
 from retinanet_jax.export.servable import ArtifactOutputs
-from retinanet_jax.export.verification import DetectionArrays
 
 CATEGORIES = (Category(3, "egg"), Category(7, "hen"))
 EXPECTED = DetectionArrays(

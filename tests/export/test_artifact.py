@@ -1,6 +1,5 @@
 """Artifacts: they are kept only if verified, and their model card describes them."""
 
-import hashlib
 import importlib.util
 import json
 import types
@@ -8,35 +7,60 @@ import types
 import numpy as np
 import pytest
 from export_examples import EXPECTED, padded_outputs
+from PIL import Image
 
-from retinanet_jax import detector
+from retinanet_jax import checkpoint
+from retinanet_jax.cli.export import parse_size
 from retinanet_jax.export import artifact, model_card, verification
-from retinanet_jax.export.artifact import export_detector, load_servable
+from retinanet_jax.export.artifact import export_detector, load_servables
+from retinanet_jax.export.comparison import DetectionArrays
 from retinanet_jax.export.servable import ArtifactOutputs
-from retinanet_jax.export.verification import DetectionArrays
+
+
+@pytest.fixture
+def load(servable, monkeypatch):
+    """`load(**arguments)` calls `load_servables` with a checkpoint that is not in a file."""
+    monkeypatch.setattr(checkpoint, "load", lambda path: servable.checkpoint)
+
+    def load(**arguments):
+        return load_servables("run", **{"image_sizes": [], "batch_size": None, **arguments})
+
+    return load
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
-            {"image_size": (64, 65)},
-            r"image_size=\(64, 65\) must be \(height, width\), each a multiple of 32",
+            {"image_sizes": [(64, 64), (64, 65)]},
+            r"image_size=\(64, 65\) must be .*, each a multiple of 32; try \(64, 64\)",
         ),
-        ({"image_size": (64,)}, r"image_size=\(64,\) must be \(height, width\)"),
+        ({"image_sizes": [(64,)]}, r"image_size=\(64,\) must be \(height, width\)"),
+        ({"image_sizes": [(0, 64)]}, r"image_size=\(0, 64\) must be \(height, width\)"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"score_threshold": 1.5}, "score_threshold=1.5"),
         ({"max_detections": 0}, "max_detections=0"),
+        ({"iou_threshold": -0.1}, "iou_threshold=-0.1"),
     ],
 )
-def test_invalid_sizes_and_limits_raise_an_error_of_one_line(
-    servable, monkeypatch, arguments, message
-):
-    monkeypatch.setattr(detector, "load_checkpoint", lambda path: servable.checkpoint)
-    defaults = dict.fromkeys(("image_size", "batch_size", "score_threshold", "max_detections"))
+def test_invalid_sizes_and_limits_raise_an_error_of_one_line(load, arguments, message):
     with pytest.raises(ValueError, match=message) as error:
-        load_servable("run", **{**defaults, **arguments})
+        load(**arguments)
     assert "\n" not in str(error.value)
+
+
+def test_a_size_in_another_notation_is_an_error_with_an_example():
+    assert parse_size("64,96") == [64, 96]
+    with pytest.raises(ValueError, match="--image_size=64x96 must be HEIGHT,WIDTH in pixels, such"):
+        parse_size("64x96")
+
+
+def test_limits_change_the_artifact_and_not_the_checkpoint(load, servable):
+    (limited,) = load(iou_threshold=0.625, class_agnostic=True, score_threshold=None)
+    assert limited.image_size == (64, 64)
+    assert limited.config.detections.iou_threshold == 0.625
+    assert limited.config.detections.class_agnostic is True
+    assert servable.checkpoint.config.detections.iou_threshold == 0.5
 
 
 @pytest.fixture
@@ -53,9 +77,8 @@ def fake_format(monkeypatch, servable):
             load=lambda folder: run,
         )
         monkeypatch.setitem(artifact.FORMATS, "stablehlo", module)
-        monkeypatch.setattr(
-            verification, "make_reference", lambda servable: lambda images, sizes: [expected] * 2
-        )
+        for name in ("make_predict", "make_reference"):
+            monkeypatch.setattr(verification, name, lambda servable: lambda example: expected)
 
     return fake_format
 
@@ -63,7 +86,10 @@ def fake_format(monkeypatch, servable):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"boxes": EXPECTED.boxes + 0.0625}, r"boxes differ by 0\.062 pixels"),
+        (
+            {"boxes": EXPECTED.boxes + 0.0625},
+            r"those of predict: boxes differ by 0\.062 pixels",
+        ),
         ({"scores": EXPECTED.scores - np.float32(2e-4)}, r"scores by 0\.0002 "),
         (
             {"categories": np.array([7, 7])},
@@ -76,7 +102,7 @@ def test_an_artifact_with_other_detections_is_removed(
 ):
     fake_format(padded_outputs(**{**EXPECTED._asdict(), **changed}))
     with pytest.raises(ValueError, match=message) as error:
-        export_detector("stablehlo", servable, tmp_path / "out")
+        export_detector("stablehlo", [servable], tmp_path / "out")
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -84,9 +110,9 @@ def test_an_artifact_with_other_detections_is_removed(
 def test_without_expected_detections_nothing_is_called_verified(fake_format, servable, tmp_path):
     nothing = DetectionArrays(*(x[:0] for x in EXPECTED))
     fake_format(padded_outputs(*nothing), expected=nothing)
-    difference = export_detector("stablehlo", servable, tmp_path / "out")
+    (outcome,) = export_detector("stablehlo", [servable], tmp_path / "out").values()
     message = "not verified: the checkpoint has no detections on the 4 images; verify on"
-    assert verification.summary(difference).startswith(message)
+    assert verification.summary(outcome).startswith(message)
     assert message.capitalize() in (tmp_path / "out" / model_card.README).read_text()
 
 
@@ -95,31 +121,38 @@ def test_values_after_the_last_detection_must_be_zero(fake_format, servable, tmp
     outputs.scores[0, 2] = 0.1
     fake_format(outputs)
     with pytest.raises(ValueError, match="returns values after its 2 detections"):
-        export_detector("stablehlo", servable, tmp_path / "out")
+        export_detector("stablehlo", [servable], tmp_path / "out")
 
 
-def test_the_card_describes_the_checkpoint_and_the_artifact(fake_format, servable, tmp_path):
-    servable.config.detections.update(score_threshold=0.25, max_detections=3)
-    evaluation = servable.checkpoint.folder.parent.parent / "eval"
-    evaluation.mkdir(parents=True)
-    (evaluation / "12.json").write_text(json.dumps({"AP": 0.5, "AP50": 0.75}))
+def test_several_sizes_are_artifacts_in_folders_of_their_own(fake_format, servable, tmp_path):
     fake_format(padded_outputs(*EXPECTED))
-    difference = export_detector("stablehlo", servable, tmp_path / "out")
-    summary = verification.summary(difference)
-    assert "8 detections on 4 images, boxes within 0 pixels" in summary
-    card = json.loads((tmp_path / "out" / model_card.FILE).read_text())
-    assert card["checkpoint"]["step"] == 12
-    assert card["checkpoint"]["metrics"]["AP"] == 0.5
-    assert card["checkpoint"]["config"]["model"]["backbone"] == "toy"
-    assert card["categories"] == [{"id": 3, "name": "egg"}, {"id": 7, "name": "hen"}]
-    assert (card["image_size"], card["score_threshold"]) == ([64, 96], 0.25)
-    assert list(card["verified"].values()) == [4, 8, 0, 0, 0]
-    assert card["sha256"] == {"artifact": hashlib.sha256(b"a").hexdigest()}
-    page = (tmp_path / "out" / model_card.README).read_text()
-    assert "step 12: AP 0.500, AP50 0.750" in page
-    assert "| images | uint8 | any x 64 x 96 x 3 |" in page
-    assert "3 egg, 7 hen" in page
-    assert summary.removeprefix("verified") in page
+    portrait = servable._replace(image_size=(96, 64))
+    outcomes = export_detector("stablehlo", [servable, portrait], tmp_path / "out")
+    assert list(outcomes) == [tmp_path / "out" / "64x96", tmp_path / "out" / "96x64"]
+    for folder, image_size in zip(outcomes, ([64, 96], [96, 64]), strict=True):
+        assert json.loads((folder / model_card.FILE).read_text())["image_size"] == image_size
+        assert (folder / "artifact").is_file()
+
+
+def test_an_export_prints_what_it_does(fake_format, servable, tmp_path, capsys):
+    fake_format(padded_outputs(*EXPECTED))
+    for k in range(3):
+        Image.new("RGB", (64, 60 + k)).save(tmp_path / f"{k}.png")
+    export_detector("stablehlo", [servable], tmp_path / "out", tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    expected = ["reading: 3/3 images", "writing stablehlo", "loading it", "verifying: 3/3 images"]
+    assert [line[: len(text)] for line, text in zip(lines, expected, strict=True)] == expected
+
+
+def test_an_image_that_cannot_be_read_is_an_error_before_the_export(
+    fake_format, servable, tmp_path, capsys
+):
+    fake_format(padded_outputs(*EXPECTED))
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"b\.png: the image is corrupt or truncated"):
+        export_detector("stablehlo", [servable], tmp_path / "out", tmp_path)
+    assert "writing" not in capsys.readouterr().out
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
@@ -133,13 +166,13 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
         r"`pip install onnx` or `pip install 'retinanet_jax\[onnx\]'`"
     )
     with pytest.raises(ValueError, match=message):
-        export_detector("onnx", servable, tmp_path / "out")
+        export_detector("onnx", [servable], tmp_path / "out")
 
 
 def test_an_existing_folder_is_not_overwritten(servable, tmp_path):
     pytest.importorskip("flatbuffers")
     with pytest.raises(FileExistsError, match="exists already; choose another"):
-        export_detector("stablehlo", servable, tmp_path)
+        export_detector("stablehlo", [servable], tmp_path)
 
 
 def test_a_folder_without_images_is_an_error(servable, tmp_path):

@@ -1,33 +1,128 @@
 """The exported function: its inputs and how images are prepared for them."""
 
+import inspect
+import pathlib
+
 import numpy as np
 import pytest
 
+from retinanet_jax import input_pipeline
+from retinanet_jax.data.sizes import resized_sizes, size_in_canvas
+from retinanet_jax.data.transforms import PIXEL_TYPES
+from retinanet_jax.export import recipe
 from retinanet_jax.export.servable import default_image_size
 
+DOCS = pathlib.Path(__file__).parents[2] / "docs" / "export.md"
 
-def test_the_default_size_holds_every_resized_image(config):
+
+@pytest.mark.parametrize(
+    ("buckets", "long_side", "expected"),
+    [
+        (((800, 928), (800, 1344), (1344, 800)), 1333, (1344, 1344)),
+        (((800, 928), (800, 1344)), 1333, (800, 1344)),  # landscape only
+        (((800, 928), (1088, 800)), 1333, (1088, 928)),
+        (((1024, 1024), (2048, 2048)), 1000, (1024, 1024)),  # no side is longer than 1000
+    ],
+)
+def test_the_default_size_is_the_smallest_that_contains_what_evaluation_resizes(
+    config, buckets, long_side, expected
+):
+    config.data.update(buckets=buckets, long_side=long_side)
+    assert default_image_size(config) == expected
+
+
+def test_if_each_image_has_its_own_shape_the_default_size_is_a_square(config):
+    config.data.update(buckets=((800, 928),), eval_shapes="own")
     assert default_image_size(config) == (1344, 1344)  # 1333 rounded up to a multiple of 32
 
 
 @pytest.mark.parametrize(
-    ("original", "expected"),
+    ("original", "expected", "as_in_evaluation"),
     [
-        ((64, 64), (64, 64)),
-        ((30, 40), (64, 85)),  # by the short side
-        ((100, 300), (30, 90)),  # by the long side, which is 90
-        ((40, 30), (64, 48)),  # a height of 85 would not fit
+        ((64, 64), (64, 64), True),
+        ((30, 40), (64, 85), True),  # by the short side
+        ((100, 300), (30, 90), True),  # by the long side, which is 90
+        ((40, 30), (64, 48), False),  # a height of 85 would not fit
     ],
 )
-def test_images_are_resized_as_in_evaluation_and_fit_the_input(servable, original, expected):
-    servable.config.data.update(eval_short_side=64, long_side=90)
+def test_images_are_resized_as_in_evaluation_unless_that_does_not_fit_the_input(
+    servable, original, expected, as_in_evaluation
+):
+    servable.config.data.update(
+        eval_short_side=64, long_side=90, buckets=((64, 96), (96, 64)), eval_shapes="buckets"
+    )
     assert servable.resized_size(*original) == expected
+    assert servable.is_resized_as_in_evaluation(*original) == as_in_evaluation
     image, size = servable.prepare(np.full((*original, 3), 255, np.uint8))
     assert tuple(size) == expected
     assert image.shape == (64, 96, 3)
     assert image[: size[0], : size[1]].all()
     assert not image[size[0] :].any()
     assert not image[:, size[1] :].any()
+
+
+def test_an_image_that_fits_no_bucket_is_not_resized_as_in_evaluation(servable):
+    servable.config.data.update(eval_short_side=64, long_side=96, buckets=((64, 64),))
+    assert not servable.is_resized_as_in_evaluation(64, 80)
+    with pytest.raises(ValueError, match="fits in no bucket"):
+        input_pipeline.eval_plan(servable.config, np.array([[64, 80]]), batch_size=1)
+    servable.config.data.eval_shapes = "own"
+    assert servable.is_resized_as_in_evaluation(64, 80)
+
+
+def random_sizes() -> np.ndarray:
+    """Thousands of heights and widths, in small and large images."""
+    rng = np.random.default_rng(12)
+    return np.concatenate([rng.integers(1, limit, (1000, 2)) for limit in (40, 700, 5000, 30_000)])
+
+
+RULES = [  # short side, long side, canvas
+    (800, 1333, (1344, 1344)),
+    (800, 1333, (800, 1088)),
+    (333, 517, (320, 544)),
+    (64, 90, (64, 96)),
+    (777, 500, (512, 480)),  # the long side alone limits
+]
+
+
+@pytest.mark.parametrize("resize", list(PIXEL_TYPES))
+@pytest.mark.parametrize(("short_side", "long_side", "canvas"), RULES)
+def test_an_image_has_one_size_in_numpy_in_tensorflow_in_the_docs_and_in_evaluation(
+    resize, short_side, long_side, canvas
+):
+    tf = pytest.importorskip("tensorflow")
+    sizes = random_sizes()
+    options = {"short_side": short_side, "long_side": long_side, "resize": resize}
+    here = np.stack(size_in_canvas(*sizes.T, canvas, **options), axis=1)
+
+    @tf.function  # in a graph, as in a SavedModel
+    def size_in_tensorflow(heights, widths):
+        tensor = {**options, "short_side": tf.constant(short_side, tf.float64)}
+        return tf.stack(size_in_canvas(heights, widths, canvas, **tensor, xp=tf), axis=1)
+
+    tensors = map(tf.constant, sizes.T.astype(np.float64))
+    np.testing.assert_array_equal(size_in_tensorflow(*tensors), here)
+    arguments = {"short_side": short_side, "long_side": long_side, "input_size": canvas}
+    documented = [recipe.resized_size(h, w, **arguments, method=resize) for h, w in sizes.tolist()]
+    np.testing.assert_array_equal(documented, here)
+
+    assert (here <= canvas).all()
+    evaluated = resized_sizes(sizes, **options)
+    fits = (evaluated <= canvas).all(axis=1)
+    np.testing.assert_array_equal(here[fits], evaluated[fits])
+    largest = np.minimum(canvas[0] / sizes[:, 0], canvas[1] / sizes[:, 1])[:, None] * sizes
+    assert (np.abs(here - largest)[~fits] <= 1).all()
+
+
+def test_the_docs_and_the_card_contain_the_rule_with_the_numbers_of_the_config(servable):
+    source = inspect.getsource(recipe.resized_size)
+    assert source in DOCS.read_text()
+    servable.config.data.update(eval_short_side=60, long_side=90, resize="pillow")
+    text = "\n".join(recipe.resize_recipe(servable))
+    assert source in text
+    assert "short_side=60, long_side=90, method='pillow', input_size=[64, 96]" in text
+    assert "Pillow's" in text
+    assert set(recipe.METHODS) == set(PIXEL_TYPES)
 
 
 def test_inputs_are_float_if_resizing_does_not_round(servable):
