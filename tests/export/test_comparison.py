@@ -1,0 +1,56 @@
+"""The comparison of two lists of detections: which differences are measured."""
+
+import numpy as np
+import pytest
+from export_examples import EXPECTED
+
+from retinanet_jax.export import comparison
+from retinanet_jax.export.comparison import DetectionArrays, compare_detections
+
+
+@pytest.fixture
+def config(toy_config):
+    """A config whose threshold is below the scores of the examples."""
+    toy_config.detections.update(score_threshold=0.1, max_detections=100)
+    return toy_config
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, (0.0, 0.0, 0)),
+        (
+            {"boxes": EXPECTED.boxes + np.float32([[0, 0, 0, 0], [0, 0.25, 0, -0.125]])},
+            (0.25, 0.0, 0),
+        ),
+        ({"scores": np.float32([0.9, 0.5078125])}, (0.0, 0.0078125, 0)),
+        ({"categories": np.array([3, 3])}, (0.0, 0.0, 2)),
+        ({"boxes": EXPECTED.boxes + 2}, (0.0, 0.0, 4)),
+    ],
+)
+def test_the_largest_differences_and_the_unmatched_detections_are_measured(
+    changed, expected, config
+):
+    actual = EXPECTED._replace(**changed)
+    difference = compare_detections(EXPECTED, actual, config)
+    assert difference[2:] == expected
+    assert difference.num_detections == 2
+
+
+def test_order_does_not_matter_and_each_detection_has_one_counterpart(config):
+    reversed_order = DetectionArrays(*(x[::-1] for x in EXPECTED))
+    assert compare_detections(EXPECTED, reversed_order, config).num_unmatched == 0
+    duplicated = DetectionArrays(*(np.concatenate([x, x[:1]]) for x in EXPECTED))
+    assert compare_detections(EXPECTED, duplicated, config).num_unmatched == 1
+    assert compare_detections(duplicated, EXPECTED, config).num_unmatched == 1
+
+
+def test_detections_that_rounding_decides_about_need_no_counterpart(config):
+    first = DetectionArrays(*(x[:1] for x in EXPECTED))
+    assert compare_detections(EXPECTED, first, config).num_unmatched == 1
+    config.detections.score_threshold = 0.49995  # of the second detection's score, 0.5
+    assert compare_detections(EXPECTED, first, config).num_unmatched == 0
+    config.detections.score_threshold = 0.3
+    assert comparison.certain_score(EXPECTED, config) == pytest.approx(0.3 + 1e-4)
+    config.detections.max_detections = 2  # the list is full: a third may have scored as much
+    assert comparison.certain_score(EXPECTED, config) == pytest.approx(0.5 + 1e-4)
