@@ -6,9 +6,9 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from retinanet_jax.data.batch import Batch
 from retinanet_jax.utils.files import make_writable
 from retinanet_jax.utils.progress import CLOCK, format_count
 
+R = TypeVar("R")
 Compiler = futures.Executor  # threads that compile; XLA releases Python's lock while it compiles
 MAX_THREADS = 8  # each needs about 500 MB for a ResNet-50
 
@@ -109,6 +110,24 @@ def black_batch(like: Batch, bucket: tuple[int, int]) -> Batch:
         num_boxes=like.boxes.shape[1],
         num_crowd=like.crowd_boxes.shape[1],
     )
+
+
+def compiled_off_the_clock(jitted: Callable[..., R]) -> Callable[..., R]:
+    """Return a jitted function whose compilations do not count in the speed of progress lines.
+
+    Args:
+        jitted: The jitted function, which is compiled by its first call with arrays of some shapes.
+    """
+    compiled: set[tuple[tuple[int, ...], ...]] = set()
+
+    def call(*arguments: Any) -> R:
+        shapes = tuple(np.shape(array) for array in jax.tree.leaves(arguments))
+        is_new = shapes not in compiled
+        compiled.add(shapes)
+        with CLOCK.stopped() if is_new else contextlib.nullcontext():
+            return jitted(*arguments)
+
+    return call
 
 
 def use_compilation_cache() -> None:

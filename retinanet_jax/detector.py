@@ -7,7 +7,6 @@
 Images are read, resized and padded as in evaluation, so the detections equal those of evaluation.
 """
 
-import contextlib
 import functools
 import itertools
 import os
@@ -24,6 +23,7 @@ from ml_collections import ConfigDict
 from retinanet_jax import core, input_pipeline
 from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.checkpoint import load as load_checkpoint
+from retinanet_jax.compilation import compiled_off_the_clock
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.image_files import (
     ImageLike,
@@ -35,7 +35,6 @@ from retinanet_jax.data.transforms import pad, resize
 from retinanet_jax.evaluation.detections import Detection, Detections
 from retinanet_jax.evaluation.limits import class_mask, with_limits
 from retinanet_jax.modeling import build_model, detect
-from retinanet_jax.utils.progress import CLOCK
 from retinanet_jax.utils.threads import NUM_THREADS, grouped, in_order, map_ahead, one_in_flight
 
 __all__ = ["Detection", "Detections", "Detector"]
@@ -91,8 +90,8 @@ class Detector:
         variables = jax.device_put(checkpoint.variables)
         self.checkpoint = checkpoint._replace(config=config, variables=variables)
         model = build_model(config, len(checkpoint.categories))
-        self._detect = jax.jit(functools.partial(detect, model=model, config=config))
-        self._compiled: set[tuple[int, ...]] = set()  # shapes of batches
+        jitted = jax.jit(functools.partial(detect, model=model, config=config))
+        self._detect = compiled_off_the_clock(jitted)
 
     @classmethod
     def load(
@@ -251,10 +250,7 @@ class Detector:
         if not examples:
             return group, None
         batch = _concatenate(examples, batch_size)
-        is_new = batch.images.shape not in self._compiled
-        self._compiled.add(batch.images.shape)
-        with CLOCK.stopped() if is_new else contextlib.nullcontext():
-            return group, self._detect(self.checkpoint.variables, batch)
+        return group, self._detect(self.checkpoint.variables, batch)
 
     def _finish(
         self, group: _Group, detections: core.Detections | None

@@ -12,6 +12,7 @@ from retinanet_jax import compilation, input_pipeline
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.pipeline import batch_shapes
 from retinanet_jax.data.sources.coco import CocoSource
+from retinanet_jax.utils.progress import CLOCK
 
 
 def batch_of(height, width):
@@ -83,6 +84,41 @@ def test_no_step_disturbs_an_accelerators_compiler(compiler, monkeypatch, platfo
     assert stepped.is_alive() == waits
     may_finish.set()
     stepped.join()
+
+
+class SlowToCompile:
+    """A jitted function that takes 0.3 s to compile and 0.1 s to run, and a program of it."""
+
+    def __init__(self):
+        self.compiled = set()
+
+    def lower(self, state, batch):
+        return self
+
+    def compile(self):
+        time.sleep(0.3)
+        return lambda state, batch: time.sleep(0.1)
+
+    def __call__(self, state, batch):
+        if batch.images.shape not in self.compiled:
+            self.compiled.add(batch.images.shape)
+            self.compile()
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("when", ["in advance", "at the first call"])
+def test_compiling_does_not_count_in_the_speed_of_progress_lines(compiler, when):
+    slow = SlowToCompile()
+    if when == "in advance":
+        call = compilation.CompiledByShape("adding", slow, compiler)
+        running = 0.4
+    else:
+        call = compilation.compiled_off_the_clock(slow)
+        running = 0.2  # a call that compiles does not count at all
+    start = CLOCK.now()
+    for height in (8, 8, 16, 8):
+        call(jnp.zeros(1), batch_of(height, 8))
+    assert CLOCK.now() - start == pytest.approx(running, abs=0.08)
 
 
 def test_a_run_that_ends_cancels_compilations_that_have_not_begun(monkeypatch):

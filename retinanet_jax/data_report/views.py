@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float32, Int, Int32
 from ml_collections import ConfigDict
 
 from retinanet_jax import core
+from retinanet_jax.compilation import compiled_off_the_clock
 from retinanet_jax.data.pipeline import visible_annotations
 from retinanet_jax.data.plan import TrainPlan
 from retinanet_jax.data.sources.base import Source
@@ -65,7 +66,8 @@ def epoch_views(source: Source, plan: TrainPlan, *, min_visible: float) -> Itera
 def make_matcher(config: ConfigDict, bucket: tuple[int, int]) -> Callable[[View], core.Targets]:
     """Return a compiled function `view -> targets` of all anchors, for images of one bucket."""
     anchors = jnp.asarray(np.concatenate(image_anchors(bucket, config)))
-    assign = jax.jit(functools.partial(core.assign_targets, **config.matching))
+    jitted = jax.jit(functools.partial(core.assign_targets, **config.matching))
+    assign = compiled_off_the_clock(jitted)
 
     def match(view: View) -> core.Targets:
         boxes, mask = _padded(view.boxes)
