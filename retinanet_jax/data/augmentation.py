@@ -183,8 +183,8 @@ def largest_sizes(
     short_side = augmentation.possible_short_sides.max()
     factors = np.full(len(sizes), max(augmentation.scale_jitter or (1,)), np.float64)
     largest = []
-    for quarter in range(2 if augmentation.rot90 else 1):
-        rot90_k = np.full(len(sizes), quarter, np.int32)
+    for k in range(2 if augmentation.rot90 else 1):
+        rot90_k = np.full(len(sizes), k, np.int32)
         resized = _scaled_sizes(augmentation, sizes, short_side, factors, rot90_k, resize, buckets)
         largest.append(_cropped_sizes(augmentation, rot90_sizes(resized, rot90_k)))
     return np.stack(largest)
@@ -204,7 +204,7 @@ def _scaled_sizes(
     if not augmentation.crop_size:
         rotated = rot90_sizes(fitted, rot90_k)
         limits = (buckets / rotated[:, None]).min(axis=-1).max(axis=-1)  # N b 2 to N
-        # Factors up to 1 are not limited: the plan checks that the image fits without rounding.
+        # At a factor of 1 the image fits, as the plan checks, and a rounding error must not limit it.
         factors = np.minimum(factors, np.maximum(limits, 1))
     return round_sizes(fitted * factors[:, None], resize)
 
