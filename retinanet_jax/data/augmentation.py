@@ -204,7 +204,7 @@ def _scaled_sizes(
     if not augmentation.crop_size:
         rotated = rot90_sizes(fitted, rot90_k)
         limits = (buckets / rotated[:, None]).min(axis=-1).max(axis=-1)  # N b 2 to N
-        # At a factor of 1 the image fits, as the plan checks, and a rounding error must not limit it.
+        # The plan checks that a factor of 1 fits, so a rounding error must not limit it.
         factors = np.minimum(factors, np.maximum(limits, 1))
     return round_sizes(fitted * factors[:, None], resize)
 

@@ -139,7 +139,7 @@ class TrainPlan:
         )
         for largest in self.largest_sizes:
             check_images_fit(self.sizes, largest, self.buckets)
-        # The group of each image, by its rotation, is the index of a bucket that always contains it.
+        # The group of an image, by rotation, is the index of a bucket that always contains it.
         groups = fewest_buckets(self.largest_sizes.reshape(-1, 2), self.buckets)
         self._groups = groups.reshape(len(self.largest_sizes), len(self.sizes))
         self.steps_per_epoch = self._count_steps()
