@@ -95,7 +95,8 @@ def default_config() -> ConfigDict:
     config.data.long_side = 1333
     config.data.flip = True
     config.data.rot90 = False  # rotate by 0, 90, 180 or 270 degrees: for images from above
-    config.data.scale_jitter = (1.0, 1.0)  # range of a factor on both sides
+    # Range of a factor on both sides; without a crop limited so that the image fits in a bucket.
+    config.data.scale_jitter = (1.0, 1.0)
     config.data.crop_size = ()  # (height, width) cropped from the scaled image: large-scale jitter
     config.data.min_visible = 0.0  # boxes with a smaller fraction inside the crop are dropped
     # Factors are sampled from 1 - strength to 1 + strength; hue is a fraction of the color circle.
