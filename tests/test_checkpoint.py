@@ -20,6 +20,7 @@ import retinanet_jax
 from retinanet_jax import checkpoint, sharding
 from retinanet_jax import config as config_module
 from retinanet_jax.checkpoint import CheckpointManager
+from retinanet_jax.checkpoint.manager import steps_to_keep
 from retinanet_jax.data.sources import synthetic
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.detector import Detector
@@ -125,6 +126,38 @@ def test_the_newest_and_the_best_checkpoints_remain(tmp_path, config):
     assert steps(tmp_path) == [2, 6, 7]
     save(tmp_path, config, {8: 0.6, 9: None, 10: None})
     assert steps(tmp_path) == [8, 9, 10]
+
+
+@pytest.mark.parametrize(
+    ("aps", "kept"),
+    [
+        ({1: 0.5, 2: 0.4, 3: 0.3}, {1, 3}),
+        ({1: 0.5, 2: 0.5, 3: 0.3}, {2, 3}),  # of equal ones the newer
+        ({1: None, 2: 0.4, 3: 0.3}, {1, 2, 3}),  # 1 may be the best
+        ({1: None, 2: None, 3: None}, {1, 2, 3}),
+        ({1: -1.0, 2: -1.0, 3: -1.0}, {3}),
+        ({1: 0.0, 2: -1.0}, {1, 2}),
+        ({}, set()),
+    ],
+)
+def test_which_checkpoints_are_kept(aps, kept):
+    assert steps_to_keep(aps, num_newest=1) == kept
+
+
+def test_an_ap_that_is_known_late_still_decides(tmp_path, config):
+    config.keep_checkpoints = 1
+    with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
+        for step, awaits_ap in ((1, True), (2, False), (3, True), (4, False)):
+            checkpoints.save(step, variables(step), training(step), awaits_ap=awaits_ap)
+        checkpoints.record_ap(1, 0.5)
+        assert steps(tmp_path) == [1, 3, 4]
+        assert checkpoint.load(tmp_path).step == 1
+        checkpoints.record_ap(3, 0.6)
+        assert steps(tmp_path) == [3, 4]
+        checkpoints.save(5, variables(5), training(5))
+    assert steps(tmp_path) == [3, 5]
+    assert checkpoint.load(tmp_path).step == 3
+    assert checkpoint.newest_step(tmp_path) == 5
 
 
 def test_the_best_is_loaded_or_else_the_newest(tmp_path, config):
@@ -319,6 +352,10 @@ def test_a_checkpoint_of_each_released_version_resumes_as_it_did(released, progr
         functools.reduce(lambda text, old: text.replace(old, renamed[old]), renamed, argument)
         for argument in released.golden["run"]
     ]
+    status, _, stderr = program.run("main", *arguments, f"--workdir={workdir}")
+    assert status == 1  # the default has changed since, and would give other detections
+    assert "use the config it was trained with (--config.model.padding=plain)" in stderr
+    arguments.append("--config.model.padding=plain")
     status, stdout, stderr = program.run("main", *arguments, f"--workdir={workdir}")
     assert status == 0, stderr
     assert "resuming with" not in stdout  # the config is the same, under whatever names

@@ -86,9 +86,11 @@ def check_model(folder: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> 
     """
     for name, before, now in stored_config.differences(saved, config):
         if name.partition(".")[0] in stored_config.NETWORK_SECTIONS:
+            as_flag = str(before).replace("[", "(").replace("]", ")")  # JSON has no tuples
             raise ValueError(
                 f"{folder}: trained with config.{name}={before}, this run has {now}; "
-                "use the config it was trained with, or another --workdir."
+                f"use the config it was trained with (--config.{name}={as_flag}), or another "
+                "--workdir."
             )
 
 

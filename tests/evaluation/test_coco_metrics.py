@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +11,13 @@ from retinanet_jax import core
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.evaluation import evaluator
-from retinanet_jax.evaluation.coco_metrics import METRICS, coco_metrics, coco_results
+from retinanet_jax.evaluation.coco_metrics import (
+    METRICS,
+    CocoApi,
+    coco_api,
+    coco_metrics,
+    coco_results,
+)
 from retinanet_jax.training import loop
 
 
@@ -176,6 +183,25 @@ def test_hotcoco_has_the_known_numbers_of_cocoapi(cocoapi, reference):
     assert coco_metrics(*cocoapi, "hotcoco") == reference
 
 
+def test_other_threads_print_while_ap_is_computed(truth, perfect_results, monkeypatch, capsys):
+    """Training's progress lines appear, and the evaluator's own messages do not."""
+    api = coco_api("pycocotools")
+
+    def create_index(self):
+        thread = threading.Thread(target=print, args=("step 8",))
+        thread.start()
+        thread.join()
+        api.COCO.createIndex(self)  # it prints, too
+
+    coco = type("COCO", (api.COCO,), {"createIndex": create_index})
+    monkeypatch.setattr(
+        "retinanet_jax.evaluation.coco_metrics.coco_api", lambda _: CocoApi(coco, api.COCOeval)
+    )
+    metrics, _ = coco_metrics(truth, perfect_results)
+    assert metrics["AP"] == pytest.approx(1)
+    assert capsys.readouterr().out == "step 8\n"
+
+
 def test_a_missing_evaluator_is_an_error_before_the_run(config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "hotcoco", None)
     config.evaluator = "hotcoco"
@@ -185,7 +211,9 @@ def test_a_missing_evaluator_is_an_error_before_the_run(config, tmp_path, monkey
     with pytest.raises(ValueError, match=message):
         evaluator.evaluate(config, tmp_path)
     config.evaluator = "coco"
-    with pytest.raises(ValueError, match="evaluator='coco' must be one of auto, pycocotools, hotcoco"):
+    with pytest.raises(
+        ValueError, match="evaluator='coco' must be one of auto, pycocotools, hotcoco"
+    ):
         loop.train(config, tmp_path, evaluates=True)
 
 

@@ -63,6 +63,34 @@ def test_detections_belong_to_their_image_in_whatever_order_examples_come(
     assert scores() == in_order
 
 
+@pytest.mark.parametrize("method", ["run", "run_largest"])
+def test_too_small_a_memory_names_the_evaluations_batch_size(
+    toy_config, source, monkeypatch, method
+):
+    """Also during training, whose own batch size would not help."""
+
+    def exhausted(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
+
+    toy_config.data.eval_batch_size = 8
+    with compilation.start_compiler() as compiler:
+        mesh = sharding.make_mesh(1)
+        evaluation = evaluator.Evaluator(toy_config, None, source, mesh, compiler)
+        monkeypatch.setattr(sharding, "put_batch", exhausted)
+        arguments = (5,) if method == "run" else ()
+        with pytest.raises(ValueError, match=r"lower --config\.data\.eval_batch_size or the image"):
+            getattr(evaluation, method)({}, *arguments)
+
+
+def test_the_largest_batch_is_that_of_the_images_and_not_of_the_buckets(toy_config, source):
+    toy_config.data.update(eval_batch_size=8, buckets=((64, 64), (96, 96), (800, 800)))
+    toy_config.data.eval_short_side = 48
+    with compilation.start_compiler() as compiler:
+        mesh = sharding.make_mesh(1)
+        evaluation = evaluator.Evaluator(toy_config, None, source, mesh, compiler)
+    assert evaluation.largest_batch.images.shape == (8, 64, 64, 3)
+
+
 def write(results, source, step, folder, config):
     """Write an evaluation to a folder, and return it."""
     description = records.describe(config, source)

@@ -1,22 +1,25 @@
 """The training loop: whole runs, and runs that resume bit for bit after any interruption."""
 
+import collections
 import json
 import os
 import pathlib
 import shutil
 import signal
 import time
+import types
 
 import jax
 import numpy as np
 import optax
 import pytest
 
-from retinanet_jax import checkpoint, input_pipeline
+from retinanet_jax import checkpoint, input_pipeline, sharding
 from retinanet_jax.config import load_config
 from retinanet_jax.evaluation import evaluator
 from retinanet_jax.training import loop
 from retinanet_jax.training.metrics import MetricWriter
+from retinanet_jax.training.step import TrainState
 
 # ---- parts of the loop
 
@@ -70,6 +73,121 @@ def test_a_warmup_over_most_of_the_run_prints_a_warning(config, capsys, steps, w
     config.optimizer.warmup_steps, config.total_steps = 100, steps
     loop.warn_of_long_warmup(config)
     assert ("rises for 100 of 199 steps; lower" in capsys.readouterr().out) == warns
+
+
+class Device:
+    """Runs at most one step at a time, as a device does, and only when its result is waited for."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+    def start(self):
+        """Start a step and return its result."""
+        self.waiting += 1
+        return self
+
+    def block_until_ready(self):
+        self.waiting -= 1
+
+
+def test_the_program_is_at_most_two_steps_ahead_of_the_devices():
+    """Each step that waits has a batch in the device's memory, whatever log_every is."""
+    device, running, most = Device(), collections.deque(), 0
+    for _ in range(100):
+        most = max(most, device.start().waiting)
+        loop.wait_for_earlier_steps(running, device)
+        assert device.waiting <= 2
+    assert most == 3  # that which is being started is the third
+
+
+class Step:
+    """A compiled step that records its calls, and changes and deletes its state as a real one."""
+
+    def __init__(self) -> None:
+        self.prepared: list[tuple[int, int]] = []
+        self.called: list[tuple[int, int]] = []
+
+    def prepare(self, state, batches):
+        self.prepared += [batch.images.shape[1:3] for batch in batches]
+
+    def __call__(self, state, batch):
+        self.called.append(batch.images.shape[1:3])
+        changed = jax.tree.map(lambda x: x + 1, state)
+        jax.tree.map(lambda x: x.delete(), state)
+        return changed
+
+
+def mixed_config(config, synthetic_dataset):
+    """A config with three buckets, of which the smallest two are used with square images."""
+    config.data.train.update(
+        source="coco",
+        annotations=str(synthetic_dataset / "instances.json"),
+        images=str(synthetic_dataset / "images"),
+    )
+    config.data.update(
+        batch_size=8,
+        short_sides=(64, 96),
+        eval_short_side=64,
+        long_side=96,
+        buckets=((64, 64), (96, 96), (128, 128)),
+    )
+    return config
+
+
+@pytest.fixture
+def start(config, synthetic_dataset):
+    """A function `(first step, steps) -> (step, evaluated shapes)` that begins a run."""
+    config = mixed_config(config, synthetic_dataset)
+    source = input_pipeline.open_training(config, pathlib.Path())
+    plan = input_pipeline.train_plan(config, source)
+    mesh = sharding.make_mesh(1)
+    state = sharding.put_replicated(
+        TrainState(np.int32(3), {"kernel": np.float32([1.5, 2])}, {}, (), np.float32(1)), mesh
+    )
+
+    def start(is_largest_first, num_steps=1000, eval_pixels=0):
+        first = next(
+            step
+            for step in range(100)
+            if (plan.batch(step).bucket == plan.largest_bucket) == is_largest_first
+        )
+        step, evaluated = Step(), []
+        largest = np.broadcast_to(np.uint8(0), (eval_pixels,))
+        evaluator = types.SimpleNamespace(
+            largest_batch=types.SimpleNamespace(images=largest),
+            run_largest=lambda variables: evaluated.append(variables),
+        )
+        steps = range(first, first + num_steps)
+        after = loop.run_largest_shapes(step, evaluator, state, source, plan, steps, mesh)
+        assert jax.tree.map(np.asarray, after).params["kernel"].tolist() == [1.5, 2]
+        assert int(after.step) == 3
+        assert after.params["kernel"].sharding == sharding.replicated(mesh)
+        return step, evaluated
+
+    return start
+
+
+def test_a_run_begins_with_the_largest_shape_which_changes_nothing(start):
+    """A memory that is too small is an error in the first minute and not after hours."""
+    step, evaluated = start(is_largest_first=False)
+    assert step.called == [(96, 96)]
+    assert step.prepared[0] == (96, 96)
+    assert set(step.prepared) == {(64, 64), (96, 96)}  # never a shape that cannot occur
+    assert not evaluated
+
+
+def test_the_largest_shape_is_not_run_twice(start):
+    step, _ = start(is_largest_first=True)
+    assert step.called == []
+    assert step.prepared[0] == (96, 96)
+    step, _ = start(is_largest_first=False, num_steps=0)  # a finished run
+    assert step.called == step.prepared == []
+
+
+@pytest.mark.parametrize(("eval_pixels", "is_run"), [(8 * 96 * 96 * 3, False), (10**9, True)])
+def test_an_evaluation_that_is_larger_than_training_is_run_too(start, eval_pixels, is_run):
+    _, evaluated = start(is_largest_first=False, eval_pixels=eval_pixels)
+    assert len(evaluated) == is_run
 
 
 # ---- whole runs
@@ -135,7 +253,7 @@ def test_a_run_logs_every_step_and_prints_a_summary(tiny_run):
 # When a run is killed: (pattern of files below the workdir, how many lines such a file must have).
 MOMENTS = {
     "before the first checkpoint": ("metrics.jsonl", 2),
-    "between evaluation and checkpoint": ("eval/4.json", 0),
+    "between evaluation and checkpoint": ("eval/4_detections.json", 0),
     "while a checkpoint is written": ("checkpoints/*tmp*/variables*/*", 0),
     "after the first checkpoint": ("metrics.jsonl", 6),
     "while the last checkpoint is begun": ("checkpoints/8*tmp*", 0),
@@ -216,7 +334,7 @@ def finetune_config(toy_config, synthetic_dataset):
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_fine_tuning_with_a_validation_fraction_and_an_interruption(
-    finetune_config, tmp_path, monkeypatch
+    finetune_config, tmp_path, monkeypatch, capsys
 ):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()
@@ -239,6 +357,27 @@ def test_fine_tuning_with_a_validation_fraction_and_an_interruption(
         assert same == name.startswith(("stem", "stage2")), name
     # Frozen norms' statistics stay, though the network trains.
     jax.tree.map(np.testing.assert_array_equal, before["batch_stats"], after["batch_stats"])
+
+    # As if it had been killed while the AP of its last step was computed.
+    own = (whole / "eval/6.json").read_bytes()
+    ap = checkpoint.saved_ap(whole / "checkpoints/6")
+    assert json.loads(own)["AP"] == ap > 0
+    (whole / "eval/6.json").unlink()
+    shutil.rmtree(whole / "checkpoints/6/metrics")
+    loop.train(finetune_config, whole, evaluates=True)
+    assert (whole / "eval/6.json").read_bytes() == own
+    assert checkpoint.saved_ap(whole / "checkpoints/6") == ap
+
+    # A separate evaluation repeats that of training; one with other settings does not replace it.
+    evaluator.evaluate(finetune_config, whole)
+    assert (whole / "eval/6.json").read_bytes() == own
+    strict = finetune_config.copy_and_resolve_references()
+    strict.detections.max_detections = 1
+    evaluator.evaluate(strict, whole)
+    assert (whole / "eval/6.json").read_bytes() == own
+    (other,) = (whole / "eval").glob("*/6.json")
+    assert json.loads(other.read_text())["settings"]["detections.max_detections"] == 1
+    assert f"written to {other}" in capsys.readouterr().out
 
     # The same run, ended by an error in its fifth step, then started again.
     stopped.mkdir()
