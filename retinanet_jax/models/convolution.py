@@ -7,17 +7,19 @@ GPUs and TPUs XLA's convolutions are fast.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 Convolve = Callable[..., Array]  # with the signature of jax.lax.conv_general_dilated
 
+# Images are B H W C, and kernels i j C D.
+CHANNELS_LAST = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 # Winograd's minimal filtering F(4x4, 3x3) (https://arxiv.org/abs/1509.09308): a tile of 4 x 4
 # results is computed from 6 x 6 pixels, with 36 products instead of 144.
 TILE, TAPS = 4, 3
@@ -30,35 +32,71 @@ MIN_CHANNELS, MIN_TILES = 128, 64
 
 
 def conv_general_dilated(
-    lhs: Float[Array, "B H W C"],
-    rhs: Float[Array, "i j c D"],
-    window_strides: tuple[int, int],
-    padding: Sequence[tuple[int, int]],
+    lhs: Shaped[Array, "..."],
+    rhs: Shaped[Array, "..."],
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
     **options: Any,
-) -> Float[Array, "B h w D"]:
+) -> Shaped[Array, "..."]:
     """Convolve like `jax.lax.conv_general_dilated`, faster on CPUs and equal except for rounding.
 
-    Pass it as `conv_general_dilated` to `flax.linen.Conv`.
+    Pass it as `conv_general_dilated` to `flax.linen.Conv`. XLA computes all convolutions that need
+    more than matrix products, and so all options have their meaning.
 
     Args:
         lhs: Images or feature maps.
-        rhs: The kernel; c is C divided by the number of groups.
+        rhs: The kernel.
         window_strides: Vertical and horizontal stride.
-        padding: (before, after) for rows and columns, in pixels.
-        **options: Further arguments of `jax.lax.conv_general_dilated`, as Flax passes them.
+        padding: As in `jax.lax.conv_general_dilated`: (before, after) for rows and columns, in
+            pixels, or a name.
+        **options: Further arguments of `jax.lax.conv_general_dilated`.
     """
-    if fits_winograd(lhs, rhs, window_strides, padding):
-        return winograd(lhs, rhs)
-    if rhs.shape[:3] == (1, 1, lhs.shape[3]):
-        row_stride, column_stride = window_strides
-        return jnp.einsum("bhwc,cd->bhwd", lhs[:, ::row_stride, ::column_stride], rhs[0, 0])
+    if not isinstance(padding, str) and is_plain(lhs, rhs, window_strides, options):
+        if fits_winograd(lhs, rhs, window_strides, padding):
+            return winograd(lhs, rhs)
+        if rhs.shape[:2] == (1, 1) and [tuple(sides) for sides in padding] == [(0, 0), (0, 0)]:
+            row_stride, column_stride = window_strides
+            return jnp.einsum("bhwc,cd->bhwd", lhs[:, ::row_stride, ::column_stride], rhs[0, 0])
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+
+
+def is_plain(
+    lhs: Shaped[Array, "..."],
+    rhs: Shaped[Array, "..."],
+    window_strides: Sequence[int],
+    options: Mapping[str, Any],
+) -> bool:
+    """Return whether no option of a convolution changes the product of channels-last images.
+
+    Args:
+        lhs: As in `conv_general_dilated`.
+        rhs: As in `conv_general_dilated`.
+        window_strides: As in `conv_general_dilated`.
+        options: As in `conv_general_dilated`.
+    """
+    others = {name: value for name, value in options.items() if value is not None}
+    dimensions = others.pop("dimension_numbers", None)
+    dilations = [others.pop(name, (1, 1)) for name in ("lhs_dilation", "rhs_dilation")]
+    groups = [others.pop(name, 1) for name in ("feature_group_count", "batch_group_count")]
+    result_type = others.pop("preferred_element_type", lhs.dtype)
+    return (
+        not others
+        and lhs.ndim == rhs.ndim == 4
+        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimensions) == CHANNELS_LAST
+        and lhs.shape[3] == rhs.shape[2]
+        and groups == [1, 1]
+        and all(tuple(dilation) == (1, 1) for dilation in dilations)
+        and len(window_strides) == 2
+        and min(window_strides) > 0
+        and jnp.issubdtype(lhs.dtype, jnp.floating)
+        and lhs.dtype == rhs.dtype == jnp.dtype(result_type)
+    )
 
 
 def fits_winograd(
     images: Float[Array, "B H W C"] | jax.ShapeDtypeStruct,
     kernel: Float[Array, "i j c D"] | jax.ShapeDtypeStruct,
-    strides: tuple[int, int],
+    strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
 ) -> bool:
     """Return whether `winograd` can compute a convolution, accurately, and is faster than XLA.

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax import lax
 
 from retinanet_jax.models import convolution
@@ -137,6 +139,112 @@ def test_other_convolutions_are_plain(kernel, options):
     np.testing.assert_array_equal(
         fast(images, kernel, (2, 2), **options), plain(images, kernel, (2, 2), **options)
     )
+
+
+CHANNELS_FIRST = {"dimension_numbers": ("NCHW", "OIHW", "NCHW")}
+OPTIONS = {  # the shapes of images and kernel, the padding, and options that are not those of Flax
+    "dilated one-by-one input": ((1, 6, 7, 4), (1, 1, 4, 8), "none", {"lhs_dilation": (2, 3)}),
+    "dilated one-by-one kernel": ((1, 6, 7, 4), (1, 1, 4, 8), "none", {"rhs_dilation": (2, 2)}),
+    "padded one-by-one": ((1, 6, 7, 4), (1, 1, 4, 8), ((1, 0), (2, 3)), {}),
+    "cropped one-by-one": ((1, 6, 7, 4), (1, 1, 4, 8), ((-1, 0), (0, -2)), {}),
+    "one-by-one of this size": ((1, 6, 7, 4), (1, 1, 4, 8), "SAME", {}),
+    "one-by-one without padding": ((1, 6, 7, 4), (1, 1, 4, 8), "VALID", {}),
+    "one-by-one groups of images": ((4, 6, 7, 4), (1, 1, 4, 8), "none", {"batch_group_count": 2}),
+    "one-by-one channels first": ((4, 4, 6, 7), (8, 4, 1, 1), "none", CHANNELS_FIRST),
+    "named by default": ((2, 1, 6, 1), (1, 1, 1, 1), "none", {"dimension_numbers": None}),
+    "one-by-one in full precision": ((1, 6, 7, 4), (1, 1, 4, 8), "none", {"precision": "highest"}),
+    "dilated wide input": ((1, 17, 9, 4), (3, 3, 4, 8), PADDING_OF_ONE, {"lhs_dilation": (2, 2)}),
+    "dilated wide kernel": ((1, 17, 9, 4), (3, 3, 4, 8), PADDING_OF_ONE, {"rhs_dilation": (2, 2)}),
+    "wide groups of images": (
+        (4, 17, 9, 4),
+        (3, 3, 4, 8),
+        PADDING_OF_ONE,
+        {"batch_group_count": 2},
+    ),
+    "wide of this size": ((1, 17, 9, 4), (3, 3, 4, 8), "SAME", {}),
+    "wide channels first": ((4, 4, 17, 9), (8, 4, 3, 3), PADDING_OF_ONE, CHANNELS_FIRST),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
+def test_no_option_of_a_convolution_is_ignored(monkeypatch, case, strides):
+    monkeypatch.setattr(convolution, "MIN_CHANNELS", 1)
+    monkeypatch.setattr(convolution, "MIN_TILES", 1)
+    images_shape, kernel_shape, padding, options = OPTIONS[case]
+    images, kernel = random_arrays(images_shape, kernel_shape)
+    padding = ((0, 0), (0, 0)) if padding == "none" else padding
+    results = []
+    for function in (convolution.conv_general_dilated, lax.conv_general_dilated):
+
+        def convolve(images, kernel, function=function):
+            return function(images, kernel, strides, padding, **{**DIMENSIONS, **options})
+
+        result, pull_back = jax.vjp(convolve, images, kernel)
+        results.append((result, *pull_back(jnp.cos(result))))
+    for ours, expected in zip(*results, strict=True):
+        assert ours.dtype == expected.dtype
+        np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_type_of_the_result_is_that_of_xla():
+    images, kernel = random_arrays((1, 6, 7, 4), (1, 1, 4, 8), dtype=jnp.bfloat16)
+    options = {"padding": ((0, 0), (0, 0)), "preferred_element_type": jnp.float32}
+    ours, expected = (function(images, kernel, **options) for function in (fast, plain))
+    assert ours.dtype == jnp.float32
+    np.testing.assert_array_equal(ours, expected)
+    with pytest.raises(TypeError, match="requires arguments to have the same dtypes"):
+        fast(images, kernel.astype(jnp.float32), padding=((0, 0), (0, 0)))
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=30)
+def test_random_convolutions_are_those_of_xla(data):
+    """Shapes and options of all combinations, and errors where XLA's has one."""
+    small = st.integers(1, 3)
+    pairs = st.tuples(small, small)
+    side = st.integers(-1, 2)
+    channels, groups, batch_groups = (data.draw(st.sampled_from((1, 1, 2))) for _ in range(3))
+    size = data.draw(st.sampled_from((1, 1, 3)))
+    images, kernel = random_arrays(
+        (2 * batch_groups, *data.draw(st.tuples(st.integers(4, 9), st.integers(4, 9))), 2 * groups),
+        (size, size, 2 * channels, 4),
+    )
+    options = {
+        "dimension_numbers": data.draw(
+            st.sampled_from((("NHWC", "HWIO", "NHWC"), ("NWHC", "WHIO", "NHWC"), None))
+        ),
+        "lhs_dilation": data.draw(st.none() | st.just((1, 1)) | pairs),
+        "rhs_dilation": data.draw(st.none() | st.just((1, 1)) | pairs),
+        "feature_group_count": groups,
+        "batch_group_count": batch_groups,
+        "preferred_element_type": data.draw(st.sampled_from((None, jnp.float32, jnp.float16))),
+    }
+    padding = data.draw(
+        st.sampled_from(("SAME", "VALID", ((1, 1), (1, 1)), ((0, 0), (0, 0))))
+        | st.tuples(st.tuples(side, side), st.tuples(side, side))
+    )
+    strides = data.draw(pairs)
+
+    def shape_or_error(function):
+        try:
+            return jax.eval_shape(
+                lambda *arrays: function(*arrays, strides, padding, **options), images, kernel
+            )
+        except (TypeError, ValueError) as error:
+            return type(error), str(error)
+
+    expected = shape_or_error(lax.conv_general_dilated)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "MIN_CHANNELS", 1)
+        patch.setattr(convolution, "MIN_TILES", 1)
+        assert shape_or_error(convolution.conv_general_dilated) == expected
+        if isinstance(expected, jax.ShapeDtypeStruct):
+            ours, plain = (
+                function(images, kernel, strides, padding, **options)
+                for function in (convolution.conv_general_dilated, lax.conv_general_dilated)
+            )
+            np.testing.assert_allclose(ours, plain, rtol=2e-3, atol=1e-3)
 
 
 def test_grouped_one_by_one_kernels_are_plain():
