@@ -18,7 +18,7 @@ Prediction and evaluation equal torchvision's to rounding, as scripts/compare_to
 Evaluation therefore compiles a program for every shape: 53 with sizes like COCO's;
 --config.data.eval_shapes=buckets compiles seven. Training differs from torchvision's in this: a few
 shapes for the padding, 80 classes instead of 91 outputs, and images without objects are trained on,
-which makes an epoch 7,393 steps instead of 7,329. docs/presets.md has all details.
+so the schedule has epochs of 7,393 steps instead of 7,329. docs/presets.md has all details.
 """
 
 from ml_collections import ConfigDict

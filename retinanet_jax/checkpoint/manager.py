@@ -26,7 +26,7 @@ from retinanet_jax.checkpoint.reading import (
     NOT_MEASURED,
     ap_file,
     item_handlers,
-    read_config,
+    read_config_of,
     saved_ap,
     step_folders,
     to_categories,
@@ -126,9 +126,7 @@ class CheckpointManager:
 
     def saved_config(self, step: int) -> ConfigDict:
         """Return the config that the checkpoint of a step stores."""
-        args = ocp.args.Composite(config=ocp.args.JsonRestore())
-        stored = self._manager.restore(step, args=args)["config"]
-        return read_config(self._folder / str(step), stored)
+        return read_config_of(self._folder / str(step))
 
     def restore(self, step: int, variables: Any, training: Any) -> tuple[Any, Any]:
         """Return (variables, training) of a checkpoint, and print the config fields that differ.
