@@ -214,7 +214,7 @@ class ResNet(nn.Module):
         """Return (C3, C4, C5), the maps of strides 8, 16 and 32.
 
         Args:
-            images: Normalized images.
+            images: Normalized images, with zeros in their padding.
             train: Whether the batch norms of stages that are not frozen use the batch's statistics
                 and update the running ones.
             masks: The valid pixels of the maps; None means that the images have no padding.
@@ -239,7 +239,7 @@ class ResNet(nn.Module):
         """Return the input of stage 2: a strided 7x7 convolution and a strided max pooling."""
         x = _conv(
             self.width, 7, stride=2, dtype=self.dtype, convolve=self.convolve, name="stem_conv"
-        )(zero_padding(images, masks))
+        )(images)
         x = make_norm(
             self.norm,
             channels=self.width,
