@@ -228,6 +228,21 @@ def test_overlapping_boxes_are_suppressed_by_iou_and_class(
     assert [f"{d.class_name} {d.score:.1f}" for d in detections] == expected
 
 
+def test_load_passes_each_limit_on(toy_config, compiled_shapes, tmp_path):
+    variables = {"params": {"kernel": np.zeros(3, np.float32)}}
+    checkpoint.write_imported(tmp_path / "run", variables, toy_config, CATEGORIES)
+    limits = {
+        "score_threshold": 0.3,
+        "iou_threshold": 0.4,
+        "class_agnostic": True,
+        "max_detections": 7,
+    }
+    detector = Detector.load(tmp_path / "run", categories=["cat"], **limits)
+    assert limits.items() <= detector.checkpoint.config.detections.to_dict().items()
+    toy_config.data.update(buckets=((32, 64), (64, 32)), eval_short_side=32, long_side=64)
+    assert detector(red_image(204)).class_names == ("cat",)
+
+
 def test_categories_select_among_the_detections(toy_checkpoint, compiled_shapes):
     image = red_image(204)
     dogs = Detector(toy_checkpoint, categories=["dog", "catfish"])
@@ -245,6 +260,7 @@ def test_categories_select_among_the_detections(toy_checkpoint, compiled_shapes)
         ({"score_threshold": -0.1}, "score_threshold=-0.1"),
         ({"score_threshold": "high"}, "score_threshold='high' must be at least 0"),
         ({"iou_threshold": 1.5}, "iou_threshold=1.5 must be from 0 to 1; try 0.5"),
+        ({"iou_threshold": -0.1}, "iou_threshold=-0.1 must be from 0 to 1"),
         ({"iou_threshold": float("nan")}, "iou_threshold=nan must be from 0 to 1"),
         ({"class_agnostic": "no"}, "class_agnostic='no' must be True or False"),
         ({"max_detections": 0}, "max_detections=0 must be at least 1"),

@@ -90,6 +90,16 @@ def test_a_file_that_was_removed_or_restored_may_be_written(tmp_path):
     assert contents(tmp_path) == {"a": "fourth"}
 
 
+def test_a_file_that_was_moved_and_linked_is_not_replaced(tmp_path):
+    output = OutputFolder(tmp_path)
+    output.write("a", "first")
+    (tmp_path / "a").rename(tmp_path / "b")
+    (tmp_path / "a").symlink_to("b")
+    with pytest.raises(FileExistsError, match="/a is not replaced"):
+        output.write("a", "second")
+    assert contents(tmp_path) == {"a": "first", "b": "first"}
+
+
 def test_a_run_that_was_killed_while_it_wrote_can_be_repeated(tmp_path, monkeypatch):
     """Between the record and the file, and within a line of the record."""
     output = OutputFolder(tmp_path)
