@@ -105,7 +105,7 @@ def black_batch(like: Batch, bucket: tuple[int, int]) -> Batch:
     count = len(like.images)
     return Batch.of_images(
         np.zeros((count, *bucket, 3), like.images.dtype),
-        sizes=np.tile(np.float32(bucket), (count, 1)),
+        sizes=np.full((count, 2), bucket, np.float32),
         scales=np.ones((count, 2), np.float32),
         num_boxes=like.boxes.shape[1],
         num_crowd=like.crowd_boxes.shape[1],
@@ -113,7 +113,7 @@ def black_batch(like: Batch, bucket: tuple[int, int]) -> Batch:
 
 
 def compiled_off_the_clock(jitted: Callable[..., R]) -> Callable[..., R]:
-    """Return a jitted function whose compilations do not count in the speed of progress lines.
+    """Return a jitted function that is compiled without slowing down the progress lines.
 
     Args:
         jitted: The jitted function, which is compiled by its first call with arrays of some shapes.

@@ -1,6 +1,7 @@
 """All config fields, and functions that find, load and check configs."""
 
 import difflib
+import numbers
 import operator
 import pathlib
 import runpy
@@ -238,13 +239,28 @@ def check_fields(config: ConfigDict) -> None:
     for name in sorted(known.keys() - values.keys()):
         raise ValueError(f"config.{name} is missing; start from config.default_config().")
     for name, example in known.items():
-        if not (isinstance(example, tuple) and example):
-            continue
-        if any(np.shape(element) != np.shape(example[0]) for element in values[name]):
+        if isinstance(example, tuple) and example and not has_elements_like(values[name], example):
             raise ValueError(
                 f"config.{name}={values[name]} must have elements of the type of {example}."
             )
     check_padding(config)
+
+
+def has_elements_like(value: Any, example: tuple[Any, ...]) -> bool:
+    """Return whether a value is a tuple or list of any number of elements like those of `example`.
+
+    Args:
+        value: The value of a config field.
+        example: A tuple of numbers, or of tuples of equally many numbers.
+    """
+    if not isinstance(value, tuple | list):
+        return False
+    shape = np.shape(example[0])
+    arrays = [np.array(element, object) for element in value]
+    return all(
+        array.shape == shape and all(isinstance(number, numbers.Real) for number in array.flat)
+        for array in arrays
+    )
 
 
 def check_padding(config: ConfigDict) -> None:

@@ -141,7 +141,7 @@ def comparison_sheet(
         if result["image_id"] in by_image and result["score"] >= threshold:
             by_image[result["image_id"]].append(result)
     class_of = {category.id: k for k, category in enumerate(source.categories)}
-    classes = {class_of[result["category_id"]] for shown in by_image.values() for result in shown}
+    classes = {class_of[result["category_id"]] for drawn in by_image.values() for result in drawn}
     classes.update(k for i in spread for k in source.annotations(i).classes.tolist())
     pairs = [_comparison(source, i, by_image[int(source.image_ids[i])], side) for i in spread]
     columns = max(1, min(2, len(pairs)))
@@ -187,13 +187,13 @@ def legend(names: dict[int, str], width: int) -> Image.Image:
     canvas = Image.new("RGB", (width, LINE * (MAX_LEGEND_LINES + 1)), "white")
     pen = ImageDraw.Draw(canvas)
     x = y = 0
-    for shown, (class_index, name) in enumerate(names.items()):
+    for index, (class_index, name) in enumerate(names.items()):
         text, font = fit_text(name, TEXT_SIZE, width / 4)
         step = 2 * LINE + round(font.getlength(text))
         if x + step > width:
             x, y = 0, y + LINE
         if y == LINE * MAX_LEGEND_LINES:
-            rest = text_line([f"and {len(names) - shown} more"], width)
+            rest = text_line([f"and {len(names) - index} more"], width)
             canvas.paste(rest, (0, y))
             break
         pen.rectangle((x + 2, y + 2, x + LINE - 4, y + LINE - 4), fill=class_color(class_index))

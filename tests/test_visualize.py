@@ -193,9 +193,9 @@ def test_a_legend_has_at_most_five_lines(monkeypatch):
     )
     image = visualize.legend({k: f"a category named {k}" for k in range(80)}, 800)
     assert image.size == (800, 5 * 20)
-    num_shown = int(texts[-2].split()[-1])  # the first one that does not fit
-    assert texts[-1] == f"and {80 - num_shown} more"
-    assert num_shown >= 16
+    num_listed = int(texts[-2].split()[-1])  # the first one that does not fit
+    assert texts[-1] == f"and {80 - num_listed} more"
+    assert num_listed >= 16
 
 
 def test_the_images_of_a_comparison_are_evenly_spread(synthetic_dataset, monkeypatch):

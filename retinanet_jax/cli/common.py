@@ -23,6 +23,12 @@ from retinanet_jax.utils.progress import one_line
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended, by the convention of shells
 HELP_FLAGS = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 HELP_WIDTH = 100
+# How Python's and absl's errors about the value of a flag begin, and the type that it must have.
+TYPE_ERRORS = {
+    "invalid literal for int()": "an integer",
+    "could not convert string to float": "a number",
+    "('Non-boolean argument to boolean flag'": "true or false",
+}
 TRACEBACK_HELP = "Show a Python traceback instead of one line when an error ends the command."
 
 
@@ -206,7 +212,16 @@ def flag_errors_in_one_line() -> Iterator[None]:
     except (flags.Error, OSError, TypeError, ValueError) as error:
         # ml_collections appends the whole traceback, as text, to the errors of a config file.
         text, _, traceback = one_line(error).partition("Traceback (most recent call last):")
-        sys.exit(f"error: {text}{traceback.rpartition('ValueError: ')[2]}")
+        sys.exit(f"error: {name_type(text)}{traceback.rpartition('ValueError: ')[2]}")
+
+
+def name_type(message: str) -> str:
+    """Return absl's message about a flag, with the type that a value of another type must have."""
+    for cause, expected in TYPE_ERRORS.items():
+        flag, found, _ = message.partition(f": {cause}")
+        if found:
+            return f"{flag.removeprefix('flag ')} must be {expected}."
+    return message
 
 
 @contextlib.contextmanager

@@ -55,15 +55,16 @@ class Augmentation:
 
     def __post_init__(self):
         self._check_sides()
-        if self.scale_jitter and not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
+        jitter = tuple(self.scale_jitter or (1, 1))
+        if len(jitter) != 2 or not 0 < jitter[0] <= jitter[1]:
             raise ValueError(
-                f"scale_jitter={tuple(self.scale_jitter)} must be (lo, hi) with 0 < lo <= hi; "
-                "try (0.8, 1.2), or None for off."
+                f"scale_jitter={jitter} must be (lo, hi) with 0 < lo <= hi; "
+                "try (0.8, 1.2), or (1, 1) for off."
             )
         if self.crop_size and (len(self.crop_size) != 2 or min(self.crop_size) < 1):
             raise ValueError(
                 f"crop_size={tuple(self.crop_size)} must be a positive (height, width); "
-                "try (640, 640), or None for off."
+                "try (640, 640), or () for off."
             )
         for name in COLORS:
             if not self.color_jitter[name] >= 0:

@@ -17,7 +17,7 @@ Tensor = Any  # a tf.Tensor, or a value that TensorFlow converts to one
 ENVIRONMENT = {
     # TensorFlow would report an invalid image before our own message does.
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    # If oneDNN is on, TensorFlow says so in lines that no log level hides. No operation of this
+    # If oneDNN is on, TensorFlow reports it in lines that no log level hides. No operation of this
     # package uses it: images and the detections of a SavedModel are bit for bit the same without.
     "TF_ENABLE_ONEDNN_OPTS": "0",
 }

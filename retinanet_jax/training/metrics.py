@@ -19,7 +19,7 @@ from retinanet_jax.utils.progress import CLOCK, format_count, format_duration
 
 T = TypeVar("T")
 METRICS = "metrics.jsonl"
-NUM_INTERVALS = 20  # logged steps whose speed predicts that of the remaining steps
+NUM_INTERVALS = 20  # latest lines, from which the time left is predicted
 
 
 class MetricWriter:

@@ -22,7 +22,7 @@ class WorkClock:
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """Stop the clock inside a `with` statement, in the thread whose work it measures."""
+        """Stop the clock inside a `with` statement, in the thread that it measures."""
         if self._stopped_at is not None:  # by a caller
             yield
             return

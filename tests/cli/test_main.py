@@ -45,12 +45,17 @@ def config_file(tmp_path):
         (
             "--config.optimizer.leraning_rate=0.1",
             "config.optimizer.leraning_rate is not a config field; did you mean "
-            "config.optimizer.learning_rate? config.optimizer has clip_norm, drop_factor, drops, "
-            "learning_rate, momentum, name,",
+            "config.optimizer.learning_rate? config.optimizer has clip_norm, decay_biases, "
+            "drop_factor, drops, learning_rate, momentum, name,",
         ),
         ("--config.optimiser.lr=1", "config.optimizer."),  # codespell:ignore
         ("--config.total_step=7", "did you mean config.total_steps?"),
-        ("--config.total_steps=many", "total_steps"),
+        ("--config.total_steps=many", "--config.total_steps=many must be an integer."),
+        ("--config.total_steps=1e3", "--config.total_steps=1e3 must be an integer."),
+        ("--config.loss.gamma=x", "--config.loss.gamma=x must be a number."),
+        ("--config.data.flip=maybe", "--config.data.flip=maybe must be true or false."),
+        ("--config.data.scale_jitter=None", "config.data.scale_jitter=(None,) must have elements"),
+        ("--config.data.short_sides=a", "config.data.short_sides=('a',) must have elements"),
         (
             "--config.data.buckets=3",
             "config.data.buckets=(3,) must have elements of the type of ((800, 928)",
@@ -74,6 +79,21 @@ def config_file(tmp_path):
 def test_a_wrong_flag_is_named(error_line, tmp_path, flag, message):
     assert message in error_line("train", TINY, f"--workdir={tmp_path / 'run'}", flag)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", [None, 2.0, "(1, 2)", ("a", "b"), ((1, 2), (3, 4)), (1, (2, 3))])
+def test_a_wrong_value_in_a_config_file_is_named(error_line, tmp_path, value):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from retinanet_jax.configs import shapes\n"
+        "def get_config(argument=''):\n"
+        "    config = shapes.get_config('tiny')\n"
+        "    with config.unlocked(), config.ignore_type():\n"
+        f"        config.data.scale_jitter = {value!r}\n"
+        "    return config\n"
+    )
+    line = error_line("train", f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    assert line.startswith(f"error: config.data.scale_jitter={value} must have elements of the typ")
 
 
 @pytest.mark.parametrize(

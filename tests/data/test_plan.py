@@ -257,6 +257,7 @@ def test_an_evaluation_contains_each_image_once_in_the_bucket_of_its_own_size(bu
         ({"short_sides": ()}, r"short_sides=\(\)"),
         ({"long_side": 0}, "long_side=0"),
         ({"scale_jitter": (1.2, 0.8)}, r"scale_jitter=\(1.2, 0.8\)"),
+        ({"scale_jitter": (2.0,)}, r"scale_jitter=\(2.0,\) must be \(lo, hi\)"),
         ({"sizes": np.zeros((0, 2), int)}, "at least one image"),
         ({"resize": "bicubic"}, "resize='bicubic' must be one of 'bilinear', 'bilinear_float'"),
         ({"short_side_sampling": "any"}, "short_side_sampling='any' must be 'choice' or 'range'"),

@@ -13,7 +13,7 @@ from retinanet_jax.utils.progress import (
 
 
 class Clock:
-    """A replacement for the module `time`, whose time is set by the test."""
+    """A replacement for the module `time`; the test sets its seconds."""
 
     def __init__(self):
         self.seconds = 100.0
