@@ -40,7 +40,7 @@ MAX_NAME_LENGTH = 100  # characters of a dataset's name in it
 
 
 def describe(config: ConfigDict, source: Source) -> dict[str, Any]:
-    """Return what the JSON of an evaluation says of its dataset and settings.
+    """Return the dataset and the settings of an evaluation, for its JSON.
 
     Args:
         config: The config of the evaluation.
@@ -133,7 +133,7 @@ def is_own_evaluation(
     """
     if settings(trained.config) != settings(config):
         return False
-    stored = json.loads(file.read_text()) if file.is_file() else {}
+    stored = read_evaluation(file) or {}
     if "dataset" in stored:
         return stored["dataset"]["sha256"] == description["dataset"]["sha256"]
     is_imported = trained.step == 0  # its own dataset is the first that it is evaluated on
@@ -153,14 +153,26 @@ def own_evaluation(trained: Checkpoint) -> dict[str, Any] | None:
     folder = trained.folder
     if (folder.parent.name, folder.name) != (checkpoint.FOLDER, str(trained.step)):
         return None
-    file = folder.parent.parent / FOLDER / f"{trained.step}.json"
-    if not file.is_file():
+    evaluation = read_evaluation(folder.parent.parent / FOLDER / f"{trained.step}.json")
+    if evaluation is None:
         return None
-    evaluation = json.loads(file.read_text())
     # Versions before 0.3 replaced the run's own evaluation by that of any other data.
-    aps = (checkpoint.NOT_MEASURED, evaluation["AP"])
+    aps = (checkpoint.NOT_MEASURED, evaluation.get("AP"))
     is_replaced = "dataset" not in evaluation and checkpoint.saved_ap(folder) not in aps
     return None if is_replaced else evaluation
+
+
+def read_evaluation(file: pathlib.Path) -> dict[str, Any] | None:
+    """Return the content of an evaluation's JSON, or None if it is missing or damaged.
+
+    Args:
+        file: The file. Numbers that JSON does not have, such as NaN, are read as None.
+    """
+    try:
+        evaluation = json.loads(file.read_bytes(), parse_constant=lambda _: None)
+    except (OSError, ValueError):
+        return None
+    return evaluation if isinstance(evaluation, dict) else None
 
 
 def detections_file(folder: pathlib.Path, step: int) -> pathlib.Path:
@@ -175,7 +187,7 @@ def write_detections(results: list[dict[str, Any]], step: int, folder: pathlib.P
 
 
 def steps_without_ap(workdir: pathlib.Path) -> list[int]:
-    """Return the steps of a run whose checkpoints await an AP that a killed run did not compute.
+    """Return the steps with a checkpoint that awaits an AP, which a killed run did not compute.
 
     Their detections are in the folder of evaluations.
     """

@@ -17,7 +17,7 @@ from retinanet_jax.export import model_card, savedmodel, stablehlo, verification
 from retinanet_jax.export.onnx import model as onnx_model
 from retinanet_jax.export.servable import Servable, default_image_size
 from retinanet_jax.export.verification import Verification
-from retinanet_jax.utils.files import write_folder
+from retinanet_jax.utils.files import check_absent, write_folder
 from retinanet_jax.utils.progress import make_progress
 from retinanet_jax.utils.threads import map_ahead
 
@@ -97,8 +97,7 @@ def export_detector(
     """
     artifact_format = choose("format", format_name, FORMATS)
     check_packages(format_name, artifact_format.PACKAGES)
-    if output.exists():
-        raise FileExistsError(f"The output folder {output} exists already; choose another.")
+    check_absent(output, "folder")
     inputs = verification_images(servables[0], images)
     names = ["x".join(map(str, s.image_size)) for s in servables] if servables[1:] else [""]
     verifications: dict[pathlib.Path, Verification] = {}

@@ -3,13 +3,12 @@
 import datetime
 import hashlib
 import importlib.metadata
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import retinanet_jax
-from retinanet_jax.checkpoint import Checkpoint
+from retinanet_jax.evaluation.records import own_evaluation
 from retinanet_jax.export.recipe import resize_recipe
 from retinanet_jax.export.servable import (
     INPUTS,
@@ -67,7 +66,7 @@ def _make_card(
         "checkpoint": {
             "folder": str(checkpoint.folder),
             "step": checkpoint.step,
-            "metrics": evaluation_metrics(checkpoint),
+            "metrics": own_evaluation(checkpoint),
             "config": plain(config),
         },
         "changed_since_evaluation": changes_since_evaluation(servable),
@@ -95,17 +94,6 @@ def _make_card(
     }
 
 
-def evaluation_metrics(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Return the metrics that evaluation wrote for this step, or None if there are none to read."""
-    file = checkpoint.folder.parent.parent / "eval" / f"{checkpoint.step}.json"
-    try:
-        # JSON has no NaN, but Python's parser accepts it.
-        metrics = json.loads(file.read_bytes(), parse_constant=lambda _: None)
-    except (OSError, ValueError):
-        return None
-    return metrics if isinstance(metrics, dict) else None
-
-
 def ap_text(metrics: dict[str, Any] | None) -> str:
     """Return AP and AP50 with their dataset as text, as far as the metrics contain them."""
     if metrics is None:
@@ -116,10 +104,11 @@ def ap_text(metrics: dict[str, Any] | None) -> str:
         return f"{value:.3f}" if is_defined else "undefined"
 
     numbers = ", ".join(f"{name} {number(metrics.get(name))}" for name in ("AP", "AP50"))
-    dataset = metrics.get("dataset")  # versions before 0.3 did not write it
-    if dataset is None:
+    try:
+        dataset = metrics["dataset"]["name"], metrics["dataset"]["num_images"]
+    except (KeyError, TypeError):  # versions before 0.3 did not write it
         return numbers
-    return f"{numbers} on {dataset['name']} ({format_count(dataset['num_images'], 'image')})"
+    return f"{numbers} on {dataset[0]} ({format_count(dataset[1], 'image')})"
 
 
 def changes_since_evaluation(servable: Servable) -> list[str]:

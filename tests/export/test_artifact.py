@@ -6,11 +6,12 @@ import types
 
 import numpy as np
 import pytest
+from absl import flags
 from export_examples import EXPECTED, padded_outputs
 from PIL import Image
 
 from retinanet_jax import checkpoint
-from retinanet_jax.cli.export import parse_size
+from retinanet_jax.cli.export import define_flags, parse_size
 from retinanet_jax.export import artifact, model_card, verification
 from retinanet_jax.export.artifact import export_detector, load_servables
 from retinanet_jax.export.comparison import DetectionArrays
@@ -49,8 +50,12 @@ def test_invalid_sizes_and_limits_raise_an_error_of_one_line(load, arguments, me
     assert "\n" not in str(error.value)
 
 
-def test_a_size_in_another_notation_is_an_error_with_an_example():
-    assert parse_size("64,96") == [64, 96]
+def test_the_flag_of_the_size_may_be_repeated_and_has_one_notation():
+    values = flags.FlagValues()
+    define_flags(values, [])
+    values(["export", "--image_size=64,96", "--image_size=96,64", "--noclass_agnostic"])
+    assert [parse_size(text) for text in values["image_size"].value] == [[64, 96], [96, 64]]
+    assert values["class_agnostic"].value is False
     with pytest.raises(ValueError, match="--image_size=64x96 must be HEIGHT,WIDTH in pixels, such"):
         parse_size("64x96")
 
@@ -171,7 +176,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
 
 def test_an_existing_folder_is_not_overwritten(servable, tmp_path):
     pytest.importorskip("flatbuffers")
-    with pytest.raises(FileExistsError, match="exists already; choose another"):
+    with pytest.raises(FileExistsError, match="exists; give another folder"):
         export_detector("stablehlo", [servable], tmp_path)
 
 

@@ -238,4 +238,4 @@ def test_the_command_exports_a_run_with_its_own_limits(program, tiny_run, tmp_pa
 
     status, _, stderr = program.run("export", *arguments)
     assert status == 1
-    assert stderr.strip().endswith("exists already; choose another.")
+    assert stderr.strip().endswith("exists; give another folder.")

@@ -61,6 +61,7 @@ DATASET = {"name": "farm/val.json", "num_images": 1}
         (json.dumps({"AP": None, "AP50": None}), "step 12: AP undefined, AP50 undefined."),
         ('{"AP": NaN, "AP50": -1.0}', "step 12: AP undefined, AP50 undefined."),
         (json.dumps({"AP": "0.5", "AP75": 0.5}), "step 12: AP undefined, AP50 undefined."),
+        (json.dumps({"AP": 0.5, "AP50": 1, "dataset": "val"}), "step 12: AP 0.500, AP50 1.000."),
         ("{}", "step 12: AP undefined, AP50 undefined."),
         ("[0.5]", "step 12: AP not measured."),
         ('{"AP": 0.5', "step 12: AP not measured."),
