@@ -39,7 +39,8 @@ class RetinaNet(nn.Module, kw_only=True):
         max_level: The pyramid's coarsest level, as in `FPN`.
         head_depth: Number of convolutions in the tower of each head.
         prior_probability: Initial probability of every class of every anchor.
-        dtype: The dtype of the computation and the outputs; parameters are float32.
+        dtype: The dtype of the computation; parameters are float32, and outputs are in at least
+            float32.
         convolve: The convolution function; None means `jax.lax.conv_general_dilated`.
     """
 

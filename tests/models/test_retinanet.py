@@ -75,9 +75,9 @@ def test_the_pyramid_can_end_at_p6():
 
 
 @pytest.mark.parametrize("options", [{}, {"norm": "batch", "head_norm": "group"}])
-def test_bfloat16_outputs_from_float32_parameters(options):
+def test_bfloat16_has_float32_outputs_and_parameters(options):
     outputs, variables = build(**TINY, dtype=jnp.bfloat16, **options)
-    assert {x.dtype for x in jax.tree.leaves(outputs)} == {jnp.dtype("bfloat16")}
+    assert {x.dtype for x in jax.tree.leaves(outputs)} == {jnp.dtype("float32")}
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
