@@ -20,7 +20,7 @@ import retinanet_jax
 from retinanet_jax import checkpoint, sharding
 from retinanet_jax import config as config_module
 from retinanet_jax.checkpoint import CheckpointManager
-from retinanet_jax.checkpoint.manager import steps_to_keep
+from retinanet_jax.checkpoint.manager import steps_to_preserve
 from retinanet_jax.data.sources import synthetic
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.detector import Detector
@@ -129,7 +129,7 @@ def test_the_newest_and_the_best_checkpoints_remain(tmp_path, config):
 
 
 @pytest.mark.parametrize(
-    ("aps", "kept"),
+    ("aps", "preserved"),
     [
         ({1: 0.5, 2: 0.4, 3: 0.3}, {1, 3}),
         ({1: 0.5, 2: 0.5, 3: 0.3}, {2, 3}),  # of equal ones the newer
@@ -140,8 +140,8 @@ def test_the_newest_and_the_best_checkpoints_remain(tmp_path, config):
         ({}, set()),
     ],
 )
-def test_which_checkpoints_are_kept(aps, kept):
-    assert steps_to_keep(aps, num_newest=1) == kept
+def test_which_checkpoints_are_preserved(aps, preserved):
+    assert steps_to_preserve(aps, num_newest=1) == preserved
 
 
 def test_an_ap_that_is_known_late_still_decides(tmp_path, config):

@@ -38,8 +38,8 @@ from retinanet_jax.utils.files import write_json
 class CheckpointManager:
     """The checkpoints of a working directory, saved in the background during training.
 
-    The newest checkpoints are kept, that with the highest AP, and those whose AP is awaited. Only
-    the first host, which is the one that deletes checkpoints, must know the AP.
+    The newest checkpoints are preserved, that with the highest AP, and those that await their AP.
+    Only the first host, which is the one that deletes checkpoints, must know the AP.
 
     Args:
         workdir: The working directory; its folder `checkpoints` is created if necessary.
@@ -62,7 +62,9 @@ class CheckpointManager:
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_handlers=item_handlers(),
-            options=ocp.CheckpointManagerOptions(preservation_policy=_KeepSteps(self._kept_steps)),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=_PreserveSteps(self._preserved_steps)
+            ),
         )
 
     def __enter__(self) -> "CheckpointManager":
@@ -80,7 +82,7 @@ class CheckpointManager:
             variables: The network's parameters and batch statistics.
             training: The rest of the training state, for resuming.
             awaits_ap: Whether the AP of this step is being computed, and `record_ap` follows. Until
-                then the checkpoint is kept.
+                then the checkpoint is preserved.
         """
         self._aps[step] = None if awaits_ap else NOT_MEASURED
         categories: Any = [category._asdict() for category in self._categories]
@@ -112,13 +114,13 @@ class CheckpointManager:
         file.parent.mkdir(exist_ok=True)
         write_json(file, {"AP": ap})
         self._aps[step] = ap
-        for superseded in self._aps.keys() - self._kept_steps():
+        for superseded in self._aps.keys() - self._preserved_steps():
             shutil.rmtree(self._folder / str(superseded), ignore_errors=True)
             del self._aps[superseded]
         self._manager.reload()
 
-    def _kept_steps(self) -> set[int]:
-        return steps_to_keep(self._aps, self._config.keep_checkpoints)
+    def _preserved_steps(self) -> set[int]:
+        return steps_to_preserve(self._aps, self._config.keep_checkpoints)
 
     def latest_step(self) -> int | None:
         """Return the step of the newest complete checkpoint, or None if there is none."""
@@ -162,11 +164,11 @@ class CheckpointManager:
         return restored["variables"], restored["training"]
 
 
-class _KeepSteps(preservation_policy.PreservationPolicy):
-    """Orbax's interface to a function that returns the steps to keep."""
+class _PreserveSteps(preservation_policy.PreservationPolicy):
+    """Orbax's interface to a function that returns the steps to preserve."""
 
-    def __init__(self, kept_steps: Callable[[], set[int]]) -> None:
-        self._kept_steps = kept_steps
+    def __init__(self, preserved_steps: Callable[[], set[int]]) -> None:
+        self._preserved_steps = preserved_steps
 
     def should_preserve(
         self,
@@ -174,11 +176,11 @@ class _KeepSteps(preservation_policy.PreservationPolicy):
         *,
         context: preservation_policy.PreservationContext,
     ) -> list[bool]:
-        kept = self._kept_steps()
-        return [checkpoint.step in kept for checkpoint in checkpoints]
+        preserved = self._preserved_steps()
+        return [checkpoint.step in preserved for checkpoint in checkpoints]
 
 
-def steps_to_keep(aps: Mapping[int, float | None], num_newest: int) -> set[int]:
+def steps_to_preserve(aps: Mapping[int, float | None], num_newest: int) -> set[int]:
     """Return the steps of the newest checkpoints, of the best one, and of those that await an AP.
 
     Args:

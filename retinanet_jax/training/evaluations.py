@@ -1,4 +1,4 @@
-"""The evaluations of a training run: the AP of a step is computed while training goes on."""
+"""The evaluations of a training run: the AP of a step is computed while training continues."""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ from retinanet_jax.utils.progress import format_count
 
 
 class PendingEvaluation(NamedTuple):
-    """An evaluation whose AP is being computed."""
+    """An evaluation with an AP that is being computed."""
 
     step: int
     outcome: "Future[Evaluation]"
@@ -29,8 +29,9 @@ class TrainingEvaluations:
     """The evaluations of a training run.
 
     All hosts compute the detections of a step. A thread of the first host computes their AP, one
-    evaluation at a time, while training goes on; then the AP is logged and added to the checkpoint
-    of its step. As a context manager it waits for the last AP, unless an error ends the run.
+    evaluation at a time, while training continues; then the AP is logged and added to the
+    checkpoint of its step. At the end of a `with` statement this waits for the last AP, unless an
+    error ends the run.
 
     Args:
         config: The run's config.

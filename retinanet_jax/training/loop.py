@@ -162,11 +162,11 @@ def run_largest_shapes(
         evaluator.run_largest(state.variables)
     if batches[0].images.shape == largest.images.shape:
         return state  # the first step has this shape
-    kept = jax.tree.map(np.array, jax.device_get(state))
+    on_host = jax.tree.map(np.array, jax.device_get(state))
     host_part = jax.tree.map(lambda x: x[: len(x) // jax.process_count()], largest)
     device_batch = sharding.put_batch(host_part, sharding.batch_shardings(mesh))
     jax.block_until_ready(compiled_step(state, device_batch))
-    return sharding.put_replicated(kept, mesh)
+    return sharding.put_replicated(on_host, mesh)
 
 
 def wait_for_earlier_steps(running: collections.deque[Array], result: Array) -> None:

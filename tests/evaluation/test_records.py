@@ -146,7 +146,7 @@ def test_the_validation_part_of_the_training_data_is_named_by_its_fraction(train
     assert folder_for(trained, config, source) != pathlib.Path("eval")
 
 
-def test_the_own_evaluation_of_a_checkpoint_says_its_dataset(trained, config, source, tmp_path):
+def test_the_own_evaluation_of_a_checkpoint_names_its_dataset(trained, config, source, tmp_path):
     assert records.own_evaluation(trained) is None
     stored = store_own(trained, config, source)
     evaluation = records.own_evaluation(trained)

@@ -1,4 +1,4 @@
-"""Evaluations during training: training goes on while AP is computed, and no AP is lost."""
+"""Evaluations during training: training continues while AP is computed, and no AP is lost."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ STATE = {"params": {"kernel": jnp.ones(3)}}, {"step": jnp.int32(1)}
 
 
 class Ap:
-    """Replaces `write_evaluation`: the AP of a step is known when the test says so."""
+    """Replaces `write_evaluation`: the AP of a step is known when the test has set it."""
 
     def __init__(self) -> None:
         self.started: list[int] = []
@@ -90,7 +90,7 @@ def run(synthetic_dataset, config, tmp_path):
 
 
 def report_until(training_evaluations, condition):
-    """Report after each step of a training that goes on, until something has happened."""
+    """Report after each step of a training that continues, until something has happened."""
     deadline = time.monotonic() + 30
     while not condition():
         training_evaluations.report()
@@ -98,7 +98,7 @@ def report_until(training_evaluations, condition):
         assert time.monotonic() < deadline
 
 
-def test_training_goes_on_while_ap_is_computed_and_it_still_decides_the_best(run, ap):
+def test_training_continues_while_ap_is_computed_and_it_still_decides_the_best(run, ap):
     with run.open() as training_evaluations:
         training_evaluations.evaluate({}, 10)  # it returns, though the AP is not known
         run.save(10, awaits_ap=True)
