@@ -115,10 +115,10 @@ def _array_pixels(image: object, name: str) -> UInt8[np.ndarray, "H W 3"]:
         ) from None
     if array.dtype != np.uint8 or (array.ndim != 2 and array.shape[2:] != (3,)) or not array.size:
         is_array = hasattr(image, "__array__")
-        description = f"array of {array.dtype} {array.shape}" if is_array else type(image).__name__
+        type_name = f"array of {array.dtype} {array.shape}" if is_array else type(image).__name__
         raise ValueError(
-            f"{name}: this {description} is not an image; give uint8 (height, width, 3) in RGB, uint8 "
-            "(height, width) in gray, a path, or a Pillow image."
+            f"{name}: this {type_name} is not an image; give uint8 (height, width, 3) in RGB, "
+            "uint8 (height, width) in gray, a path, or a Pillow image."
         )
     return np.stack([array] * 3, axis=-1) if array.ndim == 2 else array
 
