@@ -1,6 +1,9 @@
 """Boxes stay on their pixels, and TensorFlow computes the same pixels as numpy."""
 
 import functools
+import os
+import subprocess
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -263,3 +266,27 @@ def test_tensorflow_flips_and_pads_equally():
     image = noise(5, 7)
     assert np.array_equal(tf_transforms.flip(image).numpy(), transforms.flip(image))
     assert np.array_equal(tf_transforms.pad(image, (8, 9)).numpy(), transforms.pad(image, 8, 9))
+
+
+def test_tensorflow_writes_no_messages_about_itself():
+    """Neither when it is imported nor when it first computes with uint8."""
+    code = (
+        "from retinanet_jax.data import tf_transforms\n"
+        "tf = tf_transforms.import_tensorflow()\n"
+        "image = tf.zeros((4, 4, 3), tf.uint8)\n"
+        "dataset = tf.data.Dataset.from_tensors(image)\n"
+        "dataset = dataset.map(lambda x: tf_transforms.pad(x, (8, 8)))\n"
+        "print(next(dataset.as_numpy_iterator()).shape)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in tf_transforms.ENVIRONMENT}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("(8, 8, 3)\n", "")
+
+
+def test_a_users_settings_of_tensorflow_are_kept(monkeypatch):
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    tf_transforms.import_tensorflow()
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "1"
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3"
