@@ -28,8 +28,8 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_string(
         "output",
         None,
-        "The folder that detections.json and the annotated images are written to. Of the files that "
-        "it contains, only those of earlier runs are replaced.",
+        "The folder that detections.json and the annotated images are written to. Of the files in "
+        "it, only those of earlier runs are replaced.",
         flag_values=values,
     )
     define_detection_limits(values)
