@@ -28,12 +28,12 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_string(
         "output", None, "The folder to write; it must not exist.", flag_values=values
     )
-    flags.DEFINE_multi_string(
+    flags.DEFINE_list(
         "image_size",
         [],
         "The size of the input as HEIGHT,WIDTH in pixels, each a multiple of 32. The default is "
-        "the smallest that can contain every image as evaluation resizes it. If this is given "
-        "several times, OUTPUT contains an artifact for each size, in a folder of its own.",
+        "the smallest that can contain every image as evaluation resizes it. Of several sizes, "
+        "such as 800x1344,1344x800, each has an artifact in a folder of its own in OUTPUT.",
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -62,7 +62,7 @@ def run(values: Any, _: list[str]) -> None:
         batch_size = 1  # an ONNX graph contains its shapes
     servables = load_servables(
         values.checkpoint,
-        image_sizes=[parse_size(text) for text in values.image_size],
+        image_sizes=parse_sizes(values.image_size),
         batch_size=batch_size,
         **detection_limits(values),
     )
@@ -78,13 +78,15 @@ def run(values: Any, _: list[str]) -> None:
         )
 
 
-def parse_size(text: str) -> list[int]:
-    """Return the numbers of pixels in a flag HEIGHT,WIDTH."""
+def parse_sizes(items: list[str]) -> list[list[int]]:
+    """Return the heights and widths in --image_size, HEIGHT,WIDTH or a list of HEIGHTxWIDTH."""
+    sizes = items if any("x" in item for item in items) else ["x".join(items)] * bool(items)
     try:
-        return [int(side) for side in text.split(",")]
+        return [[int(side) for side in size.split("x")] for size in sizes]
     except ValueError:
         raise ValueError(
-            f"--image_size={text} must be HEIGHT,WIDTH in pixels, such as --image_size=480,640."
+            f"--image_size={','.join(items)} must be HEIGHT,WIDTH in pixels, such as 480,640, or "
+            "several sizes, such as 800x1344,1344x800."
         ) from None
 
 

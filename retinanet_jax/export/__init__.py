@@ -2,6 +2,6 @@
 
 `artifact` writes and verifies the artifact of a checkpoint. `servable` defines the function that is
 exported; `stablehlo`, `savedmodel` and `onnx` write it in their formats and load the result;
-`verification` compares the detections of the artifact with those of the checkpoint; `model_card`
-describes the artifact.
+`verification` compares the detections of the artifact with those of `predict`, by `comparison`;
+`model_card` describes the artifact, and `resize_rule` how to resize images for it.
 """

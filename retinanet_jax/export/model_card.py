@@ -9,7 +9,7 @@ from typing import Any
 
 import retinanet_jax
 from retinanet_jax.evaluation.records import own_evaluation
-from retinanet_jax.export.recipe import resize_recipe
+from retinanet_jax.export.resize_rule import resize_instructions
 from retinanet_jax.export.servable import (
     INPUTS,
     OUTPUTS,
@@ -176,7 +176,7 @@ def to_markdown(card: dict[str, Any], servable: Servable, verification: Verifica
         "`images`: RGB, 0 to 255, each image in the top left corner; other pixels are ignored.",
         "`sizes`: the height and width of each image inside `images`.",
         "",
-        *resize_recipe(servable),
+        *resize_instructions(servable),
         "",
         "`boxes` (x0 y0 x1 y1 in pixels of `images`), `scores` and `categories` are sorted, best",
         "score first, and zero after the first `count` elements. Scores are above "

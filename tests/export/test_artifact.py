@@ -6,12 +6,11 @@ import types
 
 import numpy as np
 import pytest
-from absl import flags
 from export_examples import EXPECTED, padded_outputs
 from PIL import Image
 
 from retinanet_jax import checkpoint
-from retinanet_jax.cli.export import define_flags, parse_size
+from retinanet_jax.cli.export import parse_sizes
 from retinanet_jax.export import artifact, model_card, verification
 from retinanet_jax.export.artifact import export_detector, load_servables
 from retinanet_jax.export.comparison import DetectionArrays
@@ -50,14 +49,14 @@ def test_invalid_sizes_and_limits_raise_an_error_of_one_line(load, arguments, me
     assert "\n" not in str(error.value)
 
 
-def test_the_flag_of_the_size_may_be_repeated_and_has_one_notation():
-    values = flags.FlagValues()
-    define_flags(values, [])
-    values(["export", "--image_size=64,96", "--image_size=96,64", "--noclass_agnostic"])
-    assert [parse_size(text) for text in values["image_size"].value] == [[64, 96], [96, 64]]
-    assert values["class_agnostic"].value is False
-    with pytest.raises(ValueError, match="--image_size=64x96 must be HEIGHT,WIDTH in pixels, such"):
-        parse_size("64x96")
+def test_sizes_are_given_as_a_pair_or_as_a_list():
+    assert parse_sizes([]) == []
+    assert parse_sizes(["64", "96"]) == [[64, 96]]
+    assert parse_sizes(["64x96"]) == [[64, 96]]
+    assert parse_sizes(["64x96", "96x64"]) == [[64, 96], [96, 64]]
+    for items in (["64", "wide"], ["64x96", "96x"]):
+        with pytest.raises(ValueError, match=f"--image_size={','.join(items)} must be HEIGHT,WID"):
+            parse_sizes(items)
 
 
 def test_limits_change_the_artifact_and_not_the_checkpoint(load, servable):

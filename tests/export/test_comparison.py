@@ -10,7 +10,7 @@ from retinanet_jax.export.comparison import DetectionArrays, compare_detections
 
 @pytest.fixture
 def config(toy_config):
-    """A config whose threshold is below the scores of the examples."""
+    """A config with a threshold below the scores of the examples."""
     toy_config.detections.update(score_threshold=0.1, max_detections=100)
     return toy_config
 

@@ -1,6 +1,6 @@
 """Every format end to end: in its own runtime it has the detections of `predict` and evaluation.
 
-The detector has group norm, whose statistics would depend on the padding if it were not masked. The
+The detector has group norm; its statistics would depend on the padding if it were not masked. The
 images of odd sizes are in three buckets, all of them smaller than the input of the artifacts.
 """
 
@@ -72,7 +72,7 @@ def detections_by(key, results) -> dict[str, DetectionArrays]:
 
 
 def in_original_pixels(detections: DetectionArrays, original_size, size) -> DetectionArrays:
-    """The detections of an artifact, scaled as the documentation says."""
+    """The detections of an artifact, scaled as documented."""
     scale = np.divide(original_size, size)
     return detections._replace(boxes=detections.boxes * scale[[1, 0, 1, 0]])
 

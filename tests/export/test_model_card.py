@@ -78,7 +78,7 @@ def changes(servable) -> str:
     return "; ".join(model_card.changes_since_evaluation(servable))
 
 
-def test_the_card_says_in_what_the_artifact_differs_from_what_was_evaluated(servable, write_card):
+def test_the_card_lists_the_differences_from_what_was_evaluated(servable, write_card):
     assert changes(servable) == ""
     servable.config.detections.score_threshold = 0.25
     text = "config.detections.score_threshold is 0.25 instead of 0.05"

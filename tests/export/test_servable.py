@@ -9,7 +9,7 @@ import pytest
 from retinanet_jax import input_pipeline
 from retinanet_jax.data.sizes import resized_sizes, size_in_canvas
 from retinanet_jax.data.transforms import PIXEL_TYPES
-from retinanet_jax.export import recipe
+from retinanet_jax.export import resize_rule
 from retinanet_jax.export.servable import default_image_size
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "export.md"
@@ -81,13 +81,13 @@ RULES = [  # short side, long side, canvas
     (800, 1333, (800, 1088)),
     (333, 517, (320, 544)),
     (64, 90, (64, 96)),
-    (777, 500, (512, 480)),  # the long side alone limits
+    (777, 500, (512, 480)),  # only the long side limits
 ]
 
 
 @pytest.mark.parametrize("resize", list(PIXEL_TYPES))
 @pytest.mark.parametrize(("short_side", "long_side", "canvas"), RULES)
-def test_an_image_has_one_size_in_numpy_in_tensorflow_in_the_docs_and_in_evaluation(
+def test_an_image_has_one_size_in_numpy_tensorflow_the_docs_and_evaluation(
     resize, short_side, long_side, canvas
 ):
     tf = pytest.importorskip("tensorflow")
@@ -103,7 +103,9 @@ def test_an_image_has_one_size_in_numpy_in_tensorflow_in_the_docs_and_in_evaluat
     tensors = map(tf.constant, sizes.T.astype(np.float64))
     np.testing.assert_array_equal(size_in_tensorflow(*tensors), here)
     arguments = {"short_side": short_side, "long_side": long_side, "input_size": canvas}
-    documented = [recipe.resized_size(h, w, **arguments, method=resize) for h, w in sizes.tolist()]
+    documented = [
+        resize_rule.resized_size(h, w, **arguments, method=resize) for h, w in sizes.tolist()
+    ]
     np.testing.assert_array_equal(documented, here)
 
     assert (here <= canvas).all()
@@ -115,14 +117,14 @@ def test_an_image_has_one_size_in_numpy_in_tensorflow_in_the_docs_and_in_evaluat
 
 
 def test_the_docs_and_the_card_contain_the_rule_with_the_numbers_of_the_config(servable):
-    source = inspect.getsource(recipe.resized_size)
+    source = inspect.getsource(resize_rule.resized_size)
     assert source in DOCS.read_text()
     servable.config.data.update(eval_short_side=60, long_side=90, resize="pillow")
-    text = "\n".join(recipe.resize_recipe(servable))
+    text = "\n".join(resize_rule.resize_instructions(servable))
     assert source in text
     assert "short_side=60, long_side=90, method='pillow', input_size=[64, 96]" in text
     assert "Pillow's" in text
-    assert set(recipe.METHODS) == set(PIXEL_TYPES)
+    assert set(resize_rule.METHODS) == set(PIXEL_TYPES)
 
 
 def test_inputs_are_float_if_resizing_does_not_round(servable):

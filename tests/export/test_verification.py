@@ -1,4 +1,4 @@
-"""Verification: which detections an artifact is compared with, and what is said of the result."""
+"""Verification: which detections an artifact is compared with, and the summary of the result."""
 
 import threading
 

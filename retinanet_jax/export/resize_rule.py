@@ -34,8 +34,8 @@ def resized_size(
     return size
 
 
-def resize_recipe(servable: Servable) -> list[str]:
-    """Return the lines of markdown that tell how to resize images for an artifact."""
+def resize_instructions(servable: Servable) -> list[str]:
+    """Return the instructions to resize images for an artifact, as lines of markdown."""
     options = resize_options(servable.config)
     method = options.pop("resize")
     arguments = {**options, "method": method, "input_size": list(servable.image_size)}
