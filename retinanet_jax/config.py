@@ -18,6 +18,7 @@ CONFIGS = pathlib.Path(__file__).parent / "configs"
 if not CONFIGS.is_dir():  # in a checkout, the folder is next to the package
     CONFIGS = CONFIGS.parent.parent / "configs"
 
+DTYPES = ("float32", "bfloat16", "float64")
 # The version of the config fields, which every checkpoint stores; that of 0.1.0 was 1.
 CONFIG_VERSION = 3
 # The changes of each version: renamed fields, and new fields with the value that reproduces the
@@ -52,7 +53,9 @@ def default_config() -> ConfigDict:
     # hotcoco if it is installed
     config.evaluator = "auto"
     config.keep_checkpoints = 2  # number of newest checkpoints; the best by AP is kept, too
-    config.dtype = "float32"  # of the network's computation; parameters and losses stay float32
+    # Of the network's computation: float32, bfloat16, float64 (float16 would require loss scaling).
+    # Parameters, outputs and losses are in at least float32.
+    config.dtype = "float32"
     config.space = 1  # number of devices per image, split by height; all others split the batch
 
     config.data = ConfigDict()
@@ -243,7 +246,14 @@ def check_fields(config: ConfigDict) -> None:
             raise ValueError(
                 f"config.{name}={values[name]} must have elements of the type of {example}."
             )
+    check_dtype(config)
     check_padding(config)
+
+
+def check_dtype(config: ConfigDict) -> None:
+    """Raise ValueError if the network cannot compute in the config's dtype."""
+    if config.dtype not in DTYPES:
+        raise unknown_choice("dtype", config.dtype, DTYPES)
 
 
 def has_elements_like(value: Any, example: tuple[Any, ...]) -> bool:

@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from retinanet_jax import core
+from retinanet_jax.config import check_dtype
 from retinanet_jax.core.structures import Array
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.models import RetinaNet, conv_general_dilated, level_masks, valid_mask
@@ -31,7 +32,11 @@ def build_model(config: ConfigDict, num_classes: int, *, portable: bool = False)
         portable: Whether to use XLA's own convolutions on every platform, as a program exported
             for other machines must. Otherwise a CPU uses the faster convolutions of
             `models.convolution`.
+
+    Raises:
+        ValueError: If `config.dtype` is unknown.
     """
+    check_dtype(config)
     # If the rows of an image are split among devices, only XLA's own convolution exchanges borders.
     fast = jax.default_backend() == "cpu" and config.space == 1 and not portable
     return RetinaNet(
@@ -68,7 +73,15 @@ def network_input(batch: Batch, config: ConfigDict, *, train: bool) -> Float[Arr
         batch: Images, their valid sizes, and the colors sampled for each image.
         config: A run's config; its `input`, `dtype` and `data.color_jitter` are used.
         train: Whether to jitter the colors, provided that the config has a strength other than 0.
+
+    Raises:
+        ValueError: If `config.dtype` is float64, and JAX is not configured to compute in it.
     """
+    if jax.dtypes.canonicalize_dtype(config.dtype) != config.dtype:
+        raise ValueError(
+            f"dtype={config.dtype!r} would be float32, since JAX disables it; set the environment "
+            "variable JAX_ENABLE_X64=1."
+        )
     images = batch.images
     if train and any(config.data.color_jitter.values()):
         # Jittered on the device, where it takes almost no time; the host is busy decoding.

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from retinanet_jax import modeling
+from retinanet_jax.config import check_fields
 from retinanet_jax.data.batch import Batch
 
 SIZE = (64, 64)
@@ -85,6 +86,25 @@ def test_colors_are_jittered_only_in_training_and_only_if_the_config_has_a_stren
 
 
 # ---- the outputs and the variables
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float8_e4m3fn", "bf16", "int32", ""])
+def test_a_dtype_without_support_is_refused_by_name(toy_config, dtype):
+    toy_config.dtype = dtype
+    message = rf"^dtype='{dtype}' must be one of float32, bfloat16, float64\.$"
+    for check in (check_fields, functools.partial(modeling.build_model, num_classes=2)):
+        with pytest.raises(ValueError, match=message):
+            check(toy_config)
+
+
+def test_float64_is_not_silently_float32(toy_config):
+    toy_config.dtype = "float64"
+    message = "dtype='float64' would be float32, since JAX disables it; .* JAX_ENABLE_X64=1"
+    with pytest.raises(ValueError, match=message):
+        modeling.network_input(make_batch(1), toy_config, train=False)
+    with jax.enable_x64(True):
+        images = modeling.network_input(make_batch(1), toy_config, train=False)
+        assert images.dtype == "float64"
 
 
 def test_there_is_an_output_for_each_anchor(toy_config):
