@@ -1,6 +1,5 @@
 """Labeled boxes and sheets show what they should, at the right pixels and in clear colors."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -124,9 +123,9 @@ def test_a_character_without_a_font_is_replaced(monkeypatch, text, without_fonts
 
 
 def test_a_font_of_the_system_is_used_for_what_pillows_own_lacks(monkeypatch, tmp_path):
-    pytest.importorskip("matplotlib")  # which contains the font
-    path = Path(importlib.util.find_spec("matplotlib").origin).parent / "mpl-data/fonts/ttf"
-    monkeypatch.setattr(visualize, "SYSTEM_FONTS", ("absent.ttf", str(path / "DejaVuSans.ttf")))
+    matplotlib = pytest.importorskip("matplotlib")  # which contains the font
+    path = Path(matplotlib.__file__).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
+    monkeypatch.setattr(visualize, "SYSTEM_FONTS", ("absent.ttf", str(path)))
     text, font = visualize.fit_text("mèche", 12)
     assert (text, font.getname()[0]) == ("mèche", "DejaVu Sans")
     assert visualize.fit_text("cat", 12)[1].getname()[0] != "DejaVu Sans"
