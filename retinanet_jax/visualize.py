@@ -141,7 +141,9 @@ def comparison_sheet(
         if result["image_id"] in by_image and result["score"] >= threshold:
             by_image[result["image_id"]].append(result)
     class_of = {category.id: k for k, category in enumerate(source.categories)}
-    classes = {class_of[result["category_id"]] for drawn in by_image.values() for result in drawn}
+    classes = {
+        class_of[result["category_id"]] for selected in by_image.values() for result in selected
+    }
     classes.update(k for i in spread for k in source.annotations(i).classes.tolist())
     pairs = [_comparison(source, i, by_image[int(source.image_ids[i])], side) for i in spread]
     columns = max(1, min(2, len(pairs)))

@@ -218,8 +218,8 @@ def flag_errors_in_one_line() -> Iterator[None]:
 def name_type(message: str) -> str:
     """Return absl's message about a flag, with the type that a value of another type must have."""
     for cause, expected in TYPE_ERRORS.items():
-        flag, found, _ = message.partition(f": {cause}")
-        if found:
+        flag, separator, _ = message.partition(f": {cause}")
+        if separator:
             return f"{flag.removeprefix('flag ')} must be {expected}."
     return message
 

@@ -284,7 +284,7 @@ def test_tensorflow_writes_no_messages_about_itself():
     assert (done.stdout, done.stderr) == ("(8, 8, 3)\n", "")
 
 
-def test_a_users_settings_of_tensorflow_are_kept(monkeypatch):
+def test_a_users_settings_of_tensorflow_remain(monkeypatch):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
     tf_transforms.import_tensorflow()

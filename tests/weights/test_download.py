@@ -130,7 +130,7 @@ def test_progress_and_the_remaining_time_are_printed(monkeypatch, published, tmp
     published("good")
     monkeypatch.setattr(progress, "PROGRESS_INTERVAL", 0.0)
     monkeypatch.setattr(progress, "MIN_MEASURED", 0.0)
-    monkeypatch.setattr(download, "CHUNK", len(CONTENT) // 2)
+    monkeypatch.setattr(download, "CHUNK", len(CONTENT) // 3)
     download.fetch(NAME, tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(rf"{NAME}: \d/1 MB  \d+\.\d MB/s  \d+ min \d\d s left", lines[2])
