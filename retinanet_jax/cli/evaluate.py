@@ -18,7 +18,8 @@ COMMAND = Command(
     description=(
         "Computes the COCO average precision of the best checkpoint in the workdir (the newest if "
         "none was evaluated) on the config's evaluation dataset. Writes the metrics, the "
-        "detections and some images with their detections to WORKDIR/eval."
+        "detections and some images with their detections to WORKDIR/eval; those of other data "
+        "than the run's, or with other settings, to a folder in it."
     ),
     define_flags=define_run_flags,
     run=run,

@@ -31,8 +31,10 @@ class Ap:
 
     def write_evaluation(self, results, source, step, *_):
         self.started.append(step)
+        deadline = time.monotonic() + 30
         while step not in self.aps:
             time.sleep(0.001)
+            assert time.monotonic() < deadline
         if isinstance(self.aps[step], Exception):
             raise self.aps[step]
         metrics = dict.fromkeys(coco_metrics.METRICS, self.aps[step]) | {"APl": None}
