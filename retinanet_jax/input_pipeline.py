@@ -3,12 +3,10 @@
 Importing this module and opening a dataset import neither flax nor the network.
 """
 
-import os
 import pathlib
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from concurrent import futures
 
 import jax
 import numpy as np
@@ -29,6 +27,7 @@ from retinanet_jax.data.sources.packed import PackedSource, write_packed
 from retinanet_jax.data.sources.tfds import TfdsSource
 from retinanet_jax.data.sources.voc import VocSource
 from retinanet_jax.utils.progress import format_duration, make_progress
+from retinanet_jax.utils.threads import map_ahead
 
 PARTS = ("train", "eval")  # the sections of config.data that name datasets
 SOURCES = ("coco", "voc", "csv", "tfds", "packed", "shapes")
@@ -226,9 +225,9 @@ def check_images(source: Source) -> None:
         OSError: If an image cannot be read.
     """
     if len(source) <= MAX_IMAGES_TO_CHECK:
-        with futures.ThreadPoolExecutor(os.cpu_count()) as readers:
-            # The threads return shapes instead of the images, which would fill the memory.
-            list(readers.map(lambda index: source.image(index).shape, range(len(source))))
+        # The threads return shapes instead of the images, which would fill the memory.
+        for _ in map_ahead(lambda index: source.image(index).shape, range(len(source))):
+            pass  # an invalid image raises its error
 
 
 def train_plan(config: ConfigDict, source: Source) -> TrainPlan:

@@ -1,10 +1,12 @@
 """Subsets of a dataset are datasets, its split is reproducible, and memory has a box once."""
 
 import json
+import time
 
 import numpy as np
 import pytest
 
+from retinanet_jax.data.sources import image_folder
 from retinanet_jax.data.sources.base import split_by_hash, subset
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.data.sources.csv_files import CsvSource
@@ -127,3 +129,28 @@ def test_memory_has_every_box_once_in_less_than_64_bytes(tmp_path, encode, measu
     np.testing.assert_array_equal(source.annotations(0).boxes, expected)
     first = source.ground_truth()["annotations"][0]
     assert first["bbox"] == [0.1, 0.2, 9.3 - 0.1, 10.4 - 0.2]
+
+
+def test_sizes_are_read_few_images_ahead(monkeypatch, tmp_path):
+    """A million images would otherwise have a million waiting calls, which take gigabytes."""
+    taken, most = 0, 0
+
+    class Names(list):
+        def __iter__(self):
+            nonlocal taken
+            for name in super().__iter__():
+                taken += 1
+                yield name
+
+    def read_size(path):
+        nonlocal most
+        if path.name == "0.jpg":
+            time.sleep(0.1)  # meanwhile, nothing keeps the others from being taken
+            most = taken
+        return 3, int(path.stem)
+
+    monkeypatch.setattr(image_folder, "_read_oriented_size", read_size)
+    sizes = image_folder.read_oriented_sizes(tmp_path, Names(f"{k}.jpg" for k in range(1000)))
+    assert sizes.tolist() == [[3, k] for k in range(1000)]
+    assert sizes.dtype == np.int32
+    assert most <= 2 * image_folder.NUM_READERS + 1
