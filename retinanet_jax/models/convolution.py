@@ -63,8 +63,8 @@ def conv_general_dilated(
 def with_float32_results(convolve: Convolve | None, dtype: DTypeLike) -> Convolve:
     """Return a convolution of operands in `dtype` that does not round its results to `dtype`.
 
-    Its gradients are those of `convolve` in `dtype`, since JAX would compute them in float32, which
-    takes GPUs twice as long.
+    Its gradients are those of `convolve` in `dtype`. JAX itself would convert their operands to
+    float32.
 
     Args:
         convolve: The convolution function; None means `jax.lax.conv_general_dilated`.
