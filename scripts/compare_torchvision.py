@@ -26,7 +26,7 @@ from retinanet_jax.config import load_config
 from retinanet_jax.data.image_files import find_images
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.detector import Detector
-from retinanet_jax.export.verification import (
+from retinanet_jax.export.comparison import (
     BOX_TOLERANCE,
     SCORE_TOLERANCE,
     DetectionArrays,
@@ -112,8 +112,7 @@ def compare(reference: DetectionArrays, actual: DetectionArrays) -> DetectionDif
     """Compare each reference detection, best first, with the nearest remaining one of its class."""
     order = np.argsort(-reference.scores, stable=True)
     best_first = DetectionArrays(*(x[order] for x in reference))
-    # Each detection without a counterpart counts, however low its score.
-    return compare_detections(best_first, actual, certain_score=-np.inf)
+    return compare_detections(best_first, actual, config=None)
 
 
 def compare_version(

@@ -279,7 +279,10 @@ def postprocessing(workload: Workload, regime: str) -> Call:
     """Return everything from raw outputs to detections; `regime` is a key of LOGITS."""
     fields = {f.name for f in dataclasses.fields(RetinaNet)} - {"parent", "name"}
     model = GivenOutputs(**{name: getattr(workload.model, name) for name in fields})
-    detect = functools.partial(modeling.detect, model=model, config=workload.config)
+    # A network masks its logits as part of its last convolution; given logits would be copied.
+    config = workload.config.copy_and_resolve_references()
+    config.model.padding = "plain"
+    detect = functools.partial(modeling.detect, model=model, config=config)
     variables = {"outputs": random_outputs(workload, regime)}
     return Call(detect, (variables, on_device(workload.batch)))
 

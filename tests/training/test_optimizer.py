@@ -254,9 +254,7 @@ def test_after_the_end_of_a_cosine_no_flags_are_printed(config, capsys):
     config.optimizer.schedule = "cosine"
     longer = changed(config, {"total_steps": 2000})
     print_rate_change(config, longer, 1000)
-    assert "becomes 0.005; with the checkpoint's config it is 0\n" in (
-        capsys.readouterr().out
-    )
+    assert "becomes 0.005; with the checkpoint's config it is 0\n" in (capsys.readouterr().out)
     print_rate_change(config, longer, 600)  # only the same length keeps it
     assert "give --config.total_steps=1000\n" in capsys.readouterr().out
 
