@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.anchors.offset = 0.0
     config.matching.ignore_padding = False
     config.loss.update(beta=0.0, normalizer="ema", ema_momentum=0.9, ema_start=100.0)
-    config.loss.ema_images = 2  # of each process of detectron2's runs on 8 GPUs
+    config.loss.ema_images = 2  # as in detectron2's runs: 16 images on 8 GPUs
     config.detections.clip = "after_nms"
     config.optimizer.update(
         decay_biases=True, clip_norm=0.0, warmup_steps=1_000, warmup_factor=1e-3

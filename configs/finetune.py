@@ -74,7 +74,7 @@ def start_from(config: ConfigDict, detector: str) -> None:
     # Batches of 2 are too small to train norms with; frozen norms have the same arrays.
     config.model.update(norm="frozen_batch", frozen_stages=3)
     config.model.norm_epsilon = EPSILONS.get(detector, trained_with.model.norm_epsilon)
-    # The weights adapt to masked padding within a few steps; then detections depend only on the
-    # image.
+    # The weights adapt to masked padding within a few steps; then the detections of an image do not
+    # depend on its padding.
     config.model.padding, config.anchors.stride_rule = "masked", "nominal"
     config.init.update(source="checkpoint", path="")
