@@ -113,10 +113,10 @@ def black_batch(like: Batch, bucket: tuple[int, int]) -> Batch:
 
 
 def compiled_off_the_clock(jitted: Callable[..., R]) -> Callable[..., R]:
-    """Return a jitted function that is compiled without slowing down the progress lines.
+    """Return a jitted function that compiles while the clock of progress lines is stopped.
 
     Args:
-        jitted: The jitted function, which is compiled by its first call with arrays of some shapes.
+        jitted: The jitted function. JAX compiles it at the first call with arrays of given shapes.
     """
     compiled: set[tuple[tuple[int, ...], ...]] = set()
 

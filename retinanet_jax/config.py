@@ -123,8 +123,8 @@ def default_config() -> ConfigDict:
         fpn_channels=256,
         head_depth=4,
         head_norm="none",  # none, group
-        # masked: an image's padding, its bucket and the rest of its batch change nothing; plain:
-        # the padding leaks in from its edge and into the norms, as in torchvision and detectron2.
+        # masked: padding, and so the bucket of an image, changes no result; plain: it changes the
+        # outputs near it and the statistics of norms, as in torchvision and detectron2.
         padding="masked",
         prior_probability=0.01,
     )
@@ -167,7 +167,7 @@ def default_config() -> ConfigDict:
         normalizer="batch",
         ema_momentum=0.9,
         ema_start=100.0,
-        ema_images=0,  # images of which each average counts the anchors; 0: the whole batch
+        ema_images=0,  # images per moving average; 0: one average of the whole batch
     )
     config.detections = dict(
         score_threshold=0.05,
@@ -191,7 +191,7 @@ def default_config() -> ConfigDict:
         warmup_steps=500,
         warmup_factor=1 / 3,
         schedule="step",  # step, cosine
-        schedule_steps=0,  # the steps after which the schedule ends; 0: total_steps
+        schedule_steps=0,  # length of the schedule; 0: total_steps
         drops=(2 / 3, 8 / 9),  # fractions of the schedule's steps: 60k and 80k of 90k
         drop_factor=0.1,
     )
@@ -274,7 +274,7 @@ def has_elements_like(value: Any, example: tuple[Any, ...]) -> bool:
 
 
 def check_padding(config: ConfigDict) -> None:
-    """Raise ValueError if the padding is masked, but the anchors or the loss depend on its size."""
+    """Raise ValueError if the padding is masked, but anchors or matching depend on it."""
     if config.model.padding == "masked":
         required_values = {"anchors.stride_rule": "nominal", "matching.ignore_padding": True}
         for name, required in required_values.items():

@@ -57,8 +57,8 @@ def detections(folder: pathlib.Path, images: pathlib.Path) -> list[dict[str, Any
     """Return a checkpoint's detections in a folder of images that score MIN_SCORE or more."""
     results = []
     paths = sorted(images.iterdir())
-    for image_id, found in enumerate(Detector.load(folder).batch(paths), 1):
-        results += found.to_coco(image_id)
+    for image_id, in_image in enumerate(Detector.load(folder).batch(paths), 1):
+        results += in_image.to_coco(image_id)
     return [result for result in results if result["score"] >= MIN_SCORE]
 
 

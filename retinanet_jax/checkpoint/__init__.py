@@ -19,7 +19,7 @@ from retinanet_jax.checkpoint.reading import (
     find,
     load,
     newest_step,
-    read_config_of,
+    read_config,
     saved_ap,
     step_folders,
 )
@@ -36,7 +36,7 @@ __all__ = [
     "find",
     "load",
     "newest_step",
-    "read_config_of",
+    "read_config",
     "saved_ap",
     "step_folders",
     "write_imported",

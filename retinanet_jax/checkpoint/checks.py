@@ -24,7 +24,7 @@ def check_resumable(folder: pathlib.Path, training: Any) -> None:
 def check_averages(
     folder: pathlib.Path, saved: Any, expected: Mapping[str, Any], batch_size: int
 ) -> None:
-    """Raise ValueError if a checkpoint has another number of moving averages of the foreground.
+    """Raise ValueError if a checkpoint has another number of moving averages than this run.
 
     Args:
         folder: The checkpoint's folder, for the error message.

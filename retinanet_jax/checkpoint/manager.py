@@ -1,4 +1,4 @@
-"""Writing of checkpoints during training, and which of them are kept."""
+"""Writing of checkpoints during training, and the choice of those that are kept."""
 
 import heapq
 import pathlib
@@ -26,7 +26,7 @@ from retinanet_jax.checkpoint.reading import (
     NOT_MEASURED,
     ap_file,
     item_handlers,
-    read_config_of,
+    read_config,
     saved_ap,
     step_folders,
     to_categories,
@@ -38,7 +38,7 @@ from retinanet_jax.utils.files import write_json
 class CheckpointManager:
     """The checkpoints of a working directory, saved in the background during training.
 
-    The newest checkpoints are preserved, that with the highest AP, and those that await their AP.
+    It keeps the newest checkpoints, the one with the highest AP, and those that await their AP.
     Only the first host, which is the one that deletes checkpoints, must know the AP.
 
     Args:
@@ -128,7 +128,7 @@ class CheckpointManager:
 
     def saved_config(self, step: int) -> ConfigDict:
         """Return the config that the checkpoint of a step stores."""
-        return read_config_of(self._folder / str(step))
+        return read_config(self._folder / str(step))
 
     def restore(self, step: int, variables: Any, training: Any) -> tuple[Any, Any]:
         """Return (variables, training) of a checkpoint, and print the config fields that differ.

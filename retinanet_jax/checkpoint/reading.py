@@ -74,29 +74,29 @@ def load(path: str | pathlib.Path) -> Checkpoint:
         )
     return Checkpoint(
         variables={"batch_stats": {}, **saved["variables"]},
-        config=read_config(folder, saved["config"]),
+        config=_parse_config(folder, saved["config"]),
         categories=to_categories(saved["categories"]),
         step=int(saved["training"]["step"]),
         folder=folder,
     )
 
 
-def read_config(folder: pathlib.Path, stored: Mapping[str, Any]) -> ConfigDict:
-    """Return the config that a checkpoint's JSON stores; raise ValueError with its folder."""
-    try:
-        return stored_config.config_from_json(stored)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
-
-
-def read_config_of(folder: pathlib.Path) -> ConfigDict:
-    """Return the config of the checkpoint in `folder`, without its arrays; on one host if need be.
+def read_config(folder: pathlib.Path) -> ConfigDict:
+    """Return the config of the checkpoint in `folder`; a single host may call this.
 
     Raises:
         ValueError: If another version of this package wrote it, with fields that are unknown here.
     """
     # Not with Orbax, which waits for all hosts.
-    return read_config(folder, json.loads((folder / "config" / "metadata").read_text()))
+    return _parse_config(folder, json.loads((folder / "config" / "metadata").read_text()))
+
+
+def _parse_config(folder: pathlib.Path, stored: Mapping[str, Any]) -> ConfigDict:
+    """Return the config that a checkpoint stores as JSON; error messages begin with its folder."""
+    try:
+        return stored_config.config_from_json(stored)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def find(path: pathlib.Path) -> pathlib.Path:

@@ -52,7 +52,7 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
 
 
 def run(values: Any, _: list[str]) -> None:
-    """Write the verified artifact and print the size of its input."""
+    """Write the verified artifacts, and print the size of the input of each."""
     require(values, checkpoint="DIR", format="NAME", output="DIR")
     jax.config.update("jax_platforms", "cpu")  # a GPU may multiply with fewer bits
     use_compilation_cache()

@@ -18,7 +18,11 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "--config.FIELD=VALUE overrides a field.",
     )
     flags.DEFINE_string(
-        "output", None, "The folder that the report is written to.", flag_values=values
+        "output",
+        None,
+        "The folder that the report is written to. Of the files in it, only those of earlier "
+        "reports are replaced.",
+        flag_values=values,
     )
     flags.DEFINE_integer(
         "max_images",

@@ -87,11 +87,11 @@ class Plan(Protocol):
 class TrainPlan:
     """A plan for training: every epoch has each image once, in a new order and newly transformed.
 
-    There is no last epoch. Each image is in its smallest bucket, except for the leftover images
-    that do not fill a batch there. These may be padded to a larger bucket, in batches of one group,
-    which are all images that one bucket contains: usually there is a group of landscapes and one of
-    portraits. The last batch of each group is completed with fillers, so `steps_per_epoch` is at
-    most one per group above the number of images divided by the batch size.
+    There is no last epoch. The images of a group all fit in one bucket; usually there is a group of
+    landscapes and one of portraits. Each image is padded to its smallest bucket, except for the
+    leftover images that do not fill a batch there: they may be padded to a larger bucket, together
+    with others of their group. The last batch of each group is completed with fillers, so an epoch
+    has at most one batch per group more than the number of images divided by the batch size.
 
     Args:
         sizes: Height and width of every image of the source, in pixels.

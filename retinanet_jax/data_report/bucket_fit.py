@@ -120,7 +120,7 @@ def count_limited_jitter(plan: TrainPlan) -> int:
         long_side=factor * augmentation.long_side,
         resize=plan.resize,
     )
-    rotated = (sizes, sizes[:, ::-1])[: len(plan.largest_sizes)]
+    rotated = [sizes, sizes[:, ::-1]] if augmentation.rot90 else [sizes]
     fits = [smallest_bucket(part, plan.buckets) >= 0 for part in rotated]
     return len(plan.sizes) - int(np.all(fits, axis=0).sum())
 

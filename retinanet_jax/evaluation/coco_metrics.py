@@ -53,7 +53,7 @@ class ThreadOutput(io.StringIO):
         self._thread, self._others = threading.get_ident(), sys.stdout
 
     def write(self, text: str) -> int:
-        """Write a text to this object or, from another thread, to the output of before."""
+        """Write a text to this object or, from another thread, to the previous output."""
         if threading.get_ident() == self._thread:
             return super().write(text)
         return self._others.write(text)

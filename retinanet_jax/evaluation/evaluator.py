@@ -27,7 +27,7 @@ from retinanet_jax.utils.threads import one_in_flight
 
 
 class BatchDetections(NamedTuple):
-    """The detections of a batch, with the image that each of its examples is.
+    """The detections of a batch, with the index of each example's image.
 
     `index` and `weights` pass through the devices together with the images, because on several
     hosts the mesh may order the hosts' examples differently from the plan.
@@ -95,7 +95,7 @@ class Evaluator:
         return black_batch(largest, (height, width))
 
     def run_largest(self, variables: dict[str, Any]) -> None:
-        """Compile and run `largest_batch`, so that a memory that is too small is an error now.
+        """Compile and run `largest_batch`, so that too little memory is an error now.
 
         Args:
             variables: The network's variables, replicated over the mesh.

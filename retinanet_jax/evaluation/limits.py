@@ -1,4 +1,4 @@
-"""The limits that a detector is given: which of its detections it returns."""
+"""The limits on the detections that a detector returns."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ LIMITS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
 
 
 def with_limits(config: ConfigDict, **limits: float | None) -> ConfigDict:
-    """Return a copy of a config in which the limits replace its own, unless they are None.
+    """Return a copy of a config with these limits in place of its own; None keeps its own.
 
     Args:
         config: A run's config; its section `detections` has a field for each limit.

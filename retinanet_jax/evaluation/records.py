@@ -1,4 +1,4 @@
-"""The files of evaluations, and the dataset and the settings that each of them was made with.
+"""The files of evaluations, and a description of the dataset and the settings of each.
 
 WORKDIR/eval/STEP.json is the evaluation that belongs to a run: that of its training, on the dataset
 and with the settings of its config. Evaluations of other data, or with other settings, are in
@@ -69,7 +69,7 @@ def dataset_fields(config: ConfigDict) -> dict[str, Any]:
 
 
 def short_name(source: Source) -> str:
-    """Return the name of a dataset, of its path only the file and its folder."""
+    """Return the name of a dataset, with its path shortened to the file and its folder."""
     parts = source.name.split(" + ")  # of a merged dataset
     return " + ".join("/".join(pathlib.PurePath(part).parts[-2:]) for part in parts)
 
@@ -101,7 +101,7 @@ def same_evaluation(config: ConfigDict, other: ConfigDict) -> bool:
 def evaluation_folder(
     workdir: pathlib.Path, trained: Checkpoint, config: ConfigDict, description: dict[str, Any]
 ) -> pathlib.Path:
-    """Return the folder for a separate evaluation of a checkpoint.
+    """Return the folder for an evaluation of a checkpoint after its training.
 
     Args:
         workdir: The working directory that contains the checkpoint.

@@ -42,7 +42,7 @@ def load_servables(
 
     Args:
         path: A working directory, or the folder of one step's checkpoint.
-        image_sizes: Heights and widths of the input in pixels; none for `default_image_size`.
+        image_sizes: Heights and widths of the input in pixels; if empty, `default_image_size`.
         batch_size: Number of images per call; None for any number.
         **limits: As in `with_limits`: the limits of the artifact's detections, or None for those in
             the checkpoint's config.
@@ -99,7 +99,9 @@ def export_detector(
     check_packages(format_name, artifact_format.PACKAGES)
     check_absent(output, "folder")
     inputs = verification_images(servables[0], images)
-    names = ["x".join(map(str, s.image_size)) for s in servables] if servables[1:] else [""]
+    names = ["x".join(map(str, servable.image_size)) for servable in servables]
+    if len(servables) == 1:
+        names = [""]  # the folder itself
     verifications: dict[pathlib.Path, Verification] = {}
 
     def write(folder: pathlib.Path) -> None:

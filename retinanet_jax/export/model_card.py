@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import retinanet_jax
+from retinanet_jax.evaluation.limits import LIMITS
 from retinanet_jax.evaluation.records import own_evaluation
 from retinanet_jax.export.resize_rule import resize_instructions
 from retinanet_jax.export.servable import (
@@ -25,7 +26,6 @@ from retinanet_jax.utils.files import write_atomically, write_json
 from retinanet_jax.utils.progress import format_count
 
 FILE, README = "card.json", "README.md"
-LIMITS = ("score_threshold", "iou_threshold", "class_agnostic", "max_detections")
 
 
 def write(

@@ -1,6 +1,7 @@
 """The rule by which clients of an artifact resize their images, as code for its model card.
 
-`data.sizes.size_in_canvas` is the same rule; tests compare them.
+Clients run it without this package, which has the same rule in `data.sizes.size_in_canvas`; a test
+compares the two.
 """
 
 import inspect

@@ -52,8 +52,8 @@ class Verification(NamedTuple):
     inexact_field: str | None
 
     @property
-    def equalities(self) -> dict[str, DetectionDifference]:
-        """The differences that only rounding may cause, by the expected detections."""
+    def rounding_differences(self) -> dict[str, DetectionDifference]:
+        """The differences that only rounding may cause, by the name of the expected detections."""
         if self.inexact_field:
             return {CHECKPOINT: self.from_checkpoint}
         return {PREDICT: self.from_predict, CHECKPOINT: self.from_checkpoint}
@@ -61,7 +61,7 @@ class Verification(NamedTuple):
     @property
     def num_images(self) -> int:
         """The number of images."""
-        return sum(difference.num_images for difference in self.equalities.values())
+        return sum(difference.num_images for difference in self.rounding_differences.values())
 
     @property
     def num_other_sizes(self) -> int:
@@ -107,7 +107,7 @@ def verify(
             from_checkpoint = from_checkpoint.including(difference)
         print_progress(done)
     verification = Verification(from_predict, from_checkpoint, inexact_field)
-    for expected, difference in verification.equalities.items():
+    for expected, difference in verification.rounding_differences.items():
         check_rounding(expected, difference)
     return verification
 
@@ -204,8 +204,8 @@ def check_rounding(expected: str, difference: DetectionDifference) -> None:
 
 def summary(verification: Verification) -> str:
     """Return the result of the verification as sentences for the user."""
-    from_predict, equalities = verification.from_predict, verification.equalities
-    if not any(difference.num_detections for difference in equalities.values()):
+    from_predict, differences = verification.from_predict, verification.rounding_differences
+    if not any(difference.num_detections for difference in differences.values()):
         return (
             "not verified: the checkpoint has no detections on the "
             f"{format_count(verification.num_images, 'image')}; verify on images of the objects it "
@@ -215,7 +215,7 @@ def summary(verification: Verification) -> str:
         f"{difference.num_detections} detections on {format_count(difference.num_images, 'image')} "
         f"equal {expected}, boxes within {difference.box:.2g} pixels, scores within "
         f"{difference.score:.2g}"
-        for expected, difference in equalities.items()
+        for expected, difference in differences.items()
         if difference.num_images
     ]
     if verification.num_other_sizes:

@@ -40,8 +40,8 @@ def conv_general_dilated(
 ) -> Shaped[Array, "..."]:
     """Convolve like `jax.lax.conv_general_dilated`, faster on CPUs and equal except for rounding.
 
-    Pass it as `conv_general_dilated` to `flax.linen.Conv`. XLA computes all convolutions that need
-    more than matrix products, and so all options have their meaning.
+    Pass it as `conv_general_dilated` to `flax.linen.Conv`. Convolutions that matrix products cannot
+    compute, such as those with dilation or groups, are left to XLA.
 
     Args:
         lhs: Images or feature maps.
@@ -96,7 +96,7 @@ def is_plain(
     window_strides: Sequence[int],
     options: Mapping[str, Any],
 ) -> bool:
-    """Return whether no option of a convolution changes the product of channels-last images.
+    """Return whether a convolution is of channels-last images, and has no special options.
 
     Args:
         lhs: As in `conv_general_dilated`.

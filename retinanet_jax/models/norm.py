@@ -54,8 +54,8 @@ class FrozenBatchNorm(nn.Module):
 class GroupNorm(nn.Module):
     """Group norm (https://arxiv.org/abs/1803.08494).
 
-    Unlike Flax's, it has statistics of the valid pixels at no further cost: Flax sums the mask once
-    for each channel.
+    Unlike Flax's, it restricts the statistics to the valid pixels at no further cost: Flax sums the
+    mask once for each channel.
 
     Attributes:
         num_groups: Number of groups, which divides the number of channels.
@@ -79,7 +79,7 @@ class GroupNorm(nn.Module):
 
         Args:
             x: A feature map.
-            mask: The valid pixels, of which the statistics are taken; None means all pixels.
+            mask: The valid pixels, which the statistics are taken from; None means all pixels.
         """
         batch, height, width, channels = x.shape
         scale = self.param("scale", self.scale_init, (channels,))

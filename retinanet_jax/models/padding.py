@@ -1,10 +1,9 @@
-"""Masks of the valid pixels of feature maps, by which the padding of images changes nothing.
+"""Masks of the valid pixels of feature maps, so that the padding of images changes no result.
 
 Images are padded to the size of their bucket, and batches are completed with fillers. Every
 operation that looks at neighbors (3x3 and 7x7 convolutions, pooling) pads its input with zeros; if
 the padding of the image is zero as well, the results at valid pixels are those of an unpadded
-image.
-Biases and norms make it nonzero again, so it is set to zero before each such operation.
+image. Biases and norms make it nonzero again, so it is set to zero before each such operation.
 """
 
 from collections.abc import Mapping

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from retinanet_jax.checkpoint import FOLDER, NOT_MEASURED, CheckpointManager, read_config_of
+from retinanet_jax.checkpoint import FOLDER, NOT_MEASURED, CheckpointManager, read_config
 from retinanet_jax.evaluation import coco_metrics, records
 from retinanet_jax.evaluation.evaluator import Evaluation, Evaluator, write_evaluation
 from retinanet_jax.training.metrics import MetricWriter
@@ -121,7 +121,7 @@ class TrainingEvaluations:
     def _finish_earlier_run(self) -> None:
         """Compute the AP of detections that a killed run has left."""
         for step in records.steps_without_ap(self._workdir):
-            saved = read_config_of(self._workdir / FOLDER / str(step))
+            saved = read_config(self._workdir / FOLDER / str(step))
             if records.same_evaluation(saved, self._config):
                 file = records.detections_file(self._folder, step)
                 self._start(json.loads(file.read_text()), step)
@@ -131,7 +131,7 @@ class TrainingEvaluations:
 
 
 def in_thread(function: Callable[[], Evaluation]) -> "Future[Evaluation]":
-    """Call a function in a thread, which does not keep the program from ending, as a pool would."""
+    """Call a function in a daemon thread: unlike a pool, it does not keep the program running."""
     outcome: Future[Evaluation] = Future()
 
     def run() -> None:

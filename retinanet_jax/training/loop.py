@@ -41,10 +41,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
         FloatingPointError: If the loss or its gradient is not finite.
     """
     check_intervals(config)
+    # A run that ended before its last AP was known is not done: it computes the AP first.
     if not (evaluates and records.steps_without_ap(workdir)):
         check_steps_left(config, workdir)
     optimizer = make_optimizer(config)
-    normalizer_shape(config)  # raises now if the batch cannot be split so
+    normalizer_shape(config)  # raises now if the batch cannot be split into groups
     if evaluates:
         coco_metrics.coco_api(config.evaluator)  # raises now if it is not installed
     mesh = sharding.make_mesh(config.space)
@@ -136,21 +137,21 @@ def run_largest_shapes(
 ) -> TrainState:
     """Start to compile the training step, and run it on black images of the largest shape.
 
-    If the memory is too small, that is an error now, and not when such images first occur, which
-    may be hours later. The same for evaluation, if its largest batch has more pixels.
+    Too little memory is then an error now, and not when such images first occur, which may be hours
+    later. The evaluation is run, too, if its largest batch has more pixels.
 
     Args:
         compiled_step: The training step.
         evaluator: The evaluation; None if there is none.
-        state: The state that the run starts from. It is not changed, but the step, as always,
-            reuses its memory.
+        state: The state that the run starts from. Use the returned one instead: the step reuses the
+            memory of this one.
         train_data: The training data.
         plan: The plan of the training batches.
         steps: The steps of this run.
         mesh: The devices.
 
     Returns:
-        The state.
+        The same state.
     """
     # The shapes of the first epoch; a shape that first occurs later is compiled then.
     batches = list(batch_shapes(train_data, plan, steps[: plan.steps_per_epoch]))

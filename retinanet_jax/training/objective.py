@@ -188,7 +188,7 @@ def normalizer_shape(config: ConfigDict) -> tuple[int, ...]:
     """Return the shape of the moving averages of the number of foreground anchors.
 
     It is () for one average of the whole batch. With loss.ema_images there is an average for each
-    group of so many consecutive images, as in detectron2, where each process has its own images,
+    group of that many consecutive images, as in detectron2, where each process has its own images,
     average and loss, and the gradients are averaged over the processes.
 
     Args:

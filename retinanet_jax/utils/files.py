@@ -42,7 +42,7 @@ class OutputFolder:
         self._written = set(_read_record(path / RECORD))  # pairs of a name and a digest
 
     def may_write(self, name: str) -> bool:
-        """Whether there is no file `name`, or one that was written here and not changed since."""
+        """Return whether `name` is free, or a file that was written here and not changed since."""
         path = self.path / name
         if not os.path.lexists(path):
             return True
@@ -52,7 +52,7 @@ class OutputFolder:
             return (name, hashlib.file_digest(file, "sha256").hexdigest()) in self._written
 
     def prepare(self, *names: str) -> None:
-        """Create the folder, and check that it can be written and that these files may be written.
+        """Create the folder, and check that it is writable and that these files may be written.
 
         Raises:
             FileExistsError: If one of the files exists and was not written here, or was changed.
@@ -170,8 +170,8 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
-    # Under this name there is no file of a user. The name of the file itself may already be as long
-    # as the file system allows.
+    # A random name is that of no other file. It does not contain the name of the file, which may be
+    # as long as the file system allows.
     partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         with partial.open("xb") as file:

@@ -34,7 +34,7 @@ class WorkClock:
             self._stopped_at = None
 
 
-CLOCK = WorkClock()  # of all progress lines, which a process prints one after the other
+CLOCK = WorkClock()  # of all progress lines: a process measures one task at a time
 
 
 def make_progress(

@@ -78,7 +78,7 @@ class _Type:
 def _to_numpy(content: bytes, dtype: _Type, shape: tuple[int, ...], order: Any) -> np.ndarray:
     """Return the array that a pickle describes."""
     if not isinstance(dtype, _Type):
-        raise pickle.UnpicklingError("the type of an array is none")
+        raise pickle.UnpicklingError("an array has no type")
     return np.frombuffer(content, dtype.to_numpy()).reshape(shape, order=order)
 
 
@@ -106,7 +106,7 @@ def _encode(text: str, _: str) -> bytes:
 
 
 def _no_bytes() -> bytes:
-    """Stand in for the function by which it pickles no bytes."""
+    """Stand in for `bytes`, which Python 3 calls for empty bytes with protocol 2."""
     return b""
 
 

@@ -19,7 +19,7 @@ PNG_EXIF_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
 class ImageFolderSource(InstancesSource):
-    """A dataset of image files in a folder, of which formats add the annotations.
+    """A dataset of image files in a folder; subclasses read the annotations of a format.
 
     Everything is checked when the source is opened, before a run begins.
     """

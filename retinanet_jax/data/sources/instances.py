@@ -39,7 +39,7 @@ class Objects(NamedTuple):
 
 
 class ObjectList:
-    """Objects that a parser adds one at a time, in arrays of 49 bytes an object."""
+    """A list of objects that a parser appends to; in compact arrays, of 49 bytes per object."""
 
     def __init__(self):
         self._ids = array.array("q")
@@ -145,11 +145,11 @@ class InstancesSource(Source):
         return {"images": images, "categories": categories, "annotations": self._instances()}
 
     def _set_objects(self, objects: Objects, label: Callable[[int], str]) -> None:
-        """Store the objects of all images, and log warnings of boxes that are not as they should.
+        """Store the objects of all images, and log warnings about invalid boxes.
 
         Args:
             objects: The objects, in any order.
-            label: Returns the name of the annotation with an id in messages.
+            label: Returns the name, for messages, of the annotation with a given id.
         """
         _, has_area, is_outside = clip_to_image(objects.boxes, self.sizes[objects.image_index])
         for mask, problem in ((~has_area, WITHOUT_AREA), (has_area & is_outside, OUTSIDE)):
@@ -161,7 +161,7 @@ class InstancesSource(Source):
                     "%s (first: %s (%s)).", message, label(int(objects.ids[first])), file_name
                 )
         self._objects = objects.select(np.argsort(objects.image_index, stable=True))
-        # The position of the first object of each image, and at the end that of none.
+        # The position of the first object of each image, and at the end the number of objects.
         self._bounds = np.searchsorted(self._objects.image_index, np.arange(len(self) + 1))
 
     def _extents(self) -> Float64[np.ndarray, "M 2"]:
