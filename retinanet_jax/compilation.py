@@ -96,7 +96,7 @@ class CompiledByShape:
 
 
 def black_batch(like: Batch, bucket: tuple[int, int]) -> Batch:
-    """Return a batch of black images without objects, of which only the memory matters.
+    """Return a batch of black images without objects, which needs the memory of a real one.
 
     Args:
         like: A batch with the number of images, the number of boxes and the dtypes.

@@ -265,7 +265,7 @@ def _has_all(font: ImageFont.FreeTypeFont, text: str) -> bool:
 
 @functools.cache
 def _has_glyph(font: ImageFont.FreeTypeFont, character: str) -> bool:
-    """Return whether a font draws a character otherwise than one that no font has."""
+    """Return whether a font draws a character differently from one that it lacks."""
     glyph: Any = font.getmask(character)
     missing: Any = font.getmask("\U0010ffff")
     return bytes(glyph) != bytes(missing)

@@ -54,8 +54,8 @@ def make_report(config: ConfigDict, output: pathlib.Path, max_images: int) -> li
 
     Raises:
         ValueError: If `max_images` is negative, or if a config field or a dataset is invalid.
-        OSError: If a dataset cannot be read or the report cannot be written, or if the folder has
-            such a file that no report wrote.
+        OSError: If a dataset cannot be read, or the report cannot be written, for example because
+            the folder contains a file of the same name that no report wrote.
     """
     check_fields(config)
     if max_images < 0:

@@ -51,7 +51,8 @@ def predict_files(
 
     Raises:
         ValueError: If `batch_size` is less than 1.
-        OSError: If a file cannot be written, or the folder has such a file that no run wrote.
+        OSError: If a file cannot be written, for example because the folder contains a file of the
+            same name that no run wrote.
     """
     outcomes = detector.batch_with_errors(image_paths, batch_size)
     folder = OutputFolder(output)

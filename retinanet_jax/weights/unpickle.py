@@ -111,7 +111,7 @@ def _no_bytes() -> bytes:
 
 
 def _ordered_dict(pairs: Iterable[Any] = ()) -> dict:
-    """Stand in for OrderedDict, of which Python 2 pickles the items as an argument."""
+    """Stand in for OrderedDict, which a pickle of Python 2 calls with the items."""
     pairs = list(pairs)
     _check_keys(key for key, _ in pairs)
     return dict(pairs)
@@ -194,7 +194,7 @@ class _Unpickler(PYTHON_UNPICKLER):
             raise pickle.UnpicklingError("only arrays and types have a state")
 
     def load_bytearray8(self) -> None:
-        """Read a bytearray; memory is allocated only if the file has so many bytes."""
+        """Read a bytearray; memory is allocated only if the file has that many bytes."""
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(length)))
 

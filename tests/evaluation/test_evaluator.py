@@ -67,7 +67,7 @@ def test_detections_belong_to_their_image_in_whatever_order_examples_come(
 def test_too_small_a_memory_names_the_evaluations_batch_size(
     toy_config, source, monkeypatch, method
 ):
-    """Also during training, of which the batch size would not help."""
+    """Also during training, where a smaller training batch would not help."""
 
     def exhausted(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")

@@ -108,7 +108,7 @@ def test_training_continues_while_ap_is_computed_and_it_still_decides_the_best(r
             training_evaluations.report()
             run.save(step)
         assert run.writer.logged == []
-        assert run.steps() == [10, 13]  # that which awaits its AP is kept
+        assert run.steps() == [10, 13]  # the one that awaits its AP is kept
         ap.aps[10] = 0.5
         report_until(training_evaluations, lambda: run.writer.logged)
         assert run.ap_of(10) == 0.5

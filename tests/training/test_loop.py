@@ -97,7 +97,7 @@ def test_the_program_is_at_most_two_steps_ahead_of_the_devices():
         most = max(most, device.start().waiting)
         loop.wait_for_earlier_steps(running, device)
         assert device.waiting <= 2
-    assert most == 3  # that which is being started is the third
+    assert most == 3  # the third is the one being started
 
 
 class Step:
@@ -118,7 +118,7 @@ class Step:
 
 
 def mixed_config(config, synthetic_dataset):
-    """A config with three buckets, of which the smallest two are used with square images."""
+    """A config with three buckets; square images use the smallest two."""
     config.data.train.update(
         source="coco",
         annotations=str(synthetic_dataset / "instances.json"),
@@ -168,7 +168,7 @@ def start(config, synthetic_dataset):
 
 
 def test_a_run_begins_with_the_largest_shape_which_changes_nothing(start):
-    """A memory that is too small is an error in the first minute and not after hours."""
+    """Too little memory is an error in the first minute and not after hours."""
     step, evaluated = start(is_largest_first=False)
     assert step.called == [(96, 96)]
     assert step.prepared[0] == (96, 96)

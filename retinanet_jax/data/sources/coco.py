@@ -102,7 +102,7 @@ def complete_annotation(annotation: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Content:
-    """The content of a COCO JSON file, of which every entry is checked."""
+    """The content of a COCO JSON file; every entry is checked."""
 
     def __init__(self, name: str, content: dict[str, Any]):
         """Check the images and the categories; `objects` checks the annotations."""
