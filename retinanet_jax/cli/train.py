@@ -151,7 +151,7 @@ def train_or_evaluate(config: ConfigDict, workdir: str | None, mode: str) -> Non
 
     Raises:
         ValueError: If there is no workdir, or the config has unknown or missing fields.
-        OSError: If the workdir cannot be written.
+        OSError: If the workdir cannot be written, or contains the metrics of another program.
     """
     if not workdir:
         raise ValueError("no --workdir: give a folder for the run's checkpoints and metrics.")
