@@ -26,6 +26,7 @@ class DetectionDifference(NamedTuple):
     Attributes:
         num_images: Number of compared images.
         num_detections: Number of expected detections.
+        num_matched: Number of expected detections with a counterpart.
         box: Largest difference of a coordinate in pixels of the artifact's input, over detections
             with a counterpart.
         score: Largest difference of a score, over detections with a counterpart.
@@ -35,6 +36,7 @@ class DetectionDifference(NamedTuple):
 
     num_images: int = 0
     num_detections: int = 0
+    num_matched: int = 0
     box: float = 0.0
     score: float = 0.0
     num_unmatched: int = 0
@@ -44,6 +46,7 @@ class DetectionDifference(NamedTuple):
         return DetectionDifference(
             num_images=self.num_images + other.num_images,
             num_detections=self.num_detections + other.num_detections,
+            num_matched=self.num_matched + other.num_matched,
             box=max(self.box, other.box),
             score=max(self.score, other.score),
             num_unmatched=self.num_unmatched + other.num_unmatched,
@@ -92,6 +95,7 @@ def compare_detections(
     return DetectionDifference(
         num_images=1,
         num_detections=len(expected.scores),
+        num_matched=int(np.sum(~is_free)),
         box=max(box_differences),
         score=max(score_differences),
         num_unmatched=int(num_unmatched),

@@ -191,7 +191,7 @@ def check_rounding(expected: str, difference: DetectionDifference) -> None:
     Raises:
         ValueError: If rounding cannot have caused it.
     """
-    num_images, num_detections, box, score, num_unmatched = difference
+    num_images, num_detections, _, box, score, num_unmatched = difference
     if difference.exceeds_rounding:
         raise ValueError(
             f"The artifact's detections differ from {expected}: boxes differ by {box:.2g} pixels "
@@ -228,7 +228,16 @@ def summary(verification: Verification) -> str:
         sentences.append(
             f"With {verification.inexact_field} they are not exactly those of predict, which has "
             f"{from_predict.num_detections} on {format_count(from_predict.num_images, 'image')}: "
-            f"boxes differ by up to {from_predict.box:.2g} pixels, scores by up to "
-            f"{from_predict.score:.2g}, and {from_predict.num_unmatched} have no counterpart"
+            f"{measured(from_predict)}"
         )
     return f"verified: {'. '.join(sentences)}"
+
+
+def measured(difference: DetectionDifference) -> str:
+    """Return how much detections differ; boxes and scores only of those with a counterpart."""
+    if not difference.num_matched:
+        return "none has a counterpart"
+    return (
+        f"boxes differ by up to {difference.box:.2g} pixels, scores by up to "
+        f"{difference.score:.2g}, and {difference.num_unmatched} have no counterpart"
+    )

@@ -46,7 +46,7 @@ class OutputFolder:
         path = self.path / name
         if not os.path.lexists(path):
             return True
-        if path.is_symlink() or not path.is_file():
+        if not _is_plain_file(path):
             return False
         with path.open("rb") as file:
             return (name, hashlib.file_digest(file, "sha256").hexdigest()) in self._written
@@ -55,9 +55,16 @@ class OutputFolder:
         """Create the folder, and check that it is writable and that these files may be written.
 
         Raises:
-            FileExistsError: If one of the files exists and was not written here, or was changed.
+            FileExistsError: If one of the files exists and was not written here, or was changed, or
+                if RECORD is a folder or a link.
             OSError: If the folder cannot be created or written.
         """
+        record = self.path / RECORD
+        if os.path.lexists(record) and not _is_plain_file(record):
+            raise FileExistsError(
+                f"{record} must be a file, in which retinanet_jax lists what it wrote; rename it, "
+                "or give another folder."
+            )
         for name in names:
             self._check(name)
         make_writable(self.path)
@@ -96,13 +103,19 @@ class OutputFolder:
                     record.write("\n" + json.dumps({"file": name, "sha256": digest}))
 
 
+def _is_plain_file(path: pathlib.Path) -> bool:
+    """Return whether there is a file, and not a link to one."""
+    return path.is_file() and not path.is_symlink()
+
+
 def _read_record(path: pathlib.Path) -> Iterator[tuple[str, str]]:
     """Yield the name and the digest of each file in a record."""
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, KeyError):  # a run was killed while it wrote this
+        for line in path.read_bytes().splitlines():
+            # A line may be incomplete, if a run was killed while it wrote it, or damaged.
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
-                yield entry["file"], entry["sha256"]
+                yield str(entry["file"]), str(entry["sha256"])
 
 
 def check_absent(path: pathlib.Path, description: str) -> None:

@@ -33,7 +33,8 @@ def test_the_largest_differences_and_the_unmatched_detections_are_measured(
 ):
     actual = EXPECTED._replace(**changed)
     difference = compare_detections(EXPECTED, actual, config)
-    assert difference[2:] == expected
+    assert (difference.box, difference.score, difference.num_unmatched) == expected
+    assert difference.num_matched == 2 - difference.num_unmatched / 2
     assert difference.num_detections == 2
 
 

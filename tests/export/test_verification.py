@@ -79,6 +79,15 @@ def test_where_detections_depend_on_the_input_the_difference_from_predict_is_mea
         verify([FITTING], checkpoint=MOVED)
 
 
+def test_the_difference_from_predict_is_only_stated_of_detections_that_have_a_counterpart(
+    verify, servable
+):
+    servable.config.model.padding = "plain"
+    elsewhere = DetectionArrays(EXPECTED.boxes + 20, EXPECTED.scores, EXPECTED.categories)
+    text = verification.summary(verify([FITTING], predict=elsewhere))
+    assert text.endswith("predict, which has 2 on 1 image: none has a counterpart")
+
+
 def test_only_a_few_images_are_in_memory_at_once(servable, monkeypatch):
     """An artifact of one image per call reads at most a few of a hundred images ahead."""
     num_read, lock = 0, threading.Lock()

@@ -116,6 +116,36 @@ def test_a_run_that_was_killed_while_it_wrote_can_be_repeated(tmp_path, monkeypa
     assert contents(tmp_path) == {"a": "fourth"}
 
 
+@pytest.mark.parametrize(
+    "line", [b"\xff\x00", b"[1]", b"7", b'{"file": [], "sha256": {}}', b'{"file": "a"}', b"{"]
+)
+def test_a_damaged_line_of_the_record_is_ignored(tmp_path, line):
+    output = OutputFolder(tmp_path)
+    output.write("a", "first")
+    with (tmp_path / files.RECORD).open("ab") as record:
+        record.write(b"\n" + line)
+    (tmp_path / "b").write_text("of the user")
+    output = OutputFolder(tmp_path)
+    output.write("a", "second")
+    with pytest.raises(FileExistsError, match="b is not replaced"):
+        output.prepare("b")
+    assert contents(tmp_path) == {"a": "second", "b": "of the user"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_record_that_is_no_plain_file_is_an_error_before_any_work(tmp_path, kind):
+    """Through a link, another file would grow."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("of the user")
+    folder = tmp_path / "output"
+    folder.mkdir()
+    record = folder / files.RECORD
+    record.mkdir() if kind == "folder" else record.symlink_to(elsewhere)
+    with pytest.raises(FileExistsError, match=r"\.retinanet_jax_files must be a file.*rename it"):
+        OutputFolder(folder).prepare("a")
+    assert elsewhere.read_text() == "of the user"
+
+
 def test_threads_write_to_an_output_folder_at_once(tmp_path):
     names = ["\xe4\n\udcff", *map(str, range(20))]
     output = OutputFolder(tmp_path)
