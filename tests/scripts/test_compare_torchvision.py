@@ -24,7 +24,7 @@ def detections(script):
 def test_another_order_is_no_difference(script, detections):
     order = np.random.default_rng(1).permutation(40)
     reordered = script.DetectionArrays(*(x[order] for x in detections))
-    assert script.compare(detections, reordered) == (1, 40, 0, 0, 0)
+    assert script.compare(detections, reordered) == (1, 40, 40, 0, 0, 0)
 
 
 def test_differences_of_boxes_scores_and_counterparts_are_measured(script, detections):
@@ -32,7 +32,7 @@ def test_differences_of_boxes_scores_and_counterparts_are_measured(script, detec
     boxes[3, 2] += 0.25
     scores[5] -= 1e-3
     difference = script.compare(detections, script.DetectionArrays(boxes, scores, classes))
-    np.testing.assert_allclose(difference, (1, 40, 0.25, 1e-3, 0), rtol=1e-6)
+    np.testing.assert_allclose(difference, (1, 40, 40, 0.25, 1e-3, 0), rtol=1e-6)
     # With another class, place or score, one detection of each list has no counterpart.
     classes[7] += 1
     boxes[9] += 2
@@ -42,12 +42,12 @@ def test_differences_of_boxes_scores_and_counterparts_are_measured(script, detec
     empty = script.DetectionArrays(boxes[:0], scores[:0], classes[:0])
     assert script.compare(detections, empty).num_unmatched == 40
     assert script.compare(empty, detections).num_unmatched == 40
-    assert script.compare(empty, empty) == (1, 0, 0, 0, 0)
+    assert script.compare(empty, empty) == (1, 0, 0, 0, 0, 0)
 
 
 def test_a_detection_is_the_counterpart_of_only_one(script, detections):
     twice = script.DetectionArrays(*(np.repeat(x, 2, axis=0) for x in detections))
-    assert script.compare(twice, detections) == (1, 80, 0, 0, 40)
+    assert script.compare(twice, detections) == (1, 80, 40, 0, 0, 40)
 
 
 def test_seeded_weights_follow_from_name_and_seed(script):

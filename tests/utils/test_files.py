@@ -132,15 +132,15 @@ def test_a_damaged_line_of_the_record_is_ignored(tmp_path, line):
     assert contents(tmp_path) == {"a": "second", "b": "of the user"}
 
 
-@pytest.mark.parametrize("kind", ["folder", "link"])
-def test_a_record_that_is_no_plain_file_is_an_error_before_any_work(tmp_path, kind):
+@pytest.mark.parametrize("obstacle", ["folder", "link"])
+def test_a_record_that_is_no_plain_file_is_an_error_before_any_work(tmp_path, obstacle):
     """Through a link, another file would grow."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("of the user")
     folder = tmp_path / "output"
     folder.mkdir()
     record = folder / files.RECORD
-    record.mkdir() if kind == "folder" else record.symlink_to(elsewhere)
+    record.mkdir() if obstacle == "folder" else record.symlink_to(elsewhere)
     with pytest.raises(FileExistsError, match=r"\.retinanet_jax_files must be a file.*rename it"):
         OutputFolder(folder).prepare("a")
     assert elsewhere.read_text() == "of the user"
