@@ -72,8 +72,7 @@ def predict_files(
     folder.write(RESULTS, to_json(results))
     if table:
         folder.write(TABLE, to_csv(rows))
-    num_images = len(image_paths) - len(errors)
-    print(f"{summary(results, num_images, draw_threshold)}: {output / RESULTS}")
+    print(f"{summary(results, len(image_paths) - len(errors), draw_threshold)}: {output / RESULTS}")
     return errors
 
 
