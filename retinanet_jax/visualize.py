@@ -61,8 +61,8 @@ def draw(
 
     Args:
         image: RGB pixels.
-        boxes: yxyx in pixels of the image; the maximum is exclusive. The labels of the first boxes,
-            such as those of the best detections, are drawn over those of later ones.
+        boxes: yxyx in pixels of the image; the maximum is exclusive. The first boxes, such as those
+            of the best detections, are drawn over later ones, and all labels over all boxes.
         labels: A text for each box; an empty one is not drawn, and a long one is shortened.
         classes: The class index of each box, which determines its color.
     """
@@ -70,9 +70,10 @@ def draw(
     pen = ImageDraw.Draw(canvas)
     width = max(2, round(max(canvas.size) / 400))
     colors = [class_color(int(class_index)) for class_index in classes]
-    for (y1, x1, y2, x2), color in zip(boxes, colors, strict=True):
+    last_first = list(zip(boxes, labels, colors, strict=True))[::-1]
+    for (y1, x1, y2, x2), _, color in last_first:
         pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=width)
-    for (y1, x1, _, _), label, color in reversed(list(zip(boxes, labels, colors, strict=True))):
+    for (y1, x1, _, _), label, color in last_first:
         size = max(10, round(max(canvas.size) / 45))
         text, font = fit_text(label, size, canvas.width - 1 - width)
         if text:

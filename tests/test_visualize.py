@@ -91,6 +91,13 @@ def test_labels_of_the_first_boxes_are_on_top_of_all_boxes():
     np.testing.assert_array_equal(both[:50][label], first[:50][label])
 
 
+def test_of_two_boxes_at_one_place_the_first_is_seen_as_its_label_is():
+    black = np.zeros((100, 200, 3), np.uint8)
+    boxes = np.array([[50, 20, 90, 150.0]] * 2)
+    both = np.asarray(visualize.draw(black, boxes, ["jack 0.53", "queen 0.52"], [0, 1]))
+    assert tuple(both[89, 100]) == visualize.class_color(0)
+
+
 def test_a_long_label_is_shortened_to_the_image():
     text, font = visualize.fit_text("a category with a very long name 0.93", 12, 80)
     assert text.startswith("a categ")
