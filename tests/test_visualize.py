@@ -91,7 +91,7 @@ def test_labels_of_the_first_boxes_are_on_top_of_all_boxes():
     np.testing.assert_array_equal(both[:50][label], first[:50][label])
 
 
-def test_of_two_boxes_at_one_place_the_first_is_seen_as_its_label_is():
+def test_the_first_of_two_boxes_at_one_place_is_on_top():
     black = np.zeros((100, 200, 3), np.uint8)
     boxes = np.array([[50, 20, 90, 150.0]] * 2)
     both = np.asarray(visualize.draw(black, boxes, ["jack 0.53", "queen 0.52"], [0, 1]))
