@@ -396,9 +396,12 @@ def test_another_model_than_that_of_the_checkpoint_is_refused(tiny_run, program)
     """Resuming and evaluating, each in the working directory of a finished run."""
     command = ("main", *tiny_run.arguments, f"--workdir={tiny_run.workdir}")
     for more, message in (
-        (("--config.model.fpn_channels=16",), "trained with config.model.fpn_channels=32"),
+        (
+            ("--config.model.fpn_channels=16", "--config.total_steps=9"),
+            "trained with config.model.fpn_channels=32",
+        ),
         (("--mode=evaluate", "--config.input.order=bgr"), "trained with config.input.order=rgb"),
-        (("--config.optimizer.name=sgd",), "optimizer"),
+        (("--config.optimizer.name=sgd", "--config.total_steps=9"), "optimizer"),
     ):
         status, _, stderr = program.run(*command, *more)
         assert status == 1
