@@ -186,6 +186,18 @@ def write_detections(results: list[dict[str, Any]], step: int, folder: pathlib.P
     write_json(detections_file(folder, step), results)
 
 
+def remove_evaluation(workdir: pathlib.Path, step: int) -> None:
+    """Remove the run's own evaluation of a step, if there is one.
+
+    Args:
+        workdir: The working directory.
+        step: A step of which another checkpoint is saved that is not evaluated. Otherwise the
+            detections and the AP of the earlier one would be taken for those of the new one.
+    """
+    for ending in (".json", ".jpg", "_detections.json"):
+        (workdir / FOLDER / f"{step}{ending}").unlink(missing_ok=True)
+
+
 def steps_without_ap(workdir: pathlib.Path) -> list[int]:
     """Return the steps with a checkpoint that awaits an AP, which a killed run did not compute.
 

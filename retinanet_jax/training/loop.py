@@ -98,6 +98,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
                     if evaluations and is_evaluated:
                         with writer.measure_evaluation():
                             evaluations.evaluate(state.variables, step)
+                    else:
+                        records.remove_evaluation(workdir, step)
                     checkpoints.save(step, state.variables, state.training, awaits_ap=is_evaluated)
                 if evaluations:
                     evaluations.report()

@@ -379,8 +379,11 @@ def test_fine_tuning_with_a_validation_fraction_and_an_interruption(
     assert json.loads(other.read_text())["settings"]["detections.max_detections"] == 1
     assert f"written to {other}" in capsys.readouterr().out
 
-    # The same run, ended by an error in its fifth step, then started again.
-    stopped.mkdir()
+    # The same run, ended by an error in its fifth step, then started again. Its folder contains an
+    # evaluation of a deleted checkpoint of step 2; the new one is not evaluated.
+    (stopped / "eval").mkdir(parents=True)
+    for name in ("2.json", "2.jpg", "2_detections.json"):
+        shutil.copy(whole / "eval" / name.replace("2", "6"), stopped / "eval" / name)
     log_step = loop.log_step
 
     def failing(step, *arguments):
@@ -394,6 +397,7 @@ def test_fine_tuning_with_a_validation_fraction_and_an_interruption(
             loop.train(finetune_config, stopped, evaluates=True)
     assert [line["step"] for line in logged(stopped)] == [1, 2, 3, 4]
     loop.train(finetune_config, stopped, evaluates=True)
+    assert not list((stopped / "eval").glob("2*"))
     assert_same_run(stopped, whole, 6)
 
     # A finished run that is started again is an error, and nothing changes.
