@@ -20,6 +20,7 @@ from retinanet_jax.compilation import use_compilation_cache
 from retinanet_jax.data.image_files import find_images
 from retinanet_jax.detector import Detector
 from retinanet_jax.evaluation.predictions import COLUMNS, predict_files
+from retinanet_jax.utils.progress import one_line
 
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:
@@ -89,7 +90,7 @@ def run(values: Any, arguments: list[str]) -> int:
     )
     if unreadable:
         count = f"{len(unreadable)} of {len(images)} images could not be read:"
-        print(count, *unreadable, sep="\n  ", file=sys.stderr)
+        print(count, *map(one_line, unreadable), sep="\n  ", file=sys.stderr)
     return bool(unreadable)
 
 

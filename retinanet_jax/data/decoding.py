@@ -43,8 +43,8 @@ def decode_image(
         image.load()
     except Exception as error:  # broken content makes Pillow's decoders raise almost anything
         raise ValueError(
-            f"{name}: the image is corrupt or truncated ({pillow_reason(error)}); replace it, "
-            "or remove it from the dataset."
+            f"{name}: the image is corrupt or truncated ({pillow_reason(error)}); replace "
+            "or remove it."
         ) from None
     return oriented_pixels(image, name, size=size)
 

@@ -17,6 +17,7 @@ from PIL import Image
 from retinanet_jax import core, visualize
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.evaluation.coco_metrics import coco_results
+from retinanet_jax.utils.progress import format_count
 
 MAX_LISTED = 5  # detections that `repr` lists
 NOTEBOOK_SIDE = 1024  # pixels: the longest side of an image that a notebook displays
@@ -104,7 +105,8 @@ class Detections:
         labels = list(map(visualize.score_label, names, self.scores))
         more = ", ..." if len(self) > MAX_LISTED else ""
         listed = f": {', '.join(labels)}{more}" if labels else ""
-        return f"<{len(self)} detections on {width} x {height} pixels{listed}>"
+        count = format_count(len(self), "detection")
+        return f"<{count} on {width} x {height} pixels{listed}>"
 
     def _repr_png_(self) -> bytes:
         image, png = self.draw(), io.BytesIO()

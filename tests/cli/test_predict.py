@@ -76,7 +76,7 @@ def test_the_flags_reach_the_detector(images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         predict.Detector, "load", lambda path, **limits: given.update(limits) or CatDetector()
     )
-    (images / "b.JPG").write_text("")
+    (images / "b.JPG").rename(images / "b\n.JPG").write_text("")
     argv = [
         "predict",
         "--checkpoint=run",
@@ -103,4 +103,4 @@ def test_the_flags_reach_the_detector(images, tmp_path, monkeypatch, capsys):
     assert written == ["detections.csv", "detections.json"]
     printed = capsys.readouterr()
     assert "4 detections in 2 images: " in printed.out
-    assert f"1 of 3 images could not be read:\n  {images / 'b.JPG'}: " in printed.err
+    assert f"1 of 3 images could not be read:\n  {images / 'b .JPG'}: " in printed.err
