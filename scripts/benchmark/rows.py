@@ -21,6 +21,7 @@ from scripts.benchmark.workloads import (
     Workload,
     make_workload,
     with_plain_convolutions,
+    with_plain_padding,
 )
 
 
@@ -92,7 +93,9 @@ def measure_row(row: PlannedRow, rounds: int, ceilings: Ceilings) -> dict[str, A
     facts["flops"] = count_flops(make_call(with_plain_convolutions(workload)))
     run()
     functions, variant = {"ours": run}, ""
-    if setting.reference:
+    if setting.reference == "plain":
+        functions["reference"], _ = compile_call(make_call(with_plain_padding(workload)))
+    elif setting.reference == "torchvision":
         variant, reference = torchvision_reference.fastest_variant(name, workload)
         functions |= {"reference": reference} if reference else {}
     seconds = time_interleaved(functions, rounds)

@@ -38,7 +38,7 @@ class Setting(NamedTuple):
     batch: int
     dtype: str
     backbone: str = "resnet50"
-    reference: str = ""  # "torchvision" if it is measured too
+    reference: str = ""  # "torchvision" or "plain" (padding) if it is measured too
 
     def __str__(self) -> str:
         size = f"{self.size[0]}x{self.size[1]}"
@@ -76,7 +76,7 @@ class Call(NamedTuple):
 @functools.lru_cache(maxsize=1)
 def make_workload(setting: Setting) -> Workload:
     """Return the detector of a setting with random weights, and a random batch."""
-    if setting.reference:
+    if setting.reference == "torchvision":
         config, num_classes = torchvision.get_config().unlock(), NUM_TORCHVISION_CLASSES
     else:
         config, num_classes = r50_fpn.get_config().unlock(), NUM_CLASSES
@@ -95,6 +95,14 @@ def with_plain_convolutions(workload: Workload) -> Workload:
     """Return the workload with XLA's convolutions, also where this device has faster ones."""
     model = modeling.build_model(workload.config, workload.num_classes, portable=True)
     return workload._replace(model=model)
+
+
+def with_plain_padding(workload: Workload) -> Workload:
+    """Return the workload without masks of the padding."""
+    config = workload.config.copy_and_resolve_references()
+    config.model.padding = "plain"
+    model = modeling.build_model(config, workload.num_classes)
+    return workload._replace(config=config, model=model)
 
 
 def random_variables(config: ConfigDict, num_classes: int) -> dict[str, Any]:
@@ -280,8 +288,7 @@ def postprocessing(workload: Workload, regime: str) -> Call:
     fields = {f.name for f in dataclasses.fields(RetinaNet)} - {"parent", "name"}
     model = GivenOutputs(**{name: getattr(workload.model, name) for name in fields})
     # A network masks its logits as part of its last convolution; given logits would be copied.
-    config = workload.config.copy_and_resolve_references()
-    config.model.padding = "plain"
+    config = with_plain_padding(workload).config
     detect = functools.partial(modeling.detect, model=model, config=config)
     variables = {"outputs": random_outputs(workload, regime)}
     return Call(detect, (variables, on_device(workload.batch)))
