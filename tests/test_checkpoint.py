@@ -307,15 +307,16 @@ class Released(NamedTuple):
 
     folder: pathlib.Path  # of the step
     golden: dict[str, Any]
+    version: str
 
 
-@pytest.fixture(params=["0.1.0", "0.2.0"])
+@pytest.fixture(params=["0.1.0", "0.2.0", "0.3.0"])
 def released(request, tmp_path) -> Released:
     golden = json.loads((GOLDEN / f"checkpoint_{request.param}.json").read_text())
     with tarfile.open(GOLDEN / f"checkpoint_{request.param}.tar.xz") as archive:
         archive.extractall(tmp_path / "run", filter="data")
     (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
-    return Released(folder, golden)
+    return Released(folder, golden, request.param)
 
 
 @pytest.mark.slow
@@ -352,15 +353,15 @@ def test_a_checkpoint_of_each_released_version_resumes_as_it_did(released, progr
         functools.reduce(lambda text, old: text.replace(old, renamed[old]), renamed, argument)
         for argument in released.golden["run"]
     ]
-    status, _, stderr = program.run("main", *arguments, f"--workdir={workdir}")
-    assert status == 1  # the default has changed since, and would give other detections
-    assert "use the config it was trained with (--config.model.padding=plain)" in stderr
-    arguments.append("--config.model.padding=plain")
+    if released.version in ("0.1.0", "0.2.0"):
+        status, _, stderr = program.run("main", *arguments, f"--workdir={workdir}")
+        assert status == 1  # the default has changed since, and would give other detections
+        assert "use the config it was trained with (--config.model.padding=plain)" in stderr
+        # Then the config is the same, under whatever names, except for how AP is computed.
+        arguments += ["--config.model.padding=plain", "--config.evaluator=pycocotools"]
     status, stdout, stderr = program.run("main", *arguments, f"--workdir={workdir}")
     assert status == 0, stderr
-    # The config is the same, under whatever names, except for how AP is computed.
-    (line,) = [line for line in stdout.splitlines() if "resuming with" in line]
-    assert line.endswith("resuming with config.evaluator=auto (was pycocotools)")
+    assert "resuming with" not in stdout
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]
     assert [line["step"] for line in metrics] == [197, 198, 199, 200]
