@@ -93,8 +93,10 @@ def test_detections_have_names_scores_and_boxes_in_pixels_of_the_original_image(
     }
     assert repr(detections) == "<2 detections on 30 x 20 pixels: cat 0.80, dog 0.20>"
     first = {name: getattr(detections, name)[:1] for name in ("boxes", "scores", "classes")}
-    one = dataclasses.replace(detections, **first)
-    assert repr(one) == "<1 detection on 30 x 20 pixels: cat 0.80>"
+    assert (
+        repr(dataclasses.replace(detections, **first))
+        == "<1 detection on 30 x 20 pixels: cat 0.80>"
+    )
     assert (detections[1].class_name, detections[-1].class_name) == ("dog", "dog")
     assert detector.class_names == ("dog", "cat", "catfish")
     assert repr(detector) == f"<Detector of 3 categories, {detector.checkpoint.folder}>"
