@@ -15,8 +15,8 @@ To start from a detector of COCO, which `retinanet-jax import-weights` wrote to 
 Expects:  ImageNet weights at weights/resnet50.npz (scripts/get_resnet50.py writes them).
 Measured: 296 photographs of playing cards (6 classes), --config.data.flip=False, 67 for testing:
           AP .517, AP50 .730 after 1,000 steps, .636, .813 after 1,500 and .731, .907 at the end,
-          2,500, in 48 minutes on two CPU cores with other load (seed 0, one run, version 0.1.0,
-          whose padding was plain, jax 0.10.2, 2026-11-23).
+          2,500, in 48 minutes on two CPU cores with other load (seed 0, one run, version 0.1.0 with
+          plain padding, jax 0.10.2, 2026-11-23).
 """
 
 import functools
