@@ -153,11 +153,12 @@ def logits_without_padding(
 
     Args:
         logits: The logits of each level.
-        batch: The images' valid sizes.
+        batch: The images' valid sizes, and the weights by which fillers are known.
         config: A run's config; its `anchors` are used.
     """
     image_size = batch.images.shape[1:3]
-    masks = level_masks(batch.sizes, image_size, config.anchors.max_level)
+    # The masks of the network: XLA computes equal expressions once.
+    masks = level_masks(valid_sizes(batch), image_size, config.anchors.max_level)
     levels = range(config.anchors.min_level, config.anchors.max_level + 1)
     map_sizes = [tuple(-(-side // 2**level) for side in image_size) for level in levels]
 

@@ -73,7 +73,7 @@ class Head(nn.Module):
     def _predict_conv(self) -> nn.Conv:
         """Return the final convolution; its results and its bias are in at least float32.
 
-        Rounded to the 8 bits of bfloat16, a third of an image's best scores would be ties.
+        Rounded to the 8 bits of bfloat16, many of an image's best scores would be ties.
         """
         changes = {}
         if self.dtype is not None and jnp.finfo(self.dtype).bits < 32:

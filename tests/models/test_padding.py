@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from network_options import REQUIRED
 
 from retinanet_jax.models import RetinaNet, level_masks
 from retinanet_jax.models.resnet import ARCHITECTURES
@@ -37,15 +38,9 @@ def small_backbones(monkeypatch):
 
 
 def network(**options) -> RetinaNet:
-    defaults = {
+    defaults = REQUIRED | {
         "num_classes": 2,
         "num_anchors": 3,
-        "stride_in_1x1": False,
-        "norm": "frozen_batch",
-        "norm_epsilon": 1e-5,
-        "frozen_stages": 0,
-        "p6_from": "c5",
-        "head_norm": "none",
         "padding": "masked",
         "backbone": "blocks",
         "backbone_width": 8,

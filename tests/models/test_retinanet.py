@@ -4,21 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from network_options import REQUIRED
 
 from retinanet_jax.models import ARCHITECTURES, RetinaNet
 
 KEY = jax.random.key(0)
-REQUIRED = {
-    "num_classes": 91,
-    "num_anchors": 9,
-    "stride_in_1x1": False,
-    "norm": "frozen_batch",
-    "norm_epsilon": 1e-5,
-    "frozen_stages": 0,
-    "p6_from": "c5",
-    "head_norm": "none",
-    "padding": "plain",
-}
 TINY = {"backbone": "resnet18", "backbone_width": 8, "fpn_channels": 16, "head_depth": 1}
 
 
