@@ -20,12 +20,13 @@ if not CONFIGS.is_dir():  # in a checkout, the folder is next to the package
 
 DTYPES = ("float32", "bfloat16", "float64")
 # The version of the config fields, which every checkpoint stores; that of 0.1.0 was 1.
-CONFIG_VERSION = 3
+CONFIG_VERSION = 4
 # The changes of each version: renamed fields, and new fields with the value that reproduces the
 # behavior of earlier versions.
 RENAMED_FIELDS = {
     2: {"data.validation_share": "data.validation_fraction", "data.quarter_turns": "data.rot90"},
     3: {},
+    4: {},
 }
 ADDED_FIELDS: dict[int, dict[str, Any]] = {
     2: {},
@@ -34,6 +35,11 @@ ADDED_FIELDS: dict[int, dict[str, Any]] = {
         "optimizer.schedule_steps": 0,
         "optimizer.decay_biases": False,
         "loss.ema_images": 0,
+    },
+    4: {
+        "data.value_range": "type",
+        "data.exif": "by_size",
+        "data.split_groups": "none",
     },
 }
 
@@ -81,6 +87,16 @@ def default_config() -> ConfigDict:
     )
     # Fraction of the training images that is held out for evaluation if data.eval has no data.
     config.data.validation_fraction = 0.0
+    # Images that stay on one side of that split. auto: frames of a video, copies by augmentation and
+    # nearly identical images; none: each image is split by the hash of its name; or a regular
+    # expression, of which the first group in a file name names the image's group.
+    config.data.split_groups = "auto"
+    # Whether boxes were drawn on images with their EXIF orientation applied. auto: as most images
+    # of a dataset show, applied if none does; applied; ignored; by_size: decided for each image.
+    config.data.exif = "auto"
+    # The values of images of more than 8 bits that become 0 and 255. type: those of the file's
+    # type; image: the smallest and the largest of each image; or LOW,HIGH.
+    config.data.value_range = "type"
     config.data.categories = ()  # voc: names in the order of their ids; (): those present, sorted
     config.data.batch_size = 16
     config.data.eval_batch_size = 8
