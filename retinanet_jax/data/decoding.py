@@ -1,10 +1,13 @@
 """Decoding image files to RGB pixels, oriented by their EXIF tag."""
 
 import io
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
+
+from retinanet_jax.data.value_range import ValueRange
 
 # The steps that each EXIF orientation requires: (transpose, then flip top to bottom, then flip left
 # to right).
@@ -20,8 +23,32 @@ ORIENTATIONS = {
 }
 
 
+class Decoding(NamedTuple):
+    """How the images of a dataset are decoded; the defaults are those of version 0.3.0.
+
+    Attributes:
+        value_range: The range of the values of images of more than 8 bits, as
+            `value_range.parse_value_range` returns it.
+        exif: "applied" or "ignored": whether the boxes were drawn on images with their EXIF
+            orientation applied. It decides wherever an image's declared size fits both ways, as
+            for orientations that do not exchange the sides. A size that fits only one way shows how
+            that image was annotated, and is followed.
+    """
+
+    value_range: ValueRange = "type"
+    exif: str = "applied"
+
+
+# The decoding of version 0.3.0.
+DEFAULT_DECODING = Decoding()
+
+
 def decode_image(
-    data: bytes, name: str, *, size: tuple[int, int] | None = None
+    data: bytes,
+    name: str,
+    *,
+    size: tuple[int, int] | None = None,
+    decoding: Decoding = DEFAULT_DECODING,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Decode an image file to RGB and apply its EXIF orientation.
 
@@ -34,6 +61,7 @@ def decode_image(
         size: The (height, width) that the annotations declare. An image that has this size only
             without its EXIF orientation was annotated that way, and is not rotated. None accepts
             any size.
+        decoding: How the images of the dataset are decoded.
 
     Raises:
         ValueError: If the image is corrupt or truncated, or does not have the declared size.
@@ -46,7 +74,7 @@ def decode_image(
             f"{name}: the image is corrupt or truncated ({pillow_reason(error)}); replace "
             "or remove it."
         ) from None
-    return oriented_pixels(image, name, size=size)
+    return oriented_pixels(image, name, size=size, decoding=decoding)
 
 
 def pillow_reason(error: Exception) -> str:
@@ -56,7 +84,11 @@ def pillow_reason(error: Exception) -> str:
 
 
 def oriented_pixels(
-    image: Image.Image, name: str, *, size: tuple[int, int] | None = None
+    image: Image.Image,
+    name: str,
+    *,
+    size: tuple[int, int] | None = None,
+    decoding: Decoding = DEFAULT_DECODING,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Return the pixels of a Pillow image in RGB, with its EXIF orientation applied.
 
@@ -64,18 +96,21 @@ def oriented_pixels(
         image: The image.
         name: As in `decode_image`.
         size: As in `decode_image`.
+        decoding: As in `decode_image`.
 
     Raises:
         ValueError: If the image does not have the declared size, or has floating-point pixels.
     """
-    transpose, flip_y, flip_x = ORIENTATIONS[valid_orientation(image, name, size)]
+    transpose, flip_y, flip_x = ORIENTATIONS[valid_orientation(image, name, size, decoding.exif)]
     pixels = np.asarray(_to_rgb(image, name))
     if transpose:
         pixels = pixels.swapaxes(0, 1)
     return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
 
 
-def valid_orientation(image: Image.Image, name: str, size: tuple[int, int] | None) -> int:
+def valid_orientation(
+    image: Image.Image, name: str, size: tuple[int, int] | None, exif: str = "applied"
+) -> int:
     """Return the EXIF orientation (1 to 8) in which an image has the declared size.
 
     Only the header is read.
@@ -84,6 +119,7 @@ def valid_orientation(image: Image.Image, name: str, size: tuple[int, int] | Non
         image: The image.
         name: As in `decode_image`.
         size: As in `decode_image`.
+        exif: `Decoding.exif`.
 
     Raises:
         ValueError: If the image has the declared size neither rotated nor unrotated.
@@ -91,17 +127,19 @@ def valid_orientation(image: Image.Image, name: str, size: tuple[int, int] | Non
     orientation = _exif_orientation(image)
     stored = (image.height, image.width)
     oriented = stored[::-1] if ORIENTATIONS[orientation][0] else stored
-    if size is None or oriented == tuple(size):
-        return orientation
-    if stored == tuple(size):
-        return 1
+    choices = ((oriented, orientation), (stored, 1))
+    for choice, result in choices[:: -1 if exif == "ignored" else 1]:
+        if size is None or choice == tuple(size):
+            return result
     raise ValueError(
         f"{name}: the image has height and width {oriented}, but the annotations declare "
         f"{tuple(size)}; correct the annotations, or restore the image that they were made for."
     )
 
 
-def is_plain_jpeg(data: bytes, name: str, size: tuple[int, int]) -> bool:
+def is_plain_jpeg(
+    data: bytes, name: str, size: tuple[int, int], decoding: Decoding = DEFAULT_DECODING
+) -> bool:
     """Return whether `tf_transforms.decode_jpeg` decodes a file as `decode_image` does.
 
     This is the case for JPEG files in gray or RGB that need no rotation. Only the header is read.
@@ -110,6 +148,7 @@ def is_plain_jpeg(data: bytes, name: str, size: tuple[int, int]) -> bool:
         data: The content of the file.
         name: The file's name for error messages.
         size: The (height, width) that the annotations declare.
+        decoding: How the images of the dataset are decoded.
 
     Raises:
         ValueError: If the image does not have the declared size.
@@ -120,7 +159,7 @@ def is_plain_jpeg(data: bytes, name: str, size: tuple[int, int]) -> bool:
         image = Image.open(io.BytesIO(data))
     except (OSError, SyntaxError):
         return False  # `decode_image` raises the error
-    return valid_orientation(image, name, size) == 1 and image.mode in ("L", "RGB")
+    return valid_orientation(image, name, size, decoding.exif) == 1 and image.mode in ("L", "RGB")
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
