@@ -1,13 +1,15 @@
-"""Decoding image files to RGB pixels, oriented by their EXIF tag."""
+"""Decoding image files to RGB pixels of 8 bits, oriented by their EXIF tag."""
 
 import io
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
-from retinanet_jax.data.value_range import ValueRange
+from retinanet_jax.data.deep_pixels import deep_pixels
+from retinanet_jax.data.image_formats import open_image
+from retinanet_jax.data.value_range import FilledBits, ValueRange, filled_bits, to_8_bits
 
 # The steps that each EXIF orientation requires: (transpose, then flip top to bottom, then flip left
 # to right).
@@ -52,8 +54,8 @@ def decode_image(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Decode an image file to RGB and apply its EXIF orientation.
 
-    All formats of Pillow are supported. Transparency is dropped; of 16-bit pixels the upper 8 bits
-    are used.
+    All formats of Pillow are supported, and of a file with several images the first is read.
+    Transparency is dropped.
 
     Args:
         data: The content of the file.
@@ -64,23 +66,11 @@ def decode_image(
         decoding: How the images of the dataset are decoded.
 
     Raises:
-        ValueError: If the image is corrupt or truncated, or does not have the declared size.
+        ValueError: If the image is corrupt, truncated or too large, does not have the declared
+            size, or its values are outside the range of its type.
     """
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except Exception as error:  # broken content makes Pillow's decoders raise almost anything
-        raise ValueError(
-            f"{name}: the image is corrupt or truncated ({pillow_reason(error)}); replace "
-            "or remove it."
-        ) from None
-    return oriented_pixels(image, name, size=size, decoding=decoding)
-
-
-def pillow_reason(error: Exception) -> str:
-    """Return why Pillow could not read an image, without the object that Pillow's text contains."""
-    unknown = isinstance(error, UnidentifiedImageError)
-    return "unknown image format" if unknown else str(error)
+    image = open_image(io.BytesIO(data), name)
+    return oriented_pixels(image, name, size=size, decoding=decoding, data=data)
 
 
 def oriented_pixels(
@@ -89,6 +79,7 @@ def oriented_pixels(
     *,
     size: tuple[int, int] | None = None,
     decoding: Decoding = DEFAULT_DECODING,
+    data: bytes | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Return the pixels of a Pillow image in RGB, with its EXIF orientation applied.
 
@@ -97,15 +88,36 @@ def oriented_pixels(
         name: As in `decode_image`.
         size: As in `decode_image`.
         decoding: As in `decode_image`.
+        data: As in `deep_pixels`.
 
     Raises:
-        ValueError: If the image does not have the declared size, or has floating-point pixels.
+        ValueError: As in `decode_image`.
     """
+    pixels = _rgb_pixels(image, name, decoding.value_range, data)
     transpose, flip_y, flip_x = ORIENTATIONS[valid_orientation(image, name, size, decoding.exif)]
-    pixels = np.asarray(_to_rgb(image, name))
     if transpose:
         pixels = pixels.swapaxes(0, 1)
     return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+
+
+def filled_bits_of_file(data: bytes, name: str, value_range: ValueRange) -> FilledBits | None:
+    """Return how many of the 8 bits that reach the network an image fills.
+
+    Args:
+        data: The content of the file.
+        name: The file's name for error messages.
+        value_range: As in `Decoding`.
+
+    Returns:
+        The bits, or None for an image of 8 bits a channel, which is not scaled.
+
+    Raises:
+        ValueError: As in `decode_image`.
+    """
+    deep = deep_pixels(open_image(io.BytesIO(data), name), name, data)
+    if deep is None:
+        return None
+    return filled_bits(deep.values, to_8_bits(deep.values, value_range, name, bits=deep.bits))
 
 
 def valid_orientation(
@@ -156,22 +168,27 @@ def is_plain_jpeg(
     if not data.startswith(b"\xff\xd8"):
         return False
     try:
-        image = Image.open(io.BytesIO(data))
-    except (OSError, SyntaxError):
-        return False  # `decode_image` raises the error
+        image = open_image(io.BytesIO(data), name)
+    except ValueError:
+        return False  # `decode_image` raises it, too
     return valid_orientation(image, name, size, decoding.exif) == 1 and image.mode in ("L", "RGB")
 
 
+def _rgb_pixels(
+    image: Image.Image, name: str, value_range: ValueRange, data: bytes | None
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the pixels of an image in RGB, as they are stored."""
+    # Of 16-bit color Pillow decodes the upper bytes, which is the range of its type.
+    deep = deep_pixels(image, name, None if value_range == "type" else data)
+    if deep is None:
+        return np.asarray(_to_rgb(image, name))
+    pixels = to_8_bits(deep.values, value_range, name, bits=deep.bits)
+    return np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels
+
+
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError(
-            f"{name}: has floating-point pixels, of unknown brightness; save it with 8 bits."
-        )
-    if image.mode.startswith("I"):
-        # `convert` would saturate 16-bit gray. For 16-bit color, Pillow already uses the upper 8
-        # bits.
-        gray = np.clip(np.asarray(image), 0, 2**16 - 1).astype(np.uint16) >> 8
-        image = Image.fromarray(gray.astype(np.uint8))
+    if image.mode == "RGB":
+        return image
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # converting to RGB directly warns about transparent colors
     try:

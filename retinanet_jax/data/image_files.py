@@ -4,46 +4,69 @@ import glob
 import os
 import pathlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from retinanet_jax.data.decoding import decode_image, oriented_pixels, pillow_reason
+from retinanet_jax.data.decoding import Decoding, decode_image, oriented_pixels
+from retinanet_jax.data.image_formats import (
+    HEIF_ADVICE,
+    HEIF_SUFFIXES,
+    has_image_suffix,
+    is_image,
+    pillow_reason,
+)
+from retinanet_jax.data.value_range import FIELD, ValueRange, to_8_bits
 from retinanet_jax.utils.progress import one_line
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+# Text files, of which there may be one for each image, are not opened to look for images.
+TEXT_SUFFIXES = (".csv", ".json", ".md", ".txt", ".xml", ".yaml", ".yml")
+# What operating systems add to folders of images; macOS also adds files that begin with "._".
+SYSTEM_NAMES = (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX")
+NUM_NAMES = 3  # in a message
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 # Pillow reads a file when its pixels are first used, and two threads may use the same image.
 _pillow_lock = threading.Lock()
 
 
-def find_images(paths: Iterable[str]) -> list[pathlib.Path]:
+def find_images(
+    paths: Iterable[str], *, report: Callable[[str], None] = lambda line: None
+) -> list[pathlib.Path]:
     """Return the image files at `paths`, without duplicates.
 
     Args:
         paths: Image files, folders, which are searched recursively, and patterns such as `*.jpg`
-            and `**/*.png`.
+            and `**/*.png`. A folder's images are files of all formats that Pillow reads, whatever
+            their suffix; hidden files and folders are not searched.
+        report: Called with a line about the files of folders that are no images, if there are any.
 
     Raises:
         FileNotFoundError: If a path neither exists nor matches a file, or there is no image.
     """
-    files: list[pathlib.Path] = []
+    found: dict[pathlib.Path, bool] = {}  # whether each file is returned
     for path_or_pattern in paths:
         path = _expand_user(path_or_pattern)
         matches = [path] if path.exists() else sorted(_matching(path))
         if not matches:
             raise FileNotFoundError(f"{path_or_pattern}: no such image or folder.")
         for match in matches:
-            files += _images_in(match) if match.is_dir() else [match]
-    if not files:
+            if match.is_dir():
+                inside = (file for file in _files_in(match) if not found.get(file))
+                found.update((file, _is_visible_image(file)) for file in inside)
+            else:
+                found[match] = True
+    line = _line_on_others([file for file, is_returned in found.items() if not is_returned])
+    if not any(found.values()):
         raise FileNotFoundError(
-            f"no image ({', '.join(IMAGE_SUFFIXES)}) in {', '.join(paths) or 'an empty list'}; "
-            "give image files, or folders that contain some."
+            f"no image in {', '.join(paths) or 'an empty list'}; give image files, or folders that "
+            f"contain some{f' ({line})' if line else ''}."
         )
-    return list(dict.fromkeys(files))
+    if line:
+        report(line)
+    return [file for file, is_returned in found.items() if is_returned]
 
 
 def image_name(image: object) -> str:
@@ -69,30 +92,34 @@ def is_single_image(images: object) -> bool:
     return is_file or isinstance(images, single_types) or getattr(images, "ndim", None) in (0, 2, 3)
 
 
-def read_image(image: object) -> UInt8[np.ndarray, "H W 3"]:
+def read_image(image: object, value_range: ValueRange = "type") -> UInt8[np.ndarray, "H W 3"]:
     """Return the RGB pixels of an image.
 
     Args:
-        image: A file, a Pillow image, or a uint8 array: (height, width, 3) in RGB or
-            (height, width) in gray. What numpy can convert counts as an array.
+        image: A file, a Pillow image, or an array of the type uint8 or uint16: (height, width, 3)
+            in RGB or (height, width) in gray. What numpy can convert counts as an array.
+            Floating-point numbers require a value range.
+        value_range: The range of the values of images of more than 8 bits, as
+            `value_range.parse_value_range` returns it.
 
     Raises:
         ValueError: If the image cannot be read, is something else, or has no pixels. The message
             begins with the image's name.
     """
     name = image_name(image)
+    decoding = Decoding(value_range)
     if isinstance(image, str | os.PathLike):
         try:
             content = _expand_user(image).read_bytes()
         except (OSError, ValueError) as error:  # the latter for a path with a null character
             raise ValueError(f"{name}: cannot be read ({_reason(error)}).") from None
-        return decode_image(content, name)
+        return decode_image(content, name, decoding=decoding)
     if isinstance(image, Image.Image):
-        return _pillow_pixels(image, name)
-    return _array_pixels(image, name)
+        return _pillow_pixels(image, name, decoding)
+    return _array_pixels(image, name, value_range)
 
 
-def _pillow_pixels(image: Image.Image, name: str) -> UInt8[np.ndarray, "H W 3"]:
+def _pillow_pixels(image: Image.Image, name: str, decoding: Decoding) -> UInt8[np.ndarray, "H W 3"]:
     """Return the RGB pixels of a Pillow image."""
     try:
         with _pillow_lock:
@@ -101,10 +128,10 @@ def _pillow_pixels(image: Image.Image, name: str) -> UInt8[np.ndarray, "H W 3"]:
         raise ValueError(f"{name}: cannot be read ({_reason(error)}).") from None
     if not (image.width and image.height):
         raise ValueError(f"{name}: has no pixels ({image.width} x {image.height}).")
-    return oriented_pixels(image, name)
+    return oriented_pixels(image, name, decoding=decoding)
 
 
-def _array_pixels(image: object, name: str) -> UInt8[np.ndarray, "H W 3"]:
+def _array_pixels(image: object, name: str, value_range: ValueRange) -> UInt8[np.ndarray, "H W 3"]:
     """Return the RGB pixels of an array."""
     try:
         array = np.asarray(image)
@@ -113,14 +140,18 @@ def _array_pixels(image: object, name: str) -> UInt8[np.ndarray, "H W 3"]:
             f"{name}: numpy cannot convert this {type(image).__name__} to an array "
             f"({one_line(error)}); convert it first."
         ) from None
-    if array.dtype != np.uint8 or (array.ndim != 2 and array.shape[2:] != (3,)) or not array.size:
-        is_array = hasattr(image, "__array__")
+    is_array = hasattr(image, "__array__")
+    accepted = ("u1", "u2") if value_range == "type" else ("u1", "u2", "f2", "f4", "f8")
+    has_shape = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    if array.dtype.str[1:] not in accepted or not has_shape or not array.size:
         type_name = f"array of {array.dtype} {array.shape}" if is_array else type(image).__name__
         raise ValueError(
-            f"{name}: this {type_name} is not an image; give uint8 (height, width, 3) in RGB, "
-            "uint8 (height, width) in gray, a path, or a Pillow image."
+            f"{name}: this {type_name} is not an image; give uint8 or uint16 (height, width, 3) in "
+            "RGB, or (height, width) in gray, a path, or a Pillow image; floating-point numbers "
+            f"only if {FIELD} is LOW,HIGH or image."
         )
-    return np.stack([array] * 3, axis=-1) if array.ndim == 2 else array
+    pixels = array if array.dtype == np.uint8 else to_8_bits(array, value_range, name)
+    return np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels
 
 
 def _reason(error: Exception) -> str:
@@ -137,6 +168,28 @@ def _matching(pattern: pathlib.Path) -> Iterator[pathlib.Path]:
     return map(pathlib.Path, glob.iglob(str(pattern), recursive=True))
 
 
-def _images_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    inside = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return [path for path in inside if path.is_file()]
+def _files_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Return the files in a folder and its subfolders that no operating system has added."""
+    files = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "." and name not in SYSTEM_NAMES]
+        added = {name for name in names if name.startswith("._") or name in SYSTEM_NAMES}
+        files += [pathlib.Path(parent, name) for name in names if name not in added]
+    return sorted(filter(pathlib.Path.is_file, files))
+
+
+def _is_visible_image(file: pathlib.Path) -> bool:
+    if file.name.startswith(".") or file.suffix.lower() in TEXT_SUFFIXES:
+        return False
+    return has_image_suffix(file.name) or is_image(file)
+
+
+def _line_on_others(files: list[pathlib.Path]) -> str:
+    """Return a line about the files of folders that are not returned; empty if there is none."""
+    if not files:
+        return ""
+    names = ", ".join(file.name for file in files[:NUM_NAMES])
+    more = ", ..." if len(files) > NUM_NAMES else ""
+    count = "1 file that is" if len(files) == 1 else f"{len(files)} files that are"
+    hint = f"; {HEIF_ADVICE}" if any(file.suffix.lower() in HEIF_SUFFIXES for file in files) else ""
+    return f"passed over {count} hidden or no image: {names}{more}{hint}"

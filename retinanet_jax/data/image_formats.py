@@ -1,0 +1,178 @@
+"""The image formats of Pillow: opening a file of any of them, and recognizing files as images.
+
+Pillow's `Image.open` refuses sound images of more than `Image.MAX_IMAGE_PIXELS` pixels, or warns
+about them. That limit belongs to the whole program, so `open_image` calls Pillow's formats itself
+and checks the memory that is available instead.
+"""
+
+import contextlib
+import functools
+import io
+import pathlib
+import struct
+from collections.abc import Container
+
+from PIL import Image, UnidentifiedImageError
+
+from retinanet_jax.utils.memory import available_memory
+
+# Formats that contain no pixels, or for which Pillow reads only a header or calls other programs.
+WITHOUT_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+HEIF_ADVICE = "HEIF images require another package: pip install pillow-heif, or save them as JPEG"
+PREFIX_SIZE = 16  # bytes by which the formats recognize a file
+# Bytes for each pixel from decoding to resizing: of RGB, Pillow's copy has four, numpy's three.
+BYTES_PER_PIXEL = 16
+UNCHECKED_PIXELS = 50_000_000  # that any machine can read
+# No sound image has more pixels for each byte of its file; it would be gray all over.
+MAX_PIXELS_PER_BYTE = 10_000
+
+
+def open_image(file: io.BufferedIOBase, name: str) -> Image.Image:
+    """Return an image of which Pillow has read only the header.
+
+    Args:
+        file: The file, which stays open until the pixels are loaded.
+        name: The file's name for error messages.
+
+    Raises:
+        ValueError: If it is not an image, its header is corrupt, or it is too large for the memory.
+    """
+    try:
+        image = _identify(file, excluded=())
+    except Exception as error:  # broken content makes Pillow's decoders raise almost anything
+        raise unreadable(name, error) from None
+    check_memory(image.size, file, name)
+    return image
+
+
+def unreadable(name: str, error: Exception) -> ValueError:
+    """Return the error for an image that Pillow cannot read.
+
+    Args:
+        name: The image's name.
+        error: What Pillow raised.
+    """
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return ValueError(
+            f"{name}: the image is too large for Pillow, which limits the pixels of its format "
+            f"({pillow_reason(error)}); cut it into tiles."
+        )
+    if isinstance(error, MemoryError):
+        return ValueError(f"{name}: the image is too large for the memory; cut it into tiles.")
+    if isinstance(error, UnidentifiedImageError) and name.lower().endswith(HEIF_SUFFIXES):
+        return ValueError(f"{name}: {HEIF_ADVICE}.")
+    return ValueError(
+        f"{name}: the image is corrupt or truncated ({pillow_reason(error)}); replace or remove it."
+    )
+
+
+def pillow_reason(error: Exception) -> str:
+    """Return why Pillow could not read an image, without the object that Pillow's text contains."""
+    unknown = isinstance(error, UnidentifiedImageError)
+    return "unknown image format" if unknown else str(error)
+
+
+def check_memory(size: tuple[int, int], file: io.BufferedIOBase, name: str) -> None:
+    """Check that an image can be decoded in the memory that is available.
+
+    Args:
+        size: The image's width and height.
+        file: Its file.
+        name: The file's name for error messages.
+
+    Raises:
+        ValueError: If it is too large.
+    """
+    num_pixels = size[0] * size[1]
+    if num_pixels <= UNCHECKED_PIXELS:
+        return
+    num_bytes = file.seek(0, io.SEEK_END)
+    claim = f"{name}: the image is too large: {num_pixels / 1e6:,.0f} megapixels"
+    if num_pixels > MAX_PIXELS_PER_BYTE * num_bytes:
+        raise ValueError(
+            f"{claim} ({size[0]} x {size[1]}) are claimed by a file of {num_bytes:,} bytes, which "
+            "cannot contain them; replace or remove it."
+        )
+    needed, available = BYTES_PER_PIXEL * num_pixels, available_memory()
+    if available is not None and needed > available:
+        raise ValueError(
+            f"{claim} ({size[0]} x {size[1]}) require {needed / 1e9:.1f} GB of memory, and "
+            f"{available / 1e9:.1f} GB are available; cut it into tiles."
+        )
+
+
+def has_image_suffix(file_name: str) -> bool:
+    """Return whether a file's name says that it is an image.
+
+    Args:
+        file_name: The name, with or without its folder.
+    """
+    return pathlib.PurePath(file_name).suffix.lower() in _image_suffixes()
+
+
+def is_image(path: pathlib.Path) -> bool:
+    """Return whether the content of a file is an image, whatever its suffix.
+
+    Files of cameras' raw formats have the structure of TIFF, and contain a small preview. So TIFF
+    is recognized only in files without a suffix.
+
+    Args:
+        path: The file.
+    """
+    excluded = WITHOUT_PIXELS | ({"TIFF"} if path.suffix else set())
+    try:
+        with path.open("rb") as file:
+            _identify(file, excluded, by_prefix=True)
+    except Exception:  # as in `open_image`
+        return False
+    return True
+
+
+def _identify(
+    file: io.BufferedIOBase, excluded: Container[str], *, by_prefix: bool = False
+) -> Image.Image:
+    """Return the image of the first format that recognizes a file.
+
+    Args:
+        file: The file.
+        excluded: Formats that are not tried.
+        by_prefix: Only try formats that recognize a file by its first bytes.
+
+    Raises:
+        UnidentifiedImageError: If there is none.
+    """
+    prefix = file.read(PREFIX_SIZE)
+    for load_formats in (Image.preinit, _load_all_formats):
+        load_formats()
+        for name in Image.ID:
+            factory, accepts = Image.OPEN[name]
+            recognized = accepts(prefix) if accepts else not by_prefix
+            # A text says that the format is not supported.
+            if name in excluded or not recognized or isinstance(recognized, str):
+                continue
+            file.seek(0)
+            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+                return factory(file, "")
+    raise UnidentifiedImageError
+
+
+@functools.cache
+def _load_all_formats() -> None:
+    """Register all formats of Pillow, and HEIF if its package is installed."""
+    Image.init()
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
+@functools.cache
+def _image_suffixes() -> frozenset[str]:
+    """Return the lower-case suffixes that belong to an image format that Pillow can read."""
+    _load_all_formats()
+    return frozenset(
+        suffix
+        for suffix, name in Image.EXTENSION.items()
+        if name in Image.OPEN and Image.MIME.get(name, "").startswith("image/")
+    )
