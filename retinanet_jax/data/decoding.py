@@ -139,10 +139,13 @@ def valid_orientation(
     orientation = _exif_orientation(image)
     stored = (image.height, image.width)
     oriented = stored[::-1] if ORIENTATIONS[orientation][0] else stored
-    choices = ((oriented, orientation), (stored, 1))
-    for choice, result in choices[:: -1 if exif == "ignored" else 1]:
-        if size is None or choice == tuple(size):
-            return result
+    fits_oriented, fits_stored = (
+        size is None or side == tuple(size) for side in (oriented, stored)
+    )
+    if fits_stored and (exif == "ignored" or not fits_oriented):
+        return 1
+    if fits_oriented:
+        return orientation
     raise ValueError(
         f"{name}: the image has height and width {oriented}, but the annotations declare "
         f"{tuple(size)}; correct the annotations, or restore the image that they were made for."

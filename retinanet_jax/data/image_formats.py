@@ -12,10 +12,11 @@ import pathlib
 import struct
 from collections.abc import Container
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from retinanet_jax.utils.memory import available_memory
 
+ImageBytes = io.BytesIO | io.BufferedReader
 # Formats that contain no pixels, or for which Pillow reads only a header or calls other programs.
 WITHOUT_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
@@ -28,7 +29,7 @@ UNCHECKED_PIXELS = 50_000_000  # that any machine can read
 MAX_PIXELS_PER_BYTE = 10_000
 
 
-def open_image(file: io.BufferedIOBase, name: str) -> Image.Image:
+def open_image(file: ImageBytes, name: str) -> ImageFile.ImageFile:
     """Return an image of which Pillow has read only the header.
 
     Args:
@@ -73,7 +74,7 @@ def pillow_reason(error: Exception) -> str:
     return "unknown image format" if unknown else str(error)
 
 
-def check_memory(size: tuple[int, int], file: io.BufferedIOBase, name: str) -> None:
+def check_memory(size: tuple[int, int], file: ImageBytes, name: str) -> None:
     """Check that an image can be decoded in the memory that is available.
 
     Args:
@@ -130,8 +131,8 @@ def is_image(path: pathlib.Path) -> bool:
 
 
 def _identify(
-    file: io.BufferedIOBase, excluded: Container[str], *, by_prefix: bool = False
-) -> Image.Image:
+    file: ImageBytes, excluded: Container[str], *, by_prefix: bool = False
+) -> ImageFile.ImageFile:
     """Return the image of the first format that recognizes a file.
 
     Args:
@@ -162,7 +163,7 @@ def _load_all_formats() -> None:
     """Register all formats of Pillow, and HEIF if its package is installed."""
     Image.init()
     with contextlib.suppress(ImportError):
-        import pillow_heif
+        import pillow_heif  # pyright: ignore[reportMissingImports]
 
         pillow_heif.register_heif_opener()
 

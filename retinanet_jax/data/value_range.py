@@ -17,8 +17,8 @@ class FilledBits(NamedTuple):
     Attributes:
         low: The smallest value in the file.
         high: The largest value in the file.
-        bits: The number of bits, from 0 to 8, that distinguish these after scaling: 8 if they are
-            more than 128 levels of 256 apart.
+        bits: The number of bits, from 0 to 8, that the distance of these two has after scaling: 8
+            if they are at least 128 of 255 levels apart, 0 if they are equal.
     """
 
     low: float
@@ -71,8 +71,7 @@ def to_8_bits(
     """
     if value_range == "type":
         return _upper_8_bits(values, bits, name)
-    low, high = finite_range(values) if value_range == "image" else value_range
-    assert not isinstance(low, str)
+    low, high = value_range if isinstance(value_range, tuple) else finite_range(values)
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # scales each level only once
         return _scale(np.arange(2**16), low, high)[values]
     return _scale(values, low, high)
