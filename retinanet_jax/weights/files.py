@@ -1,6 +1,6 @@
 """Files of weights: arrays by name, read and written by the file's suffix.
 
-PyTorch and safetensors are imported only where a file needs them.
+No file needs PyTorch; safetensors is imported only where a file needs it.
 """
 
 import importlib
@@ -10,22 +10,22 @@ import types
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from retinanet_jax.weights import unpickle
-
-# A checkpoint with more than the weights has them under one of these keys: PyTorch's training
-# scripts and detectron2 write the first two, Detectron the last.
-WEIGHTS_KEYS = ("model", "state_dict", "blobs")
+from retinanet_jax.weights import hdf5, torch_file, unpickle, wrappers
+from retinanet_jax.weights.unpickle import MAX_LENGTH
 
 
 def load_arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Read the arrays of a file by name, without running code that the file contains.
 
+    In a checkpoint they are those of `wrappers.state_dict`. The names are the network's own,
+    without the prefix of a wrapper (`wrappers.without_prefix`).
+
     Args:
-        path: An .npz, .pth, .pt, .safetensors or .pkl file.
+        path: A file with one of the suffixes READERS.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -34,15 +34,12 @@ def load_arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        # Only .npz files are written by this project itself.
-        is_own = path.suffix in ("", ".npz")
-        fix = (
-            "scripts/get_resnet50.py writes one." if is_own else "give the path of an existing one."
+        raise FileNotFoundError(
+            f"weights file {path} does not exist; give the path of an existing one."
         )
-        raise FileNotFoundError(f"weights file {path} does not exist; {fix}")
     if path.suffix not in READERS:
         raise ValueError(f"weights file {path} must end in one of {', '.join(READERS)}.")
-    return READERS[path.suffix](path)
+    return wrappers.without_prefix(READERS[path.suffix](path), path)
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -56,23 +53,6 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise _unreadable(path) from None
 
 
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Read PyTorch's file; floating-point tensors become float32."""
-    torch = _import_library("torch", path)
-
-    def to_array(value: Any) -> np.ndarray | None:
-        if not isinstance(value, torch.Tensor):
-            return None
-        # numpy has no bfloat16.
-        return (value.detach().float() if value.is_floating_point() else value).numpy()
-
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # parsers raise anything on unknown bytes
-        raise _unreadable(path) from None
-    return _arrays_by_name(path, content, to_array)
-
-
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Read a safetensors file."""
     safetensors = _import_library("safetensors.numpy", path)
@@ -82,31 +62,58 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise _unreadable(path) from None
 
 
-def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Read a pickle of arrays, as detectron2 and Detectron publish them."""
-
-    def to_array(value: Any) -> np.ndarray | None:
-        return value.array if isinstance(value, unpickle.Array) else None
-
+def _read_hdf5(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Read a file of Keras."""
+    _import_library("h5py", path)
     try:
-        with path.open("rb") as file:
-            content = unpickle.load(file)
-    except unpickle.RefusedError as error:
-        raise ValueError(
-            f"weights file {path} uses {error}, and loading that could run any code; only plain "
-            "arrays and containers are read."
-        ) from None
+        return hdf5.read(path)
     except Exception:  # parsers raise anything on unknown bytes
         raise _unreadable(path) from None
-    return _arrays_by_name(path, content, to_array)
+
+
+def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Read a pickle of arrays, as detectron2 and Detectron publish them."""
+    return _read_state_dict(path, unpickle.load)
+
+
+def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Read a file that torch.save wrote; floating-point tensors become float32."""
+    return _read_state_dict(path, torch_file.load)
+
+
+def _read_state_dict(path: pathlib.Path, load: Callable[[BinaryIO], Any]) -> dict[str, np.ndarray]:
+    """Read the arrays of a file whose containers `load` returns."""
+    with path.open("rb") as file:
+        try:
+            content = load(file)
+        except unpickle.RefusedError as error:
+            raise ValueError(f"weights file {path} {error}.") from None
+        except Exception:  # parsers raise anything on unknown bytes
+            raise _unreadable(path) from None
+        arrays = {}
+        for name, array in wrappers.state_dict(content, path).items():
+            try:
+                arrays[name] = array.read()
+            except unpickle.RefusedError as error:
+                raise ValueError(
+                    f"weights file {path} contains {error} under {name[:MAX_LENGTH]!r}; only "
+                    "booleans, integers and real floats are read."
+                ) from None
+            except Exception:
+                raise _unreadable(path) from None
+    return arrays
 
 
 READERS: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
     ".npz": _read_npz,
     ".pth": _read_torch,
     ".pt": _read_torch,
+    ".ckpt": _read_torch,
+    ".tar": _read_torch,  # checkpoint.pth.tar of PyTorch's ImageNet script is no archive of tar
+    ".bin": _read_torch,
     ".safetensors": _read_safetensors,
     ".pkl": _read_pickle,
+    ".h5": _read_hdf5,
 }
 
 
@@ -137,12 +144,6 @@ def _write_npz(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def _write_torch(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write PyTorch's file of tensors."""
-    torch = _import_library("torch", path)
-    torch.save({name: torch.from_numpy(value) for name, value in arrays.items()}, path)
-
-
 def _write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     """Write a safetensors file."""
     _import_library("safetensors.numpy", path).save_file(arrays, path)
@@ -150,36 +151,10 @@ def _write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> Non
 
 WRITERS: dict[str, Callable[[pathlib.Path, dict[str, np.ndarray]], None]] = {
     ".npz": _write_npz,
-    ".pth": _write_torch,
-    ".pt": _write_torch,
+    ".pth": torch_file.save,
+    ".pt": torch_file.save,
     ".safetensors": _write_safetensors,
 }
-
-
-def _arrays_by_name(
-    path: pathlib.Path, content: Any, to_array: Callable[[Any], np.ndarray | None]
-) -> dict[str, np.ndarray]:
-    """Return the arrays of a file's content; ValueError if it contains anything else."""
-    if isinstance(content, dict):
-        for key in WEIGHTS_KEYS:
-            if isinstance(content.get(key), dict):
-                content = content[key]
-                break
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"weights file {path} contains a {type(content).__name__} and not arrays by name; give "
-            "a file with a dict of arrays."
-        )
-    arrays = {}
-    for name, value in content.items():
-        array = to_array(value)
-        if array is None or not isinstance(name, str):
-            raise ValueError(
-                f"weights file {path} contains a {type(value).__name__} under {name!r}; only "
-                f"arrays by name are read, at the top or under one of {', '.join(WEIGHTS_KEYS)}."
-            )
-        arrays[name] = array
-    return arrays
 
 
 def _import_library(name: str, path: pathlib.Path) -> types.ModuleType:

@@ -2,15 +2,16 @@
 
 A pickle is a program: it names classes and functions, calls them, and sets their attributes. The
 few that numpy's arrays name are replaced here by stand-ins that only keep shape, type and bytes,
-since numpy's own could be made to take bytes for pointers. Any other name ends the reading. Nothing
-that exists before the reading can be altered: only the arrays, types and containers of this pickle.
+since numpy's own could be made to take bytes for pointers. Any other name ends the reading or, for
+`InertUnpickler`, gives an object that absorbs every use. Nothing that exists before the reading can
+be altered: only the arrays, types, inert objects and containers of this pickle.
 """
 
 import os
 import pickle
 import re
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
@@ -20,10 +21,11 @@ import numpy as np
 PYTHON_UNPICKLER: Any = pickle._Unpickler
 # The keys of dicts and the elements of sets. The hash of deeply nested tuples overflows the stack.
 KEY_TYPES = (str, bytes, int, float, type(None))
+MAX_LENGTH = 100  # of a name from the file in an error message
 
 
 class RefusedError(Exception):
-    """The pickle names something that no plain array needs; the message is its quoted name."""
+    """The file uses something that no plain array needs; the message says what."""
 
 
 def load(file: BinaryIO) -> Any:
@@ -33,24 +35,44 @@ def load(file: BinaryIO) -> Any:
         RefusedError: If the pickle names something that no plain array needs.
         Exception: Any that pickle raises for a file that is truncated or no pickle.
     """
-    # Python 2's strings, among them the arrays' bytes, are read as text; latin1 keeps every byte.
-    return _Unpickler(_ExactFile(file), encoding="latin1").load()
+    return Unpickler(file).load()
 
 
 class Array:
-    """A stand-in for a numpy array; `array` is None until the pickle sets its state."""
+    """A stand-in for an array of the file."""
 
-    __slots__ = ("array",)
+    __slots__ = ()
 
-    def __init__(self, array: np.ndarray | None = None):
-        self.array = array
+    def read(self) -> np.ndarray:
+        """Return the array.
+
+        Raises:
+            RefusedError: If its numbers are neither booleans, integers nor floats.
+            Exception: If the file contradicts itself.
+        """
+        raise NotImplementedError
+
+
+class _NumpyArray(Array):
+    """A stand-in for a numpy array, which has no content until the pickle sets its state."""
+
+    __slots__ = ("_content", "_dtype", "_order", "_shape")
+
+    def __init__(self, content: Any = None, dtype: Any = None, shape: Any = (), order: Any = "C"):
+        self._content, self._dtype, self._shape, self._order = content, dtype, shape, order
 
     def set_state(self, state: tuple) -> None:
         """Set the content, as numpy's arrays are pickled with protocols before 5."""
-        _, shape, dtype, is_fortran, content = state
+        _, self._shape, self._dtype, is_fortran, self._content = state
+        self._order = "F" if is_fortran else "C"
+
+    def read(self) -> np.ndarray:
+        if not isinstance(self._dtype, _Type):
+            raise pickle.UnpicklingError("an array has no type")
+        dtype, content = self._dtype.to_numpy(), self._content
         if isinstance(content, str):
             content = content.encode("latin1")
-        self.array = _to_numpy(content, dtype, shape, "F" if is_fortran else "C")
+        return np.frombuffer(content, dtype).reshape(self._shape, order=self._order)
 
 
 class _Type:
@@ -71,15 +93,36 @@ class _Type:
             raise pickle.UnpicklingError("the name of a type is not text")
         name = f"{self.order}{self.code}"
         if not re.fullmatch(r"[<>=|](b1|[iu][1248]|f[248])", name):
-            raise RefusedError(f"arrays of type {name!r}")
+            raise RefusedError(f"an array of type {name[:MAX_LENGTH]!r}")
         return np.dtype(name)
 
 
-def _to_numpy(content: bytes, dtype: _Type, shape: tuple[int, ...], order: Any) -> np.ndarray:
-    """Return the array that a pickle describes."""
-    if not isinstance(dtype, _Type):
-        raise pickle.UnpicklingError("an array has no type")
-    return np.frombuffer(content, dtype.to_numpy()).reshape(shape, order=order)
+class Inert:
+    """A stand-in for a class or function that is not run, for its results and for its objects.
+
+    Whatever a pickle calls, adds to or sets of it has no effect, but that `state` is kept.
+    """
+
+    __slots__ = ("name", "state")
+
+    def __init__(self, name: str):
+        self.name, self.state = name, None
+
+    def __call__(self, *_: Any, **__: Any) -> "Inert":
+        """Return an object of the class, or a result of the function."""
+        return Inert(self.name)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def add(self, _: Any) -> None:
+        """Absorb an element, or several."""
+
+    append = extend = add
+
+    def set_state(self, state: Any) -> None:
+        """Keep the attributes of an object."""
+        self.state = state
 
 
 # What a pickle may call.
@@ -87,12 +130,12 @@ def _to_numpy(content: bytes, dtype: _Type, shape: tuple[int, ...], order: Any) 
 
 def _empty_array(*_: Any) -> Array:
     """Stand in for the function that makes an array before its state is set."""
-    return Array()
+    return _NumpyArray()
 
 
 def _array_from_buffer(content: bytes, dtype: _Type, shape: tuple[int, ...], order: str) -> Array:
     """Stand in for the function by which numpy's arrays are pickled with protocol 5."""
-    return Array(_to_numpy(content, dtype, shape, order))
+    return _NumpyArray(content, dtype, shape, order)
 
 
 def _type(code: str, *_: Any) -> _Type:
@@ -138,21 +181,21 @@ def _check_keys(keys: Iterable[Any]) -> None:
             raise pickle.UnpicklingError("a key is neither text nor a number")
 
 
-def _with_check(opcode: bytes, keys: slice) -> Callable[[Any], None]:
-    """Return the implementation of an opcode that adds `keys`, a part of the stack, after a check.
+def _with_plain_keys(opcode: bytes, keys: slice) -> Callable[[Any], None]:
+    """Return the implementation of an opcode that adds `keys`, a part of the stack, once plain.
 
     A mark in a pickle begins a new stack.
     """
     load = PYTHON_UNPICKLER.dispatch[opcode[0]]
 
     def checked(unpickler: Any) -> None:
-        _check_keys(unpickler.stack[keys])
+        unpickler.stack[keys] = [unpickler.plain_key(key) for key in unpickler.stack[keys]]
         load(unpickler)
 
     return checked
 
 
-class _ExactFile:
+class ExactFile:
     """A file of which every read is complete, or raises EOFError."""
 
     def __init__(self, file: BinaryIO):
@@ -175,23 +218,48 @@ class _ExactFile:
         return line
 
 
-class _Unpickler(PYTHON_UNPICKLER):
+class Unpickler(PYTHON_UNPICKLER):
     """An unpickler that finds the stand-ins only, and alters nothing but what it has made."""
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(PYTHON_UNPICKLER.dispatch)
 
+    def __init__(self, file: BinaryIO):
+        # Python 2's strings, among them the bytes of arrays, are read as text; latin1 keeps every
+        # byte.
+        super().__init__(ExactFile(file), encoding="latin1")
+
     def find_class(self, module: str, name: str) -> Any:
+        """Return a stand-in; RefusedError if there is none."""
         if (module, name) not in STAND_INS:
-            raise RefusedError(repr(f"{module}.{name}"))
+            name = f"{module}.{name}"[:MAX_LENGTH]
+            raise RefusedError(
+                f"uses {name!r}, and loading that could run any code; only plain arrays and "
+                "containers are read"
+            )
         return STAND_INS[module, name]
 
+    def plain_key(self, key: Any) -> Any:
+        """Return a key of a dict or an element of a set; UnpicklingError if it is not plain."""
+        _check_keys([key])
+        return key
+
     def load_build(self) -> None:
-        """Set the state of an array or a type; dicts have none that matters."""
+        """Set the state of an object that has one here; that of dicts does not matter."""
         state, instance = self.stack.pop(), self.stack[-1]
-        if isinstance(instance, Array | _Type):
+        if isinstance(instance, _NumpyArray | _Type | Inert):
             instance.set_state(state)
         elif not isinstance(instance, dict):
             raise pickle.UnpicklingError("only arrays and types have a state")
+
+    def load_newobj(self) -> None:
+        """Call a stand-in for a class, as REDUCE does."""
+        args, stand_in = self.stack.pop(), self.stack.pop()
+        self.append(stand_in(*args))
+
+    def load_newobj_ex(self) -> None:
+        """Call a stand-in for a class with keywords."""
+        kwargs, args, stand_in = self.stack.pop(), self.stack.pop(), self.stack.pop()
+        self.append(stand_in(*args, **kwargs))
 
     def load_bytearray8(self) -> None:
         """Read a bytearray; memory is allocated only if the file has that many bytes."""
@@ -199,6 +267,8 @@ class _Unpickler(PYTHON_UNPICKLER):
         self.append(bytearray(self.read(length)))
 
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+    dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
     for opcode, keys in (
         (pickle.SETITEM, slice(-2, -1)),
@@ -207,6 +277,27 @@ class _Unpickler(PYTHON_UNPICKLER):
         (pickle.ADDITEMS, slice(None)),
         (pickle.FROZENSET, slice(None)),
     ):
-        dispatch[opcode[0]] = _with_check(opcode, keys)
+        dispatch[opcode[0]] = _with_plain_keys(opcode, keys)
     for opcode in (pickle.EXT1, pickle.EXT2, pickle.EXT4):
         del dispatch[opcode[0]]  # names by numbers, which `copyreg` of the process keeps
+
+
+class InertUnpickler(Unpickler):
+    """An unpickler for which every unknown class and function is `Inert`.
+
+    Args:
+        file: The file with the pickle.
+        stand_ins: Further functions that the pickle may call, by module and name.
+    """
+
+    def __init__(self, file: BinaryIO, stand_ins: Mapping[tuple[str, str], Any]):
+        super().__init__(file)
+        self._stand_ins = {**STAND_INS, **stand_ins}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a stand-in, which is inert if the name is unknown."""
+        return self._stand_ins.get((module, name)) or Inert(f"{module}.{name}")
+
+    def plain_key(self, key: Any) -> Any:
+        """Return a key as it is, or an inert one in its place."""
+        return key if isinstance(key, KEY_TYPES) else Inert(type(key).__name__)
