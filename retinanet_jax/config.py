@@ -38,7 +38,7 @@ ADDED_FIELDS: dict[int, dict[str, Any]] = {
     },
     4: {
         "data.value_range": "type",
-        "data.exif": "by_size",
+        "data.exif": "applied",
         "data.split_groups": "none",
     },
 }
@@ -92,7 +92,8 @@ def default_config() -> ConfigDict:
     # expression, of which the first group in a file name names the image's group.
     config.data.split_groups = "auto"
     # Whether boxes were drawn on images with their EXIF orientation applied. auto: as most images
-    # of a dataset show, applied if none does; applied; ignored; by_size: decided for each image.
+    # of a dataset show, applied if none does; applied; ignored. An image whose declared height and
+    # width fit only one way is read that way.
     config.data.exif = "auto"
     # The values of images of more than 8 bits that become 0 and 255. type: those of the file's
     # type; image: the smallest and the largest of each image; or LOW,HIGH.

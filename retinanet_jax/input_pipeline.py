@@ -202,17 +202,27 @@ def _open_shapes(section: ConfigDict, part: str, workdir: pathlib.Path) -> CocoS
 
 
 def check_training_data(source: Source) -> None:
-    """Check that there are boxes to learn from, and `check_images`.
+    """Check that there are objects to learn from, and `check_images`.
 
     Raises:
-        ValueError: If no image has a box, or as in `check_images`.
+        ValueError: If no image has an object, or as in `check_images`.
     """
-    if not any(len(source.annotations(index).boxes) for index in range(len(source))):
+    if not source.object_mask.any():
         raise ValueError(
-            f"{source.name}: none of its {len(source)} images has a box; there is nothing to "
-            "learn. Give the file that contains the annotations."
+            f"{source.name}: {_why_no_object(source)}; there is nothing to learn. Give the file "
+            "that contains the annotations, or correct them."
         )
     check_images(source)
+
+
+def _why_no_object(source: Source) -> str:
+    """Return why a dataset has no object to learn."""
+    count, num_crowd = len(source.objects.crowd), int(source.objects.crowd.sum())
+    if not count:
+        return f"none of its {len(source)} images has a box"
+    if num_crowd == count:
+        return f"all of its {count} boxes are crowd regions (iscrowd, ignore or difficult)"
+    return f"none of its {count} boxes has an area inside its image and is no crowd region"
 
 
 def check_images(source: Source) -> None:

@@ -6,10 +6,10 @@ The constants below are the limits from which a measured number becomes a warnin
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from retinanet_jax.data.sources.base import Category, Source
-from retinanet_jax.data.sources.boxes import OUTSIDE_TOLERANCE
+from retinanet_jax.data.sources.objects import OUTSIDE_TOLERANCE, clip_to_image
 from retinanet_jax.data_report.findings import (
     ERROR,
     INFO,
@@ -28,7 +28,7 @@ RARE = 10  # boxes
 class AnnotatedBoxes(NamedTuple):
     """All annotations of a dataset, including those that training ignores."""
 
-    ids: Int[np.ndarray, " n"]
+    ids: Shaped[np.ndarray, " n"]  # integers of any size
     image_index: Int[np.ndarray, " n"]  # index in the source
     classes: Int[np.ndarray, " n"]
     boxes: Float[np.ndarray, "n 4"]  # yxyx in original pixels, clipped to the image
@@ -43,27 +43,17 @@ class AnnotatedBoxes(NamedTuple):
 
 
 def read_boxes(source: Source) -> AnnotatedBoxes:
-    """Return all annotations of `source`.
-
-    They come from the ground truth, because `Source.annotations` omits boxes without area.
-    """
-    index_of = {int(image_id): index for index, image_id in enumerate(source.image_ids)}
-    class_of = {category.id: k for k, category in enumerate(source.categories)}
-    annotations = source.ground_truth()["annotations"]
-    image_index = np.array([index_of[x["image_id"]] for x in annotations], np.int64)
-    x, y, width, height = np.array([x["bbox"] for x in annotations], float).reshape(-1, 4).T
-    boxes = np.stack([y, x, y + height, x + width], axis=1)
-    clipped = np.clip(boxes, 0, np.tile(source.sizes[image_index], 2))
-    # Training uses float32, in which a box of a tiny fraction of a pixel has no area either.
-    single = clipped.astype(np.float32)
+    """Return all annotations of `source`, including the boxes without area."""
+    objects = source.objects
+    clipped, has_area, _ = clip_to_image(objects.boxes, source.sizes[objects.image_index])
     return AnnotatedBoxes(
-        ids=np.array([x["id"] for x in annotations], np.int64),
-        image_index=image_index,
-        classes=np.array([class_of[x["category_id"]] for x in annotations], np.int64),
+        ids=objects.ids,
+        image_index=objects.image_index,
+        classes=objects.classes,
         boxes=clipped,
-        outside=np.abs(clipped - boxes).max(axis=1, initial=0),
-        empty_mask=np.any(single[:, 2:] <= single[:, :2], axis=1),
-        crowd_mask=np.array([bool(x.get("iscrowd")) for x in annotations], bool),
+        outside=np.abs(clipped - objects.boxes).max(axis=1, initial=0),
+        empty_mask=~has_area,
+        crowd_mask=objects.crowd,
     )
 
 

@@ -19,6 +19,7 @@ from retinanet_jax import checkpoint
 from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.config import flatten
 from retinanet_jax.data.sources.base import Source
+from retinanet_jax.data.sources.objects import id_array
 from retinanet_jax.input_pipeline import splits_training_data
 from retinanet_jax.stored_config import plain
 from retinanet_jax.utils.files import write_json
@@ -81,7 +82,8 @@ def digest(source: Source) -> str:
     """
     total = hashlib.sha256()
     total.update(json.dumps(source.categories).encode())
-    total.update(np.asarray(source.image_ids, np.int64).tobytes())
+    ids = id_array(source.image_ids)
+    total.update(ids.tobytes() if ids.dtype == np.int64 else json.dumps(ids.tolist()).encode())
     total.update(np.asarray(source.sizes, np.int32).tobytes())
     for index in range(len(source)):
         for field in source.annotations(index):

@@ -1,11 +1,13 @@
 """The interface of a dataset: its sizes and annotations in memory, its images read on demand.
 
-Plans, pipelines, training and evaluation use only `Source`, which the other modules of this folder
-implement for each format. Subsets, such as the training and validation images of a split, are
-sources, too.
+Plans, pipelines, training, evaluation and the dataset report use only `Source`, which the other
+modules of this folder implement for each format. Whatever a file contains is parsed once, into
+`Source.objects`; training, report and evaluation all read that. Subsets, such as the training and
+validation images of a split, are sources, too.
 """
 
 import abc
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
 
-from retinanet_jax.data.decoding import decode_image
+from retinanet_jax.data.decoding import DEFAULT_DECODING, Decoding, decode_image
+from retinanet_jax.data.sources.objects import Objects, box_sides, clip_to_image, sort_by_image
 
 
 class Category(NamedTuple):
@@ -24,10 +27,10 @@ class Category(NamedTuple):
 
 
 class Annotations(NamedTuple):
-    """The n annotated objects of an image.
+    """The n annotated objects of an image that have an area inside it.
 
     Attributes:
-        boxes: yxyx in pixels of the original image.
+        boxes: yxyx in pixels of the original image, clipped to it.
         classes: Indices into the source's `categories`.
         crowd: Whether a box is a region of many objects (COCO's `iscrowd`) instead of an object.
     """
@@ -42,27 +45,67 @@ class Source(abc.ABC):
 
     Attributes:
         name: The dataset's name in messages.
-        categories: Sorted by id; class k of the network is `categories[k]`.
+        image_ids: The id of every image in the dataset.
+        file_names: The name of every image in the dataset.
         sizes: Height and width of every image in pixels, with its EXIF orientation applied unless
             the image was annotated without it.
-        image_ids: The id of every image in the dataset.
+        categories: Sorted by id; class k of the network is `categories[k]`.
+        objects: All annotated objects, in the order of the images.
+        decoding: How the images are decoded.
     """
 
-    name: str
-    categories: tuple[Category, ...]
-    sizes: Int32[np.ndarray, "N 2"]
-    image_ids: Sequence[int]
+    def __init__(
+        self,
+        name: str,
+        *,
+        image_ids: Sequence[int],
+        file_names: Sequence[str],
+        sizes: Int32[np.ndarray, "N 2"],
+        categories: Iterable[Category],
+        objects: Objects,
+        decoding: Decoding = DEFAULT_DECODING,
+    ):
+        """Store the contents of a dataset.
+
+        Args:
+            name: As in `Source`.
+            image_ids: As in `Source`.
+            file_names: As in `Source`.
+            sizes: As in `Source`.
+            categories: In any order; the classes of `objects` refer to them sorted by id.
+            objects: The objects, in any order.
+            decoding: As in `Source`.
+        """
+        self.name = name
+        self.image_ids = image_ids
+        self.file_names = file_names
+        self.sizes = sizes
+        self.categories = tuple(sorted(categories))
+        self.objects = sort_by_image(objects)
+        self.decoding = decoding
+        # The position of the first object of each image, and at the end the number of objects.
+        self._bounds = np.searchsorted(self.objects.image_index, np.arange(len(image_ids) + 1))
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    @abc.abstractmethod
-    def annotations(self, index: int) -> Annotations:
-        """Return the objects of the image at `index`; there may be none."""
+    @functools.cached_property
+    def object_mask(self) -> Bool[np.ndarray, " M"]:
+        """Whether each annotation is trained on as an object: it has an area and is no crowd."""
+        _, has_area, _ = clip_to_image(self.objects.boxes, self.sizes[self.objects.image_index])
+        return has_area & ~self.objects.crowd
 
-    @abc.abstractmethod
+    def annotations(self, index: int) -> Annotations:
+        """Return the objects of the image at `index`, except boxes without an area."""
+        start, stop = self._bounds[index : index + 2].tolist()
+        sizes = np.broadcast_to(self.sizes[index], (stop - start, 2))
+        boxes, has_area, _ = clip_to_image(self.objects.boxes[start:stop], sizes)
+        fields = boxes, self.objects.classes[start:stop], self.objects.crowd[start:stop]
+        return Annotations(*(field[has_area] for field in fields))
+
     def file_name(self, index: int) -> str:
         """Return the name of the image at `index` in the dataset."""
+        return self.file_names[index]
 
     @abc.abstractmethod
     def read(self, index: int) -> bytes | None:
@@ -84,11 +127,50 @@ class Source(abc.ABC):
         data = self.read(index)
         assert data is not None, f"{type(self).__name__} must implement `read` or `image`"
         height, width = self.sizes[index].tolist()
-        return decode_image(data, self.file_name(index), size=(height, width))
+        return decode_image(
+            data, self.file_names[index], size=(height, width), decoding=self.decoding_of(index)
+        )
 
-    @abc.abstractmethod
+    def decoding_of(self, index: int) -> Decoding:
+        """Return how the image at `index` is decoded; parts of a merged dataset may differ."""
+        return self.decoding
+
     def ground_truth(self) -> dict[str, Any]:
-        """Return images, categories and annotations in COCO's JSON format, for pycocotools."""
+        """Return images, categories and boxes in COCO's JSON format, from which AP is computed."""
+        images = [
+            {"id": image_id, "file_name": file_name, "height": height, "width": width}
+            for image_id, file_name, (height, width) in zip(
+                self.image_ids, self.file_names, self.sizes.tolist(), strict=True
+            )
+        ]
+        categories = [category._asdict() for category in self.categories]
+        return {"images": images, "categories": categories, "annotations": self._instances()}
+
+    def _instances(self) -> list[dict[str, Any]]:
+        """Return all objects in COCO's JSON format."""
+        objects = self.objects
+        columns = (
+            objects.ids,
+            objects.image_index,
+            objects.classes,
+            objects.boxes[:, 1::-1],
+            box_sides(objects.boxes)[:, ::-1],
+            objects.areas,
+            objects.crowd,
+        )
+        return [
+            {
+                "id": annotation_id,
+                "image_id": self.image_ids[image_index],
+                "category_id": self.categories[k].id,
+                "bbox": corner + sides,
+                "area": area,
+                "iscrowd": int(crowd),
+            }
+            for annotation_id, image_index, k, corner, sides, area, crowd in zip(
+                *(column.tolist() for column in columns), strict=True
+            )
+        ]
 
 
 def subset(source: Source, indices: Iterable[int]) -> Source:
@@ -96,9 +178,9 @@ def subset(source: Source, indices: Iterable[int]) -> Source:
 
     Args:
         source: The other dataset.
-        indices: The indices of the images, in the order of the new dataset.
+        indices: The indices of the images, in the order of the new dataset, without repetitions.
     """
-    return _Subset(source, indices)
+    return _Subset(source, list(indices))
 
 
 def split_by_hash(source: Source, fraction: float) -> tuple[Source, Source]:
@@ -147,19 +229,18 @@ def _position(file_name: str) -> float:
 class _Subset(Source):
     """The images of another source at some of its indices."""
 
-    def __init__(self, source: Source, indices: Iterable[int]):
+    def __init__(self, source: Source, indices: list[int]):
         self._source = source
-        self._indices = list(indices)
-        self.name = source.name
-        self.categories = source.categories
-        self.sizes = source.sizes[self._indices]
-        self.image_ids = [source.image_ids[index] for index in self._indices]
-
-    def annotations(self, index: int) -> Annotations:
-        return self._source.annotations(self._indices[index])
-
-    def file_name(self, index: int) -> str:
-        return self._source.file_name(self._indices[index])
+        self._indices = indices
+        super().__init__(
+            source.name,
+            image_ids=[source.image_ids[index] for index in indices],
+            file_names=[source.file_names[index] for index in indices],
+            sizes=source.sizes[indices],
+            categories=source.categories,
+            objects=source.objects.of_images(indices),
+            decoding=source.decoding,
+        )
 
     def read(self, index: int) -> bytes | None:
         return self._source.read(self._indices[index])
@@ -167,9 +248,5 @@ class _Subset(Source):
     def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
         return self._source.image(self._indices[index])
 
-    def ground_truth(self) -> dict[str, Any]:
-        ids = set(self.image_ids)
-        truth = self._source.ground_truth()
-        images = [image for image in truth["images"] if image["id"] in ids]
-        annotations = [entry for entry in truth["annotations"] if entry["image_id"] in ids]
-        return {**truth, "images": images, "annotations": annotations}
+    def decoding_of(self, index: int) -> Decoding:
+        return self._source.decoding_of(self._indices[index])

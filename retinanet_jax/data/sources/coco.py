@@ -5,14 +5,24 @@ import json
 import math
 import os
 import pathlib
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from absl import logging
 
 from retinanet_jax.data.sources.base import Category
-from retinanet_jax.data.sources.image_folder import ImageFolderSource, check_files_exist
-from retinanet_jax.data.sources.instances import ObjectList, Objects
+from retinanet_jax.data.sources.fields import (
+    FieldError,
+    parse_flag,
+    parse_integer,
+    parse_name,
+    parse_number,
+    parse_side,
+    parse_xywh,
+    show,
+)
+from retinanet_jax.data.sources.image_folder import ImageFolderSource
+from retinanet_jax.data.sources.objects import ObjectList, Objects
 
 SIDES = ("height", "width")
 # COCO's ids are from 1 to 90, but ten of these numbers are not used.
@@ -34,7 +44,8 @@ COCO_CATEGORIES = tuple(Category(*pair) for pair in zip(COCO_IDS, _NAMES.split("
 class CocoSource(ImageFolderSource):
     """The images and boxes of a COCO JSON file.
 
-    `ground_truth` reads the file again, so that its polygons are not in memory during training.
+    Only the fields that detection needs are kept. Every value is read once: `area` is that of the
+    box if the file has none, and `ignore` marks crowd regions, as `iscrowd` does.
     """
 
     def __init__(self, annotations: str | os.PathLike, images: str | os.PathLike):
@@ -48,8 +59,7 @@ class CocoSource(ImageFolderSource):
             FileNotFoundError: If the JSON, the folder or an image is missing.
             ValueError: If the JSON is not COCO instances or contradicts itself.
         """
-        self._path = pathlib.Path(annotations)
-        content = _Content(str(annotations), load_instances(self._path))
+        content = CocoContent(str(annotations), load_instances(pathlib.Path(annotations)))
         super().__init__(
             str(annotations),
             pathlib.Path(images),
@@ -57,15 +67,9 @@ class CocoSource(ImageFolderSource):
             file_names=content.file_names,
             sizes=content.sizes,
             categories=content.categories,
+            objects=content.objects,
+            label="annotation id {}".format,
         )
-        self._set_objects(content.objects(), content.annotation_label)
-        check_files_exist(self.name, self._folder, content.file_names)
-
-    def ground_truth(self) -> dict[str, Any]:
-        """Return the content of the file, with `area` and `iscrowd` where they are missing."""
-        content = load_instances(self._path)
-        annotations = [complete_annotation(annotation) for annotation in content["annotations"]]
-        return {**content, "annotations": annotations}
 
 
 def load_instances(path: pathlib.Path) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def load_instances(path: pathlib.Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: there is no such annotation file; check the path.")
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is not JSON ({error}); give COCO instances.") from None
     for section in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
@@ -93,110 +97,177 @@ def load_instances(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def complete_annotation(annotation: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy with `area` and `iscrowd`, which pycocotools needs and a file may lack."""
-    area = annotation.get("area")
-    if area is None:
-        area = annotation["bbox"][2] * annotation["bbox"][3]
-    return {**annotation, "area": area, "iscrowd": int(annotation.get("iscrowd") or 0)}
+class CocoContent:
+    """The content of a COCO JSON file; every entry is checked.
 
-
-class _Content:
-    """The content of a COCO JSON file; every entry is checked."""
+    Attributes:
+        image_ids: The id of every image.
+        file_names: The file name of every image.
+        sizes: Height and width of every image in pixels.
+        categories: Sorted by id.
+        objects: The objects in the order of the file.
+    """
 
     def __init__(self, name: str, content: dict[str, Any]):
-        """Check the images and the categories; `objects` checks the annotations."""
-        self._name = name
-        self._annotations = content["annotations"]
-        images, categories = content["images"], content["categories"]
-        self.image_ids = self._unique_ids("image", images)
-        self.file_names = [self._field("image", image, "file_name", str) for image in images]
-        self._index_of = {image_id: index for index, image_id in enumerate(self.image_ids)}
-        self.sizes = self._sizes(images)
-        ids = self._unique_ids("category", categories)
-        names = [self._field("category", category, "name", str) for category in categories]
-        self.categories = sorted(map(Category, ids, names))
+        """Check and read the entries.
 
-    def objects(self) -> Objects:
-        """Check the annotations; the id of an object is its position, since any ids are allowed."""
-        self._unique_ids("annotation", self._annotations)
-        class_of = {category.id: k for k, category in enumerate(self.categories)}
-        objects = ObjectList()
-        for position, annotation in enumerate(self._annotations):
-            image_id = self._field("annotation", annotation, "image_id", int)
-            category_id = self._field("annotation", annotation, "category_id", int)
-            if image_id not in self._index_of:
-                self._raise(annotation, f"image_id={image_id}, which `images` does not list")
-            if category_id not in class_of:
-                self._raise(
-                    annotation, f"category_id={category_id}, which `categories` does not list"
-                )
-            objects.append(
-                position,
-                self._index_of[image_id],
-                class_of[category_id],
-                self._box(annotation),
-                crowd=bool(annotation.get("iscrowd")),
+        Args:
+            name: The file's name in messages.
+            content: Its content, from `load_instances`.
+
+        Raises:
+            ValueError: If an entry is invalid; the message has the file and the entry.
+        """
+        self._name = name
+        self.image_ids: list[int] = []
+        self.file_names: list[str] = []
+        self._read_images(content["images"])
+        self._index_of = {image_id: index for index, image_id in enumerate(self.image_ids)}
+        categories = self._read_categories(content["categories"])
+        self.categories = self._without_unused_names(categories, content["annotations"])
+        self._class_of = {category.id: k for k, category in enumerate(self.categories)}
+        self.objects = self._read_objects(content["annotations"])
+
+    def _read_images(self, entries: list) -> None:
+        """Read the ids, file names, and heights and widths of all images."""
+        sides: list[int] = []
+        for entry in entries:
+            try:
+                self.image_ids.append(parse_integer("id", entry["id"]))
+                self.file_names.append(parse_name("file_name", entry["file_name"]))
+                sides += [parse_side(side, entry[side]) for side in SIDES]
+            except (FieldError, KeyError, TypeError) as error:
+                raise self._invalid("image", entry, error) from None
+        self._check_unique("image", self.image_ids)
+        self.sizes = np.array(sides, np.int32).reshape(-1, 2)
+
+    def _read_categories(self, entries: list) -> list[Category]:
+        """Return the categories, sorted by id."""
+        categories = []
+        for entry in entries:
+            try:
+                name = parse_name("name", entry["name"])
+                categories.append(Category(parse_integer("id", entry["id"]), name))
+            except (FieldError, KeyError, TypeError) as error:
+                raise self._invalid("category", entry, error) from None
+        self._check_unique("category", [category.id for category in categories])
+        return sorted(categories)
+
+    def _without_unused_names(self, categories: list[Category], entries: list) -> list[Category]:
+        """Return the categories, of those with the same name only the ones with annotations.
+
+        Some tools export an unused category 0 for the dataset itself, which may have the name of a
+        class. If none of a name is used, the last remains.
+        """
+        names = collections.Counter(category.name for category in categories)
+        if max(names.values(), default=1) == 1:
+            return categories
+        used = set(map(_category_id, entries))
+        last = {category.name: category for category in categories}
+        used_names = {category.name for category in categories if category.id in used}
+        kept, dropped = [], []
+        for category in categories:
+            is_needed = (
+                category.id in used
+                if category.name in used_names
+                else category == last[category.name]
             )
+            (kept if is_needed else dropped).append(category)
+        for category_id, name in dropped:
+            logging.warning(
+                "%s: category id %d is dropped, since it has no annotations and the name %r of "
+                "another category.",
+                self._name,
+                category_id,
+                name,
+            )
+        return kept
+
+    def _read_objects(self, entries: list) -> Objects:
+        """Return the objects of all annotations."""
+        objects = ObjectList()
+        ids, computed_areas, ignored = [], [], []
+        for entry in entries:
+            try:
+                annotation_id = parse_integer("id", entry["id"])
+                image_index = self._look_up(self._index_of, entry, "image_id", "images")
+                class_index = self._look_up(self._class_of, entry, "category_id", "categories")
+                x, y, width, height = parse_xywh("bbox", entry["bbox"])
+                area = entry.get("area")
+                area = math.nan if area is None else parse_number("area", area)
+                is_crowd = parse_flag("iscrowd", entry.get("iscrowd"))
+                is_ignored = parse_flag("ignore", entry.get("ignore"))
+            except (FieldError, KeyError, TypeError) as error:
+                raise self._invalid("annotation", entry, error) from None
+            ids.append(annotation_id)
+            if area <= 0 < width * height:  # no object has this area, and AP would ignore it
+                area = math.nan
+                computed_areas.append(annotation_id)
+            if is_ignored and not is_crowd:
+                ignored.append(annotation_id)
+            objects.append(
+                annotation_id,
+                image_index,
+                class_index,
+                (y, x, y + height, x + width),
+                crowd=is_crowd or is_ignored,
+                area=area,
+            )
+        self._check_unique("annotation", ids)
+        self._warn(computed_areas, "an `area` of 0 or less; that of the box is used instead")
+        self._warn(ignored, "`ignore`, which is read as `iscrowd`: a crowd region, not an object")
         return objects.to_objects()
 
-    def annotation_label(self, position: int) -> str:
-        """Return the label in messages of the annotation at a position."""
-        return f"annotation id {self._annotations[position]['id']}"
+    def _look_up(self, indices: dict[int, int], entry: dict, field: str, section: str) -> int:
+        """Return the index of the image or category that a field of an annotation refers to."""
+        value = parse_integer(field, entry[field])
+        if value not in indices:
+            raise FieldError(f"{field}={show(value)}, which `{section}` does not list")
+        return indices[value]
 
-    def _sizes(self, images: list[dict]) -> Int32[np.ndarray, "N 2"]:
-        """Return the height and width of every image; raise ValueError if one is not positive."""
-        sizes = [[self._field("image", image, side, int) for side in SIDES] for image in images]
-        for image_id, size in zip(self.image_ids, sizes, strict=True):
-            if min(size) < 1:
-                raise ValueError(
-                    f"{self._name}: image id {image_id} has height and width {size}; both must be "
-                    "at least 1: correct them."
-                )
-        return np.array(sizes, np.int32).reshape(-1, 2)
-
-    def _box(self, annotation: dict) -> tuple[float, float, float, float]:
-        """Return the box as yxyx."""
-        xywh = self._field("annotation", annotation, "bbox", list)
-        if len(xywh) != 4 or not all(
-            isinstance(value, int | float) and math.isfinite(value) for value in xywh
-        ):
-            self._raise(annotation, f"bbox={xywh}, not four finite numbers [x, y, w, h]")
-        x, y, width, height = map(float, xywh)
-        if width < 0 or height < 0:
-            self._raise(annotation, f"bbox={xywh} with a negative size; it is [x, y, w, h]")
-        return y, x, y + height, x + width
-
-    def _unique_ids(self, entry_type: str, entries: list[dict]) -> list[int]:
-        """Return the ids of all entries; raise ValueError if two are equal."""
-        ids = [self._field(entry_type, entry, "id", int) for entry in entries]
+    def _check_unique(self, entry_type: str, ids: list[int]) -> None:
+        """Raise ValueError if two ids are equal."""
         if len(set(ids)) < len(ids):
             repeated = collections.Counter(ids).most_common(1)[0][0]
             raise ValueError(
                 f"{self._name}: {entry_type} id {repeated} occurs twice; make ids unique."
             )
-        return ids
 
-    def _field(self, entry_type: str, entry: dict, name: str, expected: type) -> Any:
-        """Return a field of an entry; raise ValueError if it is not of the expected type."""
-        value = entry.get(name) if isinstance(entry, dict) else None
-        if not isinstance(value, expected):
-            problem = f"{name}={value!r}" if value is not None else f"no `{name}`"
-            raise ValueError(
-                f"{self._name}: {self._label(entry_type, entry)} has {problem}; give it a "
-                f"`{name}` of type {expected.__name__}."
+    def _warn(self, ids: list[int], problem: str) -> None:
+        """Log a warning about annotations, if there are any."""
+        if ids:
+            logging.warning(
+                "%s: %d annotations have %s (first: annotation id %s).",
+                self._name,
+                len(ids),
+                problem,
+                ids[0],
             )
-        return value
 
-    def _raise(self, annotation: dict, problem: str) -> NoReturn:
-        label = self._label("annotation", annotation)
-        raise ValueError(f"{self._name}: {label} has {problem}; correct or remove it.")
+    def _invalid(self, entry_type: str, entry: Any, error: Exception) -> ValueError:
+        """Return the error about an entry with a missing or invalid field."""
+        problem = f"has no `{error.args[0]}`" if isinstance(error, KeyError) else f"has {error}"
+        if not isinstance(entry, dict):
+            problem = "is no JSON object"
+        return ValueError(
+            f"{self._name}: {self._label(entry_type, entry)} {problem}; correct or remove it."
+        )
 
     def _label(self, entry_type: str, entry: Any) -> str:
         """Return the label of an entry in messages: its id and, for an annotation, the file."""
         if not isinstance(entry, dict) or "id" not in entry:
-            return f"{entry_type} {str(entry)[:60]}"
-        image_id, file = entry.get("image_id"), ""
-        if isinstance(image_id, int) and image_id in self._index_of:
-            file = f" ({self.file_names[self._index_of[image_id]]})"
-        return f"{entry_type} id {entry['id']}{file}"
+            return f"{entry_type} {show(entry)}"
+        label = f"{entry_type} id {show(entry['id'])}"
+        try:
+            index = self._index_of[parse_integer("image_id", entry["image_id"])]
+        except (AttributeError, FieldError, KeyError):
+            return label
+        return f"{label} ({self.file_names[index]})"
+
+
+def _category_id(entry: Any) -> int | None:
+    """Return the category id of an annotation that is not checked yet; None if it is invalid."""
+    try:
+        return parse_integer("category_id", entry["category_id"])
+    except (FieldError, KeyError, TypeError):
+        return None

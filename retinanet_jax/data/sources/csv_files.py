@@ -9,13 +9,13 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from retinanet_jax.data.sources.base import Category
-from retinanet_jax.data.sources.boxes import parse_corners
+from retinanet_jax.data.sources.fields import FieldError, parse_edges
 from retinanet_jax.data.sources.image_folder import (
     ImageFolderSource,
     check_files_exist,
     read_oriented_sizes,
 )
-from retinanet_jax.data.sources.instances import ObjectList, Objects
+from retinanet_jax.data.sources.objects import ObjectList, Objects
 
 LINE_FORMAT = "path,x1,y1,x2,y2,class"
 CORNERS = ("x1", "y1", "x2", "y2")
@@ -62,8 +62,9 @@ class CsvSource(ImageFolderSource):
             file_names=file_names,
             sizes=read_oriented_sizes(folder, file_names),
             categories=categories,
+            objects=objects,
+            label="line {}".format,
         )
-        self._set_objects(objects, "line {}".format)
 
 
 def _read_boxes(
@@ -85,7 +86,10 @@ def _read_boxes(
         if not any(fields[1:6]):
             continue
         where = f"{where} ({file_name})"
-        x1, y1, x2, y2 = parse_corners(where, dict(zip(CORNERS, fields[1:5], strict=True)))
+        try:
+            x1, y1, x2, y2 = parse_edges(dict(zip(CORNERS, fields[1:5], strict=True)))
+        except FieldError as error:
+            raise ValueError(f"{where} has {error}; correct or remove it.") from None
         if category not in class_of:
             raise ValueError(
                 f"{where} has the class {category!r}, which {classes} does not list; add it there "

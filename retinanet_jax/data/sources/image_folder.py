@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
-from retinanet_jax.data.decoding import ORIENTATIONS, pillow_reason, valid_orientation
+from retinanet_jax.data.decoding import ORIENTATIONS, valid_orientation
+from retinanet_jax.data.image_formats import pillow_reason
 from retinanet_jax.data.sources.instances import InstancesSource
 from retinanet_jax.utils.threads import map_ahead
 
@@ -25,15 +26,20 @@ class ImageFolderSource(InstancesSource):
     """
 
     def __init__(self, name: str, folder: pathlib.Path, **contents: Any):
-        """Check and store everything but the objects.
+        """Check and store the contents of the dataset.
 
         Args:
             name: The file that lists the images, for messages.
             folder: The folder that the file names are relative to.
             **contents: The further arguments of `InstancesSource`.
+
+        Raises:
+            FileNotFoundError: If the folder or an image is missing.
+            ValueError: As in `InstancesSource`.
         """
         super().__init__(name, **contents)
         self._folder = folder
+        check_files_exist(name, folder, self.file_names)
 
     def read(self, index: int) -> bytes:
         """Return the content of the image file at `index`.
@@ -41,7 +47,7 @@ class ImageFolderSource(InstancesSource):
         Raises:
             FileNotFoundError: If the file is missing.
         """
-        path = self._folder / self._file_names[index]
+        path = self._folder / self.file_names[index]
         try:
             return path.read_bytes()
         except FileNotFoundError:

@@ -3,13 +3,14 @@
 import bisect
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from retinanet_jax.data.sources.base import Annotations, Category, Source
+from retinanet_jax.data.decoding import Decoding
+from retinanet_jax.data.sources.base import Category, Source
+from retinanet_jax.data.sources.objects import concatenate, id_array
 
 
 def merge(sources: Sequence[Source]) -> Source:
@@ -34,74 +35,46 @@ class _Merged(Source):
         self._sources = list(sources)
         # The index of the first image of each source, and the number of all images at the end.
         self._starts = [0, *itertools.accumulate(map(len, sources))]
-        self.name = " + ".join(source.name for source in sources)
-        self.sizes = np.concatenate([source.sizes for source in sources])
-        self.image_ids = _make_unique(
-            [image_id for source in sources for image_id in source.image_ids]
+        categories = _unite_categories([source.categories for source in sources])
+        _warn_of_lacking_categories(categories, sources)
+        class_of = {category.name: k for k, category in enumerate(categories)}
+        parts = []
+        for source, start in zip(sources, self._starts, strict=False):
+            classes = np.array([class_of[category.name] for category in source.categories])
+            parts.append(
+                source.objects._replace(
+                    image_index=source.objects.image_index + np.int32(start),
+                    classes=classes[source.objects.classes].astype(np.int32),
+                )
+            )
+        objects = concatenate(parts)
+        super().__init__(
+            " + ".join(source.name for source in sources),
+            image_ids=_make_unique(
+                [image_id for source in sources for image_id in source.image_ids]
+            ),
+            file_names=[name for source in sources for name in source.file_names],
+            sizes=np.concatenate([source.sizes for source in sources]),
+            categories=categories,
+            objects=objects._replace(ids=id_array(_make_unique(objects.ids.tolist()))),
         )
-        self.categories = _unite_categories([source.categories for source in sources])
-        _warn_of_lacking_categories(self.categories, sources)
-        class_of = {category.name: k for k, category in enumerate(self.categories)}
-        # For each source, the merged class of each of its classes.
-        self._classes = [
-            np.array([class_of[category.name] for category in source.categories], np.int32)
-            for source in sources
-        ]
-
-    def annotations(self, index: int) -> Annotations:
-        source_index, index_in_source = self._locate(index)
-        annotations = self._sources[source_index].annotations(index_in_source)
-        return annotations._replace(classes=self._classes[source_index][annotations.classes])
-
-    def file_name(self, index: int) -> str:
-        source, index_in_source = self._source_of(index)
-        return source.file_name(index_in_source)
 
     def read(self, index: int) -> bytes | None:
-        source, index_in_source = self._source_of(index)
+        source, index_in_source = self._locate(index)
         return source.read(index_in_source)
 
     def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
-        source, index_in_source = self._source_of(index)
+        source, index_in_source = self._locate(index)
         return source.image(index_in_source)
 
-    def ground_truth(self) -> dict[str, Any]:
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        id_of = {category.name: category.id for category in self.categories}
-        for source, (start, stop) in zip(
-            self._sources, itertools.pairwise(self._starts), strict=True
-        ):
-            image_id = dict(zip(source.image_ids, self.image_ids[start:stop], strict=True))
-            category_id = {category.id: id_of[category.name] for category in source.categories}
-            truth = source.ground_truth()
-            images += [{**image, "id": image_id[image["id"]]} for image in truth["images"]]
-            annotations += [
-                {
-                    **annotation,
-                    "image_id": image_id[annotation["image_id"]],
-                    "category_id": category_id[annotation["category_id"]],
-                }
-                for annotation in truth["annotations"]
-            ]
-        ids = _make_unique([annotation["id"] for annotation in annotations])
-        for annotation, annotation_id in zip(annotations, ids, strict=True):
-            annotation["id"] = annotation_id
-        return {
-            "images": images,
-            "categories": [category._asdict() for category in self.categories],
-            "annotations": annotations,
-        }
+    def decoding_of(self, index: int) -> Decoding:
+        source, index_in_source = self._locate(index)
+        return source.decoding_of(index_in_source)
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        """Return the index of the source, and the image's index in it."""
-        source_index = bisect.bisect_right(self._starts, index) - 1
-        return source_index, index - self._starts[source_index]
-
-    def _source_of(self, index: int) -> tuple[Source, int]:
+    def _locate(self, index: int) -> tuple[Source, int]:
         """Return the source of an image, and the image's index in it."""
-        source_index, index_in_source = self._locate(index)
-        return self._sources[source_index], index_in_source
+        position = bisect.bisect_right(self._starts, index) - 1
+        return self._sources[position], index - self._starts[position]
 
 
 def _make_unique(ids: list[int]) -> list[int]:

@@ -4,9 +4,10 @@ It is meant for hosts that decode more slowly than their accelerator trains, for
 for machines without TensorFlow. `retinanet-jax pack` writes the folder, which contains:
 
 - `pictures.bin`: the pixels of all images, one after the other, in uint8 RGB,
-- `objects.npz`: ids, sizes (original and packed) and boxes of all images,
-- `ground_truth.json`: the ground truth that AP is computed from, in COCO's JSON format,
-- `packed.json`: categories, file names, the settings of resizing, and the size of each file.
+- `objects.npz`: sizes (original and packed) and boxes of all images,
+- `packed.json`: categories, ids, file names, the settings of resizing, and the size of each file.
+
+Version 1 of the format also has `ground_truth.json`, the boxes in COCO's JSON format.
 """
 
 import hashlib
@@ -24,12 +25,14 @@ from jaxtyping import Int32, Int64, UInt8
 
 from retinanet_jax.data import transforms
 from retinanet_jax.data.sizes import Length, resized_sizes
-from retinanet_jax.data.sources.base import Annotations, Category, Source
+from retinanet_jax.data.sources.base import Category, Source
+from retinanet_jax.data.sources.coco import CocoContent, load_instances
+from retinanet_jax.data.sources.objects import Objects
 from retinanet_jax.utils.files import write_folder
 from retinanet_jax.utils.threads import map_ahead
 
 FORMAT = "retinanet_jax packed"
-VERSION = 1  # of the format
+VERSION = 2  # of the format
 PIXELS = "pictures.bin"
 OBJECTS, GROUND_TRUTH, HEADER = "objects.npz", "ground_truth.json", "packed.json"
 GIGABYTE = 1e9
@@ -58,31 +61,30 @@ class PackedSource(Source):
             FileNotFoundError: If there is no such folder.
             ValueError: If the folder contains something else, or is incomplete or damaged.
         """
-        self.name = str(folder)
         self._folder = pathlib.Path(folder)
         header = _read_header(self._folder)
-        objects = _read_objects(self._folder, header)
-        self.categories = tuple(Category(*category) for category in header["categories"])
-        self.image_ids = objects["image_ids"].tolist()
-        self.sizes = objects["sizes"]
+        arrays = _read_arrays(self._folder, header)
+        if header["version"] == 1:
+            path = self._folder / GROUND_TRUTH
+            contents = CocoContent(str(path), load_instances(path))
+            objects, image_ids = contents.objects, contents.image_ids
+        else:
+            objects = Objects(*(arrays[field] for field in Objects._fields))
+            image_ids = header["image_ids"]
+        super().__init__(
+            str(folder),
+            image_ids=image_ids,
+            file_names=header["file_names"],
+            sizes=arrays["sizes"],
+            categories=[Category(*category) for category in header["categories"]],
+            objects=objects,
+        )
         self.short_side, self.long_side = header["short_side"], header["long_side"]
         self.resize = header["resize"]
-        self._file_names = header["file_names"]
-        self._packed_sizes = objects["held"]
+        self._packed_sizes = arrays["packed_sizes" if "packed_sizes" in arrays else "held"]
         self._pixel_bounds = _bounds(self._packed_sizes.astype(np.int64).prod(axis=1) * 3)
-        self._object_bounds = _bounds(objects["counts"])
-        self._objects = Annotations(objects["boxes"], objects["classes"], objects["crowd"])
         # A plain array of the same memory, because slicing a memmap takes several times as long.
         self._pixels = np.asarray(np.memmap(self._folder / PIXELS, np.uint8, "r"))
-
-    def annotations(self, index: int) -> Annotations:
-        """Return the objects of the image at `index`, in pixels of the original image."""
-        start, stop = self._object_bounds[index : index + 2]
-        return Annotations(*(field[start:stop] for field in self._objects))
-
-    def file_name(self, index: int) -> str:
-        """Return the name of the image at `index` in the original dataset."""
-        return self._file_names[index]
 
     def read(self, index: int) -> None:
         """Return None, because there are no image files."""
@@ -92,10 +94,6 @@ class PackedSource(Source):
         height, width = self._packed_sizes[index].tolist()
         start, stop = self._pixel_bounds[index : index + 2]
         return self._pixels[start:stop].reshape(height, width, 3)
-
-    def ground_truth(self) -> dict[str, Any]:
-        """Read the ground truth of the original dataset from the folder."""
-        return json.loads((self._folder / GROUND_TRUTH).read_bytes())
 
 
 def write_packed(
@@ -131,9 +129,9 @@ def write_packed(
     _check_packable(source, resize)
     folder = pathlib.Path(folder)
     sizes = resized_sizes(source.sizes, short_side=short_side, long_side=long_side, resize=resize)
-    objects = _stack_objects(source, sizes)
+    arrays = _stack_arrays(source, sizes)
     header = _make_header(
-        source, objects, {"short_side": short_side, "long_side": long_side, "resize": resize}
+        source, arrays, {"short_side": short_side, "long_side": long_side, "resize": resize}
     )
 
     def write(draft: pathlib.Path) -> None:
@@ -142,7 +140,7 @@ def write_packed(
             for count, pixels in enumerate(_resized_images(source, sizes, resize, num_threads), 1):
                 file.write(pixels.data)
                 progress(count)
-        _write_rest(draft, source, objects, header)
+        _write_rest(draft, arrays, header)
 
     if not _is_written(folder, header):
         write_folder(folder, write, lambda: _is_written(folder, header))
@@ -160,22 +158,16 @@ def _check_packable(source: Source, resize: str) -> None:
         raise ValueError(f"{source.name}: has no images to pack; check its paths.")
 
 
-def _stack_objects(source: Source, sizes: Int32[np.ndarray, "N 2"]) -> dict[str, np.ndarray]:
+def _stack_arrays(source: Source, sizes: Int32[np.ndarray, "N 2"]) -> dict[str, np.ndarray]:
     """Return the arrays of the file `OBJECTS`; `sizes` are those of the packed images."""
-    annotations = [source.annotations(index) for index in range(len(source))]
-    return {
-        "image_ids": np.array(source.image_ids, np.int64),
-        "sizes": source.sizes,
-        "held": sizes,
-        "counts": np.array([len(objects.classes) for objects in annotations], np.int64),
-        "boxes": np.concatenate([objects.boxes for objects in annotations]),
-        "classes": np.concatenate([objects.classes for objects in annotations]),
-        "crowd": np.concatenate([objects.crowd for objects in annotations]),
-    }
+    arrays = {"sizes": source.sizes, "packed_sizes": sizes, **source.objects._asdict()}
+    if arrays["ids"].dtype == object:  # integers of any size, which only a pickle could contain
+        arrays["ids"] = np.arange(1, len(arrays["ids"]) + 1)
+    return arrays
 
 
 def _make_header(
-    source: Source, objects: dict[str, np.ndarray], settings: dict[str, Any]
+    source: Source, arrays: dict[str, np.ndarray], settings: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the content of the file `HEADER`, except the sizes of the other files.
 
@@ -187,21 +179,21 @@ def _make_header(
         "source": source.name,
         **settings,
         "categories": [list(category) for category in source.categories],
-        "file_names": [source.file_name(index) for index in range(len(source))],
+        "image_ids": list(source.image_ids),
+        "file_names": list(source.file_names),
     }
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name, array in objects.items():
+    for name, array in arrays.items():
         digest.update(f"{name}{array.dtype}{array.shape}".encode() + array.tobytes())
     return header | {"digest": digest.hexdigest()}
 
 
 def _write_rest(
-    folder: pathlib.Path, source: Source, objects: dict[str, np.ndarray], header: dict[str, Any]
+    folder: pathlib.Path, arrays: dict[str, np.ndarray], header: dict[str, Any]
 ) -> None:
     """Write everything but the pixels, the header last."""
-    np.savez(folder / OBJECTS, allow_pickle=False, **objects)
-    (folder / GROUND_TRUTH).write_text(json.dumps(source.ground_truth()))
-    sizes = {name: (folder / name).stat().st_size for name in (PIXELS, OBJECTS, GROUND_TRUTH)}
+    np.savez(folder / OBJECTS, allow_pickle=False, **arrays)
+    sizes = {name: (folder / name).stat().st_size for name in (PIXELS, OBJECTS)}
     (folder / HEADER).write_text(json.dumps(header | {"bytes": sizes}))
 
 
@@ -230,6 +222,11 @@ def _is_written(folder: pathlib.Path, header: dict[str, Any]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     existing = _read_header(folder)
+    if existing["version"] != VERSION:
+        raise ValueError(
+            f"{folder}: was packed in format version {existing['version']}, which is still read; to "
+            "pack it again, remove it or give another folder."
+        )
     if existing["digest"] != header["digest"]:
         fields = ("source", "short_side", "long_side", "resize")
         raise ValueError(
@@ -257,15 +254,15 @@ def _read_header(folder: pathlib.Path) -> dict[str, Any]:
         raise _damaged(folder, f"{HEADER}: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{folder}: {HEADER} is not of packed images; give another folder.")
-    if header["version"] != VERSION:
+    if header["version"] not in range(1, VERSION + 1):
         raise ValueError(
             f"{folder}: was packed in format version {header['version']}, but this program reads "
-            f"version {VERSION}; remove it and pack it again."
+            f"versions 1 to {VERSION}; remove it and pack it again."
         )
     return header
 
 
-def _read_objects(folder: pathlib.Path, header: dict[str, Any]) -> dict[str, np.ndarray]:
+def _read_arrays(folder: pathlib.Path, header: dict[str, Any]) -> dict[str, np.ndarray]:
     """Check the sizes of all files and read the file `OBJECTS`."""
     try:
         for name, expected in header["bytes"].items():

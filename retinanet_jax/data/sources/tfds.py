@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float64, Int, Int32
+from jaxtyping import Int, Int32
 
 from retinanet_jax.data.sources.base import Category
-from retinanet_jax.data.sources.coco import COCO_CATEGORIES, complete_annotation, load_instances
-from retinanet_jax.data.sources.instances import InstancesSource, Objects
+from retinanet_jax.data.sources.coco import COCO_CATEGORIES, CocoContent, load_instances
+from retinanet_jax.data.sources.instances import InstancesSource
+from retinanet_jax.data.sources.objects import Objects, box_sides
 from retinanet_jax.data.sources.tfds_index import Index, cached_index, to_pixels
 from retinanet_jax.data.sources.tfds_info import detection_features, read_info
 from retinanet_jax.data.sources.tfds_shards import open_shards
@@ -59,9 +60,9 @@ class TfdsSource(InstancesSource):
             builder: The dataset's name as for `tfds.builder`, such as coco/2017 or voc/2007:5.0.0.
             data_dir: The folder that it was prepared in; None means TFDS's default.
             split: The name of a split, or several joined by "+".
-            official: The COCO JSON file with the ground truth that AP is computed from. If it is
-                empty, the content of the shards is used. For COCO, TFDS stores the published boxes,
-                but truncates `area` to an integer and leaves out polygons.
+            official: The COCO JSON file from which the boxes are read. If it is empty, those of the
+                shards are used. For COCO, TFDS stores the published boxes, but truncates `area` to
+                an integer.
 
         Raises:
             FileNotFoundError: If the dataset is not prepared or files are missing.
@@ -69,7 +70,6 @@ class TfdsSource(InstancesSource):
                 is missing.
         """
         name = f"{builder} {split}"
-        self._official = pathlib.Path(official) if official else None
         info = read_info(builder, data_dir)
         features = detection_features(name, info.features)
         self._shards = open_shards(name, info, split)
@@ -78,22 +78,28 @@ class TfdsSource(InstancesSource):
         index = cached_index(name, self._shards, total, paths)
         order, image_ids = _order_images(name, index, "image/id" in features)
         sizes, self._spans = index.sizes[order], index.spans[order]
-        truth = None
-        if self._official:
-            truth = load_instances(self._official)
-            _check_official(str(self._official), truth, name, image_ids, sizes)
         labels = features["objects/label"].names
+        truth = None
+        if official:
+            truth = CocoContent(str(official), load_instances(pathlib.Path(official)))
+            _check_official(str(official), truth, name, image_ids, sizes)
+        categories = _categories(name, info.name, labels, str(official), truth)
+        if truth is None:
+            objects = _read_objects(name, index, order, features, labels, categories)
+        else:
+            objects = _official_objects(truth, image_ids, categories)
+        area = features.get("objects/area")
+        self._truncates_areas = (
+            truth is None and area is not None and np.issubdtype(area.np_dtype, np.integer)
+        )
         super().__init__(
             name,
             image_ids=image_ids or list(range(1, total + 1)),
             file_names=index.file_names[order].tolist(),
             sizes=sizes,
-            categories=self._categories(name, info.name, labels, truth),
-        )
-        area = features.get("objects/area")
-        self._truncates_areas = area is not None and np.issubdtype(area.np_dtype, np.integer)
-        self._set_objects(
-            self._read_objects(index, order, features, labels), "annotation id {}".format
+            categories=categories,
+            objects=objects,
+            label="annotation id {}".format,
         )
 
     def read(self, index: int) -> bytes:
@@ -112,21 +118,12 @@ class TfdsSource(InstancesSource):
             ) from None
 
     def ground_truth(self) -> dict[str, Any]:
-        """Return the content of the official JSON for these images, or else that of the shards.
+        """Return the ground truth, and log a warning if TFDS truncated its areas.
 
         TFDS truncates COCO's areas to integers. An object that is less than 1 square pixel above a
         size limit then has exactly the limit's area and counts on both sides of it, which changes
-        the last digits of AP by size. A warning is logged if areas are truncated.
+        the last digits of AP by size.
         """
-        if self._official:
-            truth, ids = load_instances(self._official), set(self.image_ids)
-            images = [image for image in truth["images"] if image["id"] in ids]
-            annotations = [
-                complete_annotation(annotation)
-                for annotation in truth["annotations"]
-                if annotation["image_id"] in ids
-            ]
-            return {**truth, "images": images, "annotations": annotations}
         if self._truncates_areas:
             logging.warning(
                 "%s: TFDS truncates areas to integers; to publish AP, give the official JSON.",
@@ -134,57 +131,69 @@ class TfdsSource(InstancesSource):
             )
         return super().ground_truth()
 
-    def _extents(self) -> Float64[np.ndarray, "M 2"]:
-        """Return the sides of every box; differences of hundredths are not exact in float64."""
-        return np.round(super()._extents(), 6)
 
-    def _categories(
-        self, name: str, builder: str, labels: Sequence[str], truth: dict[str, Any] | None
-    ) -> list[Category]:
-        """Return the categories of TFDS's labels, in the order of the labels."""
-        ids: dict[str, int] = {label: k for k, label in enumerate(labels, start=1)}
-        if truth is not None:
-            ids = {category["name"]: category["id"] for category in truth["categories"]}
-        elif builder == "coco":
-            ids = {category.name: category.id for category in COCO_CATEGORIES}
-        unknown = [label for label in labels if label not in ids]
-        if unknown:
-            raise ValueError(
-                f"{name}: {len(unknown)} of its labels, first {unknown[0]!r}, are not categories "
-                f"of {self._official or 'COCO'}; give the JSON that the dataset was prepared from "
-                "as `official`."
-            )
-        return [Category(ids[label], label) for label in labels]
-
-    def _read_objects(
-        self,
-        index: Index,
-        order: Int[np.ndarray, " N"],
-        features: Mapping[str, Any],
-        labels: Sequence[str],
-    ) -> Objects:
-        """Return all objects in the order of the images."""
-        unknown = (index.labels < 0) | (index.labels >= len(labels))
-        if unknown.any():
-            raise ValueError(
-                f"{self.name}: has the label {index.labels[unknown][0]}, but only {len(labels)} "
-                "categories; give a split that is annotated."
-            )
-        class_of = {category.name: k for k, category in enumerate(self.categories)}
-        classes = np.array([class_of[label] for label in labels], np.int32)
-        image_index = np.repeat(np.argsort(order), index.counts).astype(np.int32)
-        objects = np.argsort(image_index, stable=True)  # positions in the TFDS index
-        image_index = image_index[objects]
-        boxes, _ = to_pixels(index.boxes[objects], self.sizes[image_index])
-        has_object_ids = "objects/id" in features
-        return Objects(
-            index.object_ids[objects] if has_object_ids else np.arange(1, len(objects) + 1),
-            image_index,
-            classes[index.labels[objects]],
-            boxes,
-            index.crowd[objects],
-            index.areas[objects] if "objects/area" in features else None,
+def _categories(
+    name: str, builder: str, labels: Sequence[str], official: str, truth: CocoContent | None
+) -> list[Category]:
+    """Return the categories of TFDS's labels, in the order of the labels."""
+    ids: dict[str, int] = {label: k for k, label in enumerate(labels, start=1)}
+    if truth is not None:
+        ids = {category.name: category.id for category in truth.categories}
+    elif builder == "coco":
+        ids = {category.name: category.id for category in COCO_CATEGORIES}
+    unknown = [label for label in labels if label not in ids]
+    if unknown:
+        raise ValueError(
+            f"{name}: {len(unknown)} of its labels, first {unknown[0]!r}, are not categories "
+            f"of {official or 'COCO'}; give the JSON that the dataset was prepared from as "
+            "`official`."
         )
+    return [Category(ids[label], label) for label in labels]
+
+
+def _read_objects(
+    name: str,
+    index: Index,
+    order: Int[np.ndarray, " N"],
+    features: Mapping[str, Any],
+    labels: Sequence[str],
+    categories: Sequence[Category],
+) -> Objects:
+    """Return the objects of the shards in the order of the images."""
+    unknown = (index.labels < 0) | (index.labels >= len(labels))
+    if unknown.any():
+        raise ValueError(
+            f"{name}: has the label {index.labels[unknown][0]}, but only {len(labels)} "
+            "categories; give a split that is annotated."
+        )
+    class_of = {category.name: k for k, category in enumerate(sorted(categories))}
+    classes = np.array([class_of[label] for label in labels], np.int32)
+    image_index = np.repeat(np.argsort(order), index.counts).astype(np.int32)
+    objects = np.argsort(image_index, stable=True)  # positions in the TFDS index
+    image_index = image_index[objects]
+    boxes, _ = to_pixels(index.boxes[objects], index.sizes[order][image_index])
+    ids, areas = index.object_ids[objects], index.areas[objects].astype(np.float64)
+    return Objects(
+        ids if "objects/id" in features else np.arange(1, len(objects) + 1),
+        image_index,
+        classes[index.labels[objects]],
+        boxes,
+        index.crowd[objects],
+        areas if "objects/area" in features else box_sides(boxes).prod(axis=1),
+    )
+
+
+def _official_objects(
+    truth: CocoContent, image_ids: Sequence[int], categories: Sequence[Category]
+) -> Objects:
+    """Return the objects of the official JSON in the images of the dataset."""
+    position = {image_id: index for index, image_id in enumerate(truth.image_ids)}
+    objects = truth.objects.of_images([position[image_id] for image_id in image_ids])
+    # The JSON may have categories that the dataset lacks.
+    class_of = {category: k for k, category in enumerate(sorted(categories))}
+    classes = np.array([class_of.get(category, -1) for category in truth.categories], np.int32)
+    objects = objects._replace(classes=classes[objects.classes])
+    return objects.select(np.flatnonzero(objects.classes >= 0))
 
 
 def _order_images(
@@ -209,7 +218,7 @@ def _order_images(
 
 def _check_official(
     official: str,
-    truth: dict[str, Any],
+    truth: CocoContent,
     name: str,
     image_ids: Sequence[int],
     sizes: Int32[np.ndarray, "N 2"],
@@ -219,7 +228,7 @@ def _check_official(
         raise ValueError(
             f"{name}: has no image ids to look up in {official}; leave `official` empty."
         )
-    declared = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    declared = dict(zip(truth.image_ids, map(tuple, truth.sizes.tolist()), strict=True))
     missing = [image_id for image_id in image_ids if image_id not in declared]
     if missing:
         raise ValueError(

@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 import numpy as np
 from jaxtyping import Int32
 
-from retinanet_jax.data.image_files import IMAGE_SUFFIXES
+from retinanet_jax.data.image_formats import has_image_suffix
 from retinanet_jax.data.sources.base import Category
-from retinanet_jax.data.sources.boxes import parse_corners
+from retinanet_jax.data.sources.fields import FieldError, parse_edges
 from retinanet_jax.data.sources.image_folder import ImageFolderSource, read_oriented_sizes
-from retinanet_jax.data.sources.instances import ObjectList, Objects
+from retinanet_jax.data.sources.objects import ObjectList, Objects
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -68,6 +68,12 @@ class VocSource(ImageFolderSource):
         image_names = _find_images(files, parsed)
         names = categories or sorted({entry.name for xml in parsed for entry in xml.objects})
         objects = _stack_objects(files, parsed, names)
+
+        def label(annotation_id: int) -> str:
+            index = objects.image_index[annotation_id - 1]
+            first = np.searchsorted(objects.image_index, index)  # annotations are in this order
+            return f"object {annotation_id - first} of {files.xml_paths[index].name}"
+
         super().__init__(
             files.listing,
             files.image_folder,
@@ -75,14 +81,9 @@ class VocSource(ImageFolderSource):
             file_names=image_names,
             sizes=_sizes(files, parsed, image_names),
             categories=[Category(k, name) for k, name in enumerate(names, start=1)],
+            objects=objects,
+            label=label,
         )
-
-        def label(annotation_id: int) -> str:
-            index = objects.image_index[annotation_id - 1]
-            first = np.searchsorted(objects.image_index, index)  # annotations are in this order
-            return f"object {annotation_id - first} of {files.xml_paths[index].name}"
-
-        self._set_objects(objects, label)
 
 
 class _Files(NamedTuple):
@@ -201,8 +202,12 @@ def _parse_object(where: str, element: ElementTree.Element) -> _Object:
     difficult = _text(element, "difficult") or "0"
     if difficult not in ("0", "1"):
         raise ValueError(f"{where} has <difficult> {difficult!r}; write 0 or 1.")
-    corners = {corner: _text(element, f"bndbox/{corner}") for corner in CORNERS}
-    return _Object(_text(element, "name"), parse_corners(where, corners), difficult == "1")
+    texts = {corner: _text(element, f"bndbox/{corner}") for corner in CORNERS}
+    try:
+        corners = parse_edges(texts)
+    except FieldError as error:
+        raise ValueError(f"{where} has {error}; correct or remove it.") from None
+    return _Object(_text(element, "name"), corners, difficult == "1")
 
 
 def _text(element: ElementTree.Element, path: str) -> str:
@@ -220,9 +225,8 @@ def _find_images(files: _Files, parsed: Iterable[_Annotation]) -> list[str]:
     existing = set(os.listdir(files.image_folder))
     names_of_stem = collections.defaultdict(list)
     for name in sorted(existing):
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in IMAGE_SUFFIXES:
-            names_of_stem[stem].append(name)
+        if has_image_suffix(name):
+            names_of_stem[os.path.splitext(name)[0]].append(name)
     xml_of_image: dict[str, pathlib.Path] = {}
     for path, file_name, _, _ in parsed:
         candidates = [file_name] if file_name in existing else names_of_stem[path.stem]

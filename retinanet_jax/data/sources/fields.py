@@ -1,0 +1,161 @@
+"""The reading of values in annotation files: each field has one type and one meaning everywhere.
+
+Tools write the same value in several ways: 160, 160.0 and "160"; 1, true and "true". These are
+accepted; anything else is an error that names the value and the rule. Whoever calls a function here
+adds the file and the annotation to the message.
+"""
+
+import math
+from typing import Any
+
+MAX_SIDE = 1_000_000  # pixels; a larger image is a mistake, and its area may exceed 64 bits
+MAX_SHOWN = 60  # characters of a value in a message
+FLAGS = {"0": False, "false": False, "no": False, "1": True, "true": True, "yes": True, "": False}
+
+
+class FieldError(ValueError):
+    """A field has an invalid value; the message has the field, the value and the rule."""
+
+
+def show(value: Any) -> str:
+    """Return a value as it appears in messages, cut to `MAX_SHOWN` characters."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def parse_number(name: str, value: Any) -> float:
+    """Return a finite number, which may be written as text.
+
+    Args:
+        name: The field's name for the message.
+        value: The value in the file.
+
+    Raises:
+        FieldError: If the value is no finite number.
+    """
+    number = math.nan
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            # Python alone accepts 1_000.
+            number = math.nan if isinstance(value, str) and "_" in value else float(value)
+        except (ValueError, OverflowError):
+            pass
+    if not math.isfinite(number):
+        raise FieldError(f"{name}={show(value)}, not a finite number")
+    return number
+
+
+def parse_integer(name: str, value: Any) -> int:
+    """Return an integer, which may be written as text or as a number with the fraction 0.
+
+    Args:
+        name: The field's name for the message.
+        value: The value in the file.
+
+    Raises:
+        FieldError: If the value is no integer.
+    """
+    if type(value) is int:
+        return value
+    text = value.strip() if isinstance(value, str) else ""
+    if text.removeprefix("-").isdecimal():  # of any size, where float would round
+        return int(text)
+    try:
+        number = parse_number(name, value)
+    except FieldError:
+        number = math.nan
+    if not number.is_integer():
+        raise FieldError(f"{name}={show(value)}, not an integer")
+    return int(number)
+
+
+def parse_side(name: str, value: Any) -> int:
+    """Return the height or width of an image in pixels.
+
+    Args:
+        name: The field's name for the message.
+        value: The value in the file.
+
+    Raises:
+        FieldError: If the value is no integer from 1 to `MAX_SIDE`.
+    """
+    side = parse_integer(name, value)
+    if not 1 <= side <= MAX_SIDE:
+        raise FieldError(f"{name}={show(value)}, not from 1 to {MAX_SIDE} pixels")
+    return side
+
+
+def parse_flag(name: str, value: Any) -> bool:
+    """Return a flag such as COCO's `iscrowd`; None and empty text are false.
+
+    Args:
+        name: The field's name for the message.
+        value: The value in the file.
+
+    Raises:
+        FieldError: If the value is not 0, 1, true or false, also as text or as a float.
+    """
+    if value is None:
+        return False
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    flag = FLAGS.get(str(value).strip().lower())
+    if flag is None:
+        raise FieldError(f"{name}={show(value)}, neither 0 nor 1")
+    return flag
+
+
+def parse_name(name: str, value: Any) -> str:
+    """Return a name without surrounding spaces; a number is a name, too.
+
+    Args:
+        name: The field's name for the message.
+        value: The value in the file.
+
+    Raises:
+        FieldError: If the value is neither text nor an integer, or is empty.
+    """
+    is_name = isinstance(value, str | int) and not isinstance(value, bool)
+    text = str(value).strip() if is_name else ""
+    if not text:
+        raise FieldError(f"{name}={show(value)}, not a name")
+    return text
+
+
+def parse_edges(texts: dict[str, Any]) -> tuple[float, float, float, float]:
+    """Return x1, y1, x2 and y2 of a box.
+
+    Args:
+        texts: The values of x1, y1, x2 and y2, in that order, by their names in the format.
+
+    Raises:
+        FieldError: If a value is no finite number, or x1 > x2 or y1 > y2.
+    """
+    x1, y1, x2, y2 = (parse_number(name, value) for name, value in texts.items())
+    names = tuple(texts)
+    for low, high, low_name, high_name in ((x1, x2, *names[::2]), (y1, y2, *names[1::2])):
+        if low > high:
+            raise FieldError(f"{low_name}={low:g} above {high_name}={high:g}")
+    return x1, y1, x2, y2
+
+
+def parse_xywh(name: str, value: Any) -> tuple[float, float, float, float]:
+    """Return x, y, width and height of a box in COCO's format.
+
+    Args:
+        name: The field's name for the message.
+        value: The value in the file.
+
+    Raises:
+        FieldError: If the value is not four finite numbers, or a side is negative.
+    """
+    numbers = value if isinstance(value, list) and len(value) == 4 else [None]
+    try:
+        # The sum of two finite numbers may be infinite.
+        x, y, width, height = (parse_number(name, number) for number in numbers)
+        parse_number(name, abs(x) + abs(y) + abs(width) + abs(height))
+    except ValueError:
+        raise FieldError(f"{name}={show(value)}, not four finite numbers [x, y, w, h]") from None
+    if width < 0 or height < 0:
+        raise FieldError(f"{name}={show(value)} with a negative size; it is [x, y, w, h]")
+    return x, y, width, height
