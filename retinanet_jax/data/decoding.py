@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
-from retinanet_jax.data.deep_pixels import deep_pixels
+from retinanet_jax.data.deep_pixels import DeepPixels, deep_pixels
 from retinanet_jax.data.image_formats import open_image
 from retinanet_jax.data.value_range import FilledBits, ValueRange, filled_bits, to_8_bits
 
@@ -117,7 +117,7 @@ def filled_bits_of_file(data: bytes, name: str, value_range: ValueRange) -> Fill
     deep = deep_pixels(open_image(io.BytesIO(data), name), name, data)
     if deep is None:
         return None
-    return filled_bits(deep.values, to_8_bits(deep.values, value_range, name, bits=deep.bits))
+    return filled_bits(deep.values, _to_8_bits(deep, value_range, name))
 
 
 def valid_orientation(
@@ -148,7 +148,7 @@ def valid_orientation(
         return orientation
     raise ValueError(
         f"{name}: the image has height and width {oriented}, but the annotations declare "
-        f"{tuple(size)}; correct the annotations, or restore the image that they were made for."
+        f"{size}; correct the annotations, or restore the image that they were made for."
     )
 
 
@@ -185,8 +185,14 @@ def _rgb_pixels(
     deep = deep_pixels(image, name, None if value_range == "type" else data)
     if deep is None:
         return np.asarray(_to_rgb(image, name))
-    pixels = to_8_bits(deep.values, value_range, name, bits=deep.bits)
+    pixels = _to_8_bits(deep, value_range, name)
     return np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels
+
+
+def _to_8_bits(deep: DeepPixels, value_range: ValueRange, name: str) -> UInt8[np.ndarray, "H W *C"]:
+    """Return the pixels of an image of more than 8 bits with 8 bits."""
+    pixels = to_8_bits(deep.values, value_range, name, bits=deep.bits)
+    return 255 - pixels if deep.white_is_zero else pixels
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,9 +11,13 @@ from PIL import ExifTags, Image
 
 from retinanet_jax.data.image_formats import open_image, unreadable
 
-UNSIGNED = 1  # a sample format of TIFF
+# Values of TIFF's tags.
+UNSIGNED, WHITE_IS_ZERO, SEPARATE_PLANES = 1, 0, 2
+BITS_PER_SAMPLE = ExifTags.Base.BitsPerSample
 # Of 16-bit color Pillow decodes only one byte, which the byte order in its raw mode selects.
 OTHER_BYTE_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+# Compressed TIFF is decoded to the machine's byte order. Pillow expects the file's for these.
+NATIVE_RAW_MODES = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 
 
 class DeepPixels(NamedTuple):
@@ -21,10 +26,12 @@ class DeepPixels(NamedTuple):
     Attributes:
         values: Gray or RGB values, as the file contains them.
         bits: The number of bits of its values, at most 16, if the file says so; else 16.
+        white_is_zero: Whether larger values are darker.
     """
 
     values: Num[np.ndarray, "H W *C"]
-    bits: int
+    bits: int = 16
+    white_is_zero: bool = False
 
 
 def deep_pixels(image: Image.Image, name: str, data: bytes | None = None) -> DeepPixels | None:
@@ -42,21 +49,24 @@ def deep_pixels(image: Image.Image, name: str, data: bytes | None = None) -> Dee
         The pixels, or None if they have 8 bits.
 
     Raises:
-        ValueError: If the image is corrupt or truncated.
+        ValueError: If the image is corrupt or truncated, or has 16-bit color that cannot be read.
     """
+    tags = getattr(image, "tag_v2", {})  # of a TIFF file
+    if tags:
+        _prepare_tiff(image, tags, name)
     lower = None if data is None else _lower_bytes(image, data, name)  # before loading
     load(image, name)
     if lower is not None:
         upper = np.asarray(image).astype(np.uint16)
-        return DeepPixels((upper << 8 | lower)[..., :3], bits=16)
+        return DeepPixels((upper << 8 | lower)[..., :3])
     if image.mode != "F" and not image.mode.startswith("I"):
         return None
     values = np.asarray(image)
-    tags = getattr(image, "tag_v2", {})  # of a TIFF file
-    bits = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
+    bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
     if bits == 32 and tags.get(ExifTags.Base.SampleFormat, (UNSIGNED,))[0] == UNSIGNED:
         values = values.view(np.uint32)  # Pillow's integers are signed
-    return DeepPixels(values, bits if 8 < bits < 16 else 16)
+    white_is_zero = tags.get(ExifTags.Base.PhotometricInterpretation) == WHITE_IS_ZERO
+    return DeepPixels(values, bits if 8 < bits < 16 else 16, white_is_zero)
 
 
 def load(image: Image.Image, name: str) -> None:
@@ -75,27 +85,44 @@ def load(image: Image.Image, name: str) -> None:
         raise unreadable(name, error) from None
 
 
+def _prepare_tiff(image: Any, tags: Mapping[int, Any], name: str) -> None:
+    """Correct the decoding of a TIFF file that Pillow would decode wrongly, or raise ValueError."""
+    is_separate = tags.get(ExifTags.Base.PlanarConfiguration) == SEPARATE_PLANES
+    for position, tile in enumerate(image.tile):
+        raw_mode, *others = tile.args
+        if tile.codec_name == "libtiff" and raw_mode in NATIVE_RAW_MODES:
+            image.tile[position] = tile._replace(args=(NATIVE_RAW_MODES[raw_mode], *others))
+        elif tile.codec_name != "libtiff" and is_separate and max(tags[BITS_PER_SAMPLE]) > 8:
+            raise _color_error(name, "separate planes")
+
+
 def _lower_bytes(image: Image.Image, data: bytes, name: str) -> UInt8[np.ndarray, "H W C"] | None:
     """Return the lower bytes of an image of 16-bit color, or None if it is none."""
-    arguments = [_of_lower_bytes(tile.args) for tile in getattr(image, "tile", [])]
-    if not arguments or None in arguments:
+    tiles = getattr(image, "tile", []) if image.format in ("PNG", "TIFF") else []
+    raw_mode = str(_arguments(tiles[0])[0]) if tiles else ""
+    channels, is_deep, byte_order = raw_mode.partition(";16")
+    if not is_deep or image.mode.startswith("I"):
         return None
+    if getattr(image, "tag_v2", {}).get(ExifTags.Base.PlanarConfiguration) == SEPARATE_PLANES:
+        raise _color_error(name, "separate planes")
+    if channels not in ("LA", "RGB", "RGBA", "RGBX") or byte_order not in OTHER_BYTE_ORDER:
+        raise _color_error(name, f"the form {raw_mode}")
+    # Pillow has no other order for gray with alpha; as four channels it gives all of its bytes.
+    is_gray = channels == "LA"
+    other = "RGBA" if is_gray else f"{channels};16{OTHER_BYTE_ORDER[byte_order]}"
     lower = open_image(io.BytesIO(data), name)
-    lower.tile = [
-        tile._replace(args=args) for tile, args in zip(lower.tile, arguments, strict=True)
-    ]
+    lower.tile = [tile._replace(args=(other, *_arguments(tile)[1:])) for tile in tiles]
     load(lower, name)
     pixels = np.asarray(lower)
-    return pixels[..., [1, 1, 1, 3]] if arguments[0] == "RGBA" else pixels
+    return pixels[..., [1, 1, 1, 3]] if is_gray else pixels
 
 
-def _of_lower_bytes(arguments: Any) -> Any:
-    """Return the arguments of a decoder that decodes the other byte of 16-bit color, or None."""
-    rawmode, *others = arguments if isinstance(arguments, tuple) else (arguments,)
-    if rawmode == "LA;16B":  # as four channels of 8 bits: both bytes of gray, both of alpha
-        return "RGBA"
-    channels, depth, byte_order = str(rawmode).partition(";16")
-    if channels not in ("RGB", "RGBA", "RGBX") or byte_order not in OTHER_BYTE_ORDER:
-        return None
-    other = f"{channels}{depth}{OTHER_BYTE_ORDER[byte_order]}"
-    return (other, *others) if isinstance(arguments, tuple) else other
+def _arguments(tile: Any) -> tuple[Any, ...]:
+    """Return the arguments of the decoder of a part of a file, of which the first is a raw mode."""
+    return tile.args if isinstance(tile.args, tuple) else (tile.args,)
+
+
+def _color_error(name: str, reason: str) -> ValueError:
+    return ValueError(
+        f"{name}: has 16-bit color in {reason}, which Pillow cannot read; save it as 16-bit PNG."
+    )

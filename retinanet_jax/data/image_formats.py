@@ -21,6 +21,7 @@ ImageBytes = io.BytesIO | io.BufferedReader
 WITHOUT_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 HEIF_ADVICE = "HEIF images require another package: pip install pillow-heif, or save them as JPEG"
+UNKNOWN_PIXELS = "unknown pixel mode"  # what Pillow says of a sound TIFF that it cannot read
 PREFIX_SIZE = 16  # bytes by which the formats recognize a file
 # Bytes for each pixel from decoding to resizing: of RGB, Pillow's copy has four, numpy's three.
 BYTES_PER_PIXEL = 16
@@ -61,6 +62,11 @@ def unreadable(name: str, error: Exception) -> ValueError:
         )
     if isinstance(error, MemoryError):
         return ValueError(f"{name}: the image is too large for the memory; cut it into tiles.")
+    if str(error) == UNKNOWN_PIXELS:
+        return ValueError(
+            f"{name}: Pillow cannot read pixels of this type; save the image as PNG with 8 or 16 "
+            "bits, or as TIFF in gray with 32."
+        )
     if isinstance(error, UnidentifiedImageError) and name.lower().endswith(HEIF_SUFFIXES):
         return ValueError(f"{name}: {HEIF_ADVICE}.")
     return ValueError(
@@ -142,7 +148,9 @@ def _identify(
 
     Raises:
         UnidentifiedImageError: If there is none.
+        Exception: What a format raised that recognized the first bytes.
     """
+    reasons: list[Exception] = []
     prefix = file.read(PREFIX_SIZE)
     for load_formats in (Image.preinit, _load_all_formats):
         load_formats()
@@ -153,9 +161,11 @@ def _identify(
             if name in excluded or not recognized or isinstance(recognized, str):
                 continue
             file.seek(0)
-            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+            try:
                 return factory(file, "")
-    raise UnidentifiedImageError
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:
+                reasons += [error] if accepts else []
+    raise reasons[0] if reasons else UnidentifiedImageError()
 
 
 @functools.cache

@@ -15,7 +15,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float32, Int32, UInt8
 
-from retinanet_jax.data import decoding, tf_transforms, transforms
+from retinanet_jax.data import tf_transforms, transforms
+from retinanet_jax.data.decoding import decode_image, is_plain_jpeg
 from retinanet_jax.data.plan import BatchPlan
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.utils.threads import map_ahead
@@ -121,12 +122,13 @@ class _ImageReader:
         data = self._source.read(index)
         if data is None:
             return b"", False
-        return data, decoding.is_plain_jpeg(data, *self._name_and_size(index))
+        name, size = self._name_and_size(index)
+        return data, is_plain_jpeg(data, name, size, self._source.decoding_of(index))
 
     def decode(self, index: int, data: bytes) -> UInt8[np.ndarray, "H W 3"]:
         """Decode a file that TensorFlow would decode differently."""
         name, size = self._name_and_size(index)
-        return decoding.decode_image(data, name, size=size)
+        return decode_image(data, name, size=size, decoding=self._source.decoding_of(index))
 
     def pixels(self, index: int, resized: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
         """Return the image that is to be resized to `resized`, (height, width)."""
