@@ -1,41 +1,42 @@
-"""Your own images in COCO format: an ImageNet ResNet-50 becomes a detector of your classes.
+"""Your own images: torchvision's detector of COCO becomes a detector of your classes.
 
 Command:  retinanet-jax train --config=configs/finetune.py --workdir=runs/mine
             --config.data.train.annotations=mine/train.json --config.data.train.images=mine/train
 Give --config.data.eval.annotations and .images as well if there is a validation set; otherwise a
 fifth of the training images is held out, chosen by a hash of the file name, so that it is always
 the same fifth. The names and the number of the classes come from the dataset.
-To start from a detector of COCO, which `retinanet-jax import-weights` wrote to runs/coco, give
-            --config=configs/finetune.py:torchvision_v1 --config.init.path=runs/coco
-            (or :torchvision_v2, :detectron2; with --config.model.backbone=resnet101 for that
-            backbone). All weights are transferred except those of classes that only one of the
-            datasets has; the run prints a table of them.
-            To start from a detector trained here, give the config that it was trained with, and
-            --config.init.source=checkpoint --config.init.path=ITS_WORKDIR
-Expects:  ImageNet weights at weights/resnet50.npz (scripts/get_resnet50.py writes them).
-Measured: 296 photographs of playing cards (6 classes), --config.data.flip=False, 67 for testing:
-          AP .517, AP50 .730 after 1,000 steps, .636, .813 after 1,500 and .731, .907 at the end,
-          2,500, in 48 minutes on two CPU cores with other load (seed 0, one run, version 0.1.0 with
-          plain padding, jax 0.10.2, 2026-11-23).
+The argument names the weights to start from; without one they are torchvision_v2, which are
+downloaded (146 MB) and converted at the first use.
+            :torchvision_v1, :torchvision_v2, :detectron2_r50_1x, :detectron2_r50_3x (also
+            :detectron2) and :detectron2_r101_3x are detectors of COCO. All weights are transferred
+            except those of classes that only one of the datasets has; the run prints a table.
+            :imagenet (or :resnet50) is a backbone, with a smaller network on it. All other
+            backbones of retinanet_jax/weights/named.py are arguments, too.
+            --weights=NAME is the same as the argument; --weights=DIR_OR_FILE starts from a detector
+            that was trained here or is in a file, with its network.
+Expects:  what the argument names, from a network or where the error message says.
+Measured: 296 photographs of playing cards (6 classes), :imagenet, --config.data.flip=False, 67 for
+          testing: AP .517, AP50 .730 after 1,000 steps, .636, .813 after 1,500 and .731, .907 at
+          the end, 2,500, in 48 minutes on two CPU cores with other load (seed 0, one run, version
+          0.1.0 with plain padding, jax 0.10.2, 2026-11-23).
 """
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from retinanet_jax.configs import detectron2, r50_fpn, torchvision
+from retinanet_jax.configs import r50_fpn
+from retinanet_jax.weights import named
 
-# The config of each detector; torchvision runs its own v1 without an epsilon.
-DETECTORS = {
-    "torchvision_v1": lambda: torchvision.get_config("v1"),
-    "torchvision_v2": lambda: torchvision.get_config("v2"),
-    "detectron2": lambda: detectron2.get_config("3x"),
-}
-EPSILONS = {"torchvision_v1": 0.0}
+DEFAULT = "torchvision_v2"
+# Further arguments, for names of weights.
+ALIASES = {"imagenet": "resnet50", "detectron2": "detectron2_r50_3x"}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; `arg` is one of DETECTORS, "tiny", both, or "": an ImageNet backbone."""
+    """Return the config; `arg` names weights (NAMES, ALIASES; else DEFAULT), "tiny" or both."""
     config = r50_fpn.get_config().unlock()
     config.update(total_steps=2_500, checkpoint_every=250, evaluate_every=500)
     config.data.train.update(annotations="", images="")
@@ -62,19 +63,43 @@ def get_config(arg: str = "") -> ConfigDict:
         warmup_factor=0.01,
         schedule="cosine",
     )
-    choices = {name: functools.partial(start_from, detector=name) for name in DETECTORS}
+    names = dict(zip(named.NAMES, named.NAMES, strict=True)) | ALIASES
+    choices = {arg: functools.partial(start_from_name, name=name) for arg, name in names.items()}
+    if arg in ("", "tiny"):
+        arg = f"{DEFAULT},{arg}".removesuffix(",")
     return r50_fpn.finished(config, arg, choices)
 
 
-def start_from(config: ConfigDict, detector: str) -> None:
-    """Copy the fields that define the meaning of an imported detector's weights."""
-    trained_with = DETECTORS[detector]()
-    for section in ("model", "anchors", "input"):
-        config[section].update(trained_with[section])
+def start_from_name(config: ConfigDict, name: str) -> None:
+    """Start from one of named.NAMES, with the network that it requires."""
+    weights, network = named.NAMES[name], named.network_of(name)
+    if name in named.DETECTORS:
+        start_from_detector(config, name, network)
+    else:
+        set_network(config, network)
+        config.init.update(source=weights.source, path=name)
+
+
+def start_from_detector(config: ConfigDict, weights: str, network: Mapping[str, Any]) -> None:
+    """Start from a detector, with its network.
+
+    Args:
+        config: The config, unlocked; it is changed.
+        weights: A name, a working directory or a file, as in config.init.path.
+        network: The fields of the config that the detector was trained with, by section.
+    """
+    set_network(config, network)
     # Batches of 2 are too small to train norms with; frozen norms have the same arrays.
-    config.model.update(norm="frozen_batch", frozen_stages=3)
-    config.model.norm_epsilon = EPSILONS.get(detector, trained_with.model.norm_epsilon)
+    if config.model.norm == "batch":
+        config.model.norm = "frozen_batch"
+    config.model.frozen_stages = 3
     # The weights adapt to masked padding within a few steps; then the detections of an image do not
     # depend on its padding.
     config.model.padding, config.anchors.stride_rule = "masked", "nominal"
-    config.init.update(source="checkpoint", path="")
+    config.init.update(source="checkpoint", path=weights)
+
+
+def set_network(config: ConfigDict, network: Mapping[str, Any]) -> None:
+    """Copy the fields that determine the meaning of weights."""
+    for section, fields in network.items():
+        config[section].update(fields)

@@ -1,8 +1,9 @@
-"""The weights that torchvision and detectron2 publish, and their download.
+"""The weights that torchvision, detectron2 and Keras publish, and their download.
 
 A downloaded file appears when it is complete and its checksum is right. torchvision has the first
-digits of a file's SHA-256 in its name, detectron2 those of its MD5 (see its MODEL_ZOO.md); for the
-ImageNet weights that detectron2 starts from no checksum is published.
+digits of a file's SHA-256 in its name, detectron2 those of its MD5 (see its MODEL_ZOO.md), and
+Keras an MD5 in its code; for the ImageNet weights that detectron2 starts from no checksum is
+published.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import urllib.parse
 import urllib.request
 from typing import NamedTuple
 
+from retinanet_jax.utils.files import make_writable
 from retinanet_jax.utils.progress import make_progress
 
 SCHEMES = ("http://", "https://")
@@ -33,12 +35,17 @@ NETWORK_ERRORS = (
 )
 
 
+class DownloadError(OSError):
+    """A file that cannot be downloaded; the message says where to put it by hand."""
+
+
 class Published(NamedTuple):
     """A file that can be downloaded."""
 
     url: str
     algorithm: str = ""  # of hashlib; "" if no checksum is published
     prefix: str = ""  # first hexadecimal digits of the checksum
+    license: str = ""  # as its publisher states
 
 
 TORCHVISION = "https://download.pytorch.org/models"
@@ -67,28 +74,36 @@ DETECTRON2_FILES = (
     "COCO-Detection/retinanet_R_50_FPN_1x/190397773/model_final_bfca0b.pkl",
     "COCO-Detection/retinanet_R_50_FPN_3x/190397829/model_final_5bd44e.pkl",
     "COCO-Detection/retinanet_R_101_FPN_3x/190397697/model_final_971ab9.pkl",
-    # classifiers (ImageNet)
-    "ImageNetPretrained/MSRA/R-50.pkl",
-    "ImageNetPretrained/MSRA/R-101.pkl",
+    # classifier (ImageNet) of FAIR
     "ImageNetPretrained/FAIR/X-101-32x8d.pkl",
 )
+# The classifiers (ImageNet) of the paper's authors, which are of He et al.
+MSRA_FILES = ("ImageNetPretrained/MSRA/R-50.pkl", "ImageNetPretrained/MSRA/R-101.pkl")
+KERAS = "https://github.com/fchollet/deep-learning-models/releases/download/v0.2"
+KERAS_RESNET50 = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+KERAS_MD5 = "a268eb855778b3df3c7506639542a6af"
+# A file that the configs name -> the published one with the same arrays.
+SAME_ARRAYS = {"resnet50.npz": KERAS_RESNET50}
 
 
-def _published(url: str, algorithm: str) -> Published:
+def _published(url: str, algorithm: str, terms: str) -> Published:
     """Return the file at a URL of which the name may contain a checksum."""
     prefix = re.search(r"[-_]([0-9a-f]{6,8})\.\w+$", url)
-    return Published(url, algorithm, prefix[1]) if prefix else Published(url)
+    checksum = (algorithm, prefix[1]) if prefix else ("", "")
+    return Published(url, *checksum, terms)
 
 
 # File name -> file.
 KNOWN = {
-    pathlib.PurePosixPath(path).name: _published(f"{host}/{path}", algorithm)
-    for host, paths, algorithm in (
-        (TORCHVISION, TORCHVISION_FILES, "sha256"),
-        (DETECTRON2, DETECTRON2_FILES, "md5"),
+    pathlib.PurePosixPath(path).name: _published(f"{host}/{path}", algorithm, terms)
+    for host, paths, algorithm, terms in (
+        (TORCHVISION, TORCHVISION_FILES, "sha256", "BSD-3-Clause"),
+        (DETECTRON2, DETECTRON2_FILES, "md5", "CC BY-SA 3.0"),
+        (DETECTRON2, MSRA_FILES, "md5", "MIT"),
     )
     for path in paths
 }
+KNOWN[KERAS_RESNET50] = Published(f"{KERAS}/{KERAS_RESNET50}", "md5", KERAS_MD5, "MIT")
 
 
 def locate(file: str | os.PathLike) -> pathlib.Path:
@@ -96,12 +111,12 @@ def locate(file: str | os.PathLike) -> pathlib.Path:
 
     Args:
         file: A path, a URL, or the name of a published file. A path that does not exist but ends in
-            a published file's name, as in the configs, stands for that file in the folder weights/
-            or else in the user's cache.
+            a published file's name, or in one of SAME_ARRAYS, stands for that file in the folder
+            weights/ or else in the user's cache.
 
     Raises:
         FileNotFoundError: If there is no such file, and no published file of this name.
-        OSError: If the file cannot be downloaded.
+        DownloadError: If the file cannot be downloaded.
         ValueError: If its checksum is wrong.
     """
     path = pathlib.Path(file).expanduser()
@@ -109,17 +124,35 @@ def locate(file: str | os.PathLike) -> pathlib.Path:
         return fetch(str(file), cache_folder())
     if path.exists():
         return path
-    if path.name not in KNOWN:
+    name = SAME_ARRAYS.get(path.name, path.name)
+    if name not in KNOWN:
         raise FileNotFoundError(
             f"{file} does not exist, and is neither a URL nor a published file's name; the known "
             f"names are {', '.join(KNOWN)}."
         )
-    local = WEIGHTS_FOLDER / path.name
-    return local if local.exists() else fetch(path.name, cache_folder())
+    for local in (name, *(other for other, same in SAME_ARRAYS.items() if same == name)):
+        if (WEIGHTS_FOLDER / local).exists():
+            return WEIGHTS_FOLDER / local
+    return fetch(name, cache_folder())
+
+
+def locate_checked(name: str) -> pathlib.Path:
+    """Return the path of a published file, as `locate` does, after a check of its content.
+
+    Args:
+        name: One of KNOWN.
+
+    Raises:
+        DownloadError: If the file cannot be downloaded.
+        ValueError: If its checksum is wrong.
+    """
+    path = locate(name)
+    _check(path, KNOWN[name], fix=f"remove {path} and run this again")
+    return path
 
 
 def cache_folder() -> pathlib.Path:
-    """Return the user's folder of downloaded files."""
+    """Return the user's folder of downloaded files and their conversions."""
     cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(cache) / "retinanet_jax"
 
@@ -132,8 +165,9 @@ def fetch(name_or_url: str, folder: pathlib.Path) -> pathlib.Path:
         folder: The folder of downloaded files; it is created if necessary.
 
     Raises:
-        OSError: If the file cannot be downloaded; the message has the URL, and the path at which to
-            put the file by hand.
+        DownloadError: If the file cannot be downloaded; the message has the URL, and the path at
+            which to put the file by hand.
+        OSError: If the folder cannot be written.
         ValueError: If the name is unknown, or the file's checksum is wrong.
     """
     if not name_or_url.startswith(SCHEMES) and name_or_url not in KNOWN:
@@ -145,16 +179,20 @@ def fetch(name_or_url: str, folder: pathlib.Path) -> pathlib.Path:
     if path.exists():
         _check(path, published, fix=f"remove {path} and run this again")
         return path
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        make_writable(folder)
+    except OSError as error:
+        raise OSError(
+            f"{path}: this folder of downloaded files cannot be written ({error.strerror}); set "
+            "the environment variable XDG_CACHE_HOME to another folder."
+        ) from None
     # Each process downloads into a folder of its own, since several may fetch the same file.
     with tempfile.TemporaryDirectory(prefix="partial-", dir=folder) as partial:
         draft = pathlib.Path(partial) / path.name
-        _download(published.url, draft, path)
+        _download(published, draft, path)
         _check(draft, published, fix="the file was removed, run this again")
         path.parent.mkdir(exist_ok=True)
         draft.replace(path)
-    unchecked = "" if published.algorithm else "; not checked, since no checksum is published"
-    print(f"{path}: {path.stat().st_size / 1e6:.0f} MB{unchecked}", flush=True)
     return path
 
 
@@ -172,29 +210,39 @@ def _place(name_or_url: str, folder: pathlib.Path) -> tuple[Published, pathlib.P
     return Published(name_or_url), folder / digest / name
 
 
-def _download(url: str, draft: pathlib.Path, path: pathlib.Path) -> None:
-    """Write the content of `url` to `draft` and print progress; `path` is its final place."""
-    by_hand = f"download it where there is a network and put it at {path}."
+def _download(published: Published, draft: pathlib.Path, path: pathlib.Path) -> None:
+    """Write the content of a file to `draft` and print progress; `path` is its final place."""
+    url = published.url
+    by_hand = f"download it where there is a network, put it at {path} and run this again."
     try:
         with (
             urllib.request.urlopen(url, timeout=TIMEOUT) as response,
             draft.open("wb") as opened,
         ):
             total, done = int(response.headers.get("Content-Length") or 0), 0
-            print(f"downloading {url}", flush=True)
+            print(f"downloading {url} to {path}{_details(published, total)}", flush=True)
             progress = make_progress(path.name, total / 1e6 or None, "MB")
             while chunk := response.read(CHUNK):
                 opened.write(chunk)
                 done += len(chunk)
-                progress(done / 1e6)
+                if done != total:  # a fast download has no line but the first
+                    progress(done / 1e6)
     except urllib.error.HTTPError as error:
         error.close()  # it is also the response
-        raise OSError(f"{url} answers {error.code} {error.reason}; {by_hand}") from None
+        raise DownloadError(f"{url} answers {error.code} {error.reason}; {by_hand}") from None
     except NETWORK_ERRORS as error:
         reason = getattr(error, "reason", None) or error
-        raise OSError(f"{url} cannot be reached ({reason}); {by_hand}") from None
+        raise DownloadError(f"{url} cannot be reached ({reason}); {by_hand}") from None
     if total and done != total:
-        raise OSError(f"{url} sent {done} of {total} bytes; run this again, or {by_hand}")
+        raise DownloadError(f"{url} sent {done} of {total} bytes; run this again, or {by_hand}")
+
+
+def _details(published: Published, num_bytes: int) -> str:
+    """Return in parentheses what is known of a file; "" if nothing is."""
+    details = [f"{num_bytes / 1e6:.0f} MB"] if num_bytes else []
+    details += [published.license] if published.license else []
+    details += [] if published.algorithm else ["not checked, since no checksum is published"]
+    return f" ({'; '.join(details)})" if details else ""
 
 
 def _check(file: pathlib.Path, published: Published, fix: str) -> None:

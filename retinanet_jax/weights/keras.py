@@ -56,8 +56,8 @@ def backbone(arrays: Mapping[str, np.ndarray], *, architecture: str, norm: str) 
     wrong = resnet.wrong_arrays(arrays, _shapes(), lambda name: name in UNUSED)
     if wrong:
         raise ValueError(
-            f"these are not Keras weights of {ARCHITECTURE}: {wrong}; give the file that "
-            "scripts/get_resnet50.py writes."
+            f"these are not Keras weights of {ARCHITECTURE}: {wrong}; give the file as Keras "
+            "published it, --weights=resnet50."
         )
     leaves: dict[Path, np.ndarray] = {}
     for layer in resnet.layers(ARCHITECTURE):

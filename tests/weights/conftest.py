@@ -1,13 +1,36 @@
-"""Fixtures of whole state dicts; their shapes and values are in state_dicts.py."""
+"""Fixtures of download hosts and of state dicts, whose shapes and values are in state_dicts.py."""
 
 import functools
+import threading
 
 import numpy as np
 import pytest
 import state_dicts
 from detector_examples import SMALL, SOURCES
+from download_host import Server
 
 from retinanet_jax.models import ARCHITECTURES
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """The stand-in of the download hosts."""
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def places(monkeypatch, tmp_path):
+    """An empty current folder, and an empty cache in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

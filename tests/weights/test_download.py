@@ -1,63 +1,20 @@
 """A downloaded file is complete and checked or absent, and every error states what to do."""
 
 import hashlib
-import http.server
 import os
 import re
 import threading
 
 import pytest
+from download_host import CONTENT
 
 from retinanet_jax.training import initialization
 from retinanet_jax.utils import progress
-from retinanet_jax.weights import download
-from retinanet_jax.weights.download import KNOWN, Published
+from retinanet_jax.weights import download, named
+from retinanet_jax.weights.download import KERAS_RESNET50, KNOWN, Published
 
-CONTENT = bytes(range(256)) * 5_000  # more than one chunk
 NAME = "resnet50-0676ba61.pth"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """A server of CONTENT at /good/..., and of what else a path names (/absent/..., /short/...)."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[str] = []
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{path}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self):
-        self.server.requests.append(self.path)
-        answer = self.path.split("/")[1]
-        if answer == "absent":
-            self.send_error(404)
-            return
-        self.send_response(200)
-        if answer != "nolength":
-            self.send_header("Content-Length", str(len(CONTENT)))
-        self.end_headers()
-        self.wfile.write(CONTENT[: len(CONTENT) // 2] if answer == "short" else CONTENT)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -82,10 +39,11 @@ def test_the_checksums_are_those_in_the_names():
     for name, known in KNOWN.items():
         assert known.url.startswith("https://")
         assert known.url.endswith(f"/{name}")
+        assert known.license
         if known.algorithm == "sha256":
             assert name.endswith(f"-{known.prefix}.pth")
             assert len(known.prefix) == 8
-        elif known.algorithm == "md5":
+        elif known.algorithm == "md5" and name != KERAS_RESNET50:
             assert name == f"model_final_{known.prefix}.pkl"
             assert len(known.prefix) == 6
     unchecked = {name for name, known in KNOWN.items() if not known.algorithm}
@@ -94,8 +52,17 @@ def test_the_checksums_are_those_in_the_names():
         "https://download.pytorch.org/models/retinanet_resnet50_fpn_coco-eeacb38b.pth",
         "sha256",
         "eeacb38b",
+        "BSD-3-Clause",
     )
     assert KNOWN["model_final_5bd44e.pkl"].prefix == "5bd44e"
+    # Keras has the checksum in its code and not in the name.
+    assert KNOWN[KERAS_RESNET50] == Published(
+        "https://github.com/fchollet/deep-learning-models/releases/download/v0.2/"
+        "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "md5",
+        "a268eb855778b3df3c7506639542a6af",
+        "MIT",
+    )
 
 
 # ---- downloading
@@ -113,9 +80,12 @@ def test_a_published_file_is_downloaded_once(
     path = download.fetch(NAME, tmp_path / "cache")
     assert path == tmp_path / "cache" / NAME
     assert path.read_bytes() == CONTENT
-    output = capsys.readouterr().out
-    assert output.startswith(f"downloading {KNOWN[NAME].url}\n")
-    assert ("not checked" in output) == (not algorithm)
+    size = "" if answer == "nolength" else "1 MB"
+    unchecked = "" if algorithm else "not checked, since no checksum is published"
+    details = "; ".join(filter(None, [size, unchecked]))
+    assert capsys.readouterr().out == (
+        f"downloading {KNOWN[NAME].url} to {path}{f' ({details})' if details else ''}\n"
+    )
     assert everything(tmp_path) == ["cache", f"cache/{NAME}"]
     umask = os.umask(0)
     os.umask(umask)
@@ -134,14 +104,13 @@ def test_progress_and_the_remaining_time_are_printed(monkeypatch, published, tmp
     download.fetch(NAME, tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(rf"{NAME}: \d/1 MB  \d+\.\d MB/s  \d+ min \d\d s left", lines[2])
-    assert lines[-1] == f"{tmp_path / NAME}: 1 MB"
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
         ("short", r"sent 640000 of 1280000 bytes; run this again, or download it"),
-        ("absent", r"answers 404 Not Found; download it where there is a network and put it at"),
+        ("absent", r"answers 404 Not Found; download it where there is a network, put it at"),
     ],
 )
 def test_the_error_names_the_url_and_the_path_and_nothing_is_left(
@@ -152,7 +121,7 @@ def test_the_error_names_the_url_and_the_path_and_nothing_is_left(
     with pytest.raises(OSError, match=message) as error:
         download.fetch(NAME, folder)
     assert str(error.value).startswith(KNOWN[NAME].url)
-    assert str(error.value).endswith(f"put it at {folder / NAME}.")
+    assert str(error.value).endswith(f"put it at {folder / NAME} and run this again.")
     assert "\n" not in str(error.value)
     assert everything(folder) == []
     published("good")  # and the next attempt works
@@ -168,7 +137,7 @@ def test_without_a_network_the_error_names_the_url_and_where_to_put_the_file(
     message = rf"^{url} cannot be reached \(.*\); download it where"
     with pytest.raises(OSError, match=message) as error:
         download.fetch(url, tmp_path)
-    place = str(error.value).split("put it at ")[1].rstrip(".")
+    place = str(error.value).split("put it at ")[1].removesuffix(" and run this again.")
     assert everything(tmp_path) == []
     # A file that is put there is used.
     os.makedirs(os.path.dirname(place))
@@ -256,14 +225,6 @@ def test_a_name_that_is_neither_known_nor_a_url_is_an_error(tmp_path, name):
 # ---- finding files
 
 
-@pytest.fixture
-def places(monkeypatch, tmp_path):
-    """An empty current folder, and an empty cache."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path
-
-
 def test_the_cache_is_in_the_user_s_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert download.cache_folder() == tmp_path / "retinanet_jax"
@@ -302,6 +263,26 @@ def test_the_error_for_an_unknown_name_lists_the_known_ones(places):
     ):
         download.locate("weights/resnet51.pth")
     assert everything(places) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(places, published):
+    published("good")
+    (places / "cache").write_text("a file")
+    with pytest.raises(OSError, match=rf"{NAME}: this folder .* set the .* XDG_CACHE_HOME to ano"):
+        download.locate(NAME)
+
+
+@pytest.mark.parametrize("weights", ["weights/resnet50.npz", "resnet50.npz", "resnet50"])
+def test_resnet50_is_the_file_in_weights_or_else_that_of_keras(
+    monkeypatch, places, server, weights
+):
+    """Its arrays are those of weights/resnet50.npz, which the default config names."""
+    monkeypatch.setitem(KNOWN, KERAS_RESNET50, Published(server.url(f"good/{KERAS_RESNET50}")))
+    assert named.locate(weights) == places / "cache/retinanet_jax" / KERAS_RESNET50
+    (places / "weights").mkdir()
+    (places / "weights/resnet50.npz").write_bytes(b"mine")
+    assert named.locate(weights).read_bytes() == b"mine"
+    assert len(server.requests) == 1
 
 
 def test_the_weights_that_a_config_names_are_downloaded(config, places, published):
