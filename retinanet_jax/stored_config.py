@@ -1,6 +1,7 @@
 """The config that a checkpoint stores: its JSON, its version, and how it differs from another."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -30,6 +31,20 @@ class FieldDifference(NamedTuple):
     name: str  # dotted, such as model.norm
     saved: Any
     current: Any
+
+
+def config_flag(name: str, value: Any) -> str:
+    """Return the flag that sets a config field, quoted for a shell.
+
+    Args:
+        name: The field's dotted name, without "config.".
+        value: Its value, of JSON or a config.
+    """
+
+    def as_tuple(value: Any) -> Any:  # JSON has no tuples
+        return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value
+
+    return shlex.quote(f"--config.{name}={as_tuple(value)}")
 
 
 def config_to_json(config: ConfigDict) -> dict[str, Any]:

@@ -21,10 +21,9 @@ import jax
 import numpy as np
 from PIL import Image, ImageOps
 
-from retinanet_jax import checkpoint, core, weights
+from retinanet_jax import core
 from retinanet_jax.config import load_config
 from retinanet_jax.data.image_files import find_images
-from retinanet_jax.data.sources.base import Category
 from retinanet_jax.detector import Detector
 from retinanet_jax.export.comparison import (
     BOX_TOLERANCE,
@@ -33,6 +32,7 @@ from retinanet_jax.export.comparison import (
     DetectionDifference,
     compare_detections,
 )
+from retinanet_jax.weights.convert import read_detector
 
 NUM_OUTPUTS = 91  # COCO's ids from 0 to 90
 MAX_UNMATCHED = 0.002  # as a fraction of all detections
@@ -88,17 +88,8 @@ def make_detector(version: str, sides: tuple[int, int], model: Any) -> Detector:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "detector.pth"
         torch.save(model.state_dict(), path)
-        variables = weights.load_detector(
-            f"torchvision_{version}",
-            path,
-            architecture=config.model.backbone,
-            norm=config.model.norm,
-            outputs="all",
-        )
-    categories = tuple(Category(index, str(index)) for index in range(NUM_OUTPUTS))
-    return Detector(
-        checkpoint.Checkpoint(variables, config, categories, 0, pathlib.Path("torchvision"))
-    )
+        imported = read_detector(path, f"torchvision_{version}", outputs="all", config=config)
+    return Detector(imported.checkpoint)
 
 
 def our_detections(detector: Detector, path: pathlib.Path) -> DetectionArrays:

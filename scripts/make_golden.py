@@ -23,6 +23,7 @@ import torchvision
 from torch import nn
 from torchvision.models import resnet
 from torchvision.models.detection import backbone_utils, retinanet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
@@ -40,6 +41,42 @@ NOISY = (
     "backbone.body.layer2.0.conv1.weight",
     "backbone.fpn.inner_blocks.0.0.weight",
 )
+
+
+OWN_IMAGE = "numpy.random.default_rng(5).integers(0, 256, (128, 160, 3), numpy.uint8), RGB"
+# The fields of our config that describe detectors of one's own, and those in which each differs.
+OWN_FIELDS = {
+    "model.backbone": "resnet18",
+    "model.fpn_channels": 64,
+    "model.p6_from": "p5",
+    "model.norm": "frozen_batch",
+    "model.norm_epsilon": 1e-5,
+    "anchors.base_scale": 4.0,
+    "anchors.scales": [1.0, 2 ** (1 / 3), 2 ** (2 / 3)],
+    "anchors.ratios": [0.5, 1.0, 2.0],
+}
+TRAINED_NORMS = {"model.norm": "batch"}
+OWN_CASES = {
+    "v1 for 2 classes": ("torchvision_v1", 3, {}),
+    "v1 fine-tuned from COCO_V1": ("torchvision_v1", 3, {"model.norm_epsilon": 0.0}),
+    "v2 for 2 classes": ("torchvision_v2", 3, TRAINED_NORMS | {"model.p6_from": "c5"}),
+    "5 ratios": ("torchvision_v1", 1, {"anchors.ratios": [0.2, 0.5, 1.0, 2.0, 5.0]}),
+    "2 scales of smaller anchors": (
+        "torchvision_v2",
+        1,
+        TRAINED_NORMS | {"anchors.base_scale": 2.0, "anchors.scales": [1.0, 1.5]},
+    ),
+    "P6 from C5": ("torchvision_v1", 3, TRAINED_NORMS | {"model.p6_from": "c5"}),
+    "ResNet-101": ("torchvision_v1", 3, TRAINED_NORMS | {"model.backbone": "resnet101"}),
+    "COCO": ("torchvision_v2", 91, TRAINED_NORMS | {"model.p6_from": "c5"}),
+}
+
+
+def own_case(name: str) -> dict:
+    """Return a case: the library's network, its number of outputs, and fields of our config."""
+    source, outputs, changes = OWN_CASES[name]
+    seed = list(OWN_CASES).index(name)
+    return {"source": source, "outputs": outputs, "seed": seed, "fields": OWN_FIELDS | changes}
 
 
 def versions() -> str:
@@ -139,6 +176,54 @@ def v2_gradients(parity: pathlib.Path) -> dict:
     return {name: sample(parameters[name].grad, 40) for name in NOISY}
 
 
+def build_own(case: dict) -> nn.Module:
+    """Return a detector of one's own, of the parts that torchvision offers for that purpose."""
+    fields, channels = case["fields"], case["fields"]["model.fpn_channels"]
+    norm = {"batch": nn.BatchNorm2d, "frozen_batch": FrozenBatchNorm2d}[fields["model.norm"]]
+    norm_layer = functools.partial(norm, eps=fields["model.norm_epsilon"])
+    body = getattr(resnet, fields["model.backbone"])(norm_layer=norm_layer)
+    c5 = body.fc.in_features
+    backbone = backbone_utils.BackboneWithFPN(
+        body,
+        {"layer2": "0", "layer3": "1", "layer4": "2"},
+        [c5 // 4, c5 // 2, c5],
+        channels,
+        LastLevelP6P7(c5 if fields["model.p6_from"] == "c5" else channels, channels),
+    )
+    side = 8 * fields["anchors.base_scale"]
+    sizes = tuple(
+        tuple(int(side * 2**level * scale) for scale in fields["anchors.scales"])
+        for level in range(5)
+    )
+    anchors = AnchorGenerator(sizes, (tuple(fields["anchors.ratios"]),) * 5)
+    head_norm = functools.partial(nn.GroupNorm, 32) if case["source"][-2:] == "v2" else None
+    num_anchors = anchors.num_anchors_per_location()[0]
+    head = retinanet.RetinaNetHead(channels, num_anchors, case["outputs"], head_norm)
+    model = retinanet.RetinaNet(
+        backbone,
+        case["outputs"],
+        min_size=128,
+        max_size=160,
+        anchor_generator=anchors,
+        head=head,
+        detections_per_img=40,
+    )
+    return with_weights(model, STATE_DICTS["own_detector"](case)).eval()
+
+
+@torch.no_grad()
+def own_detections(case: dict) -> dict:
+    """Return the detections of a detector of one's own in the image of OWN_IMAGE, best first."""
+    pixels = np.random.default_rng(5).integers(0, 256, (128, 160, 3), np.uint8)
+    image = torch.from_numpy(pixels.transpose(2, 0, 1) / 255)
+    (found,) = build_own(case)([image])
+    return {
+        "boxes": [[round(x, 4) for x in box] for box in found["boxes"].tolist()],
+        "scores": [round(score, 7) for score in found["scores"].tolist()],
+        "labels": found["labels"].tolist(),
+    }
+
+
 def write(name: str, content: dict) -> None:
     """Write a golden file with each list of numbers on one line, for readable differences."""
     text = json.dumps(content, indent=1)
@@ -172,6 +257,17 @@ def main() -> None:
             "input": f"{INPUT}; as the backbone reads it",
             "values": "of (1, anchors, 91 or 4): root mean square, raveled[7 :: size // 40 + 1]",
             "outputs": {f"torchvision_{version}": outputs(version) for version in ("v1", "v2")},
+        },
+    )
+    cases = {name: own_case(name) for name in OWN_CASES}
+    write(
+        "torchvision_own_detectors.json",
+        {
+            "source": f"{versions()}, RetinaNet of its parts in eval mode, in float64",
+            "weights": f"{WEIGHTS}: own_detector(case)",
+            "input": OWN_IMAGE,
+            "values": "the best 40 detections; xyxy in pixels",
+            "cases": {name: {**case, **own_detections(case)} for name, case in cases.items()},
         },
     )
     if parity:

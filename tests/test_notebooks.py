@@ -15,6 +15,7 @@ from PIL import Image
 from retinanet_jax import checkpoint, weights
 from retinanet_jax.config import check_fields
 from retinanet_jax.weights import detectors
+from retinanet_jax.weights.presets import preset_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -137,8 +138,9 @@ def test_train(run, tiny_run, tmp_path):
 @pytest.mark.slow
 def test_detect_with_imported_weights(run, tmp_path):
     """A file like torchvision's, with a smaller backbone, and a small image."""
-    library = weights.DETECTOR_FORMATS["torchvision_v1"]
-    shapes = detectors.shapes(library, "resnet18", library.num_coco_outputs)
+    library, config = weights.DETECTOR_FORMATS["torchvision_v1"], preset_config("torchvision_v1")
+    config.model.backbone = "resnet18"
+    shapes = detectors.shapes(library, config, library.num_coco_outputs)
     parity_value = state_dicts["parity_value"]
     arrays = {name: parity_value(name, shape, 0, -2.0) for name, shape in shapes.items()}
     np.savez(tmp_path / "weights.npz", **arrays)

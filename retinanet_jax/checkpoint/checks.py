@@ -86,11 +86,12 @@ def check_model(folder: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> 
     """
     for name, before, now in stored_config.differences(saved, config):
         if name.partition(".")[0] in stored_config.NETWORK_SECTIONS:
-            as_flag = str(before).replace("[", "(").replace("]", ")")  # JSON has no tuples
+            fix = stored_config.config_flag(name, before)
+            if (saved.init.source, config.init.source) == ("keras_resnet50", "checkpoint"):
+                fix += "; of configs/finetune.py before 0.4.0: configs/finetune.py:imagenet"
             raise ValueError(
                 f"{folder}: trained with config.{name}={before}, this run has {now}; "
-                f"use the config it was trained with (--config.{name}={as_flag}), or another "
-                "--workdir."
+                f"use the config it was trained with ({fix}), or another --workdir."
             )
 
 

@@ -12,7 +12,12 @@ from retinanet_jax.weights.presets import PRESETS
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Define the flags of `import-weights`."""
     flags.DEFINE_enum(
-        "source", None, list(PRESETS), "The library that trained the weights.", flag_values=values
+        "source",
+        None,
+        list(PRESETS),
+        "The library that trained the weights. The default is the one whose names the file's "
+        "arrays have.",
+        flag_values=values,
     )
     flags.DEFINE_string(
         "input",
@@ -34,28 +39,30 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_list(
         "categories",
         [],
-        "The category names of the outputs, separated by commas. The default is COCO's.",
+        "The category names of the outputs, separated by commas; torchvision's output 0 may be left "
+        "out if it is the background. The default is COCO's.",
         flag_values=values,
     )
     flags.DEFINE_float(
         "norm_epsilon",
         None,
-        "The epsilon of the backbone's norms. The default is that of the source library.",
+        "The epsilon of the backbone's norms, which the file of a fine-tuned torchvision_v1 does not "
+        "show: 0 if the model was built with weights=COCO_V1, and otherwise 1e-5.",
         flag_values=values,
     )
     define_config(
         values,
         argv,
         None,
-        "The config that the weights were trained with, FILE or FILE:ARGUMENT. The default is the "
-        "preset of the source library with the backbone that the file contains.",
+        "The config that the weights were trained with, FILE or FILE:ARGUMENT, for what the file "
+        "does not show, such as anchors. The default is the preset of the source library.",
     )
 
 
 def run(values: Any, _: list[str]) -> None:
     """Write the checkpoint and print the commands that use it."""
-    require(values, source="NAME", input="FILE_OR_URL_OR_NAME", output="DIR")
-    checkpoint = import_weights(
+    require(values, input="FILE_OR_URL_OR_NAME", output="DIR")
+    imported = import_weights(
         values.source,
         values.input,
         output_path(values.output),
@@ -64,19 +71,15 @@ def run(values: Any, _: list[str]) -> None:
         norm_epsilon=values.norm_epsilon,
         config=values.config,
     )
-    model = checkpoint.config.model
-    print(
-        f"{checkpoint.folder}: {model.backbone}, {len(checkpoint.categories)} classes, "
-        f"norm_epsilon {model.norm_epsilon:g}; commands that use it:",
-        *next_commands(values.source, checkpoint),
-        sep="\n  ",
-    )
+    folder, num_classes = imported.checkpoint.folder, len(imported.checkpoint.categories)
+    print(f"{folder}: {imported.source}, {num_classes} classes;", *imported.reasons, sep="\n  ")
+    print("commands that use it:", *next_commands(imported), sep="\n  ")
 
 
 COMMAND = Command(
     usage=(
-        "retinanet-jax import-weights --source=torchvision_v1|torchvision_v2|detectron2 "
-        "--input=FILE_OR_URL_OR_NAME --output=DIR"
+        "retinanet-jax import-weights --input=FILE_OR_URL_OR_NAME --output=DIR "
+        "[--source=torchvision_v1|torchvision_v2|detectron2]"
     ),
     description=(
         "Converts a detector that torchvision or detectron2 trained to a checkpoint for "

@@ -1,9 +1,13 @@
 """Import detectors of other libraries as checkpoints, and export checkpoints to them."""
 
+import os
 import pathlib
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from retinanet_jax import checkpoint, weights
@@ -11,33 +15,24 @@ from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.config import check_fields, choose, load_config
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 from retinanet_jax.modeling import initialize
-from retinanet_jax.stored_config import differences, network_differences
+from retinanet_jax.stored_config import config_flag, differences
 from retinanet_jax.utils.files import check_absent, write_folder
-from retinanet_jax.weights import download
-from retinanet_jax.weights.presets import (
-    PRESETS,
-    detect_backbone,
-    detector_categories,
-    preset_config,
-)
+from retinanet_jax.weights import detectors, download
+from retinanet_jax.weights.evidence import EPSILON, Evidence, Fact, detect_source
+from retinanet_jax.weights.presets import PRESETS, preset_config, select_outputs
+from retinanet_jax.weights.targets import check_expressible, has_coco_categories, target_settings
 
-# Fields that may differ from the target's preset, and the values that they may have; () stands for
-# any.
-FREE_FIELDS = {
-    "torchvision_v1": {"model.backbone": (), "model.norm_epsilon": (0.0, 1e-5)},
-    "torchvision_v2": {"model.backbone": ()},
-    "detectron2": {
-        "model.backbone": (),
-        "model.stride_in_1x1": (True, False),
-        "input.order": ("bgr", "rgb"),
-        "input.mean": (),
-        "input.std": (),
-    },
-}
+
+class Imported(NamedTuple):
+    """A detector of another library."""
+
+    source: str  # the library that trained it, one of PRESETS
+    checkpoint: Checkpoint
+    reasons: tuple[str, ...]  # why the config has the fields that the file itself does not contain
 
 
 def import_weights(
-    source: str,
+    source: str | None,
     file: str,
     output: pathlib.Path,
     *,
@@ -45,78 +40,182 @@ def import_weights(
     category_names: Sequence[str] = (),
     norm_epsilon: float | None = None,
     config: ConfigDict | None = None,
-) -> Checkpoint:
+) -> Imported:
     """Write another library's detector as a checkpoint and return it; on an error write nothing.
 
     Args:
-        source: The library that wrote the file, one of PRESETS.
+        source: As in `read_detector`.
         file: A path, a URL or a published file's name, see `download.locate`.
         output: The working directory to write; it must not exist.
-        outputs: "coco" keeps 80 of the 91 outputs of torchvision's COCO models, those of COCO's
-            categories; "all" keeps all.
-        category_names: The categories' names in the order of the outputs; () for COCO's categories.
-        norm_epsilon: The epsilon of the backbone's norms; None for that of `config`.
-        config: The config of the weights; None for the source's preset with the file's backbone.
+        outputs: As in `read_detector`.
+        category_names: As in `read_detector`.
+        norm_epsilon: As in `read_detector`.
+        config: As in `read_detector`.
 
     Raises:
         OSError: If `output` exists, or the file does not exist or cannot be downloaded.
-        ValueError: If the source is unknown, the file is not such a detector's, the config is
-            another network's, or the categories are not as many as the outputs.
+        ValueError: As in `read_detector`.
     """
-    choose("source", source, PRESETS)
+    if source is not None:
+        choose("source", source, PRESETS)
     check_absent(output, "folder")
-    path = download.locate(file)
-    config = _network_config(source, path, config, norm_epsilon)
-    variables = weights.load_detector(
+    imported = read_detector(
+        download.locate(file),
         source,
-        path,
-        architecture=config.model.backbone,
-        norm=config.model.norm,
-        outputs="all" if category_names else outputs,
+        outputs=outputs,
+        category_names=category_names,
+        norm_epsilon=norm_epsilon,
+        config=config,
     )
-    categories = detector_categories(path, variables, category_names)
-    shapes = jax.eval_shape(lambda: initialize(config, len(categories), seed=0))
-    checkpoint.check_shapes(path, variables, shapes, description="weights of another network")
+    variables, config, categories, *_ = imported.checkpoint
     write_folder(
         output,
         lambda draft: checkpoint.write_imported(draft, variables, config, categories),
         is_written=lambda: False,
     )
-    return Checkpoint(variables, config, categories, step=0, folder=output)
+    return imported._replace(checkpoint=imported.checkpoint._replace(folder=output))
 
 
-def _network_config(
-    source: str, path: pathlib.Path, config: ConfigDict | None, norm_epsilon: float | None
-) -> ConfigDict:
-    """Return a checked copy of `config`, or the source's preset with the file's backbone."""
-    if config is None:
-        config = preset_config(source)
-        config.model.backbone = detect_backbone(weights.load_arrays(path), config.model.backbone)
-    else:
-        check_fields(config)
-        config = config.copy_and_resolve_references().unlock()
-    if norm_epsilon is not None:
-        config.model.norm_epsilon = norm_epsilon
-    return config
+def read_detector(
+    path: str | os.PathLike[str],
+    source: str | None = None,
+    *,
+    outputs: str = "coco",
+    category_names: Sequence[str] = (),
+    norm_epsilon: float | None = None,
+    config: ConfigDict | None = None,
+) -> Imported:
+    """Read another library's detector from a file.
 
-
-def next_commands(source: str, imported: Checkpoint) -> list[str]:
-    """Return the commands that predict, evaluate and fine-tune with an imported detector.
+    What the shapes of the file's arrays determine is taken from them: the backbone, `p6_from`, the
+    numbers of channels, convolutions and anchors.
 
     Args:
-        source: The library that wrote its weights, one of PRESETS.
-        imported: What `import_weights` returned.
+        path: The file.
+        source: The library that wrote the file, one of PRESETS; None for the one whose names the
+            file's arrays have.
+        outputs: "coco" keeps 80 of the 91 outputs of torchvision's COCO models, those of COCO's
+            categories; "all" keeps all.
+        category_names: The categories' names in the order of the outputs, see
+            `presets.select_outputs`; () for COCO's categories.
+        norm_epsilon: The epsilon of the backbone's norms; None for that of `config` or, without
+            one, for that which the file shows.
+        config: The config of the weights, for what the arrays do not determine; None for the
+            source's preset.
+
+    Raises:
+        OSError: If the file does not exist.
+        ValueError: If the source or `outputs` is unknown, the file is not such a detector's, the
+            config is another network's, the categories are not as many as the outputs, or the
+            file does not show the epsilon and none is given.
     """
-    preset, folder = PRESETS[source], imported.folder
-    changes = {
-        name: f" --config.{name}={value}"
-        for name, _, value in differences(load_config(preset), imported.config)
-    }
+    if outputs not in ("coco", "all"):
+        raise ValueError(f"outputs={outputs!r} must be 'coco' or 'all'.")
+    arrays = weights.load_arrays(path)
+    try:
+        source = detect_source(arrays, source)
+        library_format = choose("source", source, weights.DETECTOR_FORMATS)
+        evidence = Evidence(arrays, library_format)
+        described = _network_config(evidence, source, config)
+        anchors = _anchors(evidence, source, described)
+        selection = select_outputs(
+            evidence.num_outputs() or library_format.num_coco_outputs,
+            library_format,
+            only_coco=outputs == "coco",
+            names=category_names,
+        )
+        variables = detectors.to_variables(arrays, library_format, described, selection.outputs)
+        epsilon = _epsilon(evidence, norm_epsilon, config)
+    except ValueError as error:
+        raise ValueError(f"weights file {path}: {error}") from None
+    described.model.norm_epsilon = epsilon.value
+    categories = selection.categories
+    shapes = jax.eval_shape(lambda: initialize(described, len(categories), seed=0))
+    checkpoint.check_shapes(str(path), variables, shapes, description="weights of another network")
+    trained = Checkpoint(variables, described, categories, step=0, folder=pathlib.Path(path))
+    reasons = [*evidence.network(), epsilon, anchors]
+    return Imported(source, trained, tuple(map(str, reasons)))
+
+
+def _network_config(evidence: Evidence, source: str, config: ConfigDict | None) -> ConfigDict:
+    """Return `config`, or the source's preset, with the network that a file's arrays show."""
+    if config is None:
+        described = preset_config(source)
+        described.model.norm = evidence.norm().value
+    else:
+        check_fields(config)
+        described = config.copy_and_resolve_references().unlock()
+    described.update_from_flattened_dict({fact.field: fact.value for fact in evidence.network()})
+    return described
+
+
+def _epsilon(evidence: Evidence, norm_epsilon: float | None, config: ConfigDict | None) -> Fact:
+    """Return the epsilon that is given or that the file shows.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if norm_epsilon is None and config is not None:
+        norm_epsilon = config.model.norm_epsilon
+    if norm_epsilon is not None:
+        return Fact(EPSILON, norm_epsilon, "as given")
+    fact = evidence.norm_epsilon()
+    if fact is None:
+        raise ValueError(
+            "frozen norms do not show their epsilon, which torchvision sets to 0 for a model that "
+            "it builds with weights=COCO_V1, also if another head is trained then, and otherwise "
+            "to 1e-5; give that of the model that predicts, --norm_epsilon=0 or "
+            "--norm_epsilon=1e-5."
+        )
+    return fact
+
+
+def _anchors(evidence: Evidence, source: str, config: ConfigDict) -> Fact:
+    """Return the config's anchors, of which a file only shows the number in a cell.
+
+    Raises:
+        ValueError: If the config has another number of anchors; the message asks for the missing
+            ones.
+    """
+    anchors, count = config.anchors, evidence.num_anchors()
+    num_scales, num_ratios = len(anchors.scales), len(anchors.ratios)
+    if count in (0, num_scales * num_ratios):
+        sides = [f"{8 * anchors.base_scale * scale:.4g}" for scale in anchors.scales]
+        ratios = [f"{ratio:.4g}" for ratio in anchors.ratios]
+        return Fact(
+            "anchors",
+            f"sides of {', '.join(sides)} pixels at P3, ratios {', '.join(ratios)}",
+            f"the file shows only that they are {count}; if they are others, give --config.anchors",
+        )
+    choices = [
+        f"its {count // other} {name}, --config.anchors.{name}='({name[:-1].upper()}, ...)'"
+        for name, other in (("ratios", num_scales), ("scales", num_ratios))
+        if count % other == 0
+    ] or ["--config.anchors.scales='(SCALE, ...)' and --config.anchors.ratios='(RATIO, ...)'"]
+    raise ValueError(
+        f"it has {count} anchors per cell, but config.anchors has {num_scales} scales and "
+        f"{num_ratios} ratios; with --config={PRESETS[source]}, or a config of your own, give "
+        f"{' or '.join(choices)}."
+    )
+
+
+def next_commands(imported: Imported) -> list[str]:
+    """Return the commands that predict, evaluate and fine-tune with an imported detector.
+
+    Those for data other than COCO have a placeholder for the data.
+    """
+    _, config, categories, _, folder = imported.checkpoint
+    preset, quoted = PRESETS[imported.source], shlex.quote(str(folder))
+    changed = "".join(
+        f" {config_flag(name, value)}"
+        for name, _, value in differences(load_config(preset), config)
+        if value is not None
+    )
+    data = "" if categories == COCO_CATEGORIES else " --data=FOLDER_OR_FILE"
     return [
-        f"retinanet-jax predict --checkpoint={folder} --output=DIR IMAGES",
-        f"retinanet-jax evaluate --config={preset} --workdir={folder}{''.join(changes.values())}",
-        f"retinanet-jax train --config=configs/finetune.py:{source} --config.init.path={folder} "
-        f"--workdir=DIR{changes.get('model.backbone', '')}",
+        f"retinanet-jax predict --weights={quoted} --output=DIR IMAGES",
+        f"retinanet-jax evaluate --config={preset} --workdir={quoted}{changed}{data}",
+        f"retinanet-jax train --weights={quoted} --data=FOLDER_OR_FILE --workdir=DIR",
     ]
 
 
@@ -141,67 +240,13 @@ def export_weights(target: str, path: str | pathlib.Path, output: pathlib.Path) 
     check_absent(output, "file")
     trained = checkpoint.load(path)
     check_expressible(trained, target)
-    weights.save_detector(
-        target,
-        output,
-        trained.variables,
-        architecture=trained.config.model.backbone,
-        outputs="coco" if has_coco_categories(trained) else "all",
-    )
+    weights.save_arrays(output, detector_arrays(target, trained))
     return target_settings(target, trained)
 
 
-def check_expressible(trained: Checkpoint, target: str) -> None:
-    """Raise ValueError at the first config field with a value that the target's network lacks."""
-    for name, preset_value, value in network_differences(preset_config(target), trained.config):
-        allowed = FREE_FIELDS[target].get(name, (preset_value,))
-        if allowed and value not in allowed:
-            raise ValueError(
-                f"{trained.folder}: {target} has no network with config.{name}={value}, only with "
-                f"{' or '.join(map(str, allowed))}; train with that to export to {target}."
-            )
-
-
-def has_coco_categories(trained: Checkpoint) -> bool:
-    """Whether a checkpoint's categories are COCO's 80, which have fixed places in the target."""
-    return trained.categories == COCO_CATEGORIES
-
-
-def target_settings(target: str, trained: Checkpoint) -> list[str]:
-    """Return lines that state how the target builds the network that loads the exported file."""
-    if has_coco_categories(trained):
-        num_outputs = weights.DETECTOR_FORMATS[target].num_coco_outputs
-        labels = "COCO's, with the target's own indices"
-    else:
-        num_outputs = len(trained.categories)
-        labels = ", ".join(f"{k} {category.name}" for k, category in enumerate(trained.categories))
-    if target == "detectron2":
-        lines = _detectron2_settings(trained.config, num_outputs)
-    else:
-        lines = _torchvision_settings(target, trained.config, num_outputs)
-    return [*lines, f"labels: {labels}"]
-
-
-def _torchvision_settings(target: str, config: ConfigDict, num_outputs: int) -> list[str]:
-    """Return torchvision's call, and what has to follow it."""
-    version = "" if target == "torchvision_v1" else "_v2"
-    backbone = config.model.backbone
-    other = "" if backbone == "resnet50" else f", with {backbone} in place of its resnet50"
-    lines = [
-        f"retinanet_resnet50_fpn{version}(weights=None, weights_backbone=None, "
-        f"num_classes={num_outputs}){other}"
-    ]
-    if config.model.norm_epsilon == 0:
-        lines.append("then eps = 0.0 in every norm of its backbone, which the file cannot contain")
-    return lines
-
-
-def _detectron2_settings(config: ConfigDict, num_outputs: int) -> list[str]:
-    """Return the fields of detectron2's config."""
-    mean, std = list(config.input.mean), list(config.input.std)
-    return [
-        f"MODEL.RETINANET.NUM_CLASSES {num_outputs} of RetinaNet with FPN on "
-        f"{config.model.backbone}",
-        f"MODEL.RESNETS.STRIDE_IN_1X1 {config.model.stride_in_1x1}",
-        f"INPUT.FORMAT {config.input.order.upper()} MODEL.PIXEL_MEAN {mean} MODEL.PIXEL_STD {std}",
-    ]
+def detector_arrays(target: str, trained: Checkpoint) -> dict[str, np.ndarray]:
+    """Return a checkpoint's arrays by the target's names; COCO's classes at its own places."""
+    variables: Mapping[str, Any] = trained.variables
+    library_format = weights.DETECTOR_FORMATS[target]
+    as_coco = has_coco_categories(trained)
+    return detectors.to_arrays(variables, library_format, trained.config, as_coco=as_coco)

@@ -8,7 +8,7 @@ from, have Caffe2's names (msra.py).
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 from retinanet_jax.weights import msra
 from retinanet_jax.weights.detectors import DetectorFormat
-from retinanet_jax.weights.names import DETECTRON2_MODULES, detectron2_name
+from retinanet_jax.weights.names import detectron2_module, detectron2_name
 from retinanet_jax.weights.resnet import BackboneFormat
 
 
@@ -32,11 +32,13 @@ DETECTRON2 = DetectorFormat(
     name="detectron2",
     backbone=CONVERTED,
     backbone_prefix="backbone.bottom_up.",
-    modules=DETECTRON2_MODULES,
+    module_of=detectron2_module,
     coco_outputs=tuple(range(len(COCO_CATEGORIES))),
     num_coco_outputs=len(COCO_CATEGORIES),
+    has_background=False,
     ratio_outer=False,
-    has_counters=False,  # its frozen norms reject them, and its batch norms do not require them
+    counted_norms=(),  # its frozen norms reject counters, and its batch norms do not require them
+    p6_from_equal_channels="c5",
     current_name=str,
     model={**msra.MSRA_MODEL, "norm": "frozen_batch", "p6_from": "c5", "head_norm": "none"},
     input=msra.MSRA_INPUT,

@@ -27,9 +27,9 @@ def detectron2_name(layer: Layer, leaf: str) -> str:
     return f"{conv}.weight" if leaf == "kernel" else f"{conv}.norm.{NORM[leaf]}"
 
 
-# (part, layer) of our detector outside of the backbone -> (torchvision's module, detectron2's).
-# Between two convolutions of a head detectron2 counts a ReLU.
-_DETECTOR_MODULES: dict[Path, tuple[str, str]] = {
+# (part, layer) of our detector -> (torchvision's module, detectron2's), except for the layers of the
+# heads' towers, of which there may be any number.
+_MODULES: dict[Path, tuple[str, str]] = {
     ("fpn", "lateral3"): ("backbone.fpn.inner_blocks.0.0", "backbone.fpn_lateral3"),
     ("fpn", "lateral4"): ("backbone.fpn.inner_blocks.1.0", "backbone.fpn_lateral4"),
     ("fpn", "lateral5"): ("backbone.fpn.inner_blocks.2.0", "backbone.fpn_lateral5"),
@@ -38,29 +38,30 @@ _DETECTOR_MODULES: dict[Path, tuple[str, str]] = {
     ("fpn", "output5"): ("backbone.fpn.layer_blocks.2.0", "backbone.fpn_output5"),
     ("fpn", "p6"): ("backbone.fpn.extra_blocks.p6", "backbone.top_block.p6"),
     ("fpn", "p7"): ("backbone.fpn.extra_blocks.p7", "backbone.top_block.p7"),
-    ("classification_head", "conv0"): ("head.classification_head.conv.0.0", "head.cls_subnet.0"),
-    ("classification_head", "conv1"): ("head.classification_head.conv.1.0", "head.cls_subnet.2"),
-    ("classification_head", "conv2"): ("head.classification_head.conv.2.0", "head.cls_subnet.4"),
-    ("classification_head", "conv3"): ("head.classification_head.conv.3.0", "head.cls_subnet.6"),
     ("classification_head", "predict"): ("head.classification_head.cls_logits", "head.cls_score"),
-    ("box_head", "conv0"): ("head.regression_head.conv.0.0", "head.bbox_subnet.0"),
-    ("box_head", "conv1"): ("head.regression_head.conv.1.0", "head.bbox_subnet.2"),
-    ("box_head", "conv2"): ("head.regression_head.conv.2.0", "head.bbox_subnet.4"),
-    ("box_head", "conv3"): ("head.regression_head.conv.3.0", "head.bbox_subnet.6"),
     ("box_head", "predict"): ("head.regression_head.bbox_reg", "head.bbox_pred"),
 }
-# The norms are those of torchvision's v2.
-_TORCHVISION_NORMS: dict[Path, str] = {
-    ("classification_head", "norm0"): "head.classification_head.conv.0.1",
-    ("classification_head", "norm1"): "head.classification_head.conv.1.1",
-    ("classification_head", "norm2"): "head.classification_head.conv.2.1",
-    ("classification_head", "norm3"): "head.classification_head.conv.3.1",
-    ("box_head", "norm0"): "head.regression_head.conv.0.1",
-    ("box_head", "norm1"): "head.regression_head.conv.1.1",
-    ("box_head", "norm2"): "head.regression_head.conv.2.1",
-    ("box_head", "norm3"): "head.regression_head.conv.3.1",
+_TOWERS = {
+    "classification_head": ("head.classification_head.conv", "head.cls_subnet"),
+    "box_head": ("head.regression_head.conv", "head.bbox_subnet"),
 }
-TORCHVISION_MODULES = {
-    ours: torchvision for ours, (torchvision, _) in _DETECTOR_MODULES.items()
-} | _TORCHVISION_NORMS
-DETECTRON2_MODULES = {ours: detectron2 for ours, (_, detectron2) in _DETECTOR_MODULES.items()}
+
+
+def torchvision_module(path: Path) -> str:
+    """Return torchvision's module of a (part, layer) of our detector outside of the backbone."""
+    if path in _MODULES:
+        return _MODULES[path][0]
+    part, layer = path
+    return f"{_TOWERS[part][0]}.{layer[4:]}.{('conv', 'norm').index(layer[:4])}"
+
+
+def detectron2_module(path: Path) -> str:
+    """Return detectron2's module of a (part, layer) of our detector outside of the backbone.
+
+    Between two convolutions of a tower it counts a ReLU. A tower with norms is not among ours, since
+    its convolutions have biases as well.
+    """
+    if path in _MODULES:
+        return _MODULES[path][1]
+    part, layer = path
+    return f"{_TOWERS[part][1]}.{2 * int(layer.removeprefix('conv'))}"

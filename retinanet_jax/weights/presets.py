@@ -1,9 +1,7 @@
 """The configs and categories of the detectors that other libraries publish."""
 
-import pathlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -11,8 +9,7 @@ from retinanet_jax import weights
 from retinanet_jax.config import load_config
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
-from retinanet_jax.models import ARCHITECTURES
-from retinanet_jax.weights import detectors
+from retinanet_jax.weights.detectors import DetectorFormat
 
 # Source -> the config of its weights, as `--config` names it.
 PRESETS = {
@@ -38,47 +35,50 @@ def preset_config(source: str) -> ConfigDict:
     return config
 
 
-def detector_categories(
-    path: pathlib.Path, variables: Mapping[str, Any], names: Sequence[str]
-) -> tuple[Category, ...]:
-    """Return the categories of a detector's outputs.
+class Selection(NamedTuple):
+    """The outputs of a detector that are imported, as our classes."""
+
+    outputs: tuple[int, ...] | None  # their indices; None for all
+    categories: tuple[Category, ...]
+
+
+def select_outputs(
+    count: int, library_format: DetectorFormat, *, only_coco: bool, names: Sequence[str]
+) -> Selection:
+    """Return which outputs of a detector are imported, and their categories.
 
     Args:
-        path: The file that the detector was read from, for error messages.
-        variables: The detector's variables.
-        names: The categories' names in the order of the outputs; () for COCO's categories.
+        count: The number of outputs of an anchor.
+        library_format: The format of the library that trained the detector.
+        only_coco: Whether of the outputs of the library's COCO models only those of COCO's
+            categories are imported, if there are no `names`.
+        names: The categories' names in the order of the outputs, () for COCO's categories. The
+            first output of torchvision's detectors, the background, may be left out; then it is not
+            imported, and the indices of the others remain the categories' ids.
 
     Raises:
         ValueError: If the number of outputs is not that of the categories.
     """
-    count = detectors.num_classes(variables)
-    if names and len(names) != count:
-        raise ValueError(
-            f"{path} has {count} outputs, but {len(names)} categories are named; name each output."
-        )
+    background = library_format.has_background
     if names:
-        return tuple(Category(index, name) for index, name in enumerate(names))
+        first = int(background and len(names) == count - 1)
+        if len(names) != count - first:
+            raise ValueError(
+                f"it has {count} outputs, but {len(names)} categories are named; name each output"
+                + (", or each except for output 0, the background." if background else ".")
+            )
+        if "" in names or len(set(names)) < len(names):
+            raise ValueError("the categories' names must differ, and none may be empty.")
+        categories = tuple(Category(index, name) for index, name in enumerate(names, start=first))
+        return Selection(tuple(range(1, count)) if first else None, categories)
+    if only_coco and count == library_format.num_coco_outputs:
+        return Selection(library_format.coco_outputs, COCO_CATEGORIES)
     for known in (COCO_CATEGORIES, ALL_CATEGORIES):
         if len(known) == count:
-            return known
+            return Selection(None, known)
     raise ValueError(
-        f"{path} has {count} outputs, which are not COCO's categories; name them in the order of "
-        "the outputs: --categories=NAME,NAME."
+        f"it has {count} outputs, which are not COCO's categories; name them in the order of the "
+        "outputs"
+        + (" (output 0 may be left out if it is the background)" if background else "")
+        + ": --categories=NAME,NAME."
     )
-
-
-def detect_backbone(names: Iterable[str], default: str) -> str:
-    """Return the ResNet with as many blocks in its third stage as a detector's state dict has.
-
-    The other backbones that a preset's library publishes differ in nothing else.
-
-    Args:
-        names: The names of the state dict's arrays.
-        default: The architecture to return if no ResNet of the presets has this number of blocks.
-    """
-    matches = [re.search(r"\.(?:layer3|res4)\.(\d+)\.", name) for name in names]
-    blocks = len({match[1] for match in matches if match})
-    for architecture in ("resnet50", "resnet101", "resnet152"):
-        if ARCHITECTURES[architecture]["stage_sizes"][2] == blocks:
-            return architecture
-    return default

@@ -103,6 +103,11 @@ def layers(architecture: str) -> list[Layer]:
     return result
 
 
+def stage_channels(architecture: str, stage: int) -> int:
+    """Return the number of channels of the map that a stage computes, as of C5 for stage 5."""
+    return max(layer.kernel[-1] for layer in layers(architecture) if layer.stage == stage)
+
+
 def from_state_dict(
     arrays: Mapping[str, np.ndarray],
     backbone_format: BackboneFormat,

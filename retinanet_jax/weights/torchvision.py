@@ -8,7 +8,7 @@ import re
 
 from retinanet_jax.data.sources.coco import COCO_IDS
 from retinanet_jax.weights.detectors import DetectorFormat
-from retinanet_jax.weights.names import TORCHVISION_MODULES, torchvision_name
+from retinanet_jax.weights.names import torchvision_module, torchvision_name
 from retinanet_jax.weights.resnet import BackboneFormat
 
 # torchvision's own numbers are 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225 for pixels from 0 to 1;
@@ -41,7 +41,7 @@ def _current_name(name: str) -> str:
     contained the ReLUs.
     """
     name = re.sub(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(\w+)$", r"\1.0.\2", name)
-    conv = re.fullmatch(r"(head\.\w+_head\.conv)\.([0246])\.(\w+)", name)
+    conv = re.fullmatch(r"(head\.\w+_head\.conv)\.(\d+)\.(weight|bias)", name)
     return f"{conv[1]}.{int(conv[2]) // 2}.0.{conv[3]}" if conv else name
 
 
@@ -51,11 +51,13 @@ TORCHVISION_V1 = DetectorFormat(
     name="torchvision_v1",
     backbone=TORCHVISION,
     backbone_prefix="backbone.body.",
-    modules=TORCHVISION_MODULES,
+    module_of=torchvision_module,
     coco_outputs=COCO_IDS,
     num_coco_outputs=91,  # the index of an output is COCO's id
+    has_background=True,
     ratio_outer=True,
-    has_counters=False,  # frozen norms have none, and loading a plain state dict requires none
+    counted_norms=("batch",),  # frozen norms have no counters
+    p6_from_equal_channels="p5",  # LastLevelP6P7 decides by the numbers of channels
     current_name=_current_name,
     model={
         "stride_in_1x1": False,
@@ -68,7 +70,7 @@ TORCHVISION_V1 = DetectorFormat(
 )
 TORCHVISION_V2 = TORCHVISION_V1._replace(
     name="torchvision_v2",
-    has_counters=True,
+    counted_norms=("batch", "frozen_batch"),  # its builder always trains the norms
     model={
         "stride_in_1x1": False,
         "norm": "batch",

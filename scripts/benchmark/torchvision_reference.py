@@ -14,6 +14,7 @@ import numpy as np
 
 from retinanet_jax import core, weights
 from retinanet_jax.data.batch import Batch
+from retinanet_jax.weights import detectors
 from scripts.benchmark.timing import shortest_time
 from scripts.benchmark.workloads import Workload, random_outputs, with_all_boxes
 
@@ -71,9 +72,8 @@ def make_reference(workload: Workload, variant: Variant) -> Reference:
         extra_blocks=LastLevelP6P7(256, 256),
     )
     model: Any = retinanet.RetinaNet(backbone, workload.num_classes, _skip_resize=True)
-    arrays = weights.DETECTOR_TARGETS["torchvision_v1"](
-        workload.variables, architecture=architecture, num_outputs=workload.num_classes
-    )
+    library_format = weights.DETECTOR_FORMATS["torchvision_v1"]
+    arrays = detectors.to_arrays(workload.variables, library_format, workload.config)
     model.load_state_dict({name: torch.tensor(value) for name, value in arrays.items()})
     memory_format = torch.channels_last if variant.channels_last else torch.contiguous_format
     model.to(device).to(memory_format=memory_format)

@@ -105,3 +105,26 @@ def arrays_of(small_architecture, parity_arrays):
         return parity_arrays(state_dicts.detector_shapes(source, SMALL, num_outputs))
 
     return lambda source, num_outputs=None: dict(cached(source, num_outputs or SOURCES[source]))
+
+
+@pytest.fixture
+def detector_file(small_architecture, tmp_path):
+    """`detector_file(source, num_outputs, ...)`: the path of a small detector's state dict.
+
+    Further arguments are those of `state_dicts.detector_shapes`; without them it is a detector of
+    64 channels on the small architecture.
+    """
+
+    def detector_file(source, num_outputs, *, architecture=SMALL, channels=64, **network):
+        path = tmp_path / "w.npz"
+        shapes = state_dicts.detector_shapes(
+            source, architecture, num_outputs, channels=channels, **network
+        )
+        arrays = {
+            name: np.full(shape, 1 + index / 1000, np.float32)
+            for index, (name, shape) in enumerate(shapes.items())
+        }
+        np.savez_compressed(path, **arrays)
+        return str(path)
+
+    return detector_file

@@ -75,12 +75,18 @@ def detectron2_name(name):
     return name if name.startswith("res") else f"stem.{name}"
 
 
-def detector_shapes(source, architecture, num_outputs):
-    """Return the shape of each array of a library's whole detector by name."""
+def detector_shapes(
+    source, architecture, num_outputs, *, channels=256, num_anchors=9, p6_from=None, counters=None
+):
+    """Return the shape of each array of a library's whole detector by name.
+
+    `p6_from` and whether there are `counters` of batches are the library's own choices by default.
+    """
     v2, d2 = source == "torchvision_v2", source == "detectron2"
+    counters = v2 if counters is None else counters
     shapes = {}
     for name, shape in classifier_shapes(architecture).items():
-        if name.startswith("fc.") or (name.endswith("num_batches_tracked") and not v2):
+        if name.startswith("fc.") or (name.endswith("num_batches_tracked") and not counters):
             continue
         prefix, name = ("bottom_up", detectron2_name(name)) if d2 else ("body", name)
         shapes[f"backbone.{prefix}.{name}"] = shape
@@ -97,11 +103,12 @@ def detector_shapes(source, architecture, num_outputs):
             if d2
             else (f"backbone.fpn.inner_blocks.{index}.0", f"backbone.fpn.layer_blocks.{index}.0")
         )
-        conv(lateral, 256, planes * 2**index, 1)
-        conv(output, 256, 256, 3)
+        conv(lateral, channels, planes * 2**index, 1)
+        conv(output, channels, channels, 3)
     extra = "backbone.top_block" if d2 else "backbone.fpn.extra_blocks"
-    conv(f"{extra}.p6", 256, 4 * planes if v2 or d2 else 256, 3)
-    conv(f"{extra}.p7", 256, 256, 3)
+    p6_from = p6_from or ("c5" if v2 or d2 else "p5")
+    conv(f"{extra}.p6", channels, 4 * planes if p6_from == "c5" else channels, 3)
+    conv(f"{extra}.p7", channels, channels, 3)
     names = (
         {"cls_subnet": "cls_score", "bbox_subnet": "bbox_pred"}
         if d2
@@ -109,12 +116,47 @@ def detector_shapes(source, architecture, num_outputs):
     )
     for (tower, predictor), outputs in zip(names.items(), (num_outputs, 4), strict=True):
         for index in range(4):
-            conv(f"head.{tower}.{2 * index if d2 else f'{index}.0'}", 256, 256, 3, bias=not v2)
+            module = f"head.{tower}.{2 * index if d2 else f'{index}.0'}"
+            conv(module, channels, channels, 3, bias=not v2)
             if v2:
-                shapes |= {f"head.{tower}.{index}.1.{leaf}": (256,) for leaf in ("weight", "bias")}
+                norm = f"head.{tower}.{index}.1"
+                shapes |= {f"{norm}.{leaf}": (channels,) for leaf in ("weight", "bias")}
         at = "" if d2 else tower.removesuffix("conv")
-        conv(f"head.{at}{predictor}", 9 * outputs, 256, 3)
+        conv(f"head.{at}{predictor}", num_anchors * outputs, channels, 3)
     return shapes
+
+
+def own_detector(case):
+    """Return the arrays of a case of tests/golden/torchvision_own_detectors.json."""
+    fields = case["fields"]
+    shapes = detector_shapes(
+        case["source"],
+        fields["model.backbone"],
+        case["outputs"],
+        channels=fields["model.fpn_channels"],
+        num_anchors=len(fields["anchors.scales"]) * len(fields["anchors.ratios"]),
+        p6_from=fields["model.p6_from"],
+        counters=fields["model.norm"] == "batch",
+    )
+    last_norm = ".bn3." if ARCHITECTURES[fields["model.backbone"]]["bottleneck"] else ".bn2."
+    return {name: own_value(name, shape, case["seed"], last_norm) for name, shape in shapes.items()}
+
+
+def own_value(name, shape, seed, last_norm):
+    """Return a value as `parity_value` does, but with variances as small as the epsilon of norms.
+
+    The norms' scales are smaller by as much, and those of the `last_norm` of a block even more, so
+    that no map grows from block to block. P6 and P7 have large values, so that many detections are
+    theirs.
+    """
+    value = parity_value(name, shape, seed, cls_bias=-3.0, bias_deviations=(0.1, 0.1))
+    if "extra_blocks" in name:
+        return value * np.float32(12)
+    if name.endswith("running_var"):
+        return value * np.float32(1e-4)
+    if "body." in name and len(shape) == 1 and name.endswith(".weight"):
+        return value * np.float32(3e-3 if last_norm in name else 1e-2)
+    return value
 
 
 def parity_value(name, shape, seed, cls_bias, bias_deviations=(0.5, 0.05)):

@@ -2,18 +2,20 @@
 
 import numpy as np
 import pytest
-from detector_examples import SMALL, SOURCES, to_arrays, to_variables
+from detector_examples import SMALL, SOURCES, config_of, to_arrays, to_variables
 
 from retinanet_jax import weights
+from retinanet_jax.weights.convert import read_detector
+from retinanet_jax.weights.evidence import detect_source
 
 pytestmark = pytest.mark.usefixtures("small_architecture")
 
 
 def test_an_interrupted_or_impossible_export_writes_nothing(tmp_path, arrays_of, monkeypatch):
-    variables = to_variables("detectron2", arrays_of("detectron2"))
+    arrays = arrays_of("detectron2")
     target = tmp_path / "weights.txt"
     with pytest.raises(ValueError, match=r"weights\.txt must end in one of \.npz, \.pth"):
-        weights.save_detector("detectron2", target, variables, architecture=SMALL)
+        weights.save_arrays(target, arrays)
 
     def interrupted(path, **arrays):
         path.write_bytes(b"half")
@@ -21,24 +23,24 @@ def test_an_interrupted_or_impossible_export_writes_nothing(tmp_path, arrays_of,
 
     monkeypatch.setattr(np, "savez", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        weights.save_detector("detectron2", tmp_path / "weights.npz", variables, architecture=SMALL)
+        weights.save_arrays(tmp_path / "weights.npz", arrays)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_error_for_another_library_names_it(tmp_path, zero_arrays):
     for actual in SOURCES:
         arrays = zero_arrays(actual, SMALL, 2)
-        weights.check_source(arrays, actual)
+        assert detect_source(arrays) == detect_source(arrays, actual) == actual
         for requested in SOURCES.keys() - {actual}:
             message = (
                 rf"{actual} weights, but the source is {requested}; give the source {actual}\."
             )
             with pytest.raises(ValueError, match=message):
-                weights.check_source(arrays, requested)
+                detect_source(arrays, requested)
     path = tmp_path / "weights.npz"
     np.savez_compressed(path, **arrays)
     with pytest.raises(ValueError, match=r"weights\.npz: these are detectron2 weights, but the so"):
-        weights.load_detector("torchvision_v1", path, architecture=SMALL, norm="batch")
+        read_detector(path, "torchvision_v1")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,11 @@ def test_the_error_for_another_architecture_names_it(zero_arrays, source, actual
         rf"{actual}, or"
     )
     with pytest.raises(ValueError, match=message):
-        to_variables(source, zero_arrays(source, actual, SOURCES[source]), architecture=requested)
+        to_variables(
+            source,
+            zero_arrays(source, actual, SOURCES[source]),
+            config_of(source, backbone=requested),
+        )
 
 
 def test_missing_unexpected_misshapen_and_infinite_arrays_are_listed_in_one_line(arrays_of):
@@ -76,41 +82,27 @@ def test_a_classification_output_of_odd_length_is_an_error(arrays_of):
         to_variables("detectron2", wrong)
 
 
-def test_another_number_of_outputs_is_an_error(arrays_of):
-    arrays = arrays_of("torchvision_v1", 7)
-    with pytest.raises(ValueError, match="have 7 outputs but 80 are requested; import all 7"):
-        to_variables("torchvision_v1", arrays, num_outputs=80)
-    variables = to_variables("torchvision_v1", arrays, num_outputs=7)
-    with pytest.raises(ValueError, match="has 7 classes but 91 outputs are requested of torchvisi"):
-        to_arrays("torchvision_v1", variables, 91)
-
-
-def test_a_network_that_the_library_lacks_is_an_error(arrays_of):
+def test_variables_of_another_network_are_an_error(arrays_of):
     variables = to_variables("torchvision_v1", arrays_of("torchvision_v1"))
-    message = (
-        r"detectron2 has no such network on toy: of another shape: fpn/p6/kernel; "
-        r".*config\.model\.p6_from='c5', head"
-    )
+    with pytest.raises(ValueError, match=r"detectron2 with this config: of another shape: fpn/p6/"):
+        to_arrays("detectron2", variables)
+    config = config_of("torchvision_v1", backbone="resnet18")
+    with pytest.raises(ValueError, match=r"torchvision_v1 with this config: missing: backbone"):
+        to_arrays("torchvision_v1", variables, config)
+    message = r"torchvision_v2 has no network with config\.model\.head_norm=none, only with group\."
     with pytest.raises(ValueError, match=message):
-        to_arrays("detectron2", variables, 91)
-    with pytest.raises(
-        ValueError, match=r"torchvision_v1 has no such network on resnet18: missing: back"
-    ):
-        to_arrays("torchvision_v1", variables, 91, architecture="resnet18")
+        to_arrays("torchvision_v2", variables, config_of("torchvision_v1"))
+    with pytest.raises(ValueError, match="has 91 classes, but COCO has 80; export each"):
+        to_arrays("torchvision_v1", variables, as_coco=True)
 
 
-def test_unknown_names_are_errors(tmp_path):
-    message = "{}='mmdet' must be one of torchvision_v1, torchvision_v2, detectron2"
-    with pytest.raises(ValueError, match=message.format("source")):
-        weights.load_detector("mmdet", tmp_path, architecture=SMALL, norm="batch")
-    with pytest.raises(ValueError, match=message.format("target")):
-        weights.save_detector("mmdet", tmp_path, {}, architecture=SMALL)
+def test_unknown_names_are_errors(tmp_path, zero_arrays):
+    path = tmp_path / "weights.npz"
+    np.savez_compressed(path, **zero_arrays("detectron2", SMALL, 2))
     with pytest.raises(ValueError, match="outputs='91' must be 'coco' or 'all'"):
-        weights.load_detector(
-            "detectron2", tmp_path, architecture=SMALL, norm="batch", outputs="91"
-        )
+        read_detector(path, outputs="91")
 
 
 def test_a_norm_without_running_statistics_is_an_error(arrays_of):
     with pytest.raises(ValueError, match="norm='group' has no batch norm statistics"):
-        to_variables("detectron2", arrays_of("detectron2"), norm="group")
+        to_variables("detectron2", arrays_of("detectron2"), config_of("detectron2", norm="group"))

@@ -125,11 +125,9 @@ def parity(request, test_data, parity_arrays):
         array_shapes(golden), int(golden["meta_seed"]), float(golden["meta_cls_bias"])
     )
     num_outputs = golden["cls_logits"].shape[-1]
-    variables = weights.DETECTOR_SOURCES[name](
-        arrays, architecture="resnet50", norm=config.model.norm, num_outputs=num_outputs
-    )
+    variables = detectors.to_variables(arrays, library_format, config)
     paths_by_name = {
-        reference: path for path, reference in detectors.names(library_format, "resnet50").items()
+        reference: path for path, reference in detectors.names(library_format, config).items()
     }
     paths = [paths_by_name[reference] for reference in gradient_names(golden)]
     batch = batch_of(name, golden)
@@ -262,10 +260,7 @@ def test_the_gradients(parity):
     gradients = traverse_util.flatten_dict(parity.variables["params"])
     gradients |= {tuple(path.split("/")): value for path, value in parity.gradients.items()}
     variables = parity.variables | {"params": traverse_util.unflatten_dict(gradients)}
-    num_outputs = parity.golden["cls_logits"].shape[-1]
-    ours = detectors.to_arrays(
-        variables, parity.library_format, architecture="resnet50", num_outputs=num_outputs
-    )
+    ours = detectors.to_arrays(variables, parity.library_format, parity.config)
     sampled = json.loads(GOLDEN.read_text())["gradients"] if parity.name == "torchvision_v2" else {}
     names = gradient_names(parity.golden)
     assert set(sampled) < set(names)
