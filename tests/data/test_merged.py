@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retinanet_jax.data.sources.base import Annotations, Category, Source
+from retinanet_jax.data.sources.base import Category, Source
 from retinanet_jax.data.sources.merged import merge
+from retinanet_jax.data.sources.objects import ObjectList
 from retinanet_jax.evaluation.coco_metrics import coco_metrics
 
 CAT, DOG, EMU = Category(7, "cat"), Category(3, "dog"), Category(9, "emu")
@@ -16,45 +17,25 @@ class ConstantSource(Source):
     """A source without files, in which all pixels of the image with id k are k."""
 
     def __init__(self, name, categories, image_ids, objects=()):
-        self.name = name
-        self.categories = tuple(sorted(categories))
-        self.image_ids = list(image_ids)
-        self.sizes = np.array([[10 + index, 20] for index in range(len(image_ids))], np.int32)
-        self.objects = list(objects)  # (annotation id, image index, category id)
-
-    def annotations(self, index):
-        class_of = {category.id: k for k, category in enumerate(self.categories)}
-        classes = [
-            class_of[category_id]
-            for _, image_index, category_id in self.objects
-            if image_index == index
-        ]
-        boxes = np.tile(np.array([[1, 2, 5, 8]], np.float32), (len(classes), 1))
-        return Annotations(boxes, np.array(classes, np.int32), np.zeros(len(classes), bool))
-
-    def file_name(self, index):
-        return f"{self.name}{index}.jpg"
+        """Make the objects from tuples of (annotation id, image index, category id)."""
+        class_of = {category.id: k for k, category in enumerate(sorted(categories))}
+        listed = ObjectList()
+        for annotation_id, image_index, category_id in objects:
+            listed.append(annotation_id, image_index, class_of[category_id], (1.0, 2.0, 5.0, 8.0))
+        super().__init__(
+            name,
+            image_ids=list(image_ids),
+            file_names=[f"{name}{index}.jpg" for index in range(len(image_ids))],
+            sizes=np.array([[10 + index, 20] for index in range(len(image_ids))], np.int32),
+            categories=categories,
+            objects=listed.to_objects(),
+        )
 
     def read(self, index):
         return None
 
     def image(self, index):
         return np.full((*self.sizes[index], 3), self.image_ids[index], np.uint8)
-
-    def ground_truth(self):
-        return {
-            "images": [
-                {"id": image_id, "file_name": self.file_name(index)}
-                | {"height": int(self.sizes[index, 0]), "width": 20}
-                for index, image_id in enumerate(self.image_ids)
-            ],
-            "categories": [category._asdict() for category in self.categories],
-            "annotations": [
-                {"id": object_id, "image_id": self.image_ids[index], "category_id": category_id}
-                | {"bbox": [2, 1, 6, 4], "area": 24, "iscrowd": 0}
-                for object_id, index, category_id in self.objects
-            ],
-        }
 
 
 def annotated(source) -> list[tuple[str, str]]:

@@ -85,9 +85,39 @@ def test_a_packed_dataset_differs_from_the_source_only_in_its_pixels(source, wri
     assert (packed_source.short_side, packed_source.long_side) == (96, 160)
 
 
-def test_the_files_have_the_names_that_version_0_1_wrote(written):
-    names = {path.name for path in written.iterdir()}
-    assert names == {"pictures.bin", "objects.npz", "ground_truth.json", "packed.json"}
+def as_version_1(folder, source) -> None:
+    """Rewrite a packed folder in version 1 of the format, as retinanet_jax 0.1 to 0.3 wrote it."""
+    header = json.loads((folder / packed.HEADER).read_text()) | {"version": 1}
+    del header["image_ids"]
+    arrays = dict(np.load(folder / packed.OBJECTS))
+    old = {"image_ids": np.array(source.image_ids), "sizes": arrays["sizes"]}
+    np.savez(folder / packed.OBJECTS, **old, held=arrays["packed_sizes"])
+    (folder / packed.GROUND_TRUTH).write_text(json.dumps(source.ground_truth()))
+    for name in (packed.OBJECTS, packed.GROUND_TRUTH):
+        header["bytes"][name] = (folder / name).stat().st_size
+    (folder / packed.HEADER).write_text(json.dumps(header))
+
+
+def test_folders_of_version_1_are_read_but_not_written_again(source, written):
+    expected = PackedSource(written)
+    as_version_1(written, source)
+    old = PackedSource(written)
+    assert old.ground_truth() == expected.ground_truth()
+    assert old.image_ids == expected.image_ids
+    for index in range(9):
+        np.testing.assert_array_equal(old.image(index), expected.image(index))
+    with pytest.raises(ValueError, match="packed in format version 1, which is still read"):
+        pack(source, written)
+
+
+def test_ids_may_have_any_size(folder, tmp_path):
+    folder.add_image(60, 70)
+    folder.add_box(1, [1, 2, 3, 4])
+    folder.content["annotations"][0] |= {"id": 2**70, "image_id": 2**64}
+    folder.content["images"][0]["id"] = 2**64
+    packed_source = pack(folder.load(), tmp_path / "packed")
+    assert packed_source.image_ids == [2**64]
+    assert packed_source.annotations(0).boxes.tolist() == [[2, 1, 6, 4]]
 
 
 def test_the_pixels_of_a_small_image(folder, encode, tmp_path):
@@ -284,7 +314,7 @@ def test_another_version_and_a_missing_folder_are_refused(written, tmp_path):
     header = json.loads((written / packed.HEADER).read_text())
     (written / packed.HEADER).write_text(json.dumps(header | {"version": 99}))
     with pytest.raises(
-        ValueError, match=r"packed in format version 99, but this program reads version 1"
+        ValueError, match=r"packed in format version 99, but this program reads versions 1 to 2"
     ):
         PackedSource(written)
     with pytest.raises(FileNotFoundError, match=r"nowhere: there is no such folder"):

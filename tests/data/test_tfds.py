@@ -526,7 +526,8 @@ def test_the_missing_package_tensorflow_datasets_is_named(monkeypatch, copy):
 
 
 def remove_an_image(content):
-    del content["images"][2]
+    removed = content["images"].pop(2)
+    content["annotations"] = [x for x in content["annotations"] if x["image_id"] != removed["id"]]
 
 
 def resize_an_image(content):
@@ -577,6 +578,7 @@ def test_an_official_json_may_have_more_images_and_sets_the_category_ids(
     )
     assert source.categories[0] == (910, "toothbrush")
     assert_same(source, CocoSource(tmp_path / "train.json", contents["train"][1]))
+    truth["categories"].sort(key=lambda category: category["id"])
     assert source.ground_truth() == truth
 
 
@@ -660,7 +662,7 @@ def test_a_dataset_with_only_the_required_features(tmp_path, caplog):
     assert first == [10, 10, 30, 50]
     assert clipped == [25, 50, 50, 100]
     assert [message.split(": ", 1)[1] for message in caplog.messages] == [
-        "1 boxes have no area inside their image and are not trained on (first: annotation id 3 "
+        "1 boxes have no area inside their image: they are not trained on, but AP counts each as missed (first: annotation id 3 "
         "(own train 0:12)).",
         "1 boxes extend beyond their image by more than 1 pixel and are clipped (first: annotation "
         "id 2 (own train 0:12)).",
@@ -682,13 +684,13 @@ def test_a_label_without_a_category_is_refused(tmp_path):
         TfdsSource("own", data_dir=tmp_path, split="train")
 
 
-def test_memory_has_every_box_once_in_less_than_64_bytes(tmp_path, measure_memory):
+def test_memory_has_every_box_once_in_less_than_72_bytes(tmp_path, measure_memory):
     objects = [{"bbox": np.array([0.1, 0.2, 0.3, 0.4]), "label": 1}] * 1000
     example = {"image": io.BytesIO(jpeg(50, 100, 1)), "objects": objects}
     prepare_own(tmp_path, features_of_own(), [example])
     source, num_bytes = measure_memory(lambda: TfdsSource("own", data_dir=tmp_path, split="train"))
     assert len(source.annotations(0).boxes) == 1000
-    assert num_bytes < 64 * 1000
+    assert num_bytes < 72 * 1000
 
 
 def test_other_datasets_are_refused_by_their_features(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int32
 
+from retinanet_jax.data.decoding import DEFAULT_DECODING, Decoding
 from retinanet_jax.data.sources.base import Category, Source
 from retinanet_jax.data.sources.objects import OUTSIDE_TOLERANCE, Objects, clip_to_image
 
@@ -33,6 +34,7 @@ class InstancesSource(Source):
         categories: Iterable[Category],
         objects: Objects,
         label: Callable[[int], str],
+        decoding: Decoding = DEFAULT_DECODING,
     ):
         """Check and store the contents of the dataset.
 
@@ -44,6 +46,7 @@ class InstancesSource(Source):
             categories: The categories; their ids differ.
             objects: The objects, in any order.
             label: Returns the name, for messages, of the annotation with a given id.
+            decoding: As in `Source`.
 
         Raises:
             ValueError: If there are no images or no categories, or names are repeated.
@@ -67,6 +70,7 @@ class InstancesSource(Source):
             sizes=sizes,
             categories=categories,
             objects=objects,
+            decoding=decoding,
         )
         self._warn_of_invalid_boxes(label)
 
@@ -83,6 +87,6 @@ class InstancesSource(Source):
                     self.name,
                     mask.sum(),
                     problem,
-                    label(objects.ids[first]),
+                    label(objects.ids[first : first + 1].tolist()[0]),
                     file_name,
                 )
