@@ -1,6 +1,6 @@
 """The Python API: a trained detector that returns the objects in an image.
 
-    detector = Detector.load("runs/pets")
+    detector = Detector.load("torchvision_v2")  # or "runs/pets", which was trained here
     detections = detector("living_room.jpg")
     detections.draw().save("annotated.jpg")
 
@@ -10,7 +10,6 @@ Images are read, resized and padded as in evaluation, so the detections equal th
 import functools
 import itertools
 import os
-import pathlib
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import NamedTuple
@@ -22,7 +21,6 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import core, input_pipeline
 from retinanet_jax.checkpoint import Checkpoint
-from retinanet_jax.checkpoint import load as load_checkpoint
 from retinanet_jax.compilation import compiled_off_the_clock
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.image_files import (
@@ -36,6 +34,7 @@ from retinanet_jax.evaluation.detections import Detection, Detections
 from retinanet_jax.evaluation.limits import class_mask, with_limits
 from retinanet_jax.modeling import build_model, detect
 from retinanet_jax.utils.threads import NUM_THREADS, grouped, in_order, map_ahead, one_in_flight
+from retinanet_jax.weights import cached
 
 __all__ = ["Detection", "Detections", "Detector"]
 
@@ -104,17 +103,23 @@ class Detector:
         max_detections: int | None = None,
         categories: Iterable[str] | None = None,
     ) -> "Detector":
-        """Load a detector from a checkpoint.
+        """Load a detector: one that was trained here, a file of another library, or one by name.
 
         Examples:
             >>> detector = Detector.load("runs/pets", score_threshold=0.3)
             >>> detector.class_names
             ('dog', 'cat')
+            >>> Detector.load("torchvision_v2").class_names[:3]  # downloaded at the first use
+            ('person', 'bicycle', 'car')
 
         Args:
-            path: The working directory of a training run, of which the checkpoint with the highest
-                AP is loaded, or the newest one if none was evaluated; or the folder of a
-                checkpoint, such as runs/pets/checkpoints/2500.
+            path: The working directory of a training run, of which the checkpoint with the
+                highest AP is loaded, or the newest one if none was evaluated; the folder of a
+                checkpoint, such as runs/pets/checkpoints/2500; the file of a detector that
+                torchvision or detectron2 trained; or the name of a published one: torchvision_v1,
+                torchvision_v2, detectron2_r50_1x, detectron2_r50_3x or detectron2_r101_3x. A
+                folder with a checkpoint, or a file, precedes a name. A published file is
+                downloaded once and, like other files, converted once, into ~/.cache/retinanet_jax.
             score_threshold: Only detections with a higher score are returned; at least 0 and less
                 than 1. None for the threshold in the checkpoint's config.
             iou_threshold: Non-maximum suppression removes a detection if its IoU with a better one
@@ -127,12 +132,14 @@ class Detector:
             categories: Names of the categories to return. None for all.
 
         Raises:
-            FileNotFoundError: If there is no checkpoint.
-            ValueError: If a limit is out of range or has no effect, a category is unknown, or the
-                checkpoint cannot be read by this version of the package.
+            FileNotFoundError: If there is no checkpoint, file or name.
+            OSError: If the file cannot be downloaded; the message says where to put it by hand.
+            ValueError: If a limit is out of range or has no effect, a category is unknown, the file
+                is damaged or not a detector's, or the checkpoint cannot be read by this version of
+                the package.
         """
         return cls(
-            load_checkpoint(pathlib.Path(path)),
+            cached.load(path),
             score_threshold=score_threshold,
             iou_threshold=iou_threshold,
             class_agnostic=class_agnostic,

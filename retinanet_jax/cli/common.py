@@ -89,14 +89,20 @@ def define_config(
     )
 
 
-def define_checkpoint(values: flags.FlagValues) -> None:
-    """Define --checkpoint."""
+def define_weights(values: flags.FlagValues) -> None:
+    """Define --weights and, as another name of it, --checkpoint."""
+    from retinanet_jax.weights.named import DETECTORS  # most commands do not need flax
+
+    detectors = ", ".join(f"{name} ({known.ap} AP)" for name, known in DETECTORS.items())
     flags.DEFINE_string(
-        "checkpoint",
+        "weights",
         None,
-        "The working directory of a training run, or the folder of one of its checkpoints.",
+        "The detector: the working directory of a training run, or the folder of one of its "
+        "checkpoints; a file of weights that torchvision or detectron2 wrote; or the name of a "
+        f"published detector, which is downloaded once: {detectors}; AP on COCO as published.",
         flag_values=values,
     )
+    flags.DEFINE_alias("checkpoint", "weights", flag_values=values)
 
 
 def define_detection_limits(values: flags.FlagValues) -> None:

@@ -8,8 +8,8 @@ from absl import flags
 
 from retinanet_jax.cli.common import (
     Command,
-    define_checkpoint,
     define_detection_limits,
+    define_weights,
     detection_limits,
     output_path,
     require,
@@ -17,11 +17,12 @@ from retinanet_jax.cli.common import (
 from retinanet_jax.compilation import use_compilation_cache
 from retinanet_jax.export import verification
 from retinanet_jax.export.artifact import FORMATS, export_detector, load_servables
+from retinanet_jax.weights import cached
 
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     """Define the flags of `export`."""
-    define_checkpoint(values)
+    define_weights(values)
     flags.DEFINE_enum(
         "format", None, list(FORMATS), "The format of the artifact.", flag_values=values
     )
@@ -53,7 +54,7 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
 
 def run(values: Any, _: list[str]) -> None:
     """Write the verified artifacts, and print the size of the input of each."""
-    require(values, checkpoint="DIR", format="NAME", output="DIR")
+    require(values, weights="NAME_OR_DIR_OR_FILE", format="NAME", output="DIR")
     jax.config.update("jax_platforms", "cpu")  # a GPU may multiply with fewer bits
     use_compilation_cache()
     output = output_path(values.output)
@@ -61,7 +62,7 @@ def run(values: Any, _: list[str]) -> None:
     if batch_size is None and values.format == "onnx":
         batch_size = 1  # an ONNX graph contains its shapes
     servables = load_servables(
-        values.checkpoint,
+        str(cached.checkpoint_folder(values.weights)),
         image_sizes=parse_sizes(values.image_size),
         batch_size=batch_size,
         **detection_limits(values),
@@ -91,7 +92,10 @@ def parse_sizes(items: list[str]) -> list[list[int]]:
 
 
 COMMAND = Command(
-    usage="retinanet-jax export --checkpoint=DIR --format=stablehlo|savedmodel|onnx --output=DIR",
+    usage=(
+        "retinanet-jax export --weights=NAME_OR_DIR_OR_FILE --format=stablehlo|savedmodel|onnx "
+        "--output=DIR"
+    ),
     description=(
         "Writes the detector as an artifact that runs without this package, with a model card. The "
         "artifact is run on a few images and is only kept if its detections equal those of "

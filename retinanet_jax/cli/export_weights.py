@@ -4,7 +4,8 @@ from typing import Any
 
 from absl import flags
 
-from retinanet_jax.cli.common import Command, define_checkpoint, output_path, require
+from retinanet_jax.cli.common import Command, define_weights, output_path, require
+from retinanet_jax.weights import cached
 from retinanet_jax.weights.convert import export_weights
 from retinanet_jax.weights.presets import PRESETS
 
@@ -14,7 +15,7 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_enum(
         "target", None, list(PRESETS), "The library that will load the file.", flag_values=values
     )
-    define_checkpoint(values)
+    define_weights(values)
     flags.DEFINE_string(
         "output",
         None,
@@ -25,16 +26,16 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
 
 def run(values: Any, _: list[str]) -> None:
     """Write the file and print the settings with which the target library builds the network."""
-    require(values, target="NAME", checkpoint="DIR", output="FILE")
+    require(values, target="NAME", weights="NAME_OR_DIR_OR_FILE", output="FILE")
     output = output_path(values.output)
-    settings = export_weights(values.target, values.checkpoint, output)
+    settings = export_weights(values.target, cached.checkpoint_folder(values.weights), output)
     print(f"{output}: for {values.target}, with these settings:", *settings, sep="\n  ")
 
 
 COMMAND = Command(
     usage=(
         "retinanet-jax export-weights --target=torchvision_v1|torchvision_v2|detectron2 "
-        "--checkpoint=DIR --output=FILE.pth|.npz|.safetensors"
+        "--weights=NAME_OR_DIR_OR_FILE --output=FILE.pth|.npz|.safetensors"
     ),
     description=(
         "Writes a checkpoint's weights as a state dict for another library. A state dict contains "

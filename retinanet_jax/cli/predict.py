@@ -10,8 +10,8 @@ from absl import flags
 
 from retinanet_jax.cli.common import (
     Command,
-    define_checkpoint,
     define_detection_limits,
+    define_weights,
     detection_limits,
     output_path,
     require,
@@ -25,7 +25,7 @@ from retinanet_jax.utils.progress import one_line
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     """Define the flags of `predict`."""
-    define_checkpoint(values)
+    define_weights(values)
     flags.DEFINE_string(
         "output",
         None,
@@ -70,13 +70,13 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
 
 def run(values: Any, arguments: list[str]) -> int:
     """Detect objects in all images; return 1 if an image could not be read."""
-    require(values, checkpoint="DIR", output="DIR")
+    require(values, weights="NAME_OR_DIR_OR_FILE", output="DIR")
     if not arguments:
         raise ValueError("no images: pass image files, folders or patterns; --help explains them.")
     use_compilation_cache()
     images = find_images(arguments)
     detector = Detector.load(
-        values.checkpoint,
+        values.weights,
         categories=values.categories or None,
         **detection_limits(values),
     )
@@ -95,7 +95,10 @@ def run(values: Any, arguments: list[str]) -> int:
 
 
 COMMAND = Command(
-    usage="retinanet-jax predict --checkpoint=DIR --output=DIR IMAGE_OR_FOLDER_OR_PATTERN...",
+    usage=(
+        "retinanet-jax predict --weights=NAME_OR_DIR_OR_FILE --output=DIR "
+        "IMAGE_OR_FOLDER_OR_PATTERN..."
+    ),
     description=(
         "Detects objects in images. Writes OUTPUT/detections.json (COCO's results format with "
         "file names; boxes in pixels of the original image), the images with their detections "

@@ -7,13 +7,19 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
+from retinanet_jax import checkpoint
 from retinanet_jax.cli.common import Command, define_config
-from retinanet_jax.config import CONFIGS, check_fields
+from retinanet_jax.config import CONFIGS, check_fields, load_config
+from retinanet_jax.configs import finetune
+from retinanet_jax.stored_config import NETWORK_SECTIONS
+from retinanet_jax.training.initialization import start_from
 from retinanet_jax.utils.files import make_writable
+from retinanet_jax.weights import cached, named
 
 DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
+FINETUNE = CONFIGS / "finetune.py"
 MODES = ("train_and_evaluate", "train", "evaluate")
 
 
@@ -78,6 +84,16 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "default is train_and_evaluate.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "weights",
+        None,
+        "The weights that a new run starts from, instead of config.init: the name of published "
+        f"ones (detectors: {', '.join(named.DETECTORS)}; ImageNet backbones: "
+        f"{', '.join(named.BACKBONES)}), which are downloaded once; a working directory; or the "
+        "file of a detector of another library. The config is then configs/finetune.py with the "
+        "network of these weights, if no other --config is given.",
+        flag_values=values,
+    )
 
 
 def run(values: Any, _: list[str]) -> None:
@@ -100,7 +116,37 @@ def run_mode(values: Any, mode: str) -> None:
             # Process 0 prints for all of them; each process prints only its own errors.
             silent = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silent))
-        train_or_evaluate(values.config, values.workdir, mode)
+        train_or_evaluate(with_weights(values), values.workdir, mode)
+
+
+def with_weights(values: Any) -> ConfigDict:
+    """Return the config, which starts from --weights if they are given.
+
+    Raises:
+        OSError: If there are no such weights, or they cannot be downloaded.
+        ValueError: If they require another network than that of the config.
+    """
+    if "weights" not in values or not values.weights:
+        return values.config
+    config, flag = values.config, values["config"]
+    spec = config_flags.get_config_filename(flag)
+    if flag.using_default_value or pathlib.Path(spec).absolute() == FINETUNE.absolute():
+        config = finetune_config(values.weights)
+        config.update_from_flattened_dict(config_flags.get_override_values(flag))
+    start_from(config, values.weights)
+    return config
+
+
+def finetune_config(weights: str) -> ConfigDict:
+    """Return configs/finetune.py with the network that weights require."""
+    name = cached.name_of(weights)
+    if name:
+        return load_config(f"{FINETUNE}:{name}")
+    trained_with = checkpoint.read_config(checkpoint.find(cached.checkpoint_folder(weights)))
+    network = {section: trained_with[section].to_dict() for section in NETWORK_SECTIONS}
+    config = finetune.get_config().unlock()
+    finetune.start_from_detector(config, weights, network)
+    return config.lock()
 
 
 def join_hosts(
@@ -187,7 +233,10 @@ def create_workdir(folder: pathlib.Path) -> pathlib.Path:
 
 
 COMMAND = Command(
-    usage="retinanet-jax train --workdir=DIR [--config=FILE[:ARGUMENT]] [--config.FIELD=VALUE ...]",
+    usage=(
+        "retinanet-jax train --workdir=DIR [--weights=NAME_OR_DIR_OR_FILE] "
+        "[--config=FILE[:ARGUMENT]] [--config.FIELD=VALUE ...]"
+    ),
     description=(
         "Trains the detector that the config describes and evaluates it, from the newest "
         "checkpoint in the workdir if there is one. On a cluster, run the same command on every "

@@ -4,8 +4,8 @@ A run that is resumed starts from its newest checkpoint. A new run starts from r
 except for the weights that `config.init` names: those of a backbone or of a whole detector.
 """
 
-import pathlib
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,15 +13,17 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from retinanet_jax import checkpoint, sharding, weights
+from retinanet_jax import sharding, weights
 from retinanet_jax.checkpoint import Checkpoint, CheckpointManager, check_shapes
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.modeling import initialize
+from retinanet_jax.stored_config import network_differences
 from retinanet_jax.training import transfer
 from retinanet_jax.training.objective import normalizer_shape
 from retinanet_jax.training.optimizer import print_rate_change
 from retinanet_jax.training.step import TrainState
-from retinanet_jax.weights import download
+from retinanet_jax.weights import cached, download, named
+from retinanet_jax.weights.resnet import join_names
 
 
 def restore_or_initialize(
@@ -115,6 +117,49 @@ def train_state_from_variables(
     )
 
 
+def start_from(config: ConfigDict, weights: str) -> None:
+    """Let a run start from weights, and check that its network is the one that they require.
+
+    A path's network is checked when the weights are read.
+
+    Args:
+        config: The run's config; its `init` is changed.
+        weights: A name or a path, as `cached.checkpoint_folder` accepts it or of a backbone.
+
+    Raises:
+        ValueError: If weights of this name require other values of config fields.
+    """
+    name = cached.name_of(weights)
+    backbone = named.BACKBONES.get(name or "")
+    config.init.update(source=backbone.source if backbone else "checkpoint", path=weights)
+    if name is None:
+        return
+    required = config.copy_and_resolve_references().unlock()
+    for section, fields in named.network_of(name).items():
+        required[section].update(fields)
+    wrong = [
+        f"config.{field}={value} (this run has {current})"
+        for field, value, current in network_differences(required, config)
+        if field not in transfer.PADDING_FIELDS
+    ]
+    if wrong:
+        raise ValueError(
+            f"the weights {name} require {join_names(wrong)}; give these values, or "
+            f"--config=configs/finetune.py:{name}."
+        )
+
+
+@contextlib.contextmanager
+def weights_without_a_network() -> Iterator[None]:
+    """Add to the error of a download how to start without one."""
+    try:
+        yield
+    except download.DownloadError as error:
+        raise download.DownloadError(
+            f"{error} Without a network, --weights=DIR_OR_FILE starts from weights that are here."
+        ) from None
+
+
 def load_init_checkpoint(
     config: ConfigDict, categories: Sequence[Category], optimizer: optax.GradientTransformation
 ) -> Checkpoint:
@@ -130,7 +175,8 @@ def load_init_checkpoint(
         ValueError: If arrays other than those of the classification output differ in shape, or if
             the same arrays mean something else in this run's network.
     """
-    source = checkpoint.load(config.init.path)
+    with weights_without_a_network():
+        source = cached.load(config.init.path)
     shapes = jax.eval_shape(lambda: random_train_state(config, len(categories), optimizer))
     plan = transfer.plan_transfer(source, shapes.variables, categories)
     print(transfer.format_table(plan, source, categories), flush=True)
@@ -139,15 +185,14 @@ def load_init_checkpoint(
 
 
 def load_init_backbone(config: ConfigDict) -> dict[str, Any]:
-    """Load the backbone that `config.init` names; a published file is downloaded if it is missing.
+    """Load the backbone that `config.init` names; published weights are downloaded if missing.
 
     Returns:
         The backbone's variables, {"params": ..., "batch_stats": ...}.
     """
     init, model = config.init, config.model
-    path = init.path
-    if pathlib.Path(path).name in download.KNOWN:
-        path = download.locate(path)
+    with weights_without_a_network():
+        path = named.locate(init.path)
     return weights.load_backbone(init.source, path, architecture=model.backbone, norm=model.norm)
 
 
