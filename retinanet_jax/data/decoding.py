@@ -210,6 +210,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _exif_orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":  # Pillow applies it itself
+        return 1
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     # With a broken EXIF block the pixels can still be valid; they are used as they are stored.

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Num, UInt8
 from PIL import ExifTags, Image
 
-from retinanet_jax.data.image_formats import open_image, unreadable
+from retinanet_jax.data.image_formats import load_pixels, open_image
 
 # Values of TIFF's tags.
 UNSIGNED, WHITE_IS_ZERO, SEPARATE_PLANES = 1, 0, 2
@@ -55,7 +55,7 @@ def deep_pixels(image: Image.Image, name: str, data: bytes | None = None) -> Dee
     if tags:
         _prepare_tiff(image, tags, name)
     lower = None if data is None else _lower_bytes(image, data, name)  # before loading
-    load(image, name)
+    load_pixels(image, name)
     if lower is not None:
         upper = np.asarray(image).astype(np.uint16)
         return DeepPixels((upper << 8 | lower)[..., :3])
@@ -67,22 +67,6 @@ def deep_pixels(image: Image.Image, name: str, data: bytes | None = None) -> Dee
         values = values.view(np.uint32)  # Pillow's integers are signed
     white_is_zero = tags.get(ExifTags.Base.PhotometricInterpretation) == WHITE_IS_ZERO
     return DeepPixels(values, bits if 8 < bits < 16 else 16, white_is_zero)
-
-
-def load(image: Image.Image, name: str) -> None:
-    """Load the pixels of an image.
-
-    Args:
-        image: The image.
-        name: The image's name for error messages.
-
-    Raises:
-        ValueError: If it is corrupt or truncated.
-    """
-    try:
-        image.load()
-    except Exception as error:  # broken content makes Pillow's decoders raise almost anything
-        raise unreadable(name, error) from None
 
 
 def _prepare_tiff(image: Any, tags: Mapping[int, Any], name: str) -> None:
@@ -112,7 +96,7 @@ def _lower_bytes(image: Image.Image, data: bytes, name: str) -> UInt8[np.ndarray
     other = "RGBA" if is_gray else f"{channels};16{OTHER_BYTE_ORDER[byte_order]}"
     lower = open_image(io.BytesIO(data), name)
     lower.tile = [tile._replace(args=(other, *_arguments(tile)[1:])) for tile in tiles]
-    load(lower, name)
+    load_pixels(lower, name)
     pixels = np.asarray(lower)
     return pixels[..., [1, 1, 1, 3]] if is_gray else pixels
 

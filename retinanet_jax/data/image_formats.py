@@ -2,7 +2,8 @@
 
 Pillow's `Image.open` refuses sound images of more than `Image.MAX_IMAGE_PIXELS` pixels, or warns
 about them. That limit belongs to the whole program, so `open_image` calls Pillow's formats itself
-and checks the memory that is available instead.
+and checks the memory that is available instead. The limit is lifted only for the moments in which a
+format checks it, too.
 """
 
 import contextlib
@@ -10,9 +11,10 @@ import functools
 import io
 import pathlib
 import struct
-from collections.abc import Container
+import threading
+from collections.abc import Container, Iterator
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from retinanet_jax.utils.memory import available_memory
 
@@ -23,11 +25,12 @@ HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 HEIF_ADVICE = "HEIF images require another package: pip install pillow-heif, or save them as JPEG"
 UNKNOWN_PIXELS = "unknown pixel mode"  # what Pillow says of a sound TIFF that it cannot read
 PREFIX_SIZE = 16  # bytes by which the formats recognize a file
-# Bytes for each pixel from decoding to resizing: of RGB, Pillow's copy has four, numpy's three.
-BYTES_PER_PIXEL = 16
+# Memory for each pixel: while JPEG is decoded, it is 10 bytes, of WebP and JPEG 2000 18 and 19.
+BYTES_PER_PIXEL = 20
 UNCHECKED_PIXELS = 50_000_000  # that any machine can read
 # No sound image has more pixels for each byte of its file; it would be gray all over.
 MAX_PIXELS_PER_BYTE = 10_000
+_limit_lock = threading.Lock()
 
 
 def open_image(file: ImageBytes, name: str) -> ImageFile.ImageFile:
@@ -41,11 +44,45 @@ def open_image(file: ImageBytes, name: str) -> ImageFile.ImageFile:
         ValueError: If it is not an image, its header is corrupt, or it is too large for the memory.
     """
     try:
-        image = _identify(file, excluded=())
+        try:
+            image = _identify(file, excluded=())
+        except Image.DecompressionBombError:
+            with _without_pixel_limit():
+                image = _identify(file, excluded=())
     except Exception as error:  # broken content makes Pillow's decoders raise almost anything
         raise unreadable(name, error) from None
     check_memory(image.size, file, name)
     return image
+
+
+def load_pixels(image: Image.Image, name: str) -> None:
+    """Load the pixels of an image.
+
+    Args:
+        image: The image.
+        name: The image's name for error messages.
+
+    Raises:
+        ValueError: If it is corrupt or truncated.
+    """
+    try:
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_large(image.size):
+            with _without_pixel_limit():
+                image.load_prepare()
+        image.load()
+    except Exception as error:  # as in `open_image`
+        raise unreadable(name, error) from None
+
+
+@contextlib.contextmanager
+def _without_pixel_limit() -> Iterator[None]:
+    """Lift Pillow's limit of pixels."""
+    with _limit_lock:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def unreadable(name: str, error: Exception) -> ValueError:
@@ -55,13 +92,9 @@ def unreadable(name: str, error: Exception) -> ValueError:
         name: The image's name.
         error: What Pillow raised.
     """
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return ValueError(
-            f"{name}: the image is too large for Pillow, which limits the pixels of its format "
-            f"({pillow_reason(error)}); cut it into tiles."
-        )
-    if isinstance(error, MemoryError):
-        return ValueError(f"{name}: the image is too large for the memory; cut it into tiles.")
+    if isinstance(error, MemoryError | Image.DecompressionBombError):
+        reason = f" ({error})" if str(error) else ""
+        return ValueError(f"{name}: the image is too large to be read{reason}; cut it into tiles.")
     if str(error) == UNKNOWN_PIXELS:
         return ValueError(
             f"{name}: Pillow cannot read pixels of this type; save the image as PNG with 8 or 16 "
@@ -91,9 +124,9 @@ def check_memory(size: tuple[int, int], file: ImageBytes, name: str) -> None:
     Raises:
         ValueError: If it is too large.
     """
-    num_pixels = size[0] * size[1]
-    if num_pixels <= UNCHECKED_PIXELS:
+    if not _is_large(size):
         return
+    num_pixels = size[0] * size[1]
     num_bytes = file.seek(0, io.SEEK_END)
     claim = f"{name}: the image is too large: {num_pixels / 1e6:,.0f} megapixels"
     if num_pixels > MAX_PIXELS_PER_BYTE * num_bytes:
@@ -107,6 +140,10 @@ def check_memory(size: tuple[int, int], file: ImageBytes, name: str) -> None:
             f"{claim} ({size[0]} x {size[1]}) require {needed / 1e9:.1f} GB of memory, and "
             f"{available / 1e9:.1f} GB are available; cut it into tiles."
         )
+
+
+def _is_large(size: tuple[int, int]) -> bool:
+    return size[0] * size[1] > UNCHECKED_PIXELS
 
 
 def has_image_suffix(file_name: str) -> bool:
@@ -151,6 +188,7 @@ def _identify(
         Exception: What a format raised that recognized the first bytes.
     """
     reasons: list[Exception] = []
+    file.seek(0)
     prefix = file.read(PREFIX_SIZE)
     for load_formats in (Image.preinit, _load_all_formats):
         load_formats()
