@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
@@ -21,6 +22,7 @@ from retinanet_jax.data.plan import EvalPlan, Plan, TrainPlan
 from retinanet_jax.data.sources import synthetic
 from retinanet_jax.data.sources.base import Source, split_by_hash
 from retinanet_jax.data.sources.coco import CocoSource
+from retinanet_jax.data.sources.conventions import recognize_convention
 from retinanet_jax.data.sources.csv_files import CsvSource
 from retinanet_jax.data.sources.merged import merge
 from retinanet_jax.data.sources.packed import PackedSource, write_packed
@@ -205,14 +207,38 @@ def check_training_data(source: Source) -> None:
     """Check that there are objects to learn from, and `check_images`.
 
     Raises:
-        ValueError: If no image has an object, or as in `check_images`.
+        ValueError: If no image has an object, if the boxes are in another convention than that of
+            their format, or as in `check_images`.
     """
     if not source.object_mask.any():
         raise ValueError(
             f"{source.name}: {_why_no_object(source)}; there is nothing to learn. Give the file "
             "that contains the annotations, or correct them."
         )
+    _check_convention(source)
     check_images(source)
+
+
+def check_evaluation_data(source: Source) -> None:
+    """Check that the boxes can be evaluated, and log a warning if there is no object.
+
+    Raises:
+        ValueError: If the boxes are in another convention than that of their format.
+    """
+    if not source.object_mask.any():
+        logging.warning(
+            "%s: %s, so that AP will be undefined; give evaluation data with objects.",
+            source.name,
+            _why_no_object(source),
+        )
+    _check_convention(source)
+
+
+def _check_convention(source: Source) -> None:
+    """Raise ValueError if boxes are certainly in another convention than that of their format."""
+    convention = recognize_convention(source)
+    if convention and convention.is_certain:
+        raise ValueError(f"{source.name}: {convention.message}; {convention.advice}.")
 
 
 def _why_no_object(source: Source) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from retinanet_jax.data.sources.base import Category, Source
+from retinanet_jax.data.sources.conventions import recognize_convention
 from retinanet_jax.data.sources.objects import OUTSIDE_TOLERANCE, clip_to_image
 from retinanet_jax.data_report.findings import (
     ERROR,
@@ -64,6 +65,15 @@ def check_content(source: Source, boxes: AnnotatedBoxes) -> Finding:
         return Finding(INFO, "content", message)
     advice = "there is nothing to learn: check the path and the format of the annotations."
     return Finding(ERROR, "content", message, advice)
+
+
+def check_convention(source: Source) -> Finding:
+    """Report boxes in another convention than that of their format."""
+    convention = recognize_convention(source)
+    if convention is None:
+        return Finding(INFO, "box convention", "the boxes are in the convention of their format")
+    severity = ERROR if convention.is_certain else WARNING
+    return Finding(severity, "box convention", convention.message, f"{convention.advice}.")
 
 
 def check_categories(source: Source, boxes: AnnotatedBoxes) -> Finding:

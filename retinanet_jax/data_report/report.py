@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 from retinanet_jax import input_pipeline
 from retinanet_jax.config import check_fields
 from retinanet_jax.data.sources.base import Source, subset
-from retinanet_jax.data_report import annotation_checks, figures, image_checks, summary
+from retinanet_jax.data_report import annotation_checks, figures, image_checks, sheet, summary
 from retinanet_jax.data_report.anchor_fit import (
     AnchorFit,
+    check_any_box,
     check_coverage,
     check_crops,
     check_foreground,
@@ -27,6 +28,7 @@ from retinanet_jax.data_report.bucket_fit import (
     fit_buckets,
     with_buckets,
 )
+from retinanet_jax.data_report.dense_images import check_dense_images
 from retinanet_jax.data_report.findings import SEVERITIES, WARNING, Finding
 from retinanet_jax.data_report.image_checks import Fingerprints, take_fingerprints
 from retinanet_jax.data_report.summary import DatasetReport
@@ -81,7 +83,7 @@ def make_report(config: ConfigDict, output: pathlib.Path, max_images: int) -> li
     anchors = None
     if boxes["train"].object_mask.any():
         sample = subset(train, sample_indices(len(train), max_images, config.seed))
-        anchors, anchor_findings = check_anchors(config, sample)
+        anchors, anchor_findings = check_anchors(config, sample, parts)
         findings += anchor_findings
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     write_report(DatasetReport(config, parts, boxes, buckets, anchors, findings), folder)
@@ -164,6 +166,7 @@ def check_part(
     crowd_ioa = config.matching.crowd_ioa
     return [
         annotation_checks.check_content(source, boxes),
+        annotation_checks.check_convention(source),
         annotation_checks.check_categories(source, boxes),
         annotation_checks.check_empty_images(source, boxes),
         annotation_checks.check_crowd_regions(source, boxes, crowd_ioa=crowd_ioa),
@@ -171,20 +174,31 @@ def check_part(
         annotation_checks.check_boxes_outside(source, boxes),
         annotation_checks.check_duplicate_boxes(source, boxes, pairs),
         annotation_checks.check_boxes_of_two_classes(source, boxes, pairs),
+        check_dense_images(source, boxes, max_detections=config.detections.max_detections),
         image_checks.check_readable(fingerprints),
         image_checks.check_duplicate_images(source, fingerprints),
     ]
 
 
-def check_anchors(config: ConfigDict, sample: Source) -> tuple[AnchorFit, list[Finding]]:
-    """Match the anchors in an epoch of a dataset; return their fit and the findings about it."""
+def check_anchors(
+    config: ConfigDict, sample: Source, parts: dict[str, Source]
+) -> tuple[AnchorFit | None, list[Finding]]:
+    """Match the anchors in an epoch; return their fit and the findings about it.
+
+    There is no fit if the sample, or what the crops leave of it, has no box.
+
+    Args:
+        config: The config of the run.
+        sample: A sample of the training data.
+        parts: All training and evaluation data.
+    """
     plan = input_pipeline.train_plan(config, sample)
     views = list(epoch_views(sample, plan, min_visible=config.data.min_visible))
-    anchors = fit_anchors(config, views, make_progress("matching", len(views)))
-    findings = [check_coverage(config, sample, anchors), check_foreground(anchors)]
-    if config.data.crop_size:
-        findings.append(check_crops(anchors))
-    return anchors, findings
+    crops = [check_crops(views)] if config.data.crop_size else []
+    if not any(len(view.boxes) for view in views):
+        return None, [check_any_box(views), *crops]
+    anchors = fit_anchors(config, sample, views, parts, make_progress("matching", len(views)))
+    return anchors, [check_coverage(config, sample, anchors), check_foreground(anchors), *crops]
 
 
 def write_report(report: DatasetReport, folder: OutputFolder) -> None:
@@ -194,10 +208,9 @@ def write_report(report: DatasetReport, folder: OutputFolder) -> None:
     folder.write(TEXT, text)
     print(text)
     config, train, anchors = report.config, report.parts["train"], report.anchors
-    drawings = {BATCHES: lambda: figures.batch_sheet(config, train, report.buckets.plan)}
+    drawings = {BATCHES: lambda: sheet.batch_sheet(config, train, report.buckets.plan)}
     if anchors is not None:
-        counts = summary.named_counts(train, report.boxes["train"])
-        drawings[ANCHORS] = lambda: figures.histograms(config, anchors, counts)
+        drawings[ANCHORS] = lambda: figures.histograms(config, train, anchors.configured)
     written = [TEXT, JSON]
     for name, draw in drawings.items():
         try:

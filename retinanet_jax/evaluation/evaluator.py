@@ -220,6 +220,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     coco_api(config.evaluator)  # raises an error early if it is not installed
     trained = checkpoint.load(workdir)
     source = input_pipeline.open_evaluation(config, workdir)
+    input_pipeline.check_evaluation_data(source)
     checkpoint.check_categories(trained.folder, trained.categories, source.categories)
     checkpoint.check_model(trained.folder, trained.config, config)
     mesh = sharding.make_mesh(config.space)

@@ -121,6 +121,7 @@ def open_data(
     """
     if evaluates:
         train_data, eval_data = input_pipeline.open_sources(config, workdir)
+        input_pipeline.check_evaluation_data(eval_data)
         input_pipeline.check_images(eval_data)
     else:
         train_data, eval_data = input_pipeline.open_training(config, workdir), None

@@ -1,0 +1,151 @@
+"""Recognition of boxes that a dataset's file has in another convention than its format.
+
+A box of [x1, y1, x2, y2] that is read as [x, y, width, height] is still a box, and training would
+learn it. Over a whole dataset such boxes are conspicuous: many extend beyond their images, and all
+of them would fit if they were read in the other way.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int32
+
+from retinanet_jax.data.sources.base import Source
+from retinanet_jax.data.sources.objects import OUTSIDE_TOLERANCE, clip_to_image
+
+MIN_MISFITS = 2  # boxes that do not fit their image as they are read,
+MISFIT_FRACTION = 0.1  # and the fraction of all boxes that they are
+FIT_FRACTION = 0.99  # of the boxes fit their image if they are read in the other way
+MIN_BOXES = 20  # from which the largest and smallest coordinates mean something
+MIN_AT_EDGES = 3  # boxes at the first, and at the last pixel of their images
+MIN_SIDE_OF_FRACTIONS = 8  # pixels; in a smaller image a box may have sides below 1
+MIN_SIDE_OF_PERCENT = 200  # pixels; in a smaller image all boxes may lie within 100 pixels
+
+
+class Convention(NamedTuple):
+    """Another convention in which the boxes of a dataset are probably written."""
+
+    message: str  # the numbers that show it
+    advice: str
+    is_certain: bool  # such boxes are not trained on
+
+
+def recognize_convention(source: Source) -> Convention | None:
+    """Return the convention that the boxes of a dataset seem to have; None if it is their format's.
+
+    Args:
+        source: The dataset.
+    """
+    boxes = source.objects.boxes
+    if not len(boxes):
+        return None
+    sizes = source.sizes[source.objects.image_index]
+    return (
+        _recognize_fractions(boxes, sizes)
+        or _recognize_other_order(boxes, sizes)
+        or _recognize_percent(boxes, sizes)
+        or _recognize_first_pixel(boxes, sizes)
+    )
+
+
+def _recognize_fractions(
+    boxes: Float64[np.ndarray, "n 4"], sizes: Int32[np.ndarray, "n 2"]
+) -> Convention | None:
+    """Recognize coordinates from 0 to 1."""
+    if boxes.min() < 0 or boxes.max() > 2 or sizes.min() < MIN_SIDE_OF_FRACTIONS:
+        return None
+    sides = boxes[:, 2:] - boxes[:, :2]
+    # In [x, y, width, height], the sum of two fractions is at most 1; in the center form, 1.5.
+    if sides.max() > 1 or (boxes[:, 2:] == np.round(boxes[:, 2:])).all():
+        return None
+    return Convention(
+        f"all {len(boxes)} boxes lie within the first 2 pixels of their images: they read as "
+        "fractions of the image from 0 to 1",
+        "multiply them by the width and height of the image",
+        is_certain=True,
+    )
+
+
+def _recognize_other_order(
+    boxes: Float64[np.ndarray, "n 4"], sizes: Int32[np.ndarray, "n 2"]
+) -> Convention | None:
+    """Recognize corners, exchanged axes or sides, and centers."""
+    misfits = int((~_fits(boxes, sizes)).sum())
+    if misfits < max(MIN_MISFITS, MISFIT_FRACTION * len(boxes)):
+        return None
+    for name, other, is_certain in _other_readings(boxes):
+        if _fits(other, sizes).mean() >= FIT_FRACTION:
+            return Convention(
+                f"{misfits} of {len(boxes)} boxes do not fit their image, but all do if they are "
+                f"read as {name}: these read as {name}",
+                "convert them",
+                is_certain,
+            )
+    return None
+
+
+def _other_readings(
+    boxes: Float64[np.ndarray, "n 4"],
+) -> Iterator[tuple[str, Float64[np.ndarray, "n 4"], bool]]:
+    """Yield the name, the yxyx boxes and the certainty of each other reading of the same numbers.
+
+    Corners are recognized in formats of [x, y, width, height], whose sums the boxes are; sides in a
+    format of corners are errors of single boxes already, since the second corner is often smaller.
+    """
+    low, high = boxes[:, :2], boxes[:, 2:]
+    sides = high - low
+    yield "corners [x1, y1, x2, y2]", np.concatenate([low, sides], 1), True
+    yield "[y, x, ...], with exchanged axes", boxes[:, [1, 0, 3, 2]], True
+    yield "width and height exchanged", np.concatenate([low, low + sides[:, ::-1]], 1), False
+    yield "centers [x, y, width, height]", np.concatenate([low - sides / 2, low + sides / 2], 1), False
+
+
+def _recognize_percent(
+    boxes: Float64[np.ndarray, "n 4"], sizes: Int32[np.ndarray, "n 2"]
+) -> Convention | None:
+    """Recognize coordinates from 0 to 100 in larger images."""
+    is_larger = sizes.min() >= MIN_SIDE_OF_PERCENT
+    if len(boxes) < MIN_BOXES or not is_larger or not 90 < boxes.max() <= 100:
+        return None
+    return Convention(
+        f"all {len(boxes)} boxes lie within the first 100 pixels of larger images: they may be "
+        "percent of the image",
+        "if so, convert them to pixels",
+        is_certain=False,
+    )
+
+
+def _recognize_first_pixel(
+    boxes: Float64[np.ndarray, "n 4"], sizes: Int32[np.ndarray, "n 2"]
+) -> Convention | None:
+    """Recognize pixels that are counted from 1 in a format of edges, and from 0 in a devkit."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    if (boxes != np.round(boxes)).any():
+        return None
+    at_end = int((high == sizes).sum())
+    if low.min() == -1:
+        count = int((low == -1).any(axis=1).sum())
+        return Convention(
+            f"{count} of {len(boxes)} boxes begin at pixel 0, but this layout counts pixels from 1",
+            "add 1 to all coordinates, or give the folder of XML files instead of the devkit's root",
+            is_certain=False,
+        )
+    at_start = int((low == 1).sum())
+    if low.min() == 1 and min(at_start, at_end) >= MIN_AT_EDGES:
+        return Convention(
+            f"no box begins at 0, but {at_start} edges are at 1 and {at_end} at the end of the "
+            "image: pixels seem to be counted from 1",
+            "if the tool that wrote the boxes does so, subtract 1 from the first corner of each",
+            is_certain=False,
+        )
+    return None
+
+
+def _fits(
+    boxes: Float64[np.ndarray, "n 4"], sizes: Int32[np.ndarray, "n 2"]
+) -> Bool[np.ndarray, " n"]:
+    """Return whether each box has an area and lies in its image, up to `OUTSIDE_TOLERANCE`."""
+    _, has_area, is_outside = clip_to_image(boxes, sizes)
+    is_ordered = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    return has_area & is_ordered & ~is_outside
