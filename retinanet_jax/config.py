@@ -12,6 +12,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from retinanet_jax.data.value_range import parse_value_range
+
 T = TypeVar("T")
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
@@ -95,8 +97,9 @@ def default_config() -> ConfigDict:
     # of a dataset show, applied if none does; applied; ignored. An image whose declared height and
     # width fit only one way is read that way.
     config.data.exif = "auto"
-    # The values of images of more than 8 bits that become 0 and 255. type: those of the file's
-    # type; image: the smallest and the largest of each image; or LOW,HIGH.
+    # The values of images of more than 8 bits a channel that become 0 and 255. type: those of the
+    # file's type; image: the smallest and the largest of each image; or LOW,HIGH. Images of 8 bits
+    # are never scaled.
     config.data.value_range = "type"
     config.data.categories = ()  # voc: names in the order of their ids; (): those present, sorted
     config.data.batch_size = 16
@@ -251,7 +254,8 @@ def check_fields(config: ConfigDict) -> None:
     ml_collections itself checks types, except those of a tuple's elements.
 
     Raises:
-        ValueError: If a field is unknown, missing, or a tuple with elements of another type.
+        ValueError: If a field is unknown or missing, a tuple with elements of another type, or
+            excluded by its value or that of another field.
     """
     known, values = dict(flatten(default_config())), dict(flatten(config))
     for name in sorted(values.keys() - known.keys()):
@@ -265,6 +269,7 @@ def check_fields(config: ConfigDict) -> None:
             )
     check_dtype(config)
     check_padding(config)
+    parse_value_range(config.data.value_range)
 
 
 def check_dtype(config: ConfigDict) -> None:

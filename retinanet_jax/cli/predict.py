@@ -74,7 +74,7 @@ def run(values: Any, arguments: list[str]) -> int:
     if not arguments:
         raise ValueError("no images: pass image files, folders or patterns; --help explains them.")
     use_compilation_cache()
-    images = find_images(arguments)
+    images = find_images(arguments, report=print)
     detector = Detector.load(
         values.weights,
         categories=values.categories or None,

@@ -18,7 +18,7 @@ from retinanet_jax.data.image_formats import (
     is_image,
     pillow_reason,
 )
-from retinanet_jax.data.value_range import FIELD, ValueRange, to_8_bits
+from retinanet_jax.data.value_range import FIELD, ValueRange, parse_value_range, to_8_bits
 from retinanet_jax.utils.progress import one_line
 
 # Text files, of which there may be one for each image, are not opened to look for images.
@@ -92,7 +92,7 @@ def is_single_image(images: object) -> bool:
     return is_file or isinstance(images, single_types) or getattr(images, "ndim", None) in (0, 2, 3)
 
 
-def read_image(image: object, value_range: ValueRange = "type") -> UInt8[np.ndarray, "H W 3"]:
+def read_image(image: object, value_range: str = "type") -> UInt8[np.ndarray, "H W 3"]:
     """Return the RGB pixels of an image.
 
     Args:
@@ -100,14 +100,14 @@ def read_image(image: object, value_range: ValueRange = "type") -> UInt8[np.ndar
             in RGB or (height, width) in gray. What numpy can convert counts as an array.
             Floating-point numbers require a value range.
         value_range: The range of the values of images of more than 8 bits, as
-            `value_range.parse_value_range` returns it.
+            `value_range.parse_value_range` reads it.
 
     Raises:
-        ValueError: If the image cannot be read, is something else, or has no pixels. The message
-            begins with the image's name.
+        ValueError: If the image cannot be read, is something else, or has no pixels, or its values
+            are outside the range. The message begins with the image's name.
     """
     name = image_name(image)
-    decoding = Decoding(value_range)
+    decoding = Decoding(parse_value_range(value_range))
     if isinstance(image, str | os.PathLike):
         try:
             content = _expand_user(image).read_bytes()
@@ -116,7 +116,7 @@ def read_image(image: object, value_range: ValueRange = "type") -> UInt8[np.ndar
         return decode_image(content, name, decoding=decoding)
     if isinstance(image, Image.Image):
         return _pillow_pixels(image, name, decoding)
-    return _array_pixels(image, name, value_range)
+    return _array_pixels(image, name, decoding.value_range)
 
 
 def _pillow_pixels(image: Image.Image, name: str, decoding: Decoding) -> UInt8[np.ndarray, "H W 3"]:

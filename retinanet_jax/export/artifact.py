@@ -160,7 +160,8 @@ def verification_images(servable: Servable, folder: pathlib.Path | None) -> Sequ
         ]
     files = find_images([str(folder)])
     print_progress = make_progress("reading", len(files))
-    shapes = map_ahead(lambda file: read_image(file).shape, files)
+    value_range = servable.config.data.value_range
+    shapes = map_ahead(lambda file: read_image(file, value_range).shape, files)
     for num_read, _ in enumerate(shapes, 1):
         print_progress(num_read)
     return files

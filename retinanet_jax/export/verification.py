@@ -118,7 +118,7 @@ def artifact_detections(
     """Run the artifact on images, which threads read a few batches ahead; yield its detections."""
 
     def make_example(image: ImageLike) -> Example:
-        pixels = read_image(image)
+        pixels = read_image(image, servable.config.data.value_range)
         return Example(image, pixels.shape[:2], *servable.prepare(pixels))
 
     batch_size = servable.batch_size or BATCH_SIZE

@@ -92,7 +92,7 @@ def test_only_a_few_images_are_in_memory_at_once(servable, monkeypatch):
     """An artifact of one image per call reads at most a few of a hundred images ahead."""
     num_read, lock = 0, threading.Lock()
 
-    def read_image(image):
+    def read_image(image, value_range):
         nonlocal num_read
         with lock:
             num_read += 1

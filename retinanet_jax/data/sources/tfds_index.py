@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float32, Float64, Int, Int32, Int64
-from PIL import Image
 
 from retinanet_jax.data.decoding import ORIENTATIONS, valid_orientation
+from retinanet_jax.data.image_formats import open_image
 from retinanet_jax.data.sources.tfds_shards import Shards
 from retinanet_jax.utils.progress import make_progress
 
@@ -216,14 +216,11 @@ def _annotated_size(data: bytes, name: str, boxes: Float32[np.ndarray, "n 4"]) -
     for which more coordinates are hundredths of a pixel, and in a tie that of the oriented image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            orientation = valid_orientation(image, name, None)
-            width, height = image.size
-    except Exception as error:  # broken content makes Pillow's decoders raise almost anything
-        raise ValueError(
-            f"{name}: the image's size cannot be read ({error}); replace it and prepare the "
-            "dataset again."
-        ) from None
+        image = open_image(io.BytesIO(data), name)
+    except ValueError as error:
+        raise ValueError(f"{str(error).rstrip('.')} and prepare the dataset again.") from None
+    orientation = valid_orientation(image, name, None)
+    width, height = image.size
     if not ORIENTATIONS[orientation][0]:
         return height, width
     oriented, stored = (width, height), (height, width)
