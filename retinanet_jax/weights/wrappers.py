@@ -23,10 +23,11 @@ WEIGHTS_KEYS = (
 )
 EXTRA_STATE = "_extra_state"  # the end of the names under which modules keep more than arrays
 MAX_NAMES = 5  # in a message
+MAX_DICTS = 100  # that are searched; nested deeper, they would overflow the stack
 # The first block of a ResNet in torchvision's and detectron2's names. What precedes a classifier's
 # or a detector's own name is the prefix of a wrapper.
 FIRST_BLOCK = re.compile(
-    r"((?:.*?\.)?)(?:backbone\.(?:body|bottom_up)\.)?(?:layer1|res2)\.0\.conv1\.weight"
+    r"((?:.*?\.)??)(?:backbone\.(?:body|bottom_up)\.)?(?:layer1|res2)\.0\.conv1\.weight"
 )
 
 
@@ -41,8 +42,8 @@ def state_dict(content: Any, path: pathlib.Path) -> dict[str, Array]:
         ValueError: If there are no arrays by name, or something else among them.
     """
     _refuse_module(content, path)
-    found = _find(content, path, set())
-    if not found:
+    found = _find(content, path, set()) or content
+    if not found or not isinstance(found, dict):
         raise ValueError(
             f"weights file {path} contains {_describe(content)} and not arrays by name; give a "
             "file with a dict of arrays."
@@ -73,7 +74,7 @@ def _find(content: Any, path: pathlib.Path, seen: set[int]) -> dict | None:
         path: The file, for messages.
         seen: The ids of the dicts that were searched; a dict may contain itself.
     """
-    if not isinstance(content, dict) or id(content) in seen:
+    if not isinstance(content, dict) or id(content) in seen or len(seen) > MAX_DICTS:
         return None
     seen.add(id(content))
     found = {}
@@ -127,7 +128,7 @@ def _describe(value: Any) -> str:
     if isinstance(value, Array):
         return "an array"
     name = value.name[:MAX_LENGTH] if isinstance(value, Inert) else type(value).__name__
-    return f"a {name}"
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
 def _join(names: Iterable[str]) -> str:
@@ -152,9 +153,8 @@ def without_prefix(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> dict
         ValueError: If there are several such networks and not one is the average of the others.
     """
     # torch.compile puts this before the names of the module that it compiles.
-    names = {name: re.sub(r"(^|\.)_orig_mod\.", r"\1", name) for name in arrays}
-    matches = [FIRST_BLOCK.fullmatch(name) for name in names.values()]
-    prefixes = {match[1] for match in matches if match}
+    arrays = {re.sub(r"(?<![^.])_orig_mod\.", "", name): array for name, array in arrays.items()}
+    prefixes = {match[1] for match in map(FIRST_BLOCK.fullmatch, arrays) if match}
     if len(prefixes) > 1:
         averaged = {p for p in prefixes if set(p.split(".")) & set(AVERAGED_KEYS)}
         if len(averaged) != 1:
@@ -164,15 +164,14 @@ def without_prefix(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> dict
             )
         prefixes = averaged
     prefix = prefixes.pop() if prefixes else ""
-    result = {
-        own.removeprefix(prefix): arrays[name]
-        for name, own in names.items()
-        if own.startswith(prefix)
-    }
-    others = [name for name, own in names.items() if not own.startswith(prefix)]
+    others = [name for name in arrays if not name.startswith(prefix)]
     if any(np.size(arrays[name]) > 1 for name in others):  # not only counters
         logging.warning(
             f"weights file {path}: the arrays under {prefix[:MAX_LENGTH]!r} are read; others are "
             f"not of that network: {_join(others)}."
         )
-    return result
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
