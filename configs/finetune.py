@@ -10,10 +10,10 @@ downloaded (146 MB) and converted at the first use.
             :torchvision_v1, :torchvision_v2, :detectron2_r50_1x, :detectron2_r50_3x (also
             :detectron2) and :detectron2_r101_3x are detectors of COCO. All weights are transferred
             except those of classes that only one of the datasets has; the run prints a table.
-            :imagenet (or :resnet50) is a backbone, with a smaller network on it. All other
-            backbones of retinanet_jax/weights/named.py are arguments, too.
-            --weights=NAME is the same as the argument; --weights=DIR_OR_FILE starts from a detector
-            that was trained here or is in a file, with its network.
+            :imagenet is an ImageNet ResNet-50, with a smaller network on it.
+            --weights=NAME starts from any weights of retinanet_jax/weights/named.py, and
+            --weights=DIR_OR_FILE from a detector that was trained here or is in a file; both with
+            the network that these require.
 Expects:  what the argument names, from a network or where the error message says.
 Measured: 296 photographs of playing cards (6 classes), :imagenet, --config.data.flip=False, 67 for
           testing: AP .517, AP50 .730 after 1,000 steps, .636, .813 after 1,500 and .731, .907 at
@@ -31,12 +31,21 @@ from retinanet_jax.configs import r50_fpn
 from retinanet_jax.weights import named
 
 DEFAULT = "torchvision_v2"
-# Further arguments, for names of weights.
+# Further arguments, which stand for names of weights.
 ALIASES = {"imagenet": "resnet50", "detectron2": "detectron2_r50_3x"}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; `arg` names weights (NAMES, ALIASES; else DEFAULT), "tiny" or both."""
+    """Return the config; `arg` is a detector's name, one of ALIASES, "tiny", or one with "tiny"."""
+    names = {name: name for name in named.DETECTORS} | ALIASES
+    choices = {arg: functools.partial(start_from_name, name=name) for arg, name in names.items()}
+    if arg in ("", "tiny"):
+        arg = f"{DEFAULT},{arg}".removesuffix(",")
+    return r50_fpn.finished(base_config(), arg, choices)
+
+
+def base_config() -> ConfigDict:
+    """Return the config without weights to start from, unlocked, with a network for a backbone."""
     config = r50_fpn.get_config().unlock()
     config.update(total_steps=2_500, checkpoint_every=250, evaluate_every=500)
     config.data.train.update(annotations="", images="")
@@ -63,11 +72,7 @@ def get_config(arg: str = "") -> ConfigDict:
         warmup_factor=0.01,
         schedule="cosine",
     )
-    names = dict(zip(named.NAMES, named.NAMES, strict=True)) | ALIASES
-    choices = {arg: functools.partial(start_from_name, name=name) for arg, name in names.items()}
-    if arg in ("", "tiny"):
-        arg = f"{DEFAULT},{arg}".removesuffix(",")
-    return r50_fpn.finished(config, arg, choices)
+    return config
 
 
 def start_from_name(config: ConfigDict, name: str) -> None:

@@ -113,13 +113,11 @@ class Detector:
             ('person', 'bicycle', 'car')
 
         Args:
-            path: The working directory of a training run, of which the checkpoint with the
-                highest AP is loaded, or the newest one if none was evaluated; the folder of a
-                checkpoint, such as runs/pets/checkpoints/2500; the file of a detector that
-                torchvision or detectron2 trained; or the name of a published one: torchvision_v1,
-                torchvision_v2, detectron2_r50_1x, detectron2_r50_3x or detectron2_r101_3x. A
-                folder with a checkpoint, or a file, precedes a name. A published file is
-                downloaded once and, like other files, converted once, into ~/.cache/retinanet_jax.
+            path: The working directory of a training run, of which the checkpoint with the highest
+                AP is loaded (the newest if none was evaluated), or the folder of a checkpoint, such
+                as runs/pets/checkpoints/2500; the file of a detector of torchvision or detectron2;
+                or the name of a published one (`retinanet-jax predict --help` lists them). Files
+                are downloaded and converted once, into ~/.cache/retinanet_jax.
             score_threshold: Only detections with a higher score are returned; at least 0 and less
                 than 1. None for the threshold in the checkpoint's config.
             iou_threshold: Non-maximum suppression removes a detection if its IoU with a better one
@@ -132,11 +130,10 @@ class Detector:
             categories: Names of the categories to return. None for all.
 
         Raises:
-            FileNotFoundError: If there is no checkpoint, file or name.
+            FileNotFoundError: If there is no such checkpoint, file or name.
             OSError: If the file cannot be downloaded; the message says where to put it by hand.
-            ValueError: If a limit is out of range or has no effect, a category is unknown, the file
-                is damaged or not a detector's, or the checkpoint cannot be read by this version of
-                the package.
+            ValueError: If a limit is out of range or has no effect, a category is unknown, or the
+                checkpoint or file cannot be read.
         """
         return cls(
             cached.load(path),
@@ -243,7 +240,7 @@ class Detector:
     def _prepare(self, image: ImageLike) -> _Input | ValueError:
         """Read, resize and pad an image."""
         try:
-            pixels = read_image(image)
+            pixels = read_image(image, self.checkpoint.config.data.value_range)
         except ValueError as error:
             return error
         try:

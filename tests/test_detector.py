@@ -17,9 +17,11 @@ import retinanet_jax
 from retinanet_jax import checkpoint, core, input_pipeline
 from retinanet_jax import detector as detector_module
 from retinanet_jax.data.sources.base import Category
+from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 from retinanet_jax.data.transforms import PIXEL_TYPES
 from retinanet_jax.detector import Detection, Detector
 from retinanet_jax.utils.threads import NUM_THREADS
+from retinanet_jax.weights import cached
 
 CATEGORIES = (Category(3, "dog"), Category(7, "cat"), Category(9, "catfish"))
 
@@ -348,6 +350,10 @@ def test_the_example_of_the_documentation_runs(
     variables = {"params": {"kernel": np.zeros(3, np.float32)}}
     workdir = tmp_path / "runs" / "pets"
     checkpoint.write_imported(workdir, variables, toy_config, CATEGORIES[:2])
+    # As if torchvision_v2 had been downloaded and converted before.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    converted = cached.conversion("torchvision_v2-5905b1c5")
+    checkpoint.write_imported(converted, variables, toy_config, COCO_CATEGORIES)
     for file_name, level, size in (
         ("living_room.jpg", 204, (480, 640)),
         ("garden.jpg", 153, (640, 480)),

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from retinanet_jax import checkpoint
 from retinanet_jax.cli.common import Command, define_config
-from retinanet_jax.config import CONFIGS, check_fields, load_config
+from retinanet_jax.config import CONFIGS, check_fields
 from retinanet_jax.configs import finetune
 from retinanet_jax.stored_config import NETWORK_SECTIONS
 from retinanet_jax.training.initialization import start_from
@@ -139,13 +139,13 @@ def with_weights(values: Any) -> ConfigDict:
 
 def finetune_config(weights: str) -> ConfigDict:
     """Return configs/finetune.py with the network that weights require."""
-    name = cached.name_of(weights)
+    config, name = finetune.base_config(), cached.name_of(weights)
     if name:
-        return load_config(f"{FINETUNE}:{name}")
-    trained_with = checkpoint.read_config(checkpoint.find(cached.checkpoint_folder(weights)))
-    network = {section: trained_with[section].to_dict() for section in NETWORK_SECTIONS}
-    config = finetune.get_config().unlock()
-    finetune.start_from_detector(config, weights, network)
+        finetune.start_from_name(config, name)
+    else:
+        trained_with = checkpoint.read_config(checkpoint.find(cached.checkpoint_folder(weights)))
+        network = {section: trained_with[section].to_dict() for section in NETWORK_SECTIONS}
+        finetune.start_from_detector(config, weights, network)
     return config.lock()
 
 

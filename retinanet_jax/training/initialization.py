@@ -145,7 +145,7 @@ def start_from(config: ConfigDict, weights: str) -> None:
     if wrong:
         raise ValueError(
             f"the weights {name} require {join_names(wrong)}; give these values, or "
-            f"--config=configs/finetune.py:{name}."
+            f"--config=configs/finetune.py --weights={name}."
         )
 
 

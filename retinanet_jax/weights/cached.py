@@ -68,7 +68,7 @@ def name_of(weights: str | os.PathLike[str]) -> str | None:
 def _converted_name(name: str) -> pathlib.Path:
     """Return the checkpoint of one of named.DETECTORS."""
     detector = named.DETECTORS[name]
-    folder = _conversion(f"{name}-{download.KNOWN[detector.file].prefix}")
+    folder = conversion(f"{name}-{download.KNOWN[detector.file].prefix}")
     if not folder.exists():
         path = download.locate_checked(detector.file)
         epsilon = preset_config(detector.source).model.norm_epsilon  # a file may not show it
@@ -81,7 +81,7 @@ def _converted_file(path: pathlib.Path) -> pathlib.Path:
     """Return the checkpoint of another library's file, and print what the file has shown of it."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    folder = _conversion(f"{path.stem}-{digest[:DIGEST_LENGTH]}")
+    folder = conversion(f"{path.stem}-{digest[:DIGEST_LENGTH]}")
     if not folder.exists():
         try:
             source, converted, reasons = convert.read_detector(path)
@@ -95,7 +95,7 @@ def _converted_file(path: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def _conversion(key: str) -> pathlib.Path:
+def conversion(key: str) -> pathlib.Path:
     """Return the folder of a conversion by this version of the package."""
     return download.cache_folder() / FOLDER / f"{key}-{retinanet_jax.__version__}"
 

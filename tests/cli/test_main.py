@@ -231,18 +231,21 @@ def test_hosts_that_cannot_be_joined_are_an_error(
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_weights_name_the_script_that_writes_them(error_line, synthetic_dataset, tmp_path):
+def test_missing_weights_are_named_with_those_that_can_be_had(
+    error_line, synthetic_dataset, tmp_path
+):
     data = "--config.data.train"
     line = error_line(
         "train",
-        "--config=configs/finetune.py",
+        "--config=configs/finetune.py:imagenet",
         f"--workdir={tmp_path / 'run'}",
         f"{data}.annotations={synthetic_dataset / 'instances.json'}",
         f"{data}.images={synthetic_dataset / 'images'}",
         BATCH,
         f"--config.init.path={tmp_path / 'absent.npz'}",
     )
-    assert f"{tmp_path / 'absent.npz'} does not exist; scripts/get_resnet50.py" in line
+    assert f"{tmp_path / 'absent.npz'} does not exist, and is no name of published" in line
+    assert " resnet50, " in line
 
 
 def test_a_traceback_is_printed_on_request(error_line, tmp_path):

@@ -49,9 +49,12 @@ def images(tmp_path) -> pathlib.Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give --checkpoint=DIR --output=DIR"),
-        (("--checkpoint={tmp}/absent",), "give --checkpoint=DIR --output=DIR"),
-        (("--output={tmp}/o", "--checkpoint={tmp}/absent", "{tmp}/images"), "no checkpoint"),
+        ((), "give --weights=NAME_OR_DIR_OR_FILE --output=DIR"),
+        (("--checkpoint={tmp}/absent",), "give --weights=NAME_OR_DIR_OR_FILE --out"),
+        (
+            ("--output={tmp}/o", "--weights={tmp}/absent", "{tmp}/images"),
+            "absent does not exist, and",
+        ),
         (("--output={tmp}/o", "--checkpoint={tmp}", "{tmp}/nope"), "nope: no such image"),
         (("--output={tmp}/o", "--checkpoint={tmp}"), "no images: pass image files, folders or p"),
         (("--output={tmp}/o", "--checkpoint={tmp}", "{tmp}/images/deep/.."), "no checkpoint"),

@@ -33,7 +33,7 @@ def test_an_imported_backbone_replaces_only_the_random_backbone():
 def test_a_missing_weights_file_is_an_error_before_anything_compiles(config, tmp_path, monkeypatch):
     config.init.path = str(tmp_path / "absent.npz")
     monkeypatch.setattr(initialization, "initialize", lambda *_: pytest.fail("compiled"))
-    with pytest.raises(FileNotFoundError, match=r"absent\.npz does not exist; scripts/get_resnet"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.npz does not exist, and is no name"):
         initialization.initial_train_state(config, COCO_CATEGORIES, make_optimizer(config))
 
 

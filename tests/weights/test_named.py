@@ -6,6 +6,7 @@ import pytest
 
 from retinanet_jax import checkpoint
 from retinanet_jax import config as config_module
+from retinanet_jax.cli.train import finetune_config
 from retinanet_jax.config import load_config
 from retinanet_jax.models import ARCHITECTURES
 from retinanet_jax.stored_config import differences, network_differences
@@ -85,8 +86,8 @@ def test_an_unknown_name_is_one_line_with_the_names_and_the_most_similar(places,
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_finetune_takes_every_name_and_has_the_network_of_the_weights(name):
-    config = load_config(f"{FINETUNE}:{name}")
+def test_fine_tuning_has_the_network_of_every_name(name):
+    config = finetune_config(name)
     if name in DETECTORS:
         required = preset_config(DETECTORS[name].source)
         required.model.backbone = DETECTORS[name].backbone
@@ -103,6 +104,12 @@ def test_finetune_takes_every_name_and_has_the_network_of_the_weights(name):
         assert config.init.to_dict() == {"source": backbone.source, "path": name}
     assert config.model.padding == "masked"
     start_from(config, name)  # is no error: the network fits
+
+
+def test_the_arguments_of_finetune_are_the_detectors_and_imagenet():
+    for name in DETECTORS:
+        assert not differences(load_config(f"{FINETUNE}:{name}"), finetune_config(name))
+    assert not differences(load_config(f"{FINETUNE}:imagenet"), finetune_config("resnet50"))
 
 
 def test_finetuning_starts_from_torchvision_v2_unless_told_otherwise():
@@ -149,7 +156,7 @@ def test_weights_of_another_network_than_the_config_s_are_one_line_with_the_fiel
     assert str(error.value) == (
         "the weights torchvision_v2 require config.model.head_norm=group (this run has none), "
         "config.model.p6_from=c5 (this run has p5); give these values, or "
-        "--config=configs/finetune.py:torchvision_v2."
+        "--config=configs/finetune.py --weights=torchvision_v2."
     )
     with pytest.raises(ValueError, match=r"config\.input\.mean=\[103\.939, .*\.stride_in_1x1"):
         start_from(config, "resnet50")
