@@ -39,15 +39,15 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_list(
         "categories",
         [],
-        "The category names of the outputs, separated by commas; torchvision's output 0 may be left "
-        "out if it is the background. The default is COCO's.",
+        "The category names of the outputs, separated by commas; torchvision's output 0 may be "
+        "left out if it is the background. The default is COCO's.",
         flag_values=values,
     )
     flags.DEFINE_float(
         "norm_epsilon",
         None,
-        "The epsilon of the backbone's norms, which the file of a fine-tuned torchvision_v1 does not "
-        "show: 0 if the model was built with weights=COCO_V1, and otherwise 1e-5.",
+        "The epsilon of the backbone's norms, which the file of a fine-tuned torchvision_v1 does "
+        "not show: 0 if the model was built with weights=COCO_V1, and otherwise 1e-5.",
         flag_values=values,
     )
     define_config(

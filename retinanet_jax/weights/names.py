@@ -27,8 +27,8 @@ def detectron2_name(layer: Layer, leaf: str) -> str:
     return f"{conv}.weight" if leaf == "kernel" else f"{conv}.norm.{NORM[leaf]}"
 
 
-# (part, layer) of our detector -> (torchvision's module, detectron2's), except for the layers of the
-# heads' towers, of which there may be any number.
+# (part, layer) of our detector -> (torchvision's module, detectron2's), except for the layers of
+# the heads' towers, of which there may be any number.
 _MODULES: dict[Path, tuple[str, str]] = {
     ("fpn", "lateral3"): ("backbone.fpn.inner_blocks.0.0", "backbone.fpn_lateral3"),
     ("fpn", "lateral4"): ("backbone.fpn.inner_blocks.1.0", "backbone.fpn_lateral4"),
@@ -58,8 +58,8 @@ def torchvision_module(path: Path) -> str:
 def detectron2_module(path: Path) -> str:
     """Return detectron2's module of a (part, layer) of our detector outside of the backbone.
 
-    Between two convolutions of a tower it counts a ReLU. A tower with norms is not among ours, since
-    its convolutions have biases as well.
+    Between two convolutions of a tower it counts a ReLU. Its towers with norms are not among ours,
+    since their convolutions have biases as well.
     """
     if path in _MODULES:
         return _MODULES[path][1]
