@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from retinanet_jax.data.decoding import DEFAULT_DECODING, Decoding
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.fields import (
     FieldError,
@@ -48,12 +49,19 @@ class CocoSource(ImageFolderSource):
     box if the file has none, and `ignore` marks crowd regions, as `iscrowd` does.
     """
 
-    def __init__(self, annotations: str | os.PathLike, images: str | os.PathLike):
+    def __init__(
+        self,
+        annotations: str | os.PathLike,
+        images: str | os.PathLike,
+        *,
+        decoding: Decoding = DEFAULT_DECODING,
+    ):
         """Read and check the JSON file.
 
         Args:
             annotations: The JSON file.
             images: The folder that the `file_name`s in it are relative to.
+            decoding: As in `ImageFolderSource`.
 
         Raises:
             FileNotFoundError: If the JSON, the folder or an image is missing.
@@ -69,6 +77,7 @@ class CocoSource(ImageFolderSource):
             categories=content.categories,
             objects=content.objects,
             label="annotation id {}".format,
+            decoding=decoding,
         )
 
 

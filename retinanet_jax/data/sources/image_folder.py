@@ -1,22 +1,24 @@
-"""Datasets of image files in a folder: a check that all of them exist, and their sizes."""
+"""Datasets of image files in a folder: which file each name means, and the sizes of the images."""
 
-import os
+import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from jaxtyping import Int32
-from PIL import Image
 
-from retinanet_jax.data.decoding import ORIENTATIONS, valid_orientation
-from retinanet_jax.data.image_formats import pillow_reason
+from retinanet_jax.data.decoding import DEFAULT_DECODING, Decoding
+from retinanet_jax.data.sources.exif import MAX_EXAMINED, ExifDecision, decide_exif
+from retinanet_jax.data.sources.image_headers import ImageHeader, read_headers
+from retinanet_jax.data.sources.image_lookup import (
+    check_used_once,
+    find_image_files,
+    show_path,
+)
 from retinanet_jax.data.sources.instances import InstancesSource
-from retinanet_jax.utils.threads import map_ahead
-
-NUM_READERS = 16  # threads
-# A PNG with an EXIF orientation contains at least one of these chunk names and keywords.
-PNG_EXIF_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+from retinanet_jax.data.sources.objects import ObjectList, Objects
 
 
 class ImageFolderSource(InstancesSource):
@@ -25,21 +27,57 @@ class ImageFolderSource(InstancesSource):
     Everything is checked when the source is opened, before a run begins.
     """
 
-    def __init__(self, name: str, folder: pathlib.Path, **contents: Any):
-        """Check and store the contents of the dataset.
+    def __init__(
+        self,
+        name: str,
+        folder: pathlib.Path,
+        *,
+        file_names: Sequence[str],
+        sizes: Int32[np.ndarray, "N 2"],
+        objects: Objects,
+        are_fractions: bool = False,
+        decoding: Decoding = DEFAULT_DECODING,
+        image_label: Callable[[int], str] | None = None,
+        **contents: Any,
+    ):
+        """Find the image files, and check and store the contents of the dataset.
 
         Args:
             name: The file that lists the images, for messages.
             folder: The folder that the file names are relative to.
+            file_names: The images in the annotations, which `find_image_files` finds.
+            sizes: Height and width of every image in pixels; an image with a 0 has the size in its
+                header.
+            objects: The objects.
+            are_fractions: Whether the boxes are fractions of the image's height and width instead
+                of pixels.
+            decoding: How the images are decoded. If its `exif` is "auto", the images decide it.
+            image_label: Returns the name, for messages, of the entry of the image at an index; by
+                default its id and file name.
             **contents: The further arguments of `InstancesSource`.
 
         Raises:
             FileNotFoundError: If the folder or an image is missing.
-            ValueError: As in `InstancesSource`.
+            ValueError: If a file is the image of two entries or its header cannot be read, or as in
+                `InstancesSource`.
         """
-        super().__init__(name, **contents)
+        found = find_image_files(name, folder, file_names)
+        default_label = functools.partial(_label_image, contents["image_ids"], file_names)
+        check_used_once(name, folder, found, image_label or default_label)
+        sizes, decisions = _sizes_and_decision(folder, found, sizes, objects, decoding.exif)
+        if decisions:
+            decoding = decoding._replace(exif=decisions[0].exif)
+            _log_decision(name, decisions[0])
+        super().__init__(
+            name,
+            file_names=found,
+            sizes=sizes,
+            objects=objects.in_pixels(sizes) if are_fractions else objects,
+            decoding=decoding,
+            **contents,
+        )
         self._folder = folder
-        check_files_exist(name, folder, self.file_names)
+        self.exif_decisions = decisions
 
     def read(self, index: int) -> bytes:
         """Return the content of the image file at `index`.
@@ -57,81 +95,53 @@ class ImageFolderSource(InstancesSource):
             ) from None
 
 
-def check_files_exist(name: str, folder: pathlib.Path, file_names: Sequence[str]) -> None:
-    """Check that the image files of a dataset exist.
-
-    Every subfolder is listed once, because asking for each file is slow on network disks.
-
-    Args:
-        name: The dataset's name in messages: the file that lists the images.
-        folder: The folder that the file names are relative to.
-        file_names: The file names.
-
-    Raises:
-        FileNotFoundError: If the folder or an image is missing.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder}: there is no such folder of images; give the folder that "
-            f"the file names of {name} are relative to."
-        )
-    listed = [os.path.normpath(file_name) for file_name in file_names]
-    parents = {os.path.dirname(file_name) for file_name in listed}
-    existing = {
-        os.path.join(parent, file_name)
-        for parent in parents
-        if (folder / parent).is_dir()
-        for file_name in os.listdir(folder / parent)
-    }
-    missing = [file_name for file_name in listed if file_name not in existing]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder}: {len(missing)} of {len(listed)} images of {name} are missing "
-            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); give the folder "
-            "that their names are relative to, or remove them from it."
-        )
-
-
 def read_oriented_sizes(
-    folder: pathlib.Path, file_names: Sequence[str]
+    folder: pathlib.Path, file_names: Sequence[str], exif: str = "applied"
 ) -> Int32[np.ndarray, "N 2"]:
-    """Read the heights and widths of images, with EXIF orientation applied, from their headers.
+    """Return the sizes of images under `Decoding.exif`, read from their headers."""
+    sizes = np.zeros((len(file_names), 2), np.int32)
+    return _sizes_and_decision(folder, file_names, sizes, ObjectList().to_objects(), exif)[0]
 
-    5,000 images on a local disk take a few seconds; threads help on disks with a high latency.
 
-    Args:
-        folder: The folder that the file names are relative to.
-        file_names: The image files.
+def _label_image(image_ids: Sequence[int], file_names: Sequence[str], index: int) -> str:
+    """Return the name of an image in messages: its id, and its file name in the annotations."""
+    return f"image id {image_ids[index]} ({show_path(file_names[index])})"
+
+
+def _sizes_and_decision(
+    folder: pathlib.Path,
+    file_names: Sequence[str],
+    sizes: Int32[np.ndarray, "N 2"],
+    objects: Objects,
+    exif: str,
+) -> tuple[Int32[np.ndarray, "N 2"], tuple[ExifDecision, ...]]:
+    """Return all sizes, those that are 0 from the headers, and the decision if `exif` is "auto".
 
     Raises:
-        ValueError: If a file is not an image; the message contains its path.
+        ValueError: If the size of an image is not declared and cannot be read.
     """
-    sizes = map_ahead(
-        lambda file_name: _read_oriented_size(folder / file_name),
-        file_names,
-        num_ahead=2 * NUM_READERS,
-        num_threads=NUM_READERS,
-    )
-    return np.fromiter(sizes, np.dtype((np.int32, 2)), len(file_names))
+    undeclared = (sizes == 0).any(axis=1)
+    examined = undeclared.copy()
+    if exif == "auto" and len(file_names):
+        sample = np.linspace(0, len(file_names) - 1, min(len(file_names), MAX_EXAMINED))
+        examined[sample.astype(int)] = True
+    headers: dict[int, ImageHeader] = {}
+    indices = np.flatnonzero(examined).tolist()
+    results = read_headers(folder, [file_names[index] for index in indices])
+    for index, header in zip(indices, results, strict=True):
+        if isinstance(header, ImageHeader):
+            headers[index] = header
+        elif undeclared[index]:
+            raise header
+    sizes = np.where(undeclared[:, np.newaxis], np.int32(0), sizes)
+    decisions = (decide_exif(headers, sizes, objects),) if exif == "auto" else ()
+    decided = decisions[0].exif if decisions else exif
+    for index in np.flatnonzero(undeclared).tolist():
+        sizes[index] = headers[index].size(decided)
+    return sizes, decisions
 
 
-def _read_oriented_size(path: pathlib.Path) -> tuple[int, int]:
-    """Read the height and width of one image."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            # To find an EXIF tag, which few PNGs have, Pillow would decode the whole image.
-            if image.format == "PNG" and not _has_exif(path.read_bytes()):
-                return height, width
-            orientation = valid_orientation(image, str(path), None)
-    except Exception as error:  # broken content makes Pillow's decoders raise almost anything
-        raise ValueError(
-            f"{path}: the image's size cannot be read ({pillow_reason(error)}); replace it, "
-            "or remove it from the dataset."
-        ) from None
-    return (width, height) if ORIENTATIONS[orientation][0] else (height, width)
-
-
-def _has_exif(png: bytes) -> bool:
-    """Return whether a PNG may contain an EXIF orientation."""
-    return any(mark in png for mark in PNG_EXIF_MARKS)
+def _log_decision(name: str, decision: ExifDecision) -> None:
+    """Log a decision that is not the usual one, or that some images contradict."""
+    if decision.exif != "applied" or decision.num_ignored:
+        logging.warning("%s: %s.", name, decision)

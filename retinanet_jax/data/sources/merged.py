@@ -58,6 +58,9 @@ class _Merged(Source):
             categories=categories,
             objects=objects._replace(ids=id_array(_make_unique(objects.ids.tolist()))),
         )
+        self.exif_decisions = tuple(
+            decision for source in sources for decision in source.exif_decisions
+        )
 
     def read(self, index: int) -> bytes | None:
         source, index_in_source = self._locate(index)
