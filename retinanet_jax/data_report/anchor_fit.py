@@ -1,150 +1,75 @@
-"""The fit of a config's anchors to a dataset, and a search for anchors that cover more boxes."""
+"""The fit of a config's anchors to a dataset, with proposals, and the findings about it."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from retinanet_jax.data.sources.base import Source
-from retinanet_jax.data_report import coverage
-from retinanet_jax.data_report.coverage import Coverage, PlacedBoxes
-from retinanet_jax.data_report.findings import ERROR, INFO, MAX_EXAMPLES, WARNING, Finding
+from retinanet_jax.data_report.anchor_choice import (
+    BAD,
+    AnchorChoice,
+    EpochBoxes,
+    anchor_sides,
+    measure,
+)
+from retinanet_jax.data_report.findings import (
+    ERROR,
+    INFO,
+    MAX_EXAMPLES,
+    WARNING,
+    Finding,
+    first_few,
+    flags,
+    shorten,
+)
+from retinanet_jax.data_report.proposals import propose
 from retinanet_jax.data_report.views import View, label_counts, make_matcher
 
-MAX_SEARCH_BOXES = 10_000  # the largest number of boxes that the search for anchors uses
-POOR, BAD = 0.05, 0.25  # fractions of boxes without an anchor from which it is a warning, an error
-NOTABLE_GAIN = 0.01  # fraction of boxes that other anchors must cover in addition to be suggested
-
-
-class EpochBoxes(NamedTuple):
-    """The boxes of an epoch, in pixels of the network's input."""
-
-    image_index: Int[np.ndarray, " n"]  # in the source
-    classes: Int[np.ndarray, " n"]
-    sides: Float[np.ndarray, "n 2"]  # height and width
-    ious: Float[np.ndarray, " n"]  # of each box with the anchor that overlaps it most
+CONFIGURED = "configured"  # the name of the config's own anchors in a report
 
 
 class AnchorFit(NamedTuple):
-    """The coverage of the boxes by the configured anchors and by suggested ones.
+    """The coverage of the boxes by the configured anchors, and by proposals.
 
     Attributes:
-        boxes: The boxes of an epoch.
         configured: The coverage of the config's anchors.
-        suggested: The coverage of anchors that cover notably more boxes, if there are any: first
-            with as many scales and ratios as configured, then with one more of either.
+        proposals: The coverage of choices that cover notably more; the first to try is first.
         label_counts: The numbers of foreground, background and ignored anchors of each image.
         num_boxes: The number of boxes of each image.
-        dropped: The number of boxes of which crops leave less than the required fraction.
     """
 
-    boxes: EpochBoxes
-    configured: Coverage
-    suggested: tuple[Coverage, ...]
+    configured: AnchorChoice
+    proposals: tuple[AnchorChoice, ...]
     label_counts: Int[np.ndarray, "v 3"]
     num_boxes: Int[np.ndarray, " v"]
-    dropped: int
 
 
 def fit_anchors(
-    config: ConfigDict, views: Sequence[View], progress: Callable[[int], None]
+    config: ConfigDict,
+    source: Source,
+    views: Sequence[View],
+    parts: Mapping[str, Source],
+    progress: Callable[[int], None],
 ) -> AnchorFit:
-    """Measure the config's anchors and, if they miss too many boxes, search for better ones.
+    """Measure the config's anchors and, if they miss too many boxes, search for better choices.
 
     Args:
-        config: A run's config; its `anchors` and `matching` are used.
-        views: The images of an epoch.
+        config: A run's config.
+        source: The images of an epoch.
+        views: The epoch, with at least one box.
+        parts: All training and evaluation data, whose images must fit in the buckets of proposals.
         progress: Called with the number of images matched so far.
     """
-    anchors = config.anchors
-    boxes = np.concatenate([view.boxes for view in views])
-    counts = [len(view.boxes) for view in views]
-    buckets = np.repeat([view.bucket for view in views], counts, axis=0)
-    sizes = np.repeat([view.size for view in views], counts, axis=0)
-    placed = coverage.place_boxes(
-        boxes,
-        buckets,
-        sizes if config.matching.ignore_padding else buckets,
-        min_level=anchors.min_level,
-        max_level=anchors.max_level,
-        offset=anchors.offset,
-        stride_rule=anchors.stride_rule,
-    )
-    ious = coverage.best_ious(placed, **anchor_shapes(config))
-    configured = coverage.measure_coverage(
-        ious, anchors.scales, anchors.ratios, threshold=config.matching.foreground_iou
-    )
-    epoch_boxes = EpochBoxes(
-        image_index=np.repeat([view.index for view in views], counts),
-        classes=np.concatenate([view.classes for view in views]),
-        sides=boxes[:, 2:] - boxes[:, :2],
-        ious=ious,
-    )
+    configured = measure(CONFIGURED, {}, config, views, num_classes=len(source.categories))
     return AnchorFit(
-        epoch_boxes,
         configured,
-        suggest_anchors(config, placed, configured),
+        propose(config, source, views, parts, configured),
         label_counts=count_labels(config, views, progress),
-        num_boxes=np.array(counts),
-        dropped=sum(view.dropped for view in views),
-    )
-
-
-def anchor_shapes(config: ConfigDict) -> dict[str, Any]:
-    """Return the fields of config.anchors that describe shapes, not positions."""
-    return {name: config.anchors[name] for name in ("base_scale", "scales", "ratios", "rounding")}
-
-
-def suggest_anchors(
-    config: ConfigDict, placed: PlacedBoxes, configured: Coverage
-) -> tuple[Coverage, ...]:
-    """Search for anchors that cover notably more boxes than the configured ones.
-
-    The search is for as many scales and ratios as configured, and then, if these still miss too
-    many boxes, for one more of either.
-
-    Args:
-        config: A run's config; its `anchors` and `matching` are used.
-        placed: The boxes to cover.
-        configured: The coverage of the config's anchors.
-    """
-    if configured.covered > 1 - POOR:
-        return ()
-    shapes, threshold = anchor_shapes(config), config.matching.foreground_iou
-    subset = thin_out(placed, MAX_SEARCH_BOXES)
-
-    def search(scales: Sequence[float], ratios: Sequence[float]) -> Coverage:
-        changed = {**shapes, "scales": scales, "ratios": ratios}
-        result = coverage.search_anchors(subset, **changed, threshold=threshold)
-        # The coverage of all boxes, not only of those that the search used.
-        changed |= {"scales": result.scales, "ratios": result.ratios}
-        ious = coverage.best_ious(placed, **changed)
-        return coverage.measure_coverage(ious, result.scales, result.ratios, threshold=threshold)
-
-    best, suggested = configured, []
-    same_number = search(configured.scales, configured.ratios)
-    if same_number.covered > best.covered + NOTABLE_GAIN:
-        best, suggested = same_number, [same_number]
-    if best.covered <= 1 - POOR:
-        scales, ratios = same_number.scales, same_number.ratios
-        more_scales = search((*scales, scales[-1] * 1.5), ratios)
-        more_ratios = search(scales, (*ratios, ratios[-1] * 1.5))
-        extended = max(more_scales, more_ratios, key=lambda result: result.covered)
-        if extended.covered > best.covered + NOTABLE_GAIN:
-            suggested.append(extended)
-    return tuple(suggested)
-
-
-def thin_out(placed: PlacedBoxes, max_boxes: int) -> PlacedBoxes:
-    """Return at most `max_boxes` of the boxes, evenly spread."""
-    count = placed.sides.shape[1]
-    indices = np.unique(np.linspace(0, count - 1, min(count, max_boxes)).astype(int))
-    return placed._replace(
-        sides=np.ascontiguousarray(placed.sides[:, indices]),
-        distances=np.ascontiguousarray(placed.distances[:, :, indices]),
+        num_boxes=np.array([len(view.boxes) for view in views]),
     )
 
 
@@ -176,39 +101,40 @@ def count_labels(
 def check_coverage(config: ConfigDict, source: Source, fit: AnchorFit) -> Finding:
     """Report the boxes that no anchor overlaps by the foreground IoU, not counting forced matches.
 
+    The worst category decides the severity, if it has enough boxes, or all boxes together do.
+
     Args:
         config: The config of the run.
         source: The dataset of the boxes.
         fit: The fit of the config's anchors to the dataset.
     """
-    boxes, threshold = fit.boxes, config.matching.foreground_iou
-    indices = np.flatnonzero(boxes.ious < threshold)
-    fraction = len(indices) / len(boxes.ious)
+    configured = fit.configured
+    boxes, threshold = configured.boxes, config.matching.foreground_iou
+    indices = np.flatnonzero(~boxes.covered)
     message = (
-        f"{len(indices)} of {len(boxes.ious)} boxes ({fraction:.1%}) have no anchor at IoU "
-        f"{threshold}"
+        f"{len(indices)} of {len(boxes.ious)} boxes ({configured.uncovered:.1%}) have no anchor at "
+        f"IoU {threshold}"
     )
-    if fraction <= POOR:
+    if not configured.is_poor:
         return Finding(INFO, "coverage", message)
-    anchor_sizes = anchor_sides(config)
-    smallest, largest = anchor_sizes[0], anchor_sizes[-1]
-    sizes = np.sqrt(boxes.sides[indices].prod(axis=1))
-    ratios = boxes.sides[indices, 0] / boxes.sides[indices, 1]
-    beyond = (ratios < min(config.anchors.ratios)) | (ratios > max(config.anchors.ratios))
-    message += (
-        f": {(sizes < smallest).mean():.0%} of these are smaller than the smallest anchor "
-        f"({smallest:.0f} px), {(sizes > largest).mean():.0%} larger than the largest "
-        f"({largest:.0f} px), {beyond.mean():.0%} have an aspect ratio outside of anchors.ratios"
+    poor = configured.classes.poor.tolist()
+    if poor:
+        message += f", of {first_few([_class_label(source, configured, k) for k in poor])}"
+    message += f": {_causes(config, boxes)}"
+    advice = "no other anchors and no other image size were found that cover notably more"
+    if fit.proposals:
+        best = fit.proposals[0]
+        advice = f"{flags(best.fields)} leaves {best.uncovered:.1%}"
+        if poor:
+            advice += f", of {first_few([_class_label(source, best, k) for k in poor])}"
+        if len(fit.proposals) > 1:
+            advice += "; other choices are in the table of anchors below"
+    # The boxes of the categories that are judged poor come first.
+    order = np.lexsort((boxes.ious[indices], ~np.isin(boxes.classes[indices], poor)))
+    examples = tuple(
+        _box_label(source, boxes, index) for index in indices[order[:MAX_EXAMPLES]].tolist()
     )
-    advice = "no better scales and ratios were found"
-    if fit.suggested:
-        best = fit.suggested[-1]
-        advice = f"{anchor_flags(best)} cover {best.covered:.1%} of the boxes"
-    if (sizes < smallest).mean() > 0.5:
-        advice += "; small boxes need larger images (--config.data.short_sides)"
-    worst = indices[np.argsort(boxes.ious[indices], stable=True)[:MAX_EXAMPLES]]
-    examples = tuple(_box_label(source, boxes, index) for index in worst.tolist())
-    severity = ERROR if fraction > BAD else WARNING
+    severity = ERROR if configured.is_bad else WARNING
     return Finding(severity, "coverage", message, f"{advice}.", examples)
 
 
@@ -228,37 +154,63 @@ def check_foreground(fit: AnchorFit) -> Finding:
     return Finding(WARNING, "foreground", message, advice)
 
 
-def check_crops(fit: AnchorFit) -> Finding:
+def check_crops(views: Sequence[View]) -> Finding:
     """Report the boxes that the random crops of an epoch leave out."""
-    count = fit.dropped + len(fit.boxes.ious)
-    fraction = fit.dropped / count
-    message = f"crops leave out {fit.dropped} of {count} boxes ({fraction:.1%}) per epoch"
+    dropped = sum(view.dropped for view in views)
+    count = dropped + sum(len(view.boxes) for view in views)
+    fraction = dropped / max(1, count)
+    message = f"crops leave out {dropped} of {count} boxes ({fraction:.1%}) per epoch"
     if fraction <= BAD:
         return Finding(INFO, "crops", message)
     advice = "lower --config.data.min_visible or raise --config.data.crop_size."
     return Finding(WARNING, "crops", message, advice)
 
 
-def anchor_flags(anchors: Coverage) -> str:
-    """Return the command-line flags that set these anchors in a run."""
-    return f"--config.anchors.scales='{anchors.scales}' --config.anchors.ratios='{anchors.ratios}'"
+def check_any_box(views: Sequence[View]) -> Finding:
+    """Report that an epoch has no box; the coverage of none is not known."""
+    message = f"none of the {len(views)} sampled images has a box, so that no anchor is judged"
+    advice = "sample more images: --max_images=0 takes all."
+    if any(view.dropped for view in views):
+        message = f"the crops of the {len(views)} sampled images leave out all boxes"
+        advice = "lower --config.data.min_visible or raise --config.data.crop_size."
+    return Finding(WARNING, "coverage", message, advice)
 
 
-def anchor_sides(config: ConfigDict) -> list[float]:
-    """Return the square roots of the anchors' areas in pixels, smallest first."""
-    levels = range(config.anchors.min_level, config.anchors.max_level + 1)
-    return sorted(
-        config.anchors.base_scale * 2**level * scale
-        for level in levels
-        for scale in config.anchors.scales
+def typical_sides(choice: AnchorChoice, class_index: int) -> tuple[float, float] | None:
+    """Return the median height and width of the boxes of a class in input pixels, if it has any."""
+    sides = choice.boxes.sides[choice.boxes.classes == class_index]
+    if not len(sides):
+        return None
+    height, width = np.median(sides, axis=0).tolist()
+    return height, width
+
+
+def _causes(config: ConfigDict, boxes: EpochBoxes) -> str:
+    """Return which of the uncovered boxes are smaller, larger or longer than the anchors."""
+    sides = boxes.sides[~boxes.covered]
+    sizes, ratios = np.sqrt(sides.prod(axis=1)), sides[:, 0] / sides[:, 1]
+    anchor_sizes, anchor_ratios = anchor_sides(config), config.anchors.ratios
+    smallest, largest = anchor_sizes[0], anchor_sizes[-1]
+    beyond = (ratios < min(anchor_ratios)) | (ratios > max(anchor_ratios))
+    return (
+        f"{(sizes < smallest).mean():.0%} of these are smaller than the smallest anchor "
+        f"({smallest:.0f} px), {(sizes > largest).mean():.0%} larger than the largest "
+        f"({largest:.0f} px), {beyond.mean():.0%} have an aspect ratio outside of anchors.ratios"
     )
+
+
+def _class_label(source: Source, choice: AnchorChoice, class_index: int) -> str:
+    """Return the name of a category, and how many of its boxes are uncovered."""
+    boxes, uncovered = (counts[class_index] for counts in choice.classes)
+    name = shorten(source.categories[class_index].name)
+    return f"{name} {uncovered} of {boxes} ({uncovered / max(1, boxes):.1%})"
 
 
 def _box_label(source: Source, boxes: EpochBoxes, index: int) -> str:
     """Return the image, the category, the size and the best IoU of a box."""
     height, width = boxes.sides[index]
     return (
-        f"{source.file_name(int(boxes.image_index[index]))}: "
-        f"{source.categories[boxes.classes[index]].name}, "
+        f"{shorten(source.file_name(int(boxes.image_index[index])))}: "
+        f"{shorten(source.categories[boxes.classes[index]].name)}, "
         f"{height:.0f} high and {width:.0f} wide, IoU {boxes.ious[index]:.2f}"
     )

@@ -1,22 +1,17 @@
-"""The coverage of a dataset's boxes by anchors, and a search for scales and ratios that cover more.
+"""The coverage of boxes by anchors: the IoU of each box with the anchor that overlaps it most.
 
 The IoUs are exact on the real grid of anchors, without an anchors x boxes matrix: of all anchors of
 one shape and level, the anchor with the nearest center in y and in x overlaps a box most.
 """
 
-import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from retinanet_jax import core
-
-# The steps of the search, and the shifts of the scales for its starting points, all in octaves.
-LARGE_STEPS, SMALL_STEPS = (0.5, 0.25, 0.125), (0.06, 0.03, 0.015)
-SHIFTS = (-2, -1, 0, 1)
 
 
 class PlacedBoxes(NamedTuple):
@@ -26,14 +21,12 @@ class PlacedBoxes(NamedTuple):
     distances: Float32[np.ndarray, "L 2 n"]  # in y and x to the nearest anchor center of each level
     min_level: int  # the first of the L levels
 
-
-class Coverage(NamedTuple):
-    """Anchor scales and ratios, and how well they cover the boxes."""
-
-    scales: tuple[float, ...]
-    ratios: tuple[float, ...]
-    covered: float  # fraction of the boxes that an anchor overlaps by the foreground IoU or more
-    mean_iou: float  # mean over the boxes of the IoU with the anchor that overlaps them most
+    def select(self, indices: Int[np.ndarray, " m"]) -> "PlacedBoxes":
+        """Return some of the boxes."""
+        sides, distances = self.sides[:, indices], self.distances[:, :, indices]
+        return PlacedBoxes(
+            np.ascontiguousarray(sides), np.ascontiguousarray(distances), self.min_level
+        )
 
 
 def place_boxes(
@@ -126,96 +119,3 @@ def best_ious(
         for scale, ratio in itertools.product(scales, ratios)
     ]
     return np.max(shapes, axis=0)
-
-
-def measure_coverage(
-    ious: Float32[np.ndarray, " n"],
-    scales: Sequence[float],
-    ratios: Sequence[float],
-    *,
-    threshold: float,
-) -> Coverage:
-    """Summarize the best IoUs of all boxes.
-
-    Args:
-        ious: Each box's largest IoU with the anchors.
-        scales: The scales of these anchors.
-        ratios: The ratios of these anchors.
-        threshold: The IoU from which a box counts as covered.
-    """
-    return Coverage(
-        tuple(scales), tuple(ratios), float((ious >= threshold).mean()), float(ious.mean())
-    )
-
-
-def search_anchors(
-    placed: PlacedBoxes,
-    *,
-    base_scale: float,
-    scales: Sequence[float],
-    ratios: Sequence[float],
-    rounding: str,
-    threshold: float,
-) -> Coverage:
-    """Search for scales and ratios, as many as given, that cover more boxes.
-
-    A coordinate search maximizes the fraction of covered boxes plus the mean IoU. It starts from
-    the given numbers, and from quantiles of the boxes' aspect ratios with shifted scales, in large
-    steps. Small steps from the best result follow, until no change of 1 % is an improvement. The
-    result is rounded to three digits; the returned coverage is that of the rounded numbers.
-
-    Args:
-        placed: The boxes to cover.
-        base_scale: As in `core.pyramid_anchors`.
-        scales: The scales to start from.
-        ratios: The ratios to start from.
-        rounding: As in `core.pyramid_anchors`.
-        threshold: The IoU from which a box counts as covered.
-    """
-    # A step changes a single scale or ratio, and therefore only a few of the shapes.
-    ious_of = functools.lru_cache(maxsize=64)(
-        lambda scale, ratio: shape_ious(
-            placed, base_scale=base_scale, scale=scale, ratio=ratio, rounding=rounding
-        )
-    )
-
-    def coverage_of(point: np.ndarray) -> Coverage:
-        rounded = [float(f"{number:.3g}") for number in np.exp2(point)]
-        shapes = sorted(rounded[: len(scales)]), sorted(rounded[len(scales) :])
-        ious = [ious_of(scale, ratio) for scale, ratio in itertools.product(*shapes)]
-        return measure_coverage(np.max(ious, axis=0), *shapes, threshold=threshold)
-
-    quantiles = (np.arange(len(ratios)) + 0.5) / len(ratios)
-    box_ratios = np.quantile(np.log2(placed.sides[0] / placed.sides[1]), quantiles)
-    octaves = np.log2(scales)
-    starts = [np.concatenate([octaves, np.log2(ratios)])]
-    starts += [np.concatenate([octaves + shift, box_ratios]) for shift in SHIFTS]
-    reached = [_climb(start, coverage_of, steps=LARGE_STEPS) for start in starts]
-    best = max(reached, key=lambda point: _objective(coverage_of(point)))
-    return coverage_of(_climb(best, coverage_of, steps=SMALL_STEPS))
-
-
-def _objective(coverage: Coverage) -> float:
-    """Return the number that the search maximizes."""
-    return coverage.covered + coverage.mean_iou
-
-
-def _climb(
-    point: Float[np.ndarray, " p"],
-    coverage_of: Callable[[np.ndarray], Coverage],
-    *,
-    steps: Sequence[float],
-) -> Float[np.ndarray, " p"]:
-    """Return a point that no step along one axis improves, for each step length in order."""
-    best = _objective(coverage_of(point))
-    for step in steps:
-        previous = None
-        while previous != best:
-            previous = best
-            for axis, change in itertools.product(range(len(point)), (step, -step)):
-                moved = point.copy()
-                moved[axis] += change
-                value = _objective(coverage_of(moved))
-                if value > best:
-                    best, point = value, moved
-    return point

@@ -8,15 +8,17 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from retinanet_jax.data.sources.base import Source
-from retinanet_jax.data_report.anchor_fit import AnchorFit, anchor_flags, anchor_sides
+from retinanet_jax.data_report.anchor_choice import AnchorChoice, anchor_sides
+from retinanet_jax.data_report.anchor_fit import AnchorFit, typical_sides
 from retinanet_jax.data_report.annotation_checks import AnnotatedBoxes
-from retinanet_jax.data_report.bucket_fit import CONFIGURED, BucketFit
-from retinanet_jax.data_report.coverage import Coverage
-from retinanet_jax.data_report.findings import Finding
-from retinanet_jax.utils.progress import format_count
+from retinanet_jax.data_report.bucket_fit import BucketFit
+from retinanet_jax.data_report.findings import Finding, flags, shorten
 
 MAX_CATEGORIES = 40  # with more, the text lists only the most frequent and the rarest
 MAX_EXAMPLES = 3  # per finding in the text
+MAX_LINE = 400  # characters of a message or an example; advice has flags, which are not shortened
+MAX_WORST = 10  # categories in the table of those without anchors
+NUM_COLUMNS, COLUMN = 3, 16  # categories in the table of proposals, and the width of each
 BAR_LENGTH = 40  # characters of the longest bar
 SIZE_EDGES = (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024, np.inf)  # input pixels
 RATIO_EDGES = (0, 1 / 8, 1 / 4, 1 / 3, 1 / 2, 1 / 1.4, 1.4, 2, 3, 4, 8, np.inf)  # height / width
@@ -48,10 +50,10 @@ def as_text(report: DatasetReport) -> str:
     lines += ["", "== buckets", *buckets_text(report)]
     lines += ["", "== categories", *categories_text(report)]
     if report.anchors is not None:
-        lines += ["", "== anchors", *anchors_text(report.config, report.anchors)]
+        lines += ["", "== anchors", *anchors_text(report)]
         sides = ", ".join(f"{side:.0f}" for side in anchor_sides(report.config))
         ratios = ", ".join(f"{ratio:.3g}" for ratio in report.config.anchors.ratios)
-        by_size, by_ratio = histograms(report.config, report.anchors)
+        by_size, by_ratio = histograms(report.anchors)
         lines += ["", "== box sizes: square root of the area, input pixels", f"anchors: {sides}"]
         lines += bins_text(by_size)
         lines += ["", "== aspect ratios: height / width", f"anchors: {ratios}"]
@@ -63,11 +65,13 @@ def findings_text(findings: Sequence[Finding]) -> Iterator[str]:
     """Yield the severity, subject and message of each finding, and below it advice and examples."""
     width = max(len(finding.subject) for finding in findings)
     for finding in findings:
-        yield f"{finding.severity:7}  {finding.subject:{width}}  {finding.message}"
+        message = shorten(finding.message, MAX_LINE)
+        yield f"{finding.severity:7}  {finding.subject:{width}}  {message}"
         margin = " " * (width + 11)
         if finding.advice:
             yield f"{margin}-> {finding.advice}"
-        yield from (f"{margin}   {example}" for example in finding.examples[:MAX_EXAMPLES])
+        for example in finding.examples[:MAX_EXAMPLES]:
+            yield f"{margin}   {shorten(example, MAX_LINE)}"
         if len(finding.examples) > MAX_EXAMPLES:
             yield f"{margin}   ... (report.json has more)"
 
@@ -97,34 +101,37 @@ def categories_text(report: DatasetReport) -> Iterator[str]:
             if index == omitted[0]:
                 yield f"   ...  ({len(omitted)} more: report.json)"
             continue
-        no_anchor = "" if row["no_anchor"] is None else f"{row['no_anchor']:.1%}"
-        yield f"{row['id']:6}  {row['train']:8}  {row['eval']:8}  {no_anchor:>9}  {row['name']}"
+        no_anchor, name = percent(row["no_anchor"]), shorten(row["name"])
+        yield f"{row['id']:6}  {row['train']:8}  {row['eval']:8}  {no_anchor:>9}  {name}"
 
 
 def category_rows(report: DatasetReport) -> list[dict[str, Any]]:
     """Return a row per category of train.
 
-    Its fields are id, name, the numbers of boxes in train and eval, and no_anchor, the fraction of
-    the sampled boxes without an anchor (None if no box was sampled).
+    Its fields are id, name, the numbers of boxes in train, eval and the sample that is matched with
+    anchors, and no_anchor, the fraction of the latter without an anchor, and their median height
+    and width in input pixels (None if no box was sampled).
     """
     counts = {part: named_counts(report.parts[part], report.boxes[part]) for part in report.parts}
-    categories = report.parts["train"].categories
-    sampled, missed = np.zeros(len(categories), int), np.zeros(len(categories), int)
-    if report.anchors is not None:
-        boxes = report.anchors.boxes
-        threshold = report.config.matching.foreground_iou
-        sampled = np.bincount(boxes.classes, minlength=len(categories))
-        missed = np.bincount(boxes.classes[boxes.ious < threshold], minlength=len(categories))
-    return [
-        {
+    rows = []
+    for k, category in enumerate(report.parts["train"].categories):
+        sampled, no_anchor, sides = 0, None, None
+        if report.anchors is not None:
+            configured = report.anchors.configured
+            sampled = int(configured.classes.boxes[k])
+            sides = typical_sides(configured, k)
+            no_anchor = float(configured.classes.fractions[k]) if sampled else None
+        row = {
             "id": category.id,
             "name": category.name,
             "train": counts["train"][category.name],
             "eval": counts.get("eval", {}).get(category.name, 0),
-            "no_anchor": float(missed[k] / sampled[k]) if sampled[k] else None,
+            "sampled": sampled,
+            "no_anchor": no_anchor,
+            "median_sides": sides,
         }
-        for k, category in enumerate(categories)
-    ]
+        rows.append(row)
+    return rows
 
 
 def named_counts(source: Source, boxes: AnnotatedBoxes) -> dict[str, int]:
@@ -133,33 +140,55 @@ def named_counts(source: Source, boxes: AnnotatedBoxes) -> dict[str, int]:
     return {c.name: int(n) for c, n in zip(source.categories, counts, strict=True)}
 
 
-def anchors_text(config: ConfigDict, anchors: AnchorFit) -> Iterator[str]:
-    """Yield the coverage of the configured anchors, and of suggested ones with their flags."""
+def anchors_text(report: DatasetReport) -> Iterator[str]:
+    """Yield the categories without anchors, and the coverage of each choice with its flags."""
+    anchors, categories = report.anchors, report.parts["train"].categories
+    assert anchors is not None
     yield (
-        f"matched on {len(anchors.label_counts)} images (seed {config.seed}) with "
-        f"{len(anchors.boxes.ious)} boxes; the IoU of a box is that with the anchor that overlaps "
-        "it most"
+        f"matched on {len(anchors.label_counts)} images (seed {report.config.seed}) with "
+        f"{len(anchors.configured.boxes.ious)} boxes; the IoU of a box is that with the anchor "
+        "that overlaps it most"
     )
-    yield f"{'':29}  boxes at IoU {config.matching.foreground_iou}   mean IoU"
-    for name, coverage in named_anchors(anchors):
-        yield f"{name:29}  {coverage.covered:16.1%}   {coverage.mean_iou:8.3f}"
-        if coverage is not anchors.configured:
-            yield f"    {anchor_flags(coverage)}"
+    worst = anchors.configured.classes.worst_first.tolist()
+    if worst:
+        yield from worst_categories_text(report, worst)
+        yield ""
+    columns = worst[:NUM_COLUMNS] if anchors.configured.is_poor else []
+    names = "".join(f"{shorten(categories[k].name, COLUMN - 2):>{COLUMN}}" for k in columns)
+    covered = f"at IoU {report.config.matching.foreground_iou}"
+    yield f"{'':20}  {covered:>11}  mean IoU  anchors per image{names}"
+    for choice in (anchors.configured, *anchors.proposals):
+        fractions = choice.classes.fractions[columns]
+        by_class = "".join(f"{percent(1 - fraction):>{COLUMN}}" for fraction in fractions.tolist())
+        yield (
+            f"{choice.name:20}  {1 - choice.uncovered:11.1%}  {choice.mean_iou:8.3f}  "
+            f"{choice.anchors_per_image:17.0f}{by_class}"
+        )
+        if choice.fields:
+            yield f"    {flags(choice.fields)}"
 
 
-def named_anchors(anchors: AnchorFit) -> Iterator[tuple[str, Coverage]]:
-    """Yield the name and the coverage of each choice of anchors."""
-    yield CONFIGURED, anchors.configured
-    for coverage in anchors.suggested:
-        scales = format_count(len(coverage.scales), "scale")
-        ratios = format_count(len(coverage.ratios), "ratio")
-        yield f"suggested {scales}, {ratios}", coverage
+def worst_categories_text(report: DatasetReport, worst: Sequence[int]) -> Iterator[str]:
+    """Yield a table of the categories with the most boxes without an anchor, the worst first."""
+    rows = category_rows(report)
+    yield f"{'no anchor':>9}  {'of boxes':>8}  {'median height x width':>21}  category"
+    for row in (rows[k] for k in worst[:MAX_WORST]):
+        height, width = row["median_sides"]
+        sides = f"{height:.0f} x {width:.0f}"
+        name = shorten(row["name"])
+        yield f"{percent(row['no_anchor']):>9}  {row['sampled']:8}  {sides:>21}  {name}"
+    if len(worst) > MAX_WORST:
+        yield f"      ...  ({len(worst) - MAX_WORST} more: report.json)"
 
 
-def histograms(config: ConfigDict, anchors: AnchorFit) -> tuple[list[Bin], list[Bin]]:
+def percent(fraction: float | None) -> str:
+    """Return a fraction in percent; empty for None and NaN."""
+    return "" if fraction is None or np.isnan(fraction) else f"{fraction:.1%}"
+
+
+def histograms(anchors: AnchorFit) -> tuple[list[Bin], list[Bin]]:
     """Return the boxes by size and by aspect ratio, without empty bins at either end."""
-    sides = anchors.boxes.sides
-    uncovered = anchors.boxes.ious < config.matching.foreground_iou
+    sides, uncovered = anchors.configured.boxes.sides, ~anchors.configured.boxes.covered
     sizes, ratios = np.sqrt(sides.prod(axis=1)), sides[:, 0] / sides[:, 1]
     return _bins(sizes, uncovered, SIZE_EDGES), _bins(ratios, uncovered, RATIO_EDGES)
 
@@ -200,24 +229,39 @@ def as_json(report: DatasetReport) -> dict[str, Any]:
         },
         "suggested_buckets": report.buckets.suggested,
     }
-    if report.anchors is None:
-        return content
-    return content | _anchors_json(report.config, report.anchors)
+    return content | (_anchors_json(report, report.anchors) if report.anchors else {})
 
 
-def _anchors_json(config: ConfigDict, anchors: AnchorFit) -> dict[str, Any]:
+def _anchors_json(report: DatasetReport, anchors: AnchorFit) -> dict[str, Any]:
     """Return the part of the JSON report that is about anchors."""
-    by_size, by_ratio = histograms(config, anchors)
+    by_size, by_ratio = histograms(anchors)
     means = anchors.label_counts.mean(axis=0).tolist()
     return {
-        "sample": {"images": len(anchors.label_counts), "seed": config.seed},
+        "sample": {"images": len(anchors.label_counts), "seed": report.config.seed},
         "anchors": {
-            name: {**coverage._asdict(), "flags": anchor_flags(coverage)}
-            for name, coverage in named_anchors(anchors)
+            choice.name: _choice_json(report, choice)
+            for choice in (anchors.configured, *anchors.proposals)
         },
         "anchors_per_image": dict(zip(("foreground", "background", "ignored"), means, strict=True)),
         "boxes_by_size": [_finite(b) for b in by_size],
         "boxes_by_aspect_ratio": [_finite(b) for b in by_ratio],
+    }
+
+
+def _choice_json(report: DatasetReport, choice: AnchorChoice) -> dict[str, Any]:
+    """Return the coverage of a choice of anchors; that of a category without boxes is None."""
+    fields = choice.fields
+    covered = np.where(choice.classes.boxes > 0, 1 - choice.classes.fractions, None)
+    names = [category.name for category in report.parts["train"].categories]
+    return {
+        "scales": fields.get("anchors.scales", tuple(report.config.anchors.scales)),
+        "ratios": fields.get("anchors.ratios", tuple(report.config.anchors.ratios)),
+        "covered": 1 - choice.uncovered,
+        "mean_iou": choice.mean_iou,
+        "covered_by_category": dict(zip(names, covered.tolist(), strict=True)),
+        "anchors_per_image": choice.anchors_per_image,
+        "fields": fields,
+        "flags": flags(fields),
     }
 
 
