@@ -10,6 +10,8 @@ from typing import Any
 
 MAX_SIDE = 1_000_000  # pixels; a larger image is a mistake, and its area may exceed 64 bits
 MAX_SHOWN = 60  # characters of a value in a message
+# Fractions of an image are rounded, and boxes extend beyond it by pixels; numbers of pixels do more.
+FRACTION_TOLERANCE = 0.01
 FLAGS = {"0": False, "false": False, "no": False, "1": True, "true": True, "yes": True, "": False}
 
 
@@ -83,6 +85,22 @@ def parse_side(name: str, value: Any) -> int:
     if not 1 <= side <= MAX_SIDE:
         raise FieldError(f"{name}={show(value)}, not from 1 to {MAX_SIDE} pixels")
     return side
+
+
+def parse_fraction(name: str, value: Any) -> float:
+    """Return a fraction of the height or width of an image, which may be written as text.
+
+    Args:
+        name: The field's name for the message.
+        value: The value in the file.
+
+    Raises:
+        FieldError: If the value is not between 0 and 1, except for a tolerance of 0.01.
+    """
+    fraction = parse_number(name, value)
+    if not -FRACTION_TOLERANCE <= fraction <= 1 + FRACTION_TOLERANCE:
+        raise FieldError(f"{name}={show(value)}, not a fraction of the image from 0 to 1")
+    return fraction
 
 
 def parse_flag(name: str, value: Any) -> bool:

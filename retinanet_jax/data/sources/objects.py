@@ -39,6 +39,15 @@ class Objects(NamedTuple):
         """Return the objects at these indices."""
         return Objects(*(field[indices] for field in self))
 
+    def in_pixels(self, sizes: Int32[np.ndarray, "N 2"]) -> "Objects":
+        """Return the objects with boxes in pixels, where these are fractions of their images.
+
+        Args:
+            sizes: Height and width of every image in pixels.
+        """
+        boxes = self.boxes * np.tile(sizes, 2)[self.image_index]
+        return self._replace(boxes=boxes, areas=box_sides(boxes).prod(axis=1))
+
     def of_images(self, indices: Sequence[int]) -> "Objects":
         """Return the objects of these images, whose new indices are the positions in `indices`."""
         last = max(self.image_index.max(initial=-1), max(indices, default=-1))
