@@ -1,136 +1,173 @@
-"""CSV as keras-retinanet defines it: a file with a line for each box, and a file of classes.
+"""CSV: a file with a line for each box, read by its header, and possibly a file of classes.
 
-The format is described at https://github.com/fizyr/keras-retinanet#csv-datasets.
+Without a header, the columns are those of https://github.com/fizyr/keras-retinanet#csv-datasets.
 """
 
-import csv
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from retinanet_jax.data.sources.base import Category
-from retinanet_jax.data.sources.fields import FieldError, parse_edges
-from retinanet_jax.data.sources.image_folder import (
-    ImageFolderSource,
-    check_files_exist,
-    read_oriented_sizes,
+import numpy as np
+
+from retinanet_jax.data.decoding import DEFAULT_DECODING, Decoding
+from retinanet_jax.data.sources.csv_classes import Classes
+from retinanet_jax.data.sources.csv_tables import NUM_FIELDS, Columns, open_table, read_columns
+from retinanet_jax.data.sources.fields import (
+    FieldError,
+    parse_edges,
+    parse_flag,
+    parse_fraction,
+    parse_side,
+    parse_xywh,
+    show,
 )
-from retinanet_jax.data.sources.objects import ObjectList, Objects
+from retinanet_jax.data.sources.image_folder import ImageFolderSource
+from retinanet_jax.data.sources.image_lookup import show_path
+from retinanet_jax.data.sources.objects import ObjectList
 
-LINE_FORMAT = "path,x1,y1,x2,y2,class"
-CORNERS = ("x1", "y1", "x2", "y2")
+UNKNOWN_FLAG = "-1"  # of OpenImages' attributes
 
 
 class CsvSource(ImageFolderSource):
-    """The images and boxes of a CSV without a header line.
+    """The images and boxes of a CSV, whose columns are detected by its header.
 
-    A line is `path,x1,y1,x2,y2,class`, with the edges of the box in pixels of the image after its
-    EXIF orientation; `path,,,,,` is an image without objects. Further fields and blank lines are
-    ignored. Image ids are numbered from 1 in the order of the file, and the id of an annotation is
-    the number of its line. The sizes of the images are read from their headers when the source is
-    opened.
+    Known are the columns of keras-retinanet (`path,x1,y1,x2,y2,class`, also without a header), of
+    TensorFlow's and Roboflow's `filename,width,height,class,xmin,ymin,xmax,ymax`, of OpenImages
+    (fractions of the image, image ids without a suffix, `IsGroupOf` as crowd regions), and those
+    of a corner and two sides (`image,x,y,w,h,label`); in any order, with further columns, and with
+    semicolons or tabs instead of commas. Other boxes are in pixels of the image after its EXIF
+    orientation. A line with an image but without a box and a class is an image without objects.
+    Images of the folder that no line names are not part of the dataset.
+
+    Image ids are numbered from 1 in the order of the file, and the id of an annotation is the
+    number of its line. Sizes that the file does not contain are read from the headers of the
+    images.
     """
 
     def __init__(
         self,
         annotations: str | os.PathLike,
-        classes: str | os.PathLike,
+        classes: str | os.PathLike | None = None,
         images: str | os.PathLike | None = None,
+        *,
+        categories: Sequence[str] = (),
+        decoding: Decoding = DEFAULT_DECODING,
     ):
-        """Read and check both files and the headers of the images.
+        """Read and check the files and the headers of the images.
 
         Args:
             annotations: The CSV of boxes.
-            classes: The CSV with a line `class,id` for each category. The ids, which start from 0
-                in this format, become the category ids.
+            classes: A CSV with a line `class,id` for each category, of which the ids, from 0 in
+                keras-retinanet, become the category ids; or OpenImages' class descriptions
+                (`/m/...,name`), which are numbered from 1. None or empty if there is none.
             images: The folder that paths are relative to; None or empty means the folder of
                 `annotations`.
+            categories: Without `classes`, the names in the order of their ids, which start from 1.
+                If there are none, the sorted names in the file are used, which may differ between
+                training and evaluation data.
+            decoding: How the images are decoded.
 
         Raises:
             FileNotFoundError: If a CSV or an image is missing.
             ValueError: If a line or an image is invalid; the message contains the file and line.
         """
         path = pathlib.Path(annotations)
-        folder = pathlib.Path(images) if images else path.parent
-        categories = _read_classes(pathlib.Path(classes))
-        file_names, objects = _read_boxes(path, categories, str(classes))
-        check_files_exist(str(path), folder, file_names)
+        classes_of_boxes = Classes(pathlib.Path(classes) if classes else None, categories)
+        boxes = _Boxes(path, classes_of_boxes)
+        objects = boxes.objects.to_objects()
+        all_categories, sorted_classes = classes_of_boxes.sort(objects.classes)
         super().__init__(
             str(annotations),
-            folder,
-            image_ids=list(range(1, len(file_names) + 1)),
-            file_names=file_names,
-            sizes=read_oriented_sizes(folder, file_names),
-            categories=categories,
-            objects=objects,
+            pathlib.Path(images) if images else path.parent,
+            image_ids=list(range(1, len(boxes.index_of) + 1)),
+            file_names=list(boxes.index_of),
+            sizes=np.array(boxes.sizes, np.int32).reshape(-1, 2),
+            categories=all_categories,
+            objects=objects._replace(classes=sorted_classes),
+            are_fractions=boxes.columns.are_fractions,
             label="line {}".format,
+            decoding=decoding,
         )
 
 
-def _read_boxes(
-    path: pathlib.Path, categories: Sequence[Category], classes: str
-) -> tuple[list[str], Objects]:
-    """Return the file names of the images in the file of boxes, and the objects."""
-    class_of = {category.name: k for k, category in enumerate(categories)}
-    index_of: dict[str, int] = {}
-    objects = ObjectList()
-    for line, fields in _read_lines(path):
-        where = f"{path}: line {line}"
-        if len(fields) < 6 or not fields[0]:
-            raise ValueError(
-                f"{where} is {','.join(fields)[:60]!r}; write {LINE_FORMAT}, or path,,,,, for an "
-                "image without objects."
+class _Boxes:
+    """The contents of the file of boxes.
+
+    Attributes:
+        columns: Where the fields of a line are.
+        index_of: The index of each image, by its file name.
+        sizes: Height and width of each image; 0 if the file does not contain them.
+        objects: The objects.
+    """
+
+    def __init__(self, path: pathlib.Path, classes: Classes):
+        """Read and check all lines."""
+        table = open_table(path, NUM_FIELDS)
+        self.columns, rows = read_columns(table)
+        self.index_of: dict[str, int] = {}
+        self.sizes: list[tuple[int, int]] = []
+        self.objects = ObjectList()
+        self._classes = classes
+        self._has_decimal_commas = table.delimiter != ","
+        for line, fields in rows:
+            if len(fields) < self.columns.num_fields or not fields[self.columns.image]:
+                raise ValueError(
+                    f"{path}: line {line} is {show(table.delimiter.join(fields))}; write "
+                    f"{self.columns.line_format}, with empty fields for an image without objects."
+                )
+            try:
+                self._read_line(line, fields)
+            except FieldError as error:
+                where = f"{path}: line {line} ({show_path(fields[self.columns.image])})"
+                raise ValueError(f"{where} has {error}; correct or remove it.") from None
+
+    def _read_line(self, line: int, fields: list[str]) -> None:
+        """Read one line."""
+        columns = self.columns
+        index = self.index_of.setdefault(
+            os.path.normpath(fields[columns.image]), len(self.index_of)
+        )
+        self._read_size(index, fields)
+        texts = {name: fields[k] for name, k in columns.box.items()}
+        category = fields[columns.category]
+        if not category and not any(texts.values()):
+            return
+        if self._has_decimal_commas:
+            texts = {name: text.replace(",", ".") for name, text in texts.items()}
+        box = _parse_box(columns, texts)
+        class_index = self._classes.index(category)
+        is_crowd = any(_parse_flag(name, fields[k]) for name, k in columns.crowd.items())
+        self.objects.append(line, index, class_index, box, crowd=is_crowd)
+
+    def _read_size(self, index: int, fields: list[str]) -> None:
+        """Read the size of an image, which all of its lines repeat."""
+        texts = {name: fields[k] for name, k in self.columns.size.items()}
+        size = (0, 0)
+        if set(texts.values()) - {"", "0"}:
+            height, width = (parse_side(name, text) for name, text in texts.items())
+            size = (height, width)
+        if index == len(self.sizes):
+            self.sizes.append(size)
+        elif size != self.sizes[index]:
+            (height, width), (first_height, first_width) = size, self.sizes[index]
+            raise FieldError(
+                f"height and width {height} and {width}, but an earlier line has {first_height} "
+                f"and {first_width}"
             )
-        file_name, category = os.path.normpath(fields[0]), fields[5]
-        index = index_of.setdefault(file_name, len(index_of))
-        if not any(fields[1:6]):
-            continue
-        where = f"{where} ({file_name})"
-        try:
-            x1, y1, x2, y2 = parse_edges(dict(zip(CORNERS, fields[1:5], strict=True)))
-        except FieldError as error:
-            raise ValueError(f"{where} has {error}; correct or remove it.") from None
-        if category not in class_of:
-            raise ValueError(
-                f"{where} has the class {category!r}, which {classes} does not list; add it there "
-                "or correct it."
-            )
-        objects.append(line, index, class_of[category], (y1, x1, y2, x2))
-    return list(index_of), objects.to_objects()
 
 
-def _read_classes(path: pathlib.Path) -> list[Category]:
-    """Read the file of classes and return the categories, sorted by id."""
-    ids: dict[str, int] = {}
-    for line, fields in _read_lines(path):
-        where = f"{path}: line {line}"
-        if len(fields) != 2 or not fields[0] or not fields[1].isdecimal():
-            raise ValueError(
-                f"{where} is {','.join(fields)[:60]!r}; write class,id, with ids from 0."
-            )
-        name, category_id = fields[0], int(fields[1])
-        if name in ids or category_id in ids.values():
-            repeated = f"class {name!r}" if name in ids else f"id {category_id}"
-            raise ValueError(f"{where} repeats {repeated}; make names and ids unique.")
-        ids[name] = category_id
-    if not ids:
-        raise ValueError(f"{path}: lists no classes; write a line class,id for each, from id 0.")
-    return sorted(Category(category_id, name) for name, category_id in ids.items())
+def _parse_box(columns: Columns, texts: dict[str, str]) -> tuple[float, float, float, float]:
+    """Return the yxyx box of a line."""
+    if columns.are_fractions:
+        for name, text in texts.items():
+            parse_fraction(name, text)
+    if columns.has_sides:
+        x, y, width, height = parse_xywh(",".join(texts), list(texts.values()))
+        return y, x, y + height, x + width
+    x1, y1, x2, y2 = parse_edges(texts)
+    return y1, x1, y2, x2
 
 
-def _read_lines(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number and the stripped fields of each line that is not blank."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such CSV file; check the path.")
-    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark
-        reader = csv.reader(file)
-        try:
-            for line in reader:
-                fields = [field.strip() for field in line]
-                if any(fields):
-                    yield reader.line_num, fields
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{path}: is not CSV in UTF-8 after line {reader.line_num} ({error}); save it as "
-                "CSV in UTF-8."
-            ) from None
+def _parse_flag(name: str, text: str) -> bool:
+    """Return whether a box is a crowd region."""
+    return text != UNKNOWN_FLAG and parse_flag(name, text)
