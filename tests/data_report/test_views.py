@@ -4,7 +4,7 @@ import numpy as np
 
 from retinanet_jax import input_pipeline
 from retinanet_jax.data.pipeline import batches
-from retinanet_jax.data_report import figures, views
+from retinanet_jax.data_report import sheet, views
 
 
 def test_views_have_the_boxes_and_targets_of_the_batches(tmp_path, make_dataset, make_config):
@@ -32,7 +32,7 @@ def test_views_have_the_boxes_and_targets_of_the_batches(tmp_path, make_dataset,
     loading = dict(start_step=0, num_steps=plan.steps_per_epoch, prefetch=1, num_threads=None)
     dropped = 0
     for batch in batches(source, plan, **loading, loader="numpy", min_visible=0.4):
-        matched, forced = figures.foreground_anchors(config, batch)
+        foreground = sheet.foreground_anchors(config, batch)
         for example in np.flatnonzero(batch.weights):
             view = next(epoch)
             assert (view.index, view.bucket) == (batch.index[example], (64, 64))
@@ -45,7 +45,9 @@ def test_views_have_the_boxes_and_targets_of_the_batches(tmp_path, make_dataset,
             assert view.dropped == batch.dropped[example]
             dropped += view.dropped
             labels = np.asarray(match(view).labels)
-            np.testing.assert_array_equal(labels >= 0, matched[example] | forced[example])
+            np.testing.assert_array_equal(
+                labels >= 0, foreground.matched[example] | foreground.forced[example]
+            )
             counts = np.asarray(views.label_counts(labels)).tolist()
             assert counts == [(labels >= 0).sum(), (labels == -1).sum(), (labels == -2).sum()]
             assert sum(counts) == len(labels)
