@@ -33,6 +33,42 @@ def test_folders_are_searched_recursively(folder):
     assert find_images([str(notes), str(folder / "a.png")]) == [notes, folder / "a.png"]
 
 
+def test_a_folders_images_are_those_that_can_be_read_whatever_their_suffix(folder):
+    names = ("photo", "upload.bin", "scan.jp2", "b.webp")
+    for name, file_format in zip(names, ("JPEG", "PNG", "JPEG2000", "WEBP"), strict=True):
+        Image.new("RGB", (60, 40)).save(folder / name, file_format)
+    taken = ["a.png", "b.JPG", "b.webp", "deep/a.jpg", "photo", "scan.jp2", "upload.bin"]
+    assert [str(p.relative_to(folder)) for p in find_images([str(folder)])] == taken
+
+
+def test_what_is_passed_over_in_a_folder_is_counted_and_named(folder):
+    lines: list[str] = []
+    images = find_images([str(folder)], report=lines.append)
+    assert lines == ["passed over 1 file that is hidden or no image: notes.txt"]
+    # What an operating system adds is not worth a word, and hidden folders are not searched.
+    for name in ("._a.png", ".DS_Store", "Thumbs.db", "__MACOSX/a.png", ".cache/a.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes((folder / "a.png").read_bytes())
+    assert find_images([str(folder)], report=lines.append) == images
+    assert lines.pop() == lines[0]
+    for name in (".a.png", "labels.json", "manual.pdf", "raw.nef"):
+        (folder / name).write_bytes((folder / "a.png").read_bytes()[:1])
+    assert find_images([str(folder)] * 2, report=lines.append) == images
+    others = "passed over 5 files that are hidden or no image: .a.png, labels.json, manual.pdf, ..."
+    assert lines.pop() == others
+    # A file that is given is always taken.
+    hidden = folder / ".a.png"
+    assert find_images([str(hidden), str(folder), str(hidden)]) == [hidden, *images]
+
+
+def test_a_folder_without_an_image_names_what_it_contains(tmp_path):
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(
+        FileNotFoundError, match=r"no image in .* \(passed over 1 file .*: a\.txt\)"
+    ):
+        find_images([str(tmp_path)])
+
+
 def test_patterns_are_expanded_as_in_a_shell(folder):
     def matches(*paths):
         return [str(p.relative_to(folder)) for p in find_images(paths)]
@@ -44,7 +80,9 @@ def test_patterns_are_expanded_as_in_a_shell(folder):
     (folder / "odd[1].png").write_bytes((folder / "a.png").read_bytes())
     assert matches(f"{folder}/odd[1].png") == ["odd[1].png"]
     (folder / "folder.png").mkdir()
-    assert matches(str(folder)) == ["a.png", "b.JPG", "deep/a.jpg", "odd[1].png"]
+    (folder / "folder.png/c.png").write_bytes((folder / "a.png").read_bytes())
+    inside = ["a.png", "b.JPG", "deep/a.jpg", "folder.png/c.png", "odd[1].png"]
+    assert matches(str(folder)) == inside
     with pytest.raises(FileNotFoundError, match=r"\*\.gif: no such image or folder"):
         matches(f"{folder}/*.gif")
 
@@ -123,7 +161,10 @@ def test_what_is_no_image_is_an_error_of_one_line_with_its_name(pixels_file, tmp
         unnamed_map = np.memmap(opened, floats.dtype, "r", shape=floats.shape)
     no_file = "No such file or directory"
     errors = [
-        (floats, "the image: this array of float32 (4, 5, 3) is not an image; give uint8 (height"),
+        (
+            floats,
+            "the image: this array of float32 (4, 5, 3) is not an image; give uint8 or uint16 (h",
+        ),
         (memory_map(tmp_path, floats), f"{tmp_path}/pixels.raw: this array of float32 (4, 5, 3)"),
         (memory_map(tmp_path, floats)[0], f"{tmp_path}/pixels.raw: this array of float32 (5, 3)"),
         (unnamed_map, "the image: this array of float32"),
