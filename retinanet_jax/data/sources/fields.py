@@ -6,6 +6,7 @@ adds the file and the annotation to the message.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 MAX_SIDE = 1_000_000  # pixels; a larger image is a mistake, and its area may exceed 64 bits
@@ -101,6 +102,25 @@ def parse_fraction(name: str, value: Any) -> float:
     if not -FRACTION_TOLERANCE <= fraction <= 1 + FRACTION_TOLERANCE:
         raise FieldError(f"{name}={show(value)}, not a fraction of the image from 0 to 1")
     return fraction
+
+
+def parse_fractions(texts: Sequence[str]) -> list[float]:
+    """Return fractions of the height or width of an image, such as the points of a polygon.
+
+    Args:
+        texts: The numbers in the file.
+
+    Raises:
+        FieldError: As in `parse_fraction`; the name of a number is its position.
+    """
+    low, high = -FRACTION_TOLERANCE, 1 + FRACTION_TOLERANCE
+    try:
+        numbers = [float(text) for text in texts]  # datasets have tens of millions of points
+    except ValueError:
+        numbers = []
+    if numbers and all(low <= number <= high for number in numbers) and "_" not in "".join(texts):
+        return numbers
+    return [parse_fraction(f"number {k}", text) for k, text in enumerate(texts, start=1)]
 
 
 def parse_flag(name: str, value: Any) -> bool:

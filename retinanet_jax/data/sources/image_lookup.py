@@ -51,7 +51,12 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_FILES
 
 
-def find_image_files(name: str, folder: pathlib.Path, file_names: Sequence[str]) -> list[str]:
+def find_image_files(
+    name: str,
+    folder: pathlib.Path,
+    file_names: Sequence[str],
+    label: Callable[[int], str] | None = None,
+) -> list[str]:
     """Return the existing image file of every file name, relative to the folder.
 
     A name that exists is returned unchanged. For the others, in this order: the same path in
@@ -65,6 +70,7 @@ def find_image_files(name: str, folder: pathlib.Path, file_names: Sequence[str])
         name: The dataset's name in messages: the file that lists the images.
         folder: The folder that the file names are relative to.
         file_names: The file names.
+        label: Returns the name, for messages, of the entry at an index; by default its file name.
 
     Raises:
         FileNotFoundError: If the folder or an image is missing, or several files match a name.
@@ -79,18 +85,21 @@ def find_image_files(name: str, folder: pathlib.Path, file_names: Sequence[str])
         return list(file_names)
     files = _Files(folder)
     found, causes = list(file_names), collections.defaultdict(list)
-    missing: list[tuple[str, list[str]]] = []
+    missing: list[tuple[int, list[str]]] = []
     for index, file_name in enumerate(file_names):
         if exists[index]:
             continue
         matches, cause = files.match(file_name)
         if len(matches) != 1:
-            missing.append((file_name, matches))
+            missing.append((index, matches))
             continue
         found[index] = matches[0]
         causes[cause].append(f"{show_path(file_name)} -> {show_path(matches[0])}")
     if missing:
-        raise FileNotFoundError(_why_missing(name, folder, len(file_names), missing, files.paths))
+        index, matches = missing[0]
+        first = label(index) if label else show_path(file_names[index])
+        count = f"{len(missing)} of {len(file_names)} images of {name} are missing"
+        raise FileNotFoundError(f"{folder}: {count} (first: {first}{files.why_missing(matches)}")
     for cause, examples in causes.items():
         logging.warning(
             "%s: %d file names match an image only %s (first: %s).",
@@ -139,7 +148,7 @@ class _Files:
     """
 
     def __init__(self, folder: pathlib.Path):
-        self.paths = sorted(_walk(folder))
+        self.paths = sorted(walk_files(folder))
         self._folder = folder.absolute()
         self._parts_of_folder = _normalize(str(self._folder)).split("/")
 
@@ -194,6 +203,18 @@ class _Files:
                 return matches, _join("by the name of the file, in another folder", cause)
         return [], ""
 
+    def why_missing(self, matches: Sequence[str]) -> str:
+        """Return the end of the message about a name that may mean several files, or none."""
+        if matches:
+            listed = " or ".join(map(show_path, matches[:2])) + (", ..." if matches[2:] else "")
+            return f", which may be {listed}); write the path of the file that is meant."
+        images = list(filter(has_image_suffix, self.paths))
+        content = f"{len(images)} images, such as {show_path(images[0])}" if images else "no images"
+        return (
+            f"); the folder has {content}. Give the folder that the names are relative to, or "
+            "remove them from the file."
+        )
+
     def _tails(self, path: str) -> Iterator[str]:
         """Yield a normalized path, and what remains without its root or the folder's own name."""
         yield path
@@ -247,8 +268,12 @@ def _existing(folder: pathlib.Path, file_names: Sequence[str]) -> list[bool]:
     return [file_name in existing for file_name in listed]
 
 
-def _walk(folder: pathlib.Path) -> Iterator[str]:
-    """Yield the paths of all files, relative to the folder; each subfolder is visited once."""
+def walk_files(folder: pathlib.Path) -> Iterator[str]:
+    """Yield the paths of all files except hidden ones, each subfolder once.
+
+    Args:
+        folder: The folder, which the paths are relative to.
+    """
     visited = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(parent)) in visited:
@@ -282,30 +307,6 @@ def _group(paths: Iterable[str], key: Callable[[str], str]) -> dict[str, list[st
 
 def _join(*causes: str) -> str:
     return ", ".join(filter(None, causes))
-
-
-def _why_missing(
-    name: str,
-    folder: pathlib.Path,
-    total: int,
-    missing: Sequence[tuple[str, list[str]]],
-    existing: Sequence[str],
-) -> str:
-    """Return the message about names that mean no file, or several."""
-    file_name, matches = missing[0]
-    claim = f"{folder}: {len(missing)} of {total} images of {name} are missing"
-    if matches:
-        listed = " and ".join(map(show_path, matches[:2])) + (", ..." if matches[2:] else "")
-        return (
-            f"{claim} (first: {show_path(file_name)}, which may be {listed}); write the path of "
-            "the file that is meant."
-        )
-    images = list(filter(has_image_suffix, existing))
-    content = f"{len(images)} images, such as {show_path(images[0])}" if images else "no images"
-    return (
-        f"{claim} (first: {show_path(file_name)}); the folder has {content}. Give the folder that "
-        "the names are relative to, or remove them from the file."
-    )
 
 
 def show_path(path: str, limit: int = 60) -> str:
