@@ -82,7 +82,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_state_dict(path: pathlib.Path, load: Callable[[BinaryIO], Any]) -> dict[str, np.ndarray]:
-    """Read the arrays of a file whose containers `load` returns."""
+    """Read the arrays of a file by a function that returns its containers."""
     with path.open("rb") as file:
         try:
             content = load(file)

@@ -46,8 +46,7 @@ STORAGES = {
     "QUInt4x2Storage": ("quint4x2", 1),
     "QUInt2x4Storage": ("quint2x4", 1),
 }
-# The types that are read, by the names that PyTorch and JAX share. Those of 8 bits are of PyTorch
-# 2.1, those without a sign and more than 8 bits of 2.3.
+# The types that are read, by the names that PyTorch and JAX have in common.
 INTEGERS = ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
 FLOATS = (
     *("float64", "float32", "float16", "bfloat16"),
@@ -139,14 +138,16 @@ class _Storage:
     """A block of numbers, read when they are first needed.
 
     Args:
-        kind: The name of its class in PyTorch.
+        storage_type: The name of its class in PyTorch.
         count: How many numbers it has.
         read: A function that returns its bytes.
         is_big_endian: Whether its numbers begin with their highest byte.
     """
 
-    def __init__(self, kind: str, count: int, read: Callable[[], bytes], is_big_endian: bool):
-        self.dtype, item_size = STORAGES[kind]
+    def __init__(
+        self, storage_type: str, count: int, read: Callable[[], bytes], is_big_endian: bool
+    ):
+        self.dtype, item_size = STORAGES[storage_type]
         self.count, self.num_bytes = count, count * item_size
         self._read, self._order = read, ">" if is_big_endian else "<"
         self._numbers: dict[str, np.ndarray] = {}
@@ -251,10 +252,10 @@ class _TorchUnpickler(unpickle.InertUnpickler):
         match pid:
             # The fourth is the device, and the last of the older format a view of the storage.
             case ("storage", Inert(name=name), str(key), _, int(count), *view) if not any(view):
-                kind = name.rpartition(".")[2]
+                storage_type = name.rpartition(".")[2]
                 if key not in self.storages:
                     self.storages[key] = _Storage(
-                        kind, count, lambda: self._read(key), self._is_big_endian
+                        storage_type, count, lambda: self._read(key), self._is_big_endian
                     )
                 return self.storages[key]
             case ("module", Inert() as module, *_):
@@ -284,12 +285,12 @@ def save(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _pickled_tensor(key: str, name: str, array: np.ndarray) -> bytes:
     """Return the opcodes of a tensor that is all of a storage."""
-    kinds = [kind for kind, (dtype, _) in STORAGES.items() if dtype == str(array.dtype)]
-    if not kinds:
+    storage_types = {dtype: storage_type for storage_type, (dtype, _) in STORAGES.items()}
+    if str(array.dtype) not in storage_types:
         raise ValueError(f"PyTorch has no tensors of the type of array {name!r}, {array.dtype}.")
     # Between "(" and "t" is a tuple; "c" names, "R" calls, and "Q" refers to the storage.
     storage = (
-        b"(%bctorch\n%b\n" % (_pickled("storage"), kinds[0].encode())
+        b"(%bctorch\n%b\n" % (_pickled("storage"), storage_types[str(array.dtype)].encode())
         + b"".join(map(_pickled, (key, "cpu", array.size)))
         + b"tQ"
     )

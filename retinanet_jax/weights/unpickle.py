@@ -25,7 +25,7 @@ MAX_LENGTH = 100  # of a name from the file in an error message
 
 
 class RefusedError(Exception):
-    """The file uses something that no plain array needs; the message says what."""
+    """The file uses something that no plain array needs, which the message names."""
 
 
 def load(file: BinaryIO) -> Any:
@@ -59,7 +59,8 @@ class _NumpyArray(Array):
     __slots__ = ("_content", "_dtype", "_order", "_shape")
 
     def __init__(self, content: Any = None, dtype: Any = None, shape: Any = (), order: Any = "C"):
-        self._content, self._dtype, self._shape, self._order = content, dtype, shape, order
+        self._content, self._dtype, self._shape = content, dtype, shape
+        self._order: Any = order
 
     def set_state(self, state: tuple) -> None:
         """Set the content, as numpy's arrays are pickled with protocols before 5."""

@@ -1,7 +1,7 @@
 """State dicts in checkpoints: which dict of a file has the weights, and the prefix of its names.
 
-Training scripts keep a state dict under a key of their own, next to the optimizer's state, and
-wrap the network in modules, whose attributes all names then begin with.
+Training scripts keep a state dict under a key of their own, next to the optimizer's state. They
+also wrap the network in other modules, and then all its names begin with an attribute of those.
 """
 
 import pathlib
@@ -42,14 +42,14 @@ def state_dict(content: Any, path: pathlib.Path) -> dict[str, Array]:
         ValueError: If there are no arrays by name, or something else among them.
     """
     _refuse_module(content, path)
-    found = _find(content, path, set()) or content
-    if not found or not isinstance(found, dict):
+    weights = _find(content, path, set()) or content
+    if not weights or not isinstance(weights, dict):
         raise ValueError(
             f"weights file {path} contains {_describe(content)} and not arrays by name; give a "
             "file with a dict of arrays."
         )
     arrays = {}
-    for name, value in found.items():
+    for name, value in weights.items():
         if not isinstance(name, str):
             raise ValueError(
                 f"weights file {path} contains {_describe(value)} under a key that is no text but "
@@ -66,30 +66,30 @@ def state_dict(content: Any, path: pathlib.Path) -> dict[str, Array]:
     return arrays
 
 
-def _find(content: Any, path: pathlib.Path, seen: set[int]) -> dict | None:
+def _find(content: Any, path: pathlib.Path, visited: set[int]) -> dict | None:
     """Return the dict of arrays in a checkpoint, however deep, or None.
 
     Args:
         content: A value of the checkpoint.
         path: The file, for messages.
-        seen: The ids of the dicts that were searched; a dict may contain itself.
+        visited: The ids of the dicts that were searched; a dict may contain itself.
     """
-    if not isinstance(content, dict) or id(content) in seen or len(seen) > MAX_DICTS:
+    if not isinstance(content, dict) or id(content) in visited or len(visited) > MAX_DICTS:
         return None
-    seen.add(id(content))
-    found = {}
+    visited.add(id(content))
+    matches = {}
     for key in AVERAGED_KEYS + WEIGHTS_KEYS:
-        arrays = _find(content.get(key), path, seen)
+        arrays = _find(content.get(key), path, visited)
         if arrays is not None:
-            found[key] = arrays
-    if found:
-        used, *others = found
+            matches[key] = arrays
+    if matches:
+        used, *others = matches
         if others:
             logging.warning(
                 f"weights file {path} has arrays under {used!r}, which are read, and others under "
                 f"{_join(others)}."
             )
-        return found[used]
+        return matches[used]
     for value in content.values():
         _refuse_module(value, path)
     parts = {key: value for key, value in content.items() if _is_part(key, value)}
@@ -141,9 +141,9 @@ def _join(names: Iterable[str]) -> str:
 def without_prefix(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
     """Return the arrays of a ResNet or detector by its own names, without those of a wrapper.
 
-    What precedes the name of the backbone's first block, as in "module.model.", is removed, and
-    arrays whose names do not begin with it are of other modules. Where there is no such block, the
-    names remain.
+    What precedes the name of the backbone's first block, as in "module.model.", is removed. Arrays
+    without it in their names are of other modules, and left out. Without such a block, the names
+    remain.
 
     Args:
         arrays: The arrays of a state dict by name.
@@ -159,7 +159,7 @@ def without_prefix(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> dict
         averaged = {p for p in prefixes if set(p.split(".")) & set(AVERAGED_KEYS)}
         if len(averaged) != 1:
             raise ValueError(
-                f"weights file {path} has several networks, whose names begin with "
+                f"weights file {path} has several networks, with names that begin with "
                 f"{_join(sorted(prefixes))}; save the state dict of one of them."
             )
         prefixes = averaged

@@ -65,7 +65,7 @@ def test_a_state_dict_is_read(path, write, protocol, suffix):
 
 
 @pytest.mark.parametrize(
-    ("kind", "values", "expected"),
+    ("storage_type", "values", "expected"),
     [
         ("FloatStorage", np.float32([1.5, -0.0, np.inf]), np.float32([1.5, -0.0, np.inf])),
         ("DoubleStorage", [1 / 3, 1e300, -1e-300], np.float32([1 / 3, np.inf, -0.0])),
@@ -79,8 +79,8 @@ def test_a_state_dict_is_read(path, write, protocol, suffix):
         ("BoolStorage", [True, False], np.array([True, False])),
     ],
 )
-def test_floats_become_float32_and_other_types_remain(path, write, kind, values, expected):
-    write(path, {"a.b": tensor(values, kind)})
+def test_floats_become_float32_and_other_types_remain(path, write, storage_type, values, expected):
+    write(path, {"a.b": tensor(values, storage_type)})
     assert_equal(load_arrays(path), {"a.b": expected})
 
 
@@ -208,11 +208,14 @@ def test_only_the_storages_of_the_weights_are_read(path, write, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("ComplexFloatStorage", "complex64"), ("QInt8Storage", "qint8")]
+    ("storage_type", "name"), [("ComplexFloatStorage", "complex64"), ("QInt8Storage", "qint8")]
 )
-def test_types_that_no_network_has_are_named(path, write, kind, name):
-    values = np.zeros(2, torch_pickles.TYPES[kind])
-    write(path, {**tensors(ARRAYS), "x": tensor(values, kind), **tensors({"last": np.zeros(3)})})
+def test_types_that_no_network_has_are_named(path, write, storage_type, name):
+    values = np.zeros(2, torch_pickles.TYPES[storage_type])
+    write(
+        path,
+        {**tensors(ARRAYS), "x": tensor(values, storage_type), **tensors({"last": np.zeros(3)})},
+    )
     error_of(path, f"an array of type '{name}' under 'x'; only booleans, integers and real floats")
 
 

@@ -56,7 +56,7 @@ def assert_equal(loaded, expected):
 
 
 @pytest.mark.parametrize("key", [*AVERAGED_KEYS, *WEIGHTS_KEYS, "detector"])
-def test_the_state_dict_is_found_under_any_usual_key(read, warnings, key):
+def test_the_state_dict_is_read_under_any_usual_key(read, warnings, key):
     rest = {"optimizer": {"state": {0: tensors({"m": np.zeros(1)})}, "param_groups": [{}]}}
     rest |= {"epoch": 3, "best": 0.4, "hyper_parameters": {"lr": 0.1}, "callbacks": {}, "x": None}
     assert_equal(read({**rest, key: tensors(DETECTOR)}), DETECTOR)

@@ -48,9 +48,9 @@ class Call:
 class Storage:
     """Numbers that tensors view."""
 
-    def __init__(self, numbers, kind, device="cpu", module="torch"):
-        self.numbers, self.kind, self.device = np.asarray(numbers), kind, device
-        self.type = Name(module, kind)
+    def __init__(self, numbers, storage_type, device="cpu", module="torch"):
+        self.numbers, self.storage_type, self.device = np.asarray(numbers), storage_type, device
+        self.type = Name(module, storage_type)
 
 
 class Module(NamedTuple):
@@ -106,12 +106,13 @@ def ordered_dict(items, state=None):
     return Call(Name("collections", "OrderedDict"), items=items, state=state)
 
 
-def tensor(array, kind=None):
+def tensor(array, storage_type=None):
     """Return a tensor that is all of a storage."""
     array = np.asarray(array)
-    kind = kind or next(kind for kind, dtype in TYPES.items() if np.dtype(dtype) == array.dtype)
+    if not storage_type:
+        storage_type = next(name for name, dtype in TYPES.items() if np.dtype(dtype) == array.dtype)
     strides = tuple(stride // array.itemsize for stride in array.strides)
-    return view(Storage(array.ravel(), kind), 0, array.shape, strides)
+    return view(Storage(array.ravel(), storage_type), 0, array.shape, strides)
 
 
 def tensors(arrays):
