@@ -11,7 +11,7 @@ from typing import Any
 
 MAX_SIDE = 1_000_000  # pixels; a larger image is a mistake, and its area may exceed 64 bits
 MAX_SHOWN = 60  # characters of a value in a message
-# Fractions of an image are rounded, and boxes extend beyond it by pixels; numbers of pixels do more.
+# Fractions of an image are rounded, and boxes may extend beyond it by a few pixels.
 FRACTION_TOLERANCE = 0.01
 FLAGS = {"0": False, "false": False, "no": False, "1": True, "true": True, "yes": True, "": False}
 
