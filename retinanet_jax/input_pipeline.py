@@ -20,12 +20,13 @@ from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.pipeline import batches
 from retinanet_jax.data.plan import EvalPlan, Plan, TrainPlan
 from retinanet_jax.data.sources import synthetic
-from retinanet_jax.data.sources.base import Source, split_by_hash
+from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.data.sources.conventions import recognize_convention
 from retinanet_jax.data.sources.csv_files import CsvSource
 from retinanet_jax.data.sources.merged import merge
 from retinanet_jax.data.sources.packed import PackedSource, write_packed
+from retinanet_jax.data.sources.split import split_by_groups, split_by_hash
 from retinanet_jax.data.sources.tfds import TfdsSource
 from retinanet_jax.data.sources.voc import VocSource
 from retinanet_jax.utils.progress import format_duration, make_progress
@@ -93,7 +94,11 @@ def splits_training_data(config: ConfigDict) -> bool:
 
 def open_split(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Source]:
     """Open the training data, and return the training images and the held-out images."""
-    return split_by_hash(open_source(config, "train", workdir), config.data.validation_fraction)
+    source = open_source(config, "train", workdir)
+    fraction, rule = config.data.validation_fraction, config.data.split_groups
+    if rule == "none":
+        return split_by_hash(source, fraction)
+    return split_by_groups(source, fraction, rule, make_progress("comparing", len(source)))
 
 
 def open_source(config: ConfigDict, part: str, workdir: pathlib.Path) -> Source:

@@ -384,3 +384,15 @@ def test_imported_weights_load_and_never_resume(tmp_path, config):
             "run/checkpoints/0: imported weights, which training cannot resume from; .* give "
             rf"--config\.init\.source=checkpoint --config\.init\.path={tmp_path}/run and another",
         )
+
+
+def test_a_run_keeps_its_held_out_images(config, tmp_path):
+    config.data.eval.update(annotations="", images="")
+    config.data.validation_fraction = 0.2
+    saved = config.copy_and_resolve_references()
+    checkpoint.check_split(tmp_path, saved, config)
+    saved.data.split_groups = "none"  # as in versions before 0.4.0
+    with pytest.raises(ValueError, match=r"add --config.data.split_groups=none, or give another"):
+        checkpoint.check_split(tmp_path, saved, config)
+    config.data.validation_fraction = 0.0  # the run has evaluation data of its own
+    checkpoint.check_split(tmp_path, saved, config)

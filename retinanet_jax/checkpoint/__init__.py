@@ -9,7 +9,12 @@ Later versions of this package can read a checkpoint: its item `config` contains
 config's fields, and `stored_config.config_from_json` reads those of earlier versions.
 """
 
-from retinanet_jax.checkpoint.checks import check_categories, check_model, check_shapes
+from retinanet_jax.checkpoint.checks import (
+    check_categories,
+    check_model,
+    check_shapes,
+    check_split,
+)
 from retinanet_jax.checkpoint.manager import CheckpointManager, write_imported
 from retinanet_jax.checkpoint.reading import (
     FOLDER,
@@ -33,6 +38,7 @@ __all__ = [
     "check_categories",
     "check_model",
     "check_shapes",
+    "check_split",
     "find",
     "load",
     "newest_step",

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import stored_config
 from retinanet_jax.data.sources.base import Category
+from retinanet_jax.input_pipeline import splits_training_data
 
 
 def check_resumable(folder: pathlib.Path, training: Any) -> None:
@@ -95,6 +96,23 @@ def check_model(folder: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> 
             )
 
 
+def check_split(folder: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> None:
+    """Raise ValueError if `config` holds out other training images than a checkpoint's run did.
+
+    Args:
+        folder: The checkpoint's folder, for the error message.
+        saved: The checkpoint's config.
+        config: The config of this run.
+    """
+    before, now = saved.data.split_groups, config.data.split_groups
+    if splits_training_data(saved) and splits_training_data(config) and before != now:
+        flag = stored_config.config_flag("data.split_groups", before)
+        raise ValueError(
+            f"{folder}: trained with config.data.split_groups={before}, this run has {now} and "
+            f"would evaluate images that were trained on; add {flag}, or give another --workdir."
+        )
+
+
 def print_differences(folder: pathlib.Path, saved: ConfigDict, config: ConfigDict) -> None:
     """Print in one line which config fields a resumed run changes."""
     changed = [
@@ -110,14 +128,17 @@ def check_categories(
 ) -> None:
     """Raise ValueError if a dataset has other categories than a checkpoint, or another order.
 
+    Only the names count: the ids are those of a dataset's files, or an imported detector's outputs.
+
     Args:
         folder: The checkpoint's folder, for the error message.
         saved: The checkpoint's categories.
         categories: The dataset's categories.
     """
-    if tuple(saved) != tuple(categories):
-        differing = [c for c in saved if c not in categories]
-        differing += [c for c in categories if c not in saved]
+    before, now = ([category.name for category in listed] for listed in (saved, categories))
+    if before != now:
+        differing = [c for c in saved if c.name not in now]
+        differing += [c for c in categories if c.name not in before]
         raise ValueError(
             f"{folder}: trained on {len(saved)} categories, the dataset has {len(categories)}; "
             f"they differ first in {differing[0] if differing else 'their order'}. "

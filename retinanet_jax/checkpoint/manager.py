@@ -19,6 +19,7 @@ from retinanet_jax.checkpoint.checks import (
     check_model,
     check_resumable,
     check_shapes,
+    check_split,
     print_differences,
 )
 from retinanet_jax.checkpoint.reading import (
@@ -150,6 +151,7 @@ class CheckpointManager:
         check_categories(folder, to_categories(saved_categories), self._categories)
         saved_config = self.saved_config(step)
         check_model(folder, saved_config, self._config)
+        check_split(folder, saved_config, self._config)
         print_differences(folder, saved_config, self._config)
         check_shapes(folder, metadata["variables"], variables, "weights of another network")
         check_averages(folder, metadata["training"], training, self._config.data.batch_size)

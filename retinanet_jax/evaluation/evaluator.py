@@ -223,6 +223,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     input_pipeline.check_evaluation_data(source)
     checkpoint.check_categories(trained.folder, trained.categories, source.categories)
     checkpoint.check_model(trained.folder, trained.config, config)
+    checkpoint.check_split(trained.folder, trained.config, config)
     mesh = sharding.make_mesh(config.space)
     model = build_model(config, len(source.categories))
     variables = sharding.put_replicated(trained.variables, mesh)

@@ -14,7 +14,8 @@ from retinanet_jax.data.augmentation import Augmentation
 from retinanet_jax.data.pipeline import batches
 from retinanet_jax.data.plan import EvalPlan, TrainPlan
 from retinanet_jax.data.sources import packed
-from retinanet_jax.data.sources.base import split_by_hash, subset
+from retinanet_jax.data.sources.base import subset
+from retinanet_jax.data.sources.split import split_by_hash
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.data.sources.packed import PackedSource, write_packed
 

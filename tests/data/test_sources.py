@@ -6,8 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from retinanet_jax.data.sources import image_folder
-from retinanet_jax.data.sources.base import split_by_hash, subset
+from retinanet_jax.data.sources import image_headers
+from retinanet_jax.data.sources.base import subset
+from retinanet_jax.data.sources.split import split_by_hash
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.data.sources.csv_files import CsvSource
 from retinanet_jax.data.sources.merged import merge
@@ -134,7 +135,7 @@ def test_memory_has_every_box_once_in_less_than_72_bytes(tmp_path, encode, measu
     assert first["bbox"] == [0.1, 0.2, 9.2, 10.2]
 
 
-def test_sizes_are_read_few_images_ahead(monkeypatch, tmp_path):
+def test_headers_are_read_few_images_ahead(monkeypatch, tmp_path):
     """A million images would otherwise have a million waiting calls, which take gigabytes."""
     taken, most = 0, 0
 
@@ -145,15 +146,14 @@ def test_sizes_are_read_few_images_ahead(monkeypatch, tmp_path):
                 taken += 1
                 yield name
 
-    def read_size(path, exif):
+    def read_header(path):
         nonlocal most
         if path.name == "0.jpg":
             time.sleep(0.1)  # meanwhile, nothing keeps the others from being taken
             most = taken
-        return 3, int(path.stem)
+        return int(path.stem)
 
-    monkeypatch.setattr(image_folder, "_read_oriented_size", read_size)
-    sizes = image_folder.read_oriented_sizes(tmp_path, Names(f"{k}.jpg" for k in range(1000)))
-    assert sizes.tolist() == [[3, k] for k in range(1000)]
-    assert sizes.dtype == np.int32
-    assert most <= 2 * image_folder.NUM_READERS + 1
+    monkeypatch.setattr(image_headers, "_header_or_error", read_header)
+    names = Names(f"{k}.jpg" for k in range(1000))
+    assert list(image_headers.read_headers(tmp_path, names)) == list(range(1000))
+    assert most <= 2 * image_headers.NUM_READERS + 1

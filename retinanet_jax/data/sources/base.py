@@ -8,7 +8,6 @@ validation images of a split, are sources, too.
 
 import abc
 import functools
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
 
 from retinanet_jax.data.decoding import DEFAULT_DECODING, Decoding, decode_image
+from retinanet_jax.data.sources.exif import ExifDecision
 from retinanet_jax.data.sources.objects import Objects, box_sides, clip_to_image, sort_by_image
 
 
@@ -52,7 +52,11 @@ class Source(abc.ABC):
         categories: Sorted by id; class k of the network is `categories[k]`.
         objects: All annotated objects, in the order of the images.
         decoding: How the images are decoded.
+        exif_decisions: What the images of each file of annotations show about their orientation;
+            empty if that was not examined.
     """
+
+    exif_decisions: tuple[ExifDecision, ...] = ()
 
     def __init__(
         self,
@@ -183,49 +187,6 @@ def subset(source: Source, indices: Iterable[int]) -> Source:
     return _Subset(source, list(indices))
 
 
-def split_by_hash(source: Source, fraction: float) -> tuple[Source, Source]:
-    """Split a dataset into training images and a fraction of images for validation.
-
-    An image is assigned to a part by the hash of its file name only, so that adding or removing
-    other images does not move it. If one part would be empty, it receives the image with the
-    nearest hash.
-
-    Args:
-        source: The dataset to split.
-        fraction: The expected fraction of validation images, between 0 and 1.
-
-    Returns:
-        The training part and the validation part.
-
-    Raises:
-        ValueError: If `fraction` is not between 0 and 1, or if the dataset does not have two
-            different file names.
-    """
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction={fraction} must lie between 0 and 1; try 0.1.")
-    positions = np.array([_position(source.file_name(index)) for index in range(len(source))])
-    if len(np.unique(positions)) < 2:
-        raise ValueError(
-            f"{source.name}: {len(source)} images cannot be split into training and validation; "
-            "add images, or give separate validation annotations."
-        )
-    is_validation = positions < fraction
-    if not is_validation.any():
-        is_validation = positions == positions.min()
-    if is_validation.all():
-        is_validation = positions != positions.max()
-    training, validation = (
-        np.flatnonzero(part).tolist() for part in (~is_validation, is_validation)
-    )
-    return subset(source, training), subset(source, validation)
-
-
-def _position(file_name: str) -> float:
-    """Return a number in [0, 1) that, unlike `hash`, is the same on all machines and versions."""
-    digest = hashlib.sha256(file_name.encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
 class _Subset(Source):
     """The images of another source at some of its indices."""
 
@@ -241,6 +202,7 @@ class _Subset(Source):
             objects=source.objects.of_images(indices),
             decoding=source.decoding,
         )
+        self.exif_decisions = source.exif_decisions
 
     def read(self, index: int) -> bytes | None:
         return self._source.read(self._indices[index])
