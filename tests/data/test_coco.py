@@ -107,12 +107,27 @@ INVALID = {
     "iscrowd of 2": (replace("annotations", 0, iscrowd=2), "101 .*iscrowd=2, neither 0 nor 1"),
     "iscrowd in a list": (replace("annotations", 0, iscrowd=[0]), "101 .*iscrowd=.0., neither"),
     "ignore in words": (replace("annotations", 0, ignore="maybe"), "101 .*ignore='maybe', neither"),
-    "fraction of an id": (replace("annotations", 0, image_id=1.5), "101 .*image_id=1.5, not an int"),
+    "fraction of an id": (
+        replace("annotations", 0, image_id=1.5),
+        "101 .*image_id=1.5, not an int",
+    ),
     "true as id": (replace("images", 0, id=True), "image id True has id=True, not an integer"),
-    "huge side": (replace("images", 1, width=10**7), "image id 2 has width=10000000, not from 1 to"),
-    "text as annotation": (lambda content: content["annotations"].append("x"), "'x' is no JSON obj"),
-    "list as image": (lambda content: content["images"].append([]), r"image \[\] is no JSON object"),
-    "name in a list": (replace("categories", 0, name=["cat"]), "category id 7 has name=.'cat'., not"),
+    "huge side": (
+        replace("images", 1, width=10**7),
+        "image id 2 has width=10000000, not from 1 to",
+    ),
+    "text as annotation": (
+        lambda content: content["annotations"].append("x"),
+        "'x' is no JSON obj",
+    ),
+    "list as image": (
+        lambda content: content["images"].append([]),
+        r"image \[\] is no JSON object",
+    ),
+    "name in a list": (
+        replace("categories", 0, name=["cat"]),
+        "category id 7 has name=.'cat'., not",
+    ),
     "ids of one value": (replace("images", 1, id="1"), "image id 1 occurs twice"),
     "empty box": (replace("annotations", 0, bbox=[]), "101 .*four finite"),
     "no box": (replace("annotations", 0, bbox=None), r"annotation id 101 \(1.img\) has no `bbox`"),
@@ -288,7 +303,7 @@ def test_missing_images_are_counted_and_named(folder):
         folder.add_image(40, 60)
     for image_id in range(2, 6):
         (folder.images / f"{image_id}.img").unlink()
-    with pytest.raises(FileNotFoundError, match=r"4 of 5 .* missing \(first: 2\.img\); "):
+    with pytest.raises(FileNotFoundError, match=r"4 of 5 .* missing \(first: image id 2 \(2\.img\)\); "):
         folder.load()
 
 

@@ -98,7 +98,11 @@ def _other_readings(
     yield "corners [x1, y1, x2, y2]", np.concatenate([low, sides], 1), True
     yield "[y, x, ...], with exchanged axes", boxes[:, [1, 0, 3, 2]], True
     yield "width and height exchanged", np.concatenate([low, low + sides[:, ::-1]], 1), False
-    yield "centers [x, y, width, height]", np.concatenate([low - sides / 2, low + sides / 2], 1), False
+    yield (
+        "centers [x, y, width, height]",
+        np.concatenate([low - sides / 2, low + sides / 2], 1),
+        False,
+    )
 
 
 def _recognize_percent(
