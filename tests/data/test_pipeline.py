@@ -12,9 +12,12 @@ from train_plans import make_train_plan
 from retinanet_jax.data import transforms
 from retinanet_jax.data.augmentation import COLORS
 from retinanet_jax.data.batch import IDENTITY_COLORS
+from retinanet_jax.data.decoding import Decoding
 from retinanet_jax.data.pipeline import batches, padded_counts
 from retinanet_jax.data.plan import BatchPlan, EvalPlan, TrainPlan
+from retinanet_jax.data.sources.base import subset
 from retinanet_jax.data.sources.coco import CocoSource
+from retinanet_jax.data.sources.merged import merge
 
 BUCKETS = ((96, 160), (160, 96))
 EVERYTHING = {  # all augmentations
@@ -339,6 +342,20 @@ def test_images_of_every_mode_and_orientation_are_loaded(folder, encode, loader)
     source = folder.load()
     for batch in load(source, eval_plan(source), loader=loader):
         assert np.abs(batch.images.astype(int) - pixels).max() <= 4
+
+
+def test_images_are_decoded_as_their_dataset_requires(folder, encode, loader):
+    """12 bits in 16 by a value range, and an orientation that boxes were drawn without."""
+    pixels = np.asarray(Image.linear_gradient("L").resize((160, 96)).convert("RGB"))
+    folder.add_image(96, 160, encode(pixels[..., 0].astype(np.uint16) * 16))
+    folder.add_image(96, 160, encode(pixels, "JPEG", orientation=3, quality=98))
+    folder.add_image(96, 160, encode(pixels, "JPEG", quality=98))
+    source = folder.load()
+    source.decoding = Decoding(value_range=(0.0, 4080.0), exif="ignored")
+    merged = merge([source, subset(source, [0])])
+    for part in (source, subset(source, [2, 1, 0]), merged):
+        for batch in load(part, eval_plan(part), loader=loader):
+            assert np.abs(batch.images.astype(int) - pixels).max() <= 4
 
 
 @pytest.mark.parametrize("defect", ["truncated", "corrupt", "text", "size", "missing", "png"])
