@@ -61,9 +61,10 @@ class ImageFolderSource(InstancesSource):
             ValueError: If a file is the image of two entries or its header cannot be read, or as in
                 `InstancesSource`.
         """
-        found = find_image_files(name, folder, file_names)
-        default_label = functools.partial(_label_image, contents["image_ids"], file_names)
-        check_used_once(name, folder, found, image_label or default_label)
+        if image_label is None:
+            image_label = functools.partial(_label_image, contents["image_ids"], file_names)
+        found = find_image_files(name, folder, file_names, image_label)
+        check_used_once(name, folder, found, image_label)
         sizes, decisions = _sizes_and_decision(folder, found, sizes, objects, decoding.exif)
         if decisions:
             decoding = decoding._replace(exif=decisions[0].exif)

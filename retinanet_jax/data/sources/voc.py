@@ -7,20 +7,22 @@ import collections
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
-from jaxtyping import Int32
+from absl import logging
 
+from retinanet_jax.data.decoding import DEFAULT_DECODING, Decoding
 from retinanet_jax.data.image_formats import has_image_suffix
 from retinanet_jax.data.sources.base import Category
-from retinanet_jax.data.sources.fields import FieldError, parse_edges
-from retinanet_jax.data.sources.image_folder import ImageFolderSource, read_oriented_sizes
+from retinanet_jax.data.sources.image_folder import ImageFolderSource
+from retinanet_jax.data.sources.image_lookup import is_hidden
 from retinanet_jax.data.sources.objects import ObjectList, Objects
+from retinanet_jax.data.sources.voc_xml import VocAnnotation, parse_xml
 
-CORNERS = ("xmin", "ymin", "xmax", "ymax")
+# In a split of one class, the second column is 1, 0 for difficult objects only, or -1 for none.
+CLASS_FLAGS = ("1", "0", "-1")
 
 
 class VocSource(ImageFolderSource):
@@ -33,9 +35,12 @@ class VocSource(ImageFolderSource):
 
     "Difficult" objects become crowd regions: they are not trained on as objects, and pycocotools
     ignores detections of them (for a region it computes the fraction of the detection that is
-    inside). The parts of an object, such as the head of a person, are not read. The image of an XML
-    file is the file in <filename> or, if it does not exist, the image of the same stem as the XML
-    file. A missing size is read from the header of the image.
+    inside). The parts of an object, such as the head of a person, are not read. Of a rotated box or
+    a polygon, the upright box that encloses it is read.
+
+    The image of an XML file is the one of the same stem or, if there is none, the file in
+    <filename>: that is often left unchanged when files are renamed. A missing size is read from the
+    header of the image.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class VocSource(ImageFolderSource):
         images: str | os.PathLike | None,
         split: str,
         categories: Sequence[str],
+        decoding: Decoding = DEFAULT_DECODING,
     ):
         """Read and check all XML files.
 
@@ -52,20 +58,22 @@ class VocSource(ImageFolderSource):
             annotations: A folder with Annotations, JPEGImages and ImageSets/Main, such as VOC2007
                 of the devkit, or a folder of XML files.
             images: The folder of images; None or empty means JPEGImages, or the folder of the XML
-                files.
+                files, or the only one next to it that has their images.
             split: The file in ImageSets/Main that lists the images; empty for a folder of XML
                 files, all of which are read.
             categories: The names in the order of their ids, which start from 1. If there are none,
                 the sorted names in the files are used, which may differ between training and
                 evaluation data.
+            decoding: As in `ImageFolderSource`.
 
         Raises:
             FileNotFoundError: If a folder, a split, an XML file or an image is missing.
             ValueError: If an XML file is invalid; the message contains its path.
         """
-        files = _find_files(pathlib.Path(annotations), images, split)
-        parsed = [_parse(path) for path in files.xml_paths]
-        image_names = _find_images(files, parsed)
+        files = _find_files(pathlib.Path(annotations), split)
+        parsed = [parse_xml(path) for path in files.xml_paths]
+        folder = pathlib.Path(images) if images else _find_image_folder(files, parsed)
+        file_names = _find_images(files, folder, parsed)
         names = categories or sorted({entry.name for xml in parsed for entry in xml.objects})
         objects = _stack_objects(files, parsed, names)
 
@@ -74,52 +82,39 @@ class VocSource(ImageFolderSource):
             first = np.searchsorted(objects.image_index, index)  # annotations are in this order
             return f"object {annotation_id - first} of {files.xml_paths[index].name}"
 
+        _log_outlines(files, parsed, label)
         super().__init__(
             files.listing,
-            files.image_folder,
-            image_ids=list(range(1, len(image_names) + 1)),
-            file_names=image_names,
-            sizes=_sizes(files, parsed, image_names),
+            folder,
+            image_ids=list(range(1, len(parsed) + 1)),
+            file_names=file_names,
+            sizes=np.array([xml.size for xml in parsed], np.int32).reshape(-1, 2),
             categories=[Category(k, name) for k, name in enumerate(names, start=1)],
             objects=objects,
             label=label,
+            image_label=lambda index: f"{files.xml_paths[index].name} ({file_names[index]})",
+            decoding=decoding,
         )
 
 
 class _Files(NamedTuple):
-    """The files of a dataset."""
+    """The XML files of a dataset."""
 
     listing: str  # the file of the split, or the folder, for messages
     xml_paths: list[pathlib.Path]
-    image_folder: pathlib.Path
+    image_folder: pathlib.Path | None  # of the layout, if it has one
     first_pixel: int  # the coordinate of the left edge of an image's first pixel
 
 
-class _Object(NamedTuple):
-    """An <object>."""
-
-    name: str
-    corners: tuple[float, float, float, float]  # xmin, ymin, xmax and ymax in the file
-    difficult: bool
-
-
-class _Annotation(NamedTuple):
-    """The content of an XML file."""
-
-    path: pathlib.Path
-    file_name: str  # empty if missing
-    size: tuple[int, int]  # height and width; 0 if missing
-    objects: list[_Object]
-
-
-def _find_files(root: pathlib.Path, images: str | os.PathLike | None, split: str) -> _Files:
+def _find_files(root: pathlib.Path, split: str) -> _Files:
     """Detect the layout and find the XML files."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: there is no such folder of annotations; check the path.")
     if (root / "Annotations").is_dir():
-        listing = root / "ImageSets" / "Main" / f"{split}.txt"
-        image_folder = pathlib.Path(images) if images else root / "JPEGImages"
-        return _Files(str(listing), _read_split(root, listing), image_folder, first_pixel=1)
+        listing, image_folder = root / "ImageSets" / "Main" / f"{split}.txt", root / "JPEGImages"
+        xml_paths = _read_split(root, listing)
+        default = image_folder if image_folder.is_dir() else None
+        return _Files(str(listing), xml_paths, default, first_pixel=1)
     if root.name == "Annotations" and _split_names(root.parent):
         raise ValueError(
             f"{root}: belongs to the devkit's {root.parent}; give that folder and a split "
@@ -131,12 +126,16 @@ def _find_files(root: pathlib.Path, images: str | os.PathLike | None, split: str
             f"{root}: has no folder Annotations and so no split {split!r}; give the root that "
             "contains Annotations and ImageSets/Main, or an empty split for a folder of XML."
         )
-    xml_paths = sorted(path for path in root.iterdir() if path.suffix.lower() == ".xml")
+    xml_paths = sorted(
+        path
+        for path in root.iterdir()
+        if path.suffix.lower() == ".xml" and not is_hidden(path.name)
+    )
     if not xml_paths:
         raise FileNotFoundError(
             f"{root}: contains no XML; give a folder of XML, or a root that contains Annotations."
         )
-    return _Files(str(root), xml_paths, pathlib.Path(images) if images else root, first_pixel=0)
+    return _Files(str(root), xml_paths, None, first_pixel=0)
 
 
 def _split_names(root: pathlib.Path) -> list[str]:
@@ -153,9 +152,14 @@ def _read_split(root: pathlib.Path, listing: pathlib.Path) -> list[pathlib.Path]
             f"or give one of {splits}" if splits else f"or give {root / 'Annotations'} for all XML"
         )
         raise FileNotFoundError(f"{listing}: there is no such split; write it, {fix}.")
-    existing = set(os.listdir(root / "Annotations"))
-    stems = [line.strip() for line in listing.read_text("utf-8").splitlines() if line.strip()]
-    missing = [stem for stem in stems if f"{stem}.xml" not in existing]
+    existing = {name for name in os.listdir(root / "Annotations") if not is_hidden(name)}
+    lines = listing.read_text("utf-8-sig").splitlines()  # Windows writes a byte order mark
+    named = [line.strip() for line in lines if line.strip()]
+    stems = [
+        next((stem for stem in _possible_stems(name) if f"{stem}.xml" in existing), "")
+        for name in named
+    ]
+    missing = [name for name, stem in zip(named, stems, strict=True) if not stem]
     if missing:
         raise FileNotFoundError(
             f"{listing}: {len(missing)} of {len(stems)} images have no XML in "
@@ -167,91 +171,115 @@ def _read_split(root: pathlib.Path, listing: pathlib.Path) -> list[pathlib.Path]
     return [root / "Annotations" / f"{stem}.xml" for stem in stems]
 
 
-def _parse(path: pathlib.Path) -> _Annotation:
-    """Parse an XML file; external entities are errors and are not fetched."""
-    try:
-        root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, LookupError, ValueError) as error:
-        raise ValueError(f"{path}: is not XML ({error}); write it again.") from None
-    if root.tag != "annotation":
-        raise ValueError(
-            f"{path}: begins with <{root.tag}>, not with VOC's <annotation>; remove it or convert "
-            "it."
-        )
-    height, width = (_parse_side(path, root, side) for side in ("height", "width"))
-    objects = [
-        _parse_object(f"{path}: object {position}", element)
-        for position, element in enumerate(root.findall("object"), start=1)
+def _possible_stems(line: str) -> Iterator[str]:
+    """Yield what a line of a split may name: also with a class's flag, a suffix, or a path."""
+    yield line
+    name, _, flag = line.rpartition(" ")
+    if flag in CLASS_FLAGS:
+        line = name.strip()
+        yield line
+    base = line.replace("\\", "/").rpartition("/")[2]
+    yield base
+    yield os.path.splitext(base)[0]
+
+
+def _find_image_folder(files: _Files, parsed: Sequence[VocAnnotation]) -> pathlib.Path:
+    """Return the folder of images, if none is given."""
+    if files.image_folder or not parsed:
+        return files.image_folder or pathlib.Path(files.listing).parent
+    folder = files.xml_paths[0].parent
+    if any(map(has_image_suffix, _visible_files(folder))):
+        return folder
+    found = [
+        sibling
+        for sibling in sorted(folder.absolute().parent.iterdir())
+        if sibling.is_dir() and _has_all_images(parsed, _visible_files(sibling))
     ]
-    return _Annotation(path, _text(root, "filename"), (height, width), objects)
-
-
-def _parse_side(path: pathlib.Path, root: ElementTree.Element, side: str) -> int:
-    """Return the height or width in pixels, or 0 if it is missing."""
-    text = _text(root, f"size/{side}") or "0"
-    if not text.isdecimal():
-        raise ValueError(f"{path}: has <{side}> {text!r}; write a whole number of pixels.")
-    return int(text)
-
-
-def _parse_object(where: str, element: ElementTree.Element) -> _Object:
-    """Parse an <object>; messages begin with `where`."""
-    for field in ("name", *(f"bndbox/{corner}" for corner in CORNERS)):
-        if not _text(element, field):
-            raise ValueError(f"{where} has no <{field.replace('/', '><')}>; add it.")
-    difficult = _text(element, "difficult") or "0"
-    if difficult not in ("0", "1"):
-        raise ValueError(f"{where} has <difficult> {difficult!r}; write 0 or 1.")
-    texts = {corner: _text(element, f"bndbox/{corner}") for corner in CORNERS}
-    try:
-        corners = parse_edges(texts)
-    except FieldError as error:
-        raise ValueError(f"{where} has {error}; correct or remove it.") from None
-    return _Object(_text(element, "name"), corners, difficult == "1")
-
-
-def _text(element: ElementTree.Element, path: str) -> str:
-    """Return the stripped text of an element's descendant, which is empty if there is none."""
-    return (element.findtext(path) or "").strip()
-
-
-def _find_images(files: _Files, parsed: Iterable[_Annotation]) -> list[str]:
-    """Return the name of the image file of every XML file."""
-    if not files.image_folder.is_dir():
-        raise FileNotFoundError(
-            f"{files.image_folder}: there is no such folder of images; give the folder that "
-            f"contains the images of {files.listing}."
+    if len(found) > 1:
+        raise ValueError(
+            f"{folder}: has no images, and both {found[0]} and {found[1]} have images of these "
+            "names; give the folder of images."
         )
-    existing = set(os.listdir(files.image_folder))
+    if not found:
+        return folder
+    logging.warning("%s: has no images; those in %s are read.", folder, found[0])
+    return found[0]
+
+
+def _has_all_images(parsed: Sequence[VocAnnotation], file_names: set[str]) -> bool:
+    """Return whether files are the images of all XML files, and not of XML files among them."""
+    images = set(filter(has_image_suffix, file_names))
+    if any(name.lower().endswith(".xml") for name in file_names):
+        return False
+    stems = {os.path.splitext(name)[0] for name in images}
+
+    def is_described(xml: VocAnnotation) -> bool:
+        if not has_image_suffix(xml.file_name):
+            return xml.path.stem in stems
+        # Masks of segmentation may have the same stem, and another suffix.
+        own_name = xml.path.stem + os.path.splitext(xml.file_name)[1]
+        return own_name in images or xml.file_name in images
+
+    return all(map(is_described, parsed))
+
+
+def _visible_files(folder: pathlib.Path) -> set[str]:
+    """Return the names of the files and folders in a folder, without hidden ones."""
+    return {name for name in os.listdir(folder) if not is_hidden(name)}
+
+
+def _find_images(files: _Files, folder: pathlib.Path, parsed: Sequence[VocAnnotation]) -> list[str]:
+    """Return the name of the image of every XML file; it may exist in another spelling only."""
+    existing = _visible_files(folder) if folder.is_dir() else set()
     names_of_stem = collections.defaultdict(list)
-    for name in sorted(existing):
-        if has_image_suffix(name):
-            names_of_stem[os.path.splitext(name)[0]].append(name)
-    xml_of_image: dict[str, pathlib.Path] = {}
+    for name in sorted(filter(has_image_suffix, existing)):
+        names_of_stem[os.path.splitext(name)[0]].append(name)
+    chosen, renamed = [], []
     for path, file_name, _, _ in parsed:
-        candidates = [file_name] if file_name in existing else names_of_stem[path.stem]
-        if len(candidates) != 1:
-            raise FileNotFoundError(
-                f"{path}: <filename> {file_name!r} is not in {files.image_folder}, where the name "
-                f"of the XML matches {' and '.join(candidates) or 'no image'}; correct <filename>, "
-                "or give the folder of images."
-            )
-        name = candidates[0]
-        if name in xml_of_image:
+        own = names_of_stem[path.stem]
+        if len(own) > 1:
+            own = [name for name in own if name == file_name] or own
+        if len(own) > 1:
             raise ValueError(
-                f"{path}: annotates the image {name}, and so does {xml_of_image[name].name}; "
+                f"{path}: may be of {own[0]} or of {own[1]}, and has <filename> {file_name!r}; "
                 "correct <filename>, or remove one of them."
             )
-        xml_of_image[name] = path
-    return list(xml_of_image)
+        chosen += own or [file_name or path.stem]
+        if own and file_name != own[0] and file_name in existing:
+            renamed.append(f"{path.name}: {own[0]}, not {file_name}")
+    if renamed:
+        logging.warning(
+            "%s: %d XML files name another existing image in <filename> than the one of their own "
+            "name, which is read (first: %s).",
+            files.listing,
+            len(renamed),
+            renamed[0],
+        )
+    return chosen
 
 
-def _stack_objects(files: _Files, parsed: Sequence[_Annotation], names: Sequence[str]) -> Objects:
+def _log_outlines(
+    files: _Files, parsed: Sequence[VocAnnotation], label: Callable[[int], str]
+) -> None:
+    """Log how many objects have another outline than a box."""
+    outlines = [entry.outline for xml in parsed for entry in xml.objects]
+    for outline in sorted(set(outlines) - {""}):
+        logging.warning(
+            "%s: %d objects have a <%s> and no <bndbox>; the upright box that encloses it is read "
+            "(first: %s).",
+            files.listing,
+            outlines.count(outline),
+            outline,
+            label(outlines.index(outline) + 1),
+        )
+
+
+def _stack_objects(files: _Files, parsed: Sequence[VocAnnotation], names: Sequence[str]) -> Objects:
     """Return the objects of all files; their ids are numbered from 1."""
     class_of = {name: k for k, name in enumerate(names)}
     objects, annotation_ids = ObjectList(), itertools.count(1)
     for index, annotation in enumerate(parsed):
-        for name, (x1, y1, x2, y2), difficult in annotation.objects:
+        for name, (x1, y1, x2, y2), difficult, _ in annotation.objects:
             if name not in class_of:
                 raise ValueError(
                     f"{annotation.path}: has an object {name!r}, but the categories are "
@@ -260,15 +288,3 @@ def _stack_objects(files: _Files, parsed: Sequence[_Annotation], names: Sequence
             box = (y1 - files.first_pixel, x1 - files.first_pixel, y2, x2)
             objects.append(next(annotation_ids), index, class_of[name], box, crowd=difficult)
     return objects.to_objects()
-
-
-def _sizes(
-    files: _Files, parsed: Sequence[_Annotation], image_names: Sequence[str]
-) -> Int32[np.ndarray, "N 2"]:
-    """Return the height and width of every image, from its XML file or its header."""
-    sizes = np.array([annotation.size for annotation in parsed], np.int32).reshape(-1, 2)
-    missing = np.flatnonzero((sizes == 0).any(axis=1)).tolist()
-    sizes[missing] = read_oriented_sizes(
-        files.image_folder, [image_names[index] for index in missing]
-    )
-    return sizes
