@@ -1,6 +1,7 @@
 """Fixtures of download hosts and of state dicts, whose shapes and values are in state_dicts.py."""
 
 import functools
+import hashlib
 import threading
 
 import numpy as np
@@ -10,6 +11,7 @@ from detector_examples import SMALL, SOURCES
 from download_host import Server
 
 from retinanet_jax.models import ARCHITECTURES
+from retinanet_jax.weights import download, named
 
 
 @pytest.fixture
@@ -31,6 +33,21 @@ def places(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
+
+
+@pytest.fixture
+def publish(monkeypatch, server):
+    """`publish(name, content)`: the digest of a file that the server has under a name."""
+
+    def publish(name="torchvision_v2", content=b"weights"):
+        file = named.DETECTORS[name].file
+        server.files[file] = content
+        digest = hashlib.sha256(content).hexdigest()[:8]
+        known = download.Published(server.url(f"good/{file}"), "sha256", digest)
+        monkeypatch.setitem(download.KNOWN, file, known)
+        return digest
+
+    return publish
 
 
 @pytest.fixture(scope="session")

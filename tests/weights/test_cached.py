@@ -3,7 +3,6 @@
 The published files are small ones of the same format, on a server that stands for the hosts.
 """
 
-import hashlib
 import pickle
 import shutil
 
@@ -19,20 +18,6 @@ from retinanet_jax.weights.download import KNOWN, Published
 
 NAME = "torchvision_v2"
 FILE = named.DETECTORS[NAME].file
-
-
-@pytest.fixture
-def publish(monkeypatch, server):
-    """`publish(name, content)`: the digest of a file that the server has under a name."""
-
-    def publish(name=NAME, content=b"weights"):
-        file = named.DETECTORS[name].file
-        server.files[file] = content
-        digest = hashlib.sha256(content).hexdigest()[:8]
-        monkeypatch.setitem(KNOWN, file, Published(server.url(f"good/{file}"), "sha256", digest))
-        return digest
-
-    return publish
 
 
 @pytest.fixture
