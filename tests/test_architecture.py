@@ -16,6 +16,7 @@ LAYERS = (
     ("config", "stored_config"),
     (
         "modeling",
+        "datasets",
         "input_pipeline",
         "weights",
         "checkpoint",
@@ -187,7 +188,7 @@ def modules_after(code):
     [
         ("import retinanet_jax", ["jax", "numpy", "retinanet_jax.detector"]),
         ("import retinanet_jax.core", ["flax", "ml_collections", "retinanet_jax.data"]),
-        ("import retinanet_jax.input_pipeline", ["flax", "orbax", "retinanet_jax.models"]),
+        ("import retinanet_jax.input_pipeline, retinanet_jax.datasets", ["flax", "orbax", "retinanet_jax.models"]),
         ("import retinanet_jax.detector", ["tensorflow", "pycocotools", "matplotlib"]),
     ],
 )

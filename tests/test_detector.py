@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import retinanet_jax
-from retinanet_jax import checkpoint, core, input_pipeline
+from retinanet_jax import checkpoint, core, datasets, input_pipeline
 from retinanet_jax import detector as detector_module
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
@@ -380,7 +380,7 @@ def test_the_network_has_the_same_input_as_in_evaluation(
     )
     config.data.update(resize=method, eval_shapes=shapes, eval_short_side=90, loader="numpy")
     config.data.buckets = ((96, 128), (128, 128))
-    source = input_pipeline.open_evaluation(config, tmp_path)
+    source = datasets.open_evaluation(config, tmp_path)
     plan = input_pipeline.eval_plan(config, source.sizes, batch_size=1)
     for batch in input_pipeline.host_batches(config, source, plan, range(3)):
         example = detector_module.eval_example(source.image(int(batch.index[0])), config)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from retinanet_jax import input_pipeline
+from retinanet_jax import datasets, input_pipeline
 from retinanet_jax.training import loop
 
 CATEGORIES = ("nine", "ten", "jack", "queen", "king", "ace")  # in the order of the JSON's ids
@@ -48,8 +48,8 @@ def test_coco_voc_and_packed_give_equal_training_and_evaluation(
     runs = {"coco": coco_config}
     runs["voc"] = coco_config.copy_and_resolve_references()
     runs["packed"] = coco_config.copy_and_resolve_references()
-    input_pipeline.pack_datasets(coco_config, input_pipeline.PARTS, tmp_path / "packed")
-    for part in input_pipeline.PARTS:
+    input_pipeline.pack_datasets(coco_config, datasets.PARTS, tmp_path / "packed")
+    for part in datasets.PARTS:
         runs["voc"].data[part].update(source="voc", annotations=str(test_data / "cards/test"))
         runs["packed"].data[part].update(
             source="packed", annotations="", images=str(tmp_path / "packed" / part)

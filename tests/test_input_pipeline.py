@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from retinanet_jax import input_pipeline
+from retinanet_jax import datasets, input_pipeline
 from retinanet_jax.data.sources.coco import CocoSource
 
 
@@ -30,7 +30,7 @@ def names(source):
 
 def test_shapes_are_generated_in_the_workdir(toy_config, tmp_path):
     toy_config.data.train.count, toy_config.data.eval.count = 3, 2
-    train, evaluation = input_pipeline.open_sources(toy_config, tmp_path)
+    train, evaluation = datasets.open_sources(toy_config, tmp_path)
     assert (len(train), len(evaluation)) == (3, 2)
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["shapes-1", "shapes-2"]
     assert train.sizes.tolist() == [[96, 96]] * 3
@@ -41,8 +41,8 @@ def test_without_evaluation_data_part_of_the_training_data_is_split_off(
     user_config, synthetic_dataset, tmp_path
 ):
     user_config.data.validation_fraction = 0.3
-    train, validation = input_pipeline.open_sources(user_config, tmp_path)
-    again = input_pipeline.open_sources(user_config, tmp_path)[1]
+    train, validation = datasets.open_sources(user_config, tmp_path)
+    again = datasets.open_sources(user_config, tmp_path)[1]
     assert names(train) | names(validation) == {
         p.name for p in (synthetic_dataset / "images").iterdir()
     }
@@ -56,20 +56,20 @@ def test_an_invalid_image_of_a_small_dataset_is_named_before_the_run(
 ):
     shutil.copytree(synthetic_dataset, tmp_path / "copied")
     source = CocoSource(tmp_path / "copied/instances.json", tmp_path / "copied/images")
-    input_pipeline.check_training_data(source)
+    datasets.check_training_data(source)
     broken = tmp_path / "copied/images" / source.file_name(7)
     broken.write_bytes(broken.read_bytes()[:-200])
     with pytest.raises(ValueError, match=rf"{broken.name}: the image is corrupt or truncated"):
-        input_pipeline.check_images(source)
-    monkeypatch.setattr(input_pipeline, "MAX_IMAGES_TO_CHECK", len(source) - 1)
-    input_pipeline.check_images(source)
+        datasets.check_images(source)
+    monkeypatch.setattr(datasets, "MAX_IMAGES_TO_CHECK", len(source) - 1)
+    datasets.check_images(source)
 
 
 def test_training_data_without_a_box_is_an_error(synthetic_dataset, tmp_path):
     content = json.loads((synthetic_dataset / "instances.json").read_text())
     (tmp_path / "empty.json").write_text(json.dumps({**content, "annotations": []}))
     with pytest.raises(ValueError, match=r"empty\.json: none of its 20 images has a box; there"):
-        input_pipeline.check_training_data(
+        datasets.check_training_data(
             CocoSource(tmp_path / "empty.json", synthetic_dataset / "images")
         )
 
@@ -77,7 +77,7 @@ def test_training_data_without_a_box_is_an_error(synthetic_dataset, tmp_path):
 def test_evaluation_data_takes_precedence_over_a_validation_fraction(user_config, tmp_path):
     user_config.data.validation_fraction = 0.3
     user_config.data.eval.update(user_config.data.train)
-    train, evaluation = input_pipeline.open_sources(user_config, tmp_path)
+    train, evaluation = datasets.open_sources(user_config, tmp_path)
     assert len(train) == len(evaluation) == 20
 
 
@@ -88,7 +88,7 @@ def test_the_error_for_missing_data_names_the_missing_flags(user_config, tmp_pat
     user_config.data[part][field] = ""
     flag = rf"no data: source='coco' requires --config\.data\.{part}\.{field}=F"
     with pytest.raises(ValueError, match=flag) as error:
-        input_pipeline.open_sources(user_config, tmp_path)
+        datasets.open_sources(user_config, tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -96,19 +96,19 @@ def test_an_unknown_source_is_named(user_config, tmp_path):
     user_config.data.train.source = "yolo"
     known = "coco, voc, csv, tfds, packed, shapes"
     with pytest.raises(ValueError, match=f"data.train.source='yolo' must be one of {known}"):
-        input_pipeline.open_sources(user_config, tmp_path)
+        datasets.open_sources(user_config, tmp_path)
 
 
 def test_listed_sources_are_merged(user_config, tmp_path, synthetic_dataset):
     """A field with one entry applies to every source; the others have an entry for each."""
-    once = input_pipeline.open_training(user_config, tmp_path)
+    once = datasets.open_training(user_config, tmp_path)
     csv, classes = as_csv(once, tmp_path)
     user_config.data.train.update(
         source="coco, csv",
         annotations=f"{synthetic_dataset / 'instances.json'},{csv}",
         classes=str(classes),
     )
-    both = input_pipeline.open_training(user_config, tmp_path)
+    both = datasets.open_training(user_config, tmp_path)
     assert len(both) == 2 * len(once)
     assert both.categories == once.categories
     for index in range(len(once)):
@@ -142,7 +142,7 @@ def test_lists_of_different_lengths_are_an_error(user_config, tmp_path):
     with pytest.raises(
         ValueError, match=r"data\.train\.images lists 2 sources, but another field lists 3"
     ):
-        input_pipeline.open_training(user_config, tmp_path)
+        datasets.open_training(user_config, tmp_path)
 
 
 def test_the_error_for_different_categories_names_the_field_for_voc(
@@ -150,41 +150,41 @@ def test_the_error_for_different_categories_names_the_field_for_voc(
 ):
     user_config.data.eval.update(user_config.data.train)
     user_config.data.eval.source = "voc"
-    source = input_pipeline.open_training(user_config, tmp_path)
+    source = datasets.open_training(user_config, tmp_path)
     source.categories = tuple(
         category._replace(id=category.id + 1) for category in source.categories
     )
-    monkeypatch.setattr(input_pipeline, "VocSource", lambda *_, **__: source)
+    monkeypatch.setattr(datasets, "VocSource", lambda *_, **__: source)
     with pytest.raises(ValueError, match=r"--config\.data\.categories="):
-        input_pipeline.open_sources(user_config, tmp_path)
+        datasets.open_sources(user_config, tmp_path)
 
 
 def test_annotations_for_the_shapes_source_are_an_error(toy_config, tmp_path):
     toy_config.data.train.annotations = "mine.json"
     with pytest.raises(ValueError, match=r"data\.train\.annotations=mine\.json would not be read"):
-        input_pipeline.open_sources(toy_config, tmp_path)
+        datasets.open_sources(toy_config, tmp_path)
 
 
 def test_training_and_evaluation_data_are_opened_separately(user_config, tmp_path):
     """A machine that evaluates does not need the training images, and vice versa."""
     user_config.data.validation_fraction = 0.0
     with pytest.raises(ValueError, match=r"config\.data\.eval\.annotations"):
-        input_pipeline.open_evaluation(user_config, tmp_path)
-    assert len(input_pipeline.open_training(user_config, tmp_path)) == 20
+        datasets.open_evaluation(user_config, tmp_path)
+    assert len(datasets.open_training(user_config, tmp_path)) == 20
 
 
 def test_data_with_a_validation_fraction_is_read_once(user_config, tmp_path, monkeypatch):
     """Otherwise its warnings would be printed twice."""
     user_config.data.validation_fraction = 0.3
     parts = []
-    open_source = input_pipeline.open_source
+    open_source = datasets.open_source
 
     def recorded(config, part, workdir):
         parts.append(part)
         return open_source(config, part, workdir)
 
-    monkeypatch.setattr(input_pipeline, "open_source", recorded)
-    input_pipeline.open_sources(user_config, tmp_path)
+    monkeypatch.setattr(datasets, "open_source", recorded)
+    datasets.open_sources(user_config, tmp_path)
     assert parts == ["train"]
 
 
@@ -197,7 +197,7 @@ def test_training_and_evaluation_data_must_have_the_same_categories(
     other.write_text(json.dumps(content))
     user_config.data.eval.update(annotations=str(other), images=str(synthetic_dataset / "images"))
     with pytest.raises(ValueError, match=r"ellipse.*other\.json.*egg.*same ids and names"):
-        input_pipeline.open_sources(user_config, tmp_path)
+        datasets.open_sources(user_config, tmp_path)
 
 
 def test_plans_have_the_batch_sizes_and_sides_of_the_config(config):
@@ -222,11 +222,11 @@ def test_an_unknown_evaluation_shape_is_named(config):
 def test_opening_a_dataset_imports_neither_flax_nor_the_network(synthetic_dataset, tmp_path):
     code = f"""
 import pathlib, sys
-from retinanet_jax import input_pipeline
+from retinanet_jax import datasets, input_pipeline
 from retinanet_jax.config import default_config
 config, folder = default_config(), {str(synthetic_dataset)!r}
 config.data.train.update(annotations=folder + "/instances.json", images=folder + "/images")
-source = input_pipeline.open_training(config, pathlib.Path({str(tmp_path)!r}))
+source = datasets.open_training(config, pathlib.Path({str(tmp_path)!r}))
 input_pipeline.train_plan(config, source).batch(0)
 print(len(source))
 unexpected = ("flax", "retinanet_jax.models", "retinanet_jax.modeling", "tensorflow")

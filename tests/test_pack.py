@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from retinanet_jax import input_pipeline
+from retinanet_jax import datasets, input_pipeline
 from retinanet_jax.data.sources.packed import PackedSource
 
 WITHOUT_TENSORFLOW = "sys.modules.update(tensorflow=None, tensorflow_datasets=None)"
@@ -37,16 +37,16 @@ def apply_flags(config: ConfigDict, flags: list[str]) -> None:
 
 
 def test_the_printed_flags_open_the_same_data(coco_config, tmp_path, capsys):
-    train, evaluation = input_pipeline.open_sources(coco_config, tmp_path)
+    train, evaluation = datasets.open_sources(coco_config, tmp_path)
     coco_config.data.update(short_sides=(32, 64, 48), eval_short_side=40)
     apply_flags(
         coco_config, input_pipeline.pack_datasets(coco_config, ("train", "eval"), tmp_path / "out")
     )
 
     assert coco_config.data.loader == "numpy"
-    opened = input_pipeline.open_sources(coco_config, tmp_path)
+    opened = datasets.open_sources(coco_config, tmp_path)
     assert [source.name for source in opened] == [
-        str(tmp_path / f"out/{part}") for part in input_pipeline.PARTS
+        str(tmp_path / f"out/{part}") for part in datasets.PARTS
     ]
     for source, expected in zip(opened, (train, evaluation), strict=True):
         assert isinstance(source, PackedSource)
@@ -75,7 +75,7 @@ def test_several_sources_are_packed_as_one(coco_config, synthetic_dataset, tmp_p
         f"{synthetic_dataset}/instances.json,{synthetic_dataset}/instances.json"
     )
     apply_flags(coco_config, input_pipeline.pack_datasets(coco_config, ("train", "eval"), tmp_path))
-    train, _ = input_pipeline.open_sources(coco_config, tmp_path)
+    train, _ = datasets.open_sources(coco_config, tmp_path)
     assert isinstance(train, PackedSource)
     assert len(train) == 40
 
@@ -83,11 +83,11 @@ def test_several_sources_are_packed_as_one(coco_config, synthetic_dataset, tmp_p
 def test_a_validation_fraction_is_packed_with_the_training_data(coco_config, tmp_path):
     coco_config.data.eval.update(annotations="", images="")
     coco_config.data.validation_fraction = 0.3
-    parts = input_pipeline.open_sources(coco_config, tmp_path)
+    parts = datasets.open_sources(coco_config, tmp_path)
     with pytest.raises(ValueError, match=r"validation_fraction=0\.3 splits .*--part=both"):
         input_pipeline.pack_datasets(coco_config, ("train",), tmp_path)
     apply_flags(coco_config, input_pipeline.pack_datasets(coco_config, ("train", "eval"), tmp_path))
-    opened = input_pipeline.open_sources(coco_config, tmp_path)
+    opened = datasets.open_sources(coco_config, tmp_path)
     for source, expected in zip(opened, parts, strict=True):
         assert isinstance(source, PackedSource)
         assert source.image_ids == expected.image_ids

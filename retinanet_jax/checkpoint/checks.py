@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import stored_config
 from retinanet_jax.data.sources.base import Category
-from retinanet_jax.input_pipeline import splits_training_data
+from retinanet_jax.datasets import splits_training_data
 
 
 def check_resumable(folder: pathlib.Path, training: Any) -> None:

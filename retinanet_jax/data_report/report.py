@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from retinanet_jax import input_pipeline
+from retinanet_jax import datasets, input_pipeline
 from retinanet_jax.config import check_fields
 from retinanet_jax.data.sources.base import Source, subset
 from retinanet_jax.data_report import annotation_checks, figures, image_checks, sheet, summary
@@ -97,12 +97,12 @@ def open_parts(config: ConfigDict, output: pathlib.Path) -> dict[str, Source]:
         config: The config of the run.
         output: The folder in which synthetic images are generated.
     """
-    if input_pipeline.splits_training_data(config):
-        return dict(zip(("train", "eval"), input_pipeline.open_split(config, output), strict=True))
-    parts = {"train": input_pipeline.open_training(config, output)}
+    if datasets.splits_training_data(config):
+        return dict(zip(("train", "eval"), datasets.open_split(config, output), strict=True))
+    parts = {"train": datasets.open_training(config, output)}
     evaluation = config.data.eval
     if evaluation.annotations or evaluation.images or evaluation.source == "shapes":
-        parts["eval"] = input_pipeline.open_evaluation(config, output)
+        parts["eval"] = datasets.open_evaluation(config, output)
     return parts
 
 
@@ -176,6 +176,7 @@ def check_part(
         annotation_checks.check_boxes_of_two_classes(source, boxes, pairs),
         check_dense_images(source, boxes, max_detections=config.detections.max_detections),
         image_checks.check_readable(fingerprints),
+        *image_checks.check_value_range(source, fingerprints),
         image_checks.check_duplicate_images(source, fingerprints),
     ]
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 from PIL import Image
 
-from retinanet_jax import checkpoint, core, input_pipeline, sharding, visualize
+from retinanet_jax import checkpoint, core, datasets, input_pipeline, sharding, visualize
 from retinanet_jax.compilation import CompiledByShape, Compiler, black_batch, start_compiler
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.pipeline import batch_shapes
@@ -219,8 +219,8 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     """
     coco_api(config.evaluator)  # raises an error early if it is not installed
     trained = checkpoint.load(workdir)
-    source = input_pipeline.open_evaluation(config, workdir)
-    input_pipeline.check_evaluation_data(source)
+    source = datasets.open_evaluation(config, workdir)
+    datasets.check_evaluation_data(source)
     checkpoint.check_categories(trained.folder, trained.categories, source.categories)
     checkpoint.check_model(trained.folder, trained.config, config)
     checkpoint.check_split(trained.folder, trained.config, config)

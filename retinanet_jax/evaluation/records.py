@@ -20,7 +20,7 @@ from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.config import flatten
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data.sources.objects import id_array
-from retinanet_jax.input_pipeline import splits_training_data
+from retinanet_jax.datasets import splits_training_data
 from retinanet_jax.stored_config import plain
 from retinanet_jax.utils.files import write_json
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from retinanet_jax import input_pipeline, sharding
+from retinanet_jax import datasets, input_pipeline, sharding
 from retinanet_jax.checkpoint import CheckpointManager, newest_step
 from retinanet_jax.compilation import CompiledByShape, black_batch, start_compiler
 from retinanet_jax.data.pipeline import batch_shapes
@@ -120,12 +120,12 @@ def open_data(
         OSError: If a file cannot be read.
     """
     if evaluates:
-        train_data, eval_data = input_pipeline.open_sources(config, workdir)
-        input_pipeline.check_evaluation_data(eval_data)
-        input_pipeline.check_images(eval_data)
+        train_data, eval_data = datasets.open_sources(config, workdir)
+        datasets.check_evaluation_data(eval_data)
+        datasets.check_images(eval_data)
     else:
-        train_data, eval_data = input_pipeline.open_training(config, workdir), None
-    input_pipeline.check_training_data(train_data)
+        train_data, eval_data = datasets.open_training(config, workdir), None
+    datasets.check_training_data(train_data)
     return train_data, eval_data
 
 

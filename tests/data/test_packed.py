@@ -15,9 +15,9 @@ from retinanet_jax.data.pipeline import batches
 from retinanet_jax.data.plan import EvalPlan, TrainPlan
 from retinanet_jax.data.sources import packed
 from retinanet_jax.data.sources.base import subset
-from retinanet_jax.data.sources.split import split_by_hash
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.data.sources.packed import PackedSource, write_packed
+from retinanet_jax.data.sources.split import split_by_hash
 
 SIDES = {"short_side": 96, "long_side": 160, "resize": "bilinear"}
 

@@ -8,10 +8,10 @@ import pytest
 
 from retinanet_jax.data.sources import image_headers
 from retinanet_jax.data.sources.base import subset
-from retinanet_jax.data.sources.split import split_by_hash
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.data.sources.csv_files import CsvSource
 from retinanet_jax.data.sources.merged import merge
+from retinanet_jax.data.sources.split import split_by_hash
 from retinanet_jax.data.sources.voc import VocSource
 
 

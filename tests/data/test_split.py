@@ -77,7 +77,7 @@ def test_the_frames_of_a_video_stay_on_one_side(pattern):
 
 def test_a_single_video_is_split_into_runs_of_frames():
     source = NamedSource([f"frame_{k:04d}.jpg" for k in range(100)])
-    train, held_out = split(source, 0.2)
+    held_out = split(source, 0.2)[1]
     assert len(held_out) == 20
     numbers = sorted(int(name[6:10]) for name in held_out.file_names)
     assert np.count_nonzero(np.diff(numbers) > 1) <= 1  # two runs of ten frames at most

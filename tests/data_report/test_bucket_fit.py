@@ -2,7 +2,7 @@
 
 import pytest
 
-from retinanet_jax import input_pipeline
+from retinanet_jax import datasets, input_pipeline
 from retinanet_jax.data_report.bucket_fit import (
     check_buckets,
     check_evaluation_buckets,
@@ -17,7 +17,7 @@ def test_missing_evaluation_buckets_are_an_error(tmp_path, make_dataset, make_co
     dataset.add_image(128, 96)
     fields = dataset.write()
     config = make_config(fields, fields, buckets=((64, 96),))
-    source = input_pipeline.open_evaluation(config, tmp_path)
+    source = datasets.open_evaluation(config, tmp_path)
     finding = check_evaluation_buckets(config, source)
     assert finding.severity == "error"
     assert "is resized to (85, 64), which fits in no bucket" in finding.message
@@ -39,7 +39,7 @@ def landscape_and_portrait(tmp_path, make_dataset):
 def test_all_shapes_of_the_report_are_configured(tmp_path, make_config, landscape_and_portrait):
     """Nothing is padded to 96 x 96, which contains both orientations."""
     config = make_config(landscape_and_portrait, {})
-    fit = fit_buckets(config, input_pipeline.open_training(config, tmp_path))
+    fit = fit_buckets(config, datasets.open_training(config, tmp_path))
     rows = [row[:2] for row in fit.tables["configured"].rows]
     assert rows == [((64, 96), 4), ((96, 64), 1)]
     assert fit.suggested == ((64, 96), (96, 64))
@@ -57,7 +57,7 @@ def test_buckets_that_contain_no_square_are_an_error_with_working_advice(
     dataset.add_image(96, 96)
     dataset.add_image()
     config = make_config(dataset.write(), {}, buckets=((32, 96), (96, 32)))
-    fit = fit_buckets(config, input_pipeline.open_training(config, tmp_path))
+    fit = fit_buckets(config, datasets.open_training(config, tmp_path))
     assert "image 0 of (96, 96)" in fit.error
     assert fit.suggested == ((64, 64), (64, 96))
     assert fit.plan.buckets.tolist() == [[64, 64], [64, 96]]
@@ -69,7 +69,7 @@ def test_buckets_that_limit_the_scale_jitter_are_a_warning(
     """96 x 128 is resized to 64 x 85, and to 80 x 107 by a jitter of 1.25."""
     jitter = {"scale_jitter": (0.8, 1.25)}
     config = make_config(landscape_and_portrait, {}, **jitter, buckets=((96, 128), (96, 64)))
-    source = input_pipeline.open_training(config, tmp_path)
+    source = datasets.open_training(config, tmp_path)
     fit = fit_buckets(config, source)
     assert count_limited_jitter(fit.plan) == 1
     finding = check_buckets(fit)

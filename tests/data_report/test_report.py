@@ -120,17 +120,19 @@ def test_the_advice_is_in_the_files_and_its_flags_work(planted, monkeypatch, req
     assert suggested
     assert len(suggested[0]["scales"]) == len(configured["scales"])
     assert len(suggested[0]["ratios"]) == len(configured["ratios"])
-    assert suggested[-1]["covered"] > 0.7
+    assert suggested[0]["covered"] > 0.7
+    assert suggested[0]["covered_by_category"]["snake"] == 1
+    assert suggested[0]["covered_by_category"]["unicorn"] is None
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
     buckets, more = planted.findings["buckets"].advice.split(" has ")
     assert "8 shapes, each compiled once, have 11.5%" in more
     config_flag = "--config=configs/r50_fpn.py"
-    argv = ["program", config_flag, *shlex.split(suggested[-1]["flags"]), *shlex.split(buckets)]
+    argv = ["program", config_flag, *shlex.split(suggested[0]["flags"]), *shlex.split(buckets)]
     monkeypatch.setattr(sys, "argv", argv)
     values(argv)
-    assert list(values.config.anchors.scales) == suggested[-1]["scales"]
-    assert list(values.config.anchors.ratios) == suggested[-1]["ratios"]
+    assert list(values.config.anchors.scales) == suggested[0]["scales"]
+    assert list(values.config.anchors.ratios) == suggested[0]["ratios"]
     # One shape is configured and one is suggested, for landscape and portrait images together.
     assert values.config.data.buckets == ((96, 96),)
     overheads = {name: table["padding_overhead"] for name, table in report["buckets"].items()}
@@ -140,8 +142,10 @@ def test_the_advice_is_in_the_files_and_its_flags_work(planted, monkeypatch, req
     assert (planted.output / "report.txt").read_text() in planted.printed
     assert not list(planted.output.glob("*.partial"))
     rows = {row["name"]: row for row in report["categories"]}
-    assert rows["ant"] == {"id": 8, "name": "ant", "train": 4, "eval": 0, "no_anchor": 1.0}
+    ant = {"train": 4, "eval": 0, "sampled": 4, "no_anchor": 1.0}
+    assert rows["ant"] == {"id": 8, "name": "ant", "median_sides": pytest.approx([8 / 3] * 2, 0.01)} | ant
     assert rows["unicorn"]["no_anchor"] is None
+    assert rows["unicorn"]["median_sides"] is None
 
 
 def test_a_dataset_without_problems_has_no_advice(tmp_path, make_dataset, make_config):

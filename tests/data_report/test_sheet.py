@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinanet_jax import core, input_pipeline, visualize
+from retinanet_jax import core, datasets, input_pipeline, visualize
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data_report import sheet
 from retinanet_jax.modeling import image_anchors, network_input
@@ -12,7 +12,7 @@ from retinanet_jax.modeling import image_anchors, network_input
 
 def first_batch(config, tmp_path):
     """Return the training data and its first batch."""
-    source = input_pipeline.open_training(config, tmp_path)
+    source = datasets.open_training(config, tmp_path)
     plan = input_pipeline.train_plan(config, source)
     (batch,) = input_pipeline.host_batches(config, source, plan, range(1))
     return source, batch
@@ -97,7 +97,7 @@ def test_images_with_boxes_are_shown_first(tmp_path, make_dataset, make_config):
             dataset.add_box(image_id, [0, 0, 72, 72])
     fields = dataset.write()
     config = make_config(fields, fields)
-    source = input_pipeline.open_training(config, tmp_path)
+    source = datasets.open_training(config, tmp_path)
     plan = input_pipeline.train_plan(config, source)
     ((examples, _),) = sheet.first_examples(config, source, plan)
     assert set(examples.index.tolist()) == {1, 3}

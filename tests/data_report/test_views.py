@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from retinanet_jax import input_pipeline
+from retinanet_jax import datasets, input_pipeline
 from retinanet_jax.data.pipeline import batches
 from retinanet_jax.data_report import sheet, views
 
@@ -25,7 +25,7 @@ def test_views_have_the_boxes_and_targets_of_the_batches(tmp_path, make_dataset,
     }
     fields = dataset.write()
     config = make_config(fields, fields, **augmentation)
-    source = input_pipeline.open_training(config, tmp_path)
+    source = datasets.open_training(config, tmp_path)
     plan = input_pipeline.train_plan(config, source)
     epoch = iter(views.epoch_views(source, plan, min_visible=0.4))
     match = views.make_matcher(config, (64, 64))

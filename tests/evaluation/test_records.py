@@ -9,8 +9,8 @@ from PIL import Image
 
 from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.data.sources.base import subset
-from retinanet_jax.data.sources.split import split_by_hash
 from retinanet_jax.data.sources.coco import CocoSource
+from retinanet_jax.data.sources.split import split_by_hash
 from retinanet_jax.evaluation import records
 from retinanet_jax.utils.files import write_json
 

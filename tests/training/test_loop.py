@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from retinanet_jax import checkpoint, input_pipeline, sharding
+from retinanet_jax import checkpoint, datasets, input_pipeline, sharding
 from retinanet_jax.config import load_config
 from retinanet_jax.evaluation import evaluator
 from retinanet_jax.training import loop
@@ -138,7 +138,7 @@ def mixed_config(config, synthetic_dataset):
 def start(config, synthetic_dataset):
     """A function `(first step, steps) -> (step, evaluated shapes)` that begins a run."""
     config = mixed_config(config, synthetic_dataset)
-    source = input_pipeline.open_training(config, pathlib.Path())
+    source = datasets.open_training(config, pathlib.Path())
     plan = input_pipeline.train_plan(config, source)
     mesh = sharding.make_mesh(1)
     state = sharding.put_replicated(
@@ -341,7 +341,7 @@ def test_fine_tuning_with_a_validation_fraction_and_an_interruption(
     loop.train(finetune_config, whole, evaluates=True)
 
     # AP is that of the validation images, and of no others.
-    train_data, validation_data = input_pipeline.open_sources(finetune_config, whole)
+    train_data, validation_data = datasets.open_sources(finetune_config, whole)
     results = json.loads((whole / "eval/6_detections.json").read_text())
     assert {result["image_id"] for result in results} == set(validation_data.image_ids)
     assert not set(train_data.image_ids) & set(validation_data.image_ids)

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from retinanet_jax import input_pipeline
+from retinanet_jax import datasets, input_pipeline
 from retinanet_jax.config import flatten, load_config
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "presets.md"
@@ -110,7 +110,7 @@ def test_packed_images_of_another_resizing_are_an_error(toy_config, synthetic_da
     data.resize = "pillow"
     input_pipeline.pack_datasets(toy_config, ["train"], tmp_path)
     data.train.update(source="packed", annotations="", images=str(tmp_path / "train"))
-    assert input_pipeline.open_source(toy_config, "train", tmp_path).resize == "pillow"
+    assert datasets.open_source(toy_config, "train", tmp_path).resize == "pillow"
     data.resize = "bilinear"
     with pytest.raises(ValueError, match=r"resized by 'pillow', but data\.resize is 'bilinear'"):
-        input_pipeline.open_source(toy_config, "train", tmp_path)
+        datasets.open_source(toy_config, "train", tmp_path)

@@ -1,0 +1,282 @@
+"""Detection of a dataset's format from its files, for the flag `--data`."""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable
+from xml.etree import ElementTree
+
+from retinanet_jax.data.sources import yolo_layout
+from retinanet_jax.data.sources.image_lookup import is_hidden
+from retinanet_jax.data.sources.layouts import (
+    MAX_SHOWN,
+    DetectedDataset,
+    Fields,
+    choose_splits,
+    find_image_folder,
+    find_splits,
+    list_files,
+    list_folders,
+    make_fields,
+)
+
+LOOKED_FOR = (
+    "COCO (a .json with images, annotations and categories), "
+    "YOLO (data.yaml, classes.txt, or folders images and labels), "
+    "Pascal VOC (.xml files, or a devkit with Annotations and ImageSets), "
+    "CSV (a .csv with a line for each box), "
+    "LabelMe (a .json with shapes for each image), "
+    "CVAT for images (annotations.xml), "
+    "TFDS (dataset_info.json), packed (packed.json)"
+)
+MAX_NAMES = 5  # file names with which the folder of the images is found
+MAX_FILES = 20  # files that are searched for COCO's lists; more are those of single images
+COCO_LISTS = tuple(
+    re.compile(rb'"%s"\s*:\s*\[' % name) for name in (b"images", b"annotations", b"categories")
+)
+FILE_NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+LABELME_SHAPES = re.compile(rb'"shapes"\s*:\s*\[')
+VERSION = re.compile(r"\d+\.\d+\.\d+")  # of a TFDS dataset
+ANNOTATION_FOLDERS = ("annotations", "annotation", "labels", "xml", "xmls", "json", "jsons")
+
+
+def detect_dataset(path: pathlib.Path) -> DetectedDataset:
+    """Return the format of a dataset, and the config fields with which it is opened.
+
+    Args:
+        path: The dataset's folder, or its file of annotations.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        ValueError: If no format is detected; the message lists what was looked for.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"--data={path}: there is no such file or folder; check the path.")
+    path = pathlib.Path(path.absolute())
+    for detect in FOLDER_DETECTORS if path.is_dir() else FILE_DETECTORS:
+        found = detect(path)
+        if found is not None:
+            return found
+    raise ValueError(
+        f"--data={path}: {_describe(path)} in no known format; looked for {LOOKED_FOR}. Give the "
+        "folder or the file that contains the boxes."
+    )
+
+
+def _describe(path: pathlib.Path) -> str:
+    """Return what a path is, for the error message."""
+    if path.is_file():
+        return f"a file {path.suffix or 'without a suffix'}"
+    names = sorted(entry.name for entry in path.iterdir() if not is_hidden(entry.name))
+    if not names:
+        return "an empty folder"
+    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return f"a folder of {', '.join(names[:MAX_SHOWN])}{more},"
+
+
+def _detect_packed(folder: pathlib.Path) -> DetectedDataset | None:
+    parts = {"": folder, "train": folder / "train", "eval": folder / "eval"}
+    packed = {name: part for name, part in parts.items() if (part / "packed.json").is_file()}
+    return choose_splits(
+        "packed", {name: make_fields("packed", images=part) for name, part in packed.items()}
+    )
+
+
+def _detect_tfds(folder: pathlib.Path) -> DetectedDataset | None:
+    """Detect BUILDER/[CONFIG/]VERSION, or its newest version; above BUILDER is TFDS's data_dir."""
+    versions = [path for path in list_folders(folder) if VERSION.fullmatch(path.name)]
+    if versions:
+        folder = versions[-1]
+    if not all((folder / name).is_file() for name in ("dataset_info.json", "features.json")):
+        return None
+    info = json.loads((folder / "dataset_info.json").read_bytes())
+    names = [name for name in (info["name"], info.get("configName")) if name]
+    builder, data_dir = f"{'/'.join(names)}:{folder.name}", folder.parents[len(names)]
+    parts = {
+        split["name"]: make_fields("tfds", builder, images=data_dir, split=split["name"])
+        for split in info.get("splits", [])
+    }
+    return choose_splits("TFDS", parts)
+
+
+def _detect_coco_file(file: pathlib.Path) -> DetectedDataset | None:
+    return choose_splits("COCO", {"": _coco_fields(file)}) if _is_coco(file) else None
+
+
+def _detect_coco(folder: pathlib.Path) -> DetectedDataset | None:
+    """Detect JSON files in the folder, in its folder annotations, or in a folder for each split."""
+    for inner in (folder / "annotations", folder):
+        parts = find_splits(inner, _coco_files, _coco_fields) if inner.is_dir() else {}
+        if parts:
+            return choose_splits("COCO", parts)
+    return None
+
+
+def _coco_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Return COCO's files in a folder; if there are files of instances, only these."""
+    files = list_files(folder, ".json")
+    files = [file for file in files if file.name.startswith("instances")] or files
+    return list(filter(_is_coco, files[:MAX_FILES]))
+
+
+def _is_coco(file: pathlib.Path) -> bool:
+    """Return whether a JSON file has COCO's lists; parsing a large one would take seconds."""
+    if file.suffix.lower() != ".json":
+        return False
+    content = file.read_bytes()
+    return all(expression.search(content) for expression in COCO_LISTS)
+
+
+def _coco_fields(file: pathlib.Path) -> Fields:
+    """Return the fields of a COCO file, with the folder in which its images are."""
+    names = []
+    for match in FILE_NAME.finditer(file.read_text("utf-8", errors="replace")):
+        names.append(str(json.loads(match[1], strict=False)).replace("\\", "/"))
+        if len(names) == MAX_NAMES:
+            break
+    return make_fields("coco", file, images=find_image_folder(file, names))
+
+
+def _detect_yolo(folder: pathlib.Path) -> DetectedDataset | None:
+    """Detect a description, or a folder labels, also in the folder of a split."""
+    folders = list_folders(folder)
+    folders += [inner for outer in folders for inner in list_folders(outer)]
+    has_labels = any(
+        path.name.lower() == "labels" and not list_files(path, ".xml", ".json") for path in folders
+    )
+    is_described = yolo_layout.read_layout(folder).listing.is_file()
+    return _yolo_dataset(folder) if has_labels or is_described else None
+
+
+def _detect_yolo_file(file: pathlib.Path) -> DetectedDataset | None:
+    is_description = file.suffix.lower() in (*yolo_layout.YAML_SUFFIXES, ".data")
+    return _yolo_dataset(file) if is_description else None
+
+
+def _yolo_dataset(path: pathlib.Path) -> DetectedDataset | None:
+    splits = yolo_layout.splits(path) or ("",)
+    return choose_splits(
+        "YOLO", {split: make_fields("yolo", path, split=split) for split in splits}
+    )
+
+
+def _detect_xml_file(file: pathlib.Path) -> DetectedDataset | None:
+    match _root_tag(file) if file.suffix.lower() == ".xml" else "":
+        case "annotations":
+            return choose_splits("CVAT", {"": make_fields("cvat", file)})
+        case "annotation":
+            return _detect_voc(file.parent)
+    return None
+
+
+def _detect_cvat(folder: pathlib.Path) -> DetectedDataset | None:
+    parts = find_splits(folder, _cvat_files, lambda file: make_fields("cvat", file))
+    return choose_splits("CVAT", parts)
+
+
+def _cvat_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    files = list_files(folder, ".xml")[:MAX_FILES]
+    return [file for file in files if _root_tag(file) == "annotations"]
+
+
+def _detect_voc(folder: pathlib.Path) -> DetectedDataset | None:
+    """Detect a devkit, a folder of XML files, or one for each split."""
+    years = [path for path in list_folders(folder) if re.fullmatch(r"VOC\d+", path.name)]
+    for root in (folder, *([years[0]] if len(years) == 1 else [])):
+        splits = [file.stem for file in list_files(root / "ImageSets" / "Main", ".txt")]
+        if splits and (root / "Annotations").is_dir():
+            parts = {split: make_fields("voc", root, split=split) for split in splits}
+            return choose_splits("Pascal VOC", parts)
+    if (folder / "VOCdevkit").is_dir():
+        return _detect_voc(folder / "VOCdevkit")
+    return _detect_files_of_images(folder, "Pascal VOC", "voc", _has_voc_files)
+
+
+def _has_voc_files(folder: pathlib.Path) -> bool:
+    return any(_root_tag(file) == "annotation" for file in list_files(folder, ".xml")[:MAX_FILES])
+
+
+def _root_tag(file: pathlib.Path) -> str:
+    """Return the tag of an XML file's root; empty if the file is no XML."""
+    try:
+        return next(iter(ElementTree.iterparse(file, ["start"])))[1].tag
+    except (ElementTree.ParseError, LookupError, OSError, StopIteration, ValueError):
+        return ""
+
+
+def _detect_labelme(folder: pathlib.Path) -> DetectedDataset | None:
+    return _detect_files_of_images(folder, "LabelMe", "labelme", _has_labelme_files)
+
+
+def _detect_labelme_file(file: pathlib.Path) -> DetectedDataset | None:
+    return _detect_labelme(file.parent) if _is_labelme(file) else None
+
+
+def _has_labelme_files(folder: pathlib.Path) -> bool:
+    return any(map(_is_labelme, list_files(folder, ".json")[:MAX_FILES]))
+
+
+def _is_labelme(file: pathlib.Path) -> bool:
+    is_json = file.suffix.lower() == ".json"
+    return is_json and LABELME_SHAPES.search(file.read_bytes()) is not None
+
+
+def _detect_files_of_images(
+    folder: pathlib.Path, name: str, source: str, has_files: Callable[[pathlib.Path], bool]
+) -> DetectedDataset | None:
+    """Detect a format with a file for each image: in a folder, in annotations/, or a split each."""
+
+    def find(outer: pathlib.Path) -> list[pathlib.Path]:
+        inner = [path for path in list_folders(outer) if path.name.lower() in ANNOTATION_FOLDERS]
+        return list(filter(has_files, (outer, *inner)))[:1]
+
+    return choose_splits(name, find_splits(folder, find, lambda path: make_fields(source, path)))
+
+
+def _detect_csv_file(file: pathlib.Path) -> DetectedDataset | None:
+    is_csv = file.suffix.lower() in (".csv", ".tsv")
+    return choose_splits("CSV", {"": _csv_fields(file)}) if is_csv else None
+
+
+def _detect_csv(folder: pathlib.Path) -> DetectedDataset | None:
+    return choose_splits("CSV", find_splits(folder, _csv_files, _csv_fields))
+
+
+def _csv_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    files = list_files(folder, ".csv", ".tsv")
+    return [file for file in files if "class" not in file.stem.lower()]
+
+
+def _csv_fields(file: pathlib.Path) -> Fields:
+    """Return the fields of a CSV, with the file of classes and the folder of images."""
+    files = [
+        file for folder in (file.parent, file.parent.parent) for file in list_files(folder, ".csv")
+    ]
+    classes = [file for file in files if "class" in file.stem.lower()]
+    lines = file.read_text("utf-8-sig", errors="replace").splitlines()[: 1 + MAX_NAMES]
+    names = [re.split(r"[,;\t]", line)[0].strip().strip('"') for line in lines]
+    return make_fields(
+        "csv",
+        file,
+        images=find_image_folder(file, [name for name in names if name]),
+        classes=classes[0] if len(classes) == 1 else "",
+    )
+
+
+FILE_DETECTORS = (
+    _detect_coco_file,
+    _detect_labelme_file,
+    _detect_yolo_file,
+    _detect_xml_file,
+    _detect_csv_file,
+)
+FOLDER_DETECTORS = (
+    _detect_packed,
+    _detect_tfds,
+    _detect_coco,
+    _detect_cvat,
+    _detect_voc,
+    _detect_labelme,
+    _detect_yolo,
+    _detect_csv,
+)
