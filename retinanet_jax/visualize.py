@@ -1,5 +1,6 @@
 """Drawings for people: images with labeled boxes, and sheets that compare several images."""
 
+import bisect
 import functools
 import unicodedata
 from collections.abc import Sequence
@@ -110,9 +111,9 @@ def fit_text(
         text = "".join(c if _has_all(font, c) else "?" for c in letters)
     if font.getlength(text) <= max_width:
         return text, font
-    while text and font.getlength(text + "…") > max_width:
-        text = text[:-1]
-    return (text.rstrip() + "…" if text else ""), font
+    lengths = range(1, len(text))
+    fitting = bisect.bisect(lengths, max_width, key=lambda n: font.getlength(text[:n] + "…"))
+    return (text[:fitting].rstrip() + "…" if fitting else ""), font
 
 
 def comparison_sheet(
