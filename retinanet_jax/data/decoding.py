@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
 from retinanet_jax.data.deep_pixels import DeepPixels, deep_pixels
-from retinanet_jax.data.image_formats import open_image
+from retinanet_jax.data.image_formats import load_pixels, open_image
 from retinanet_jax.data.value_range import FilledBits, ValueRange, filled_bits, to_8_bits
 
 # The steps that each EXIF orientation requires: (transpose, then flip top to bottom, then flip left
@@ -184,6 +184,7 @@ def _rgb_pixels(
     # Of 16-bit color Pillow decodes the upper bytes, which is the range of its type.
     deep = deep_pixels(image, name, None if value_range == "type" else data)
     if deep is None:
+        load_pixels(image, name)
         return np.asarray(_to_rgb(image, name))
     pixels = _to_8_bits(deep, value_range, name)
     return np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels

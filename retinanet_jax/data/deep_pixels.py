@@ -35,7 +35,7 @@ class DeepPixels(NamedTuple):
 
 
 def deep_pixels(image: Image.Image, name: str, data: bytes | None = None) -> DeepPixels | None:
-    """Load an image, and return its pixels if they have more than 8 bits a channel.
+    """Load an image of more than 8 bits a channel, and return its pixels.
 
     16-bit color is found in PNG and TIFF files; other formats give it with 8 bits.
 
@@ -46,7 +46,7 @@ def deep_pixels(image: Image.Image, name: str, data: bytes | None = None) -> Dee
             color of 8 bits, as Pillow decodes it.
 
     Returns:
-        The pixels, or None if they have 8 bits.
+        The pixels, or None if the image has 8 bits a channel; it is then not loaded.
 
     Raises:
         ValueError: If the image is corrupt or truncated, or has 16-bit color that cannot be read.
@@ -54,14 +54,14 @@ def deep_pixels(image: Image.Image, name: str, data: bytes | None = None) -> Dee
     tags = getattr(image, "tag_v2", {})  # of a TIFF file
     if tags:
         _prepare_tiff(image, tags, name)
-    lower = None if data is None else _lower_bytes(image, data, name)  # before loading
-    load_pixels(image, name)
-    if lower is not None:
-        upper = np.asarray(image).astype(np.uint16)
-        return DeepPixels((upper << 8 | lower)[..., :3])
-    if image.mode != "F" and not image.mode.startswith("I"):
+    lower = None if data is None else _lower_bytes(image, data, name)
+    is_deep_gray = image.mode == "F" or image.mode.startswith("I")
+    if lower is None and not is_deep_gray:
         return None
+    load_pixels(image, name)
     values = np.asarray(image)
+    if lower is not None:
+        return DeepPixels((values.astype(np.uint16) << 8 | lower)[..., :3])
     bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
     if bits == 32 and tags.get(ExifTags.Base.SampleFormat, (UNSIGNED,))[0] == UNSIGNED:
         values = values.view(np.uint32)  # Pillow's integers are signed

@@ -1,17 +1,20 @@
 """Checks of a dataset's image files: that they can be read, have the annotated size and differ."""
 
 import collections
+import contextlib
 import hashlib
 from collections.abc import Callable, Container, Mapping
 from typing import NamedTuple
 
-from retinanet_jax.data.decoding import decode_image
+from retinanet_jax.data.decoding import decode_image, filled_bits_of_file
 from retinanet_jax.data.sources.base import Source
+from retinanet_jax.data.value_range import FIELD, FilledBits
 from retinanet_jax.data_report.findings import ERROR, INFO, WARNING, Finding, first_examples
 from retinanet_jax.utils.progress import one_line
 from retinanet_jax.utils.threads import map_ahead
 
 NUM_READERS = 8  # threads
+MIN_FILLED_BITS = 7  # of the 8 bits that reach the network
 
 
 class Fingerprints(NamedTuple):
@@ -19,6 +22,7 @@ class Fingerprints(NamedTuple):
 
     digests: tuple[str, ...]  # equal for equal bytes; empty for an unusable image
     errors: tuple[str, ...]  # one message per unusable image
+    filled_bits: dict[int, FilledBits]  # by index, of decoded images of more than 8 bits a channel
 
 
 def take_fingerprints(
@@ -32,34 +36,40 @@ def take_fingerprints(
             another size than annotated.
         progress: Called with the number of images read so far.
     """
-    digests, errors = [], []
+    digests, errors, filled_bits = [], [], {}
     results = map_ahead(
         lambda index: _fingerprint(source, index, index in decoded),
         range(len(source)),
         num_ahead=NUM_READERS,
         num_threads=NUM_READERS,
     )
-    for done, (digest, error) in enumerate(results, 1):
+    for done, (digest, error, filled) in enumerate(results, 1):
         digests.append(digest)
+        if filled:
+            filled_bits[done - 1] = filled
         if error:
             errors.append(error)
         progress(done)
-    return Fingerprints(tuple(digests), tuple(errors))
+    return Fingerprints(tuple(digests), tuple(errors), filled_bits)
 
 
-def _fingerprint(source: Source, index: int, decode: bool) -> tuple[str, str]:
-    """Return (digest, error message) of an image; one of the two is empty."""
+def _fingerprint(source: Source, index: int, decode: bool) -> tuple[str, str, FilledBits | None]:
+    """Return (digest, error message, filled bits) of an image; one of the first two is empty."""
+    name, decoding, filled = source.file_name(index), source.decoding_of(index), None
     try:
         data = source.read(index)
         if data is None:
             pixels = source.image(index)
-            return hashlib.sha1(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest(), ""
+            content = repr(pixels.shape).encode() + pixels.tobytes()
+            return hashlib.sha1(content).hexdigest(), "", None
         if decode:
             height, width = source.sizes[index].tolist()
-            decode_image(data, source.file_name(index), size=(height, width))
+            decode_image(data, name, size=(height, width), decoding=decoding)
+            with contextlib.suppress(ValueError):  # color of which only the upper bytes are read
+                filled = filled_bits_of_file(data, name, decoding.value_range)
     except (OSError, ValueError) as error:
-        return "", one_line(error)
-    return hashlib.sha1(data).hexdigest(), ""
+        return "", one_line(error), None
+    return hashlib.sha1(data).hexdigest(), "", filled
 
 
 def check_readable(fingerprints: Fingerprints) -> Finding:
@@ -70,6 +80,32 @@ def check_readable(fingerprints: Fingerprints) -> Finding:
         return Finding(INFO, "images", message)
     advice = "replace or remove them: a run stops at the first of them."
     return Finding(ERROR, "images", message, advice, first_examples(errors))
+
+
+def check_value_range(source: Source, fingerprints: Fingerprints) -> list[Finding]:
+    """Report images of more than 8 bits a channel that are nearly of one brightness once scaled."""
+    all_bits = fingerprints.filled_bits
+    few = {index: filled for index, filled in all_bits.items() if filled.bits < MIN_FILLED_BITS}
+    message = (
+        f"{len(few)} of {len(all_bits)} images of more than 8 bits a channel fill fewer than "
+        f"{MIN_FILLED_BITS} of the 8 bits that reach the network"
+    )
+    if not few:
+        return [Finding(INFO, "value range", message)] if all_bits else []
+    examples = [
+        f"{source.file_name(index)}: values {low:.10g} to {high:.10g}, {bits} bits"
+        for index, (low, high, bits) in few.items()
+    ]
+    low = min(filled.low for filled in few.values())
+    high = max(filled.high for filled in few.values())
+    if 0 <= low < high / 2 and high > 255:  # of a camera with so many bits
+        low, high = 0, 2 ** int(high).bit_length() - 1
+    advice = (
+        f"set --{FIELD}={low:.10g},{high:.10g} so that these become 0 and 255, or --{FIELD}=image "
+        "to use the smallest and the largest value of each image."
+    )
+    message += f" (first: {examples[0]})"
+    return [Finding(WARNING, "value range", message, advice, first_examples(examples))]
 
 
 def check_duplicate_images(source: Source, fingerprints: Fingerprints) -> Finding:
