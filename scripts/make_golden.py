@@ -216,11 +216,11 @@ def own_detections(case: dict) -> dict:
     """Return the detections of a detector of one's own in the image of OWN_IMAGE, best first."""
     pixels = np.random.default_rng(5).integers(0, 256, (128, 160, 3), np.uint8)
     image = torch.from_numpy(pixels.transpose(2, 0, 1) / 255)
-    (found,) = build_own(case)([image])
+    (detections,) = build_own(case)([image])
     return {
-        "boxes": [[round(x, 4) for x in box] for box in found["boxes"].tolist()],
-        "scores": [round(score, 7) for score in found["scores"].tolist()],
-        "labels": found["labels"].tolist(),
+        "boxes": [[round(x, 4) for x in box] for box in detections["boxes"].tolist()],
+        "scores": [round(score, 7) for score in detections["scores"].tolist()],
+        "labels": detections["labels"].tolist(),
     }
 
 

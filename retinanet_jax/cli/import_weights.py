@@ -15,8 +15,8 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "source",
         None,
         list(PRESETS),
-        "The library that trained the weights. The default is the one whose names the file's "
-        "arrays have.",
+        "The library that trained the weights. By default it is recognized by the names of the "
+        "arrays.",
         flag_values=values,
     )
     flags.DEFINE_string(

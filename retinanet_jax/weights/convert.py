@@ -92,8 +92,8 @@ def read_detector(
 
     Args:
         path: The file.
-        source: The library that wrote the file, one of PRESETS; None for the one whose names the
-            file's arrays have.
+        source: The library that wrote the file, one of PRESETS; None to recognize it by the names
+            of the arrays.
         outputs: "coco" keeps 80 of the 91 outputs of torchvision's COCO models, those of COCO's
             categories; "all" keeps all.
         category_names: The categories' names in the order of the outputs, see
@@ -111,6 +111,7 @@ def read_detector(
     """
     if outputs not in ("coco", "all"):
         raise ValueError(f"outputs={outputs!r} must be 'coco' or 'all'.")
+    path = pathlib.Path(path)
     arrays = weights.load_arrays(path)
     try:
         source = detect_source(arrays, source)
@@ -132,7 +133,7 @@ def read_detector(
     categories = selection.categories
     shapes = jax.eval_shape(lambda: initialize(described, len(categories), seed=0))
     checkpoint.check_shapes(str(path), variables, shapes, description="weights of another network")
-    trained = Checkpoint(variables, described, categories, step=0, folder=pathlib.Path(path))
+    trained = Checkpoint(variables, described, categories, step=0, folder=path)
     reasons = [*evidence.network(), epsilon, anchors]
     return Imported(source, trained, tuple(map(str, reasons)))
 
@@ -150,24 +151,29 @@ def _network_config(evidence: Evidence, source: str, config: ConfigDict | None) 
 
 
 def _epsilon(evidence: Evidence, norm_epsilon: float | None, config: ConfigDict | None) -> Fact:
-    """Return the epsilon that is given or that the file shows.
+    """Return the epsilon that is given or, otherwise, that the file shows.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or it is negative.
     """
-    if norm_epsilon is None and config is not None:
-        norm_epsilon = config.model.norm_epsilon
+    shown = evidence.norm_epsilon()
     if norm_epsilon is not None:
+        if not norm_epsilon >= 0:
+            raise ValueError(f"norm_epsilon={norm_epsilon} must be 0 or positive, such as 1e-5.")
         return Fact(EPSILON, norm_epsilon, "as given")
-    fact = evidence.norm_epsilon()
-    if fact is None:
+    if config is not None:
+        value, reason = config.model.norm_epsilon, "as in the given config"
+        if shown is not None and shown.value != value:
+            reason += f", although {shown.value} is {shown.reason}"
+        return Fact(EPSILON, value, reason)
+    if shown is None:
         raise ValueError(
             "frozen norms do not show their epsilon, which torchvision sets to 0 for a model that "
             "it builds with weights=COCO_V1, also if another head is trained then, and otherwise "
             "to 1e-5; give that of the model that predicts, --norm_epsilon=0 or "
             "--norm_epsilon=1e-5."
         )
-    return fact
+    return shown
 
 
 def _anchors(evidence: Evidence, source: str, config: ConfigDict) -> Fact:
@@ -180,12 +186,16 @@ def _anchors(evidence: Evidence, source: str, config: ConfigDict) -> Fact:
     anchors, count = config.anchors, evidence.num_anchors()
     num_scales, num_ratios = len(anchors.scales), len(anchors.ratios)
     if count in (0, num_scales * num_ratios):
-        sides = [f"{8 * anchors.base_scale * scale:.4g}" for scale in anchors.scales]
-        ratios = [f"{ratio:.4g}" for ratio in anchors.ratios]
+        sides = np.array([8 * anchors.base_scale * scale for scale in anchors.scales])
+        if anchors.rounding == "torchvision":
+            sides = np.trunc(sides)
+        sides, ratios = (
+            ", ".join(f"{number:.4g}" for number in numbers) for numbers in (sides, anchors.ratios)
+        )
         return Fact(
             "anchors",
-            f"sides of {', '.join(sides)} pixels at P3, ratios {', '.join(ratios)}",
-            f"the file shows only that they are {count}; if they are others, give --config.anchors",
+            f"sides of {sides} pixels at P3, ratios {ratios}",
+            f"the file shows only that they are {count}; for others give --config.anchors",
         )
     choices = [
         f"its {count // other} {name}, --config.anchors.{name}='({name[:-1].upper()}, ...)'"

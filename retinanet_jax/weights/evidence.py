@@ -146,19 +146,20 @@ def detect_source(names: Iterable[str], source: str | None = None) -> str:
         ValueError: If the arrays are of another library than `source`, or of none of those known.
     """
     names = list(names)
-    found = [
+    matching = [
         name
         for name, library_format in DETECTOR_FORMATS.items()
         if detectors.has_format(names, library_format)
     ]
-    if source is not None and found and source not in found:
+    if source is not None and matching and source not in matching:
         raise ValueError(
-            f"these are {found[0]} weights, but the source is {source}; give the source {found[0]}."
+            f"these are {matching[0]} weights, but the source is {source}; give the source "
+            f"{matching[0]}."
         )
-    if source is None and not found:
+    if source is None and not matching:
         raise ValueError(
             f"these are not the arrays of a RetinaNet of {', '.join(DETECTOR_FORMATS)}: the first "
             f"are {resnet.join_names(names)}; give such a file, or --source for a list of those "
             "that differ."
         )
-    return source or found[0]
+    return source or matching[0]

@@ -17,6 +17,7 @@ Shape = tuple[int, ...]
 # A convolution's kernel, and the arrays of the norm that follows it.
 LEAVES = ("kernel", "scale", "bias", "mean", "var")
 MAX_NAMES = 5  # names of wrong arrays that an error message lists
+MAX_LENGTH = 80  # characters of each of them
 
 
 class Layer(NamedTuple):
@@ -222,9 +223,9 @@ def _is_finite(value: np.ndarray) -> bool:
 
 
 def join_names(names: Sequence[str]) -> str:
-    """Return the first MAX_NAMES names, and how many more there are."""
+    """Return the first MAX_NAMES names, each up to MAX_LENGTH, and how many more there are."""
     more = [f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
-    return ", ".join([*names[:MAX_NAMES], *more])
+    return ", ".join([*(name[:MAX_LENGTH] for name in names[:MAX_NAMES]), *more])
 
 
 def variables(leaves: Mapping[Path, np.ndarray], norm: str) -> dict[str, dict]:

@@ -147,7 +147,7 @@ def own_value(name, shape, seed, last_norm):
 
     The norms' scales are smaller by as much, and those of the `last_norm` of a block even more, so
     that no map grows from block to block. P6 and P7 have large values, so that many detections are
-    theirs.
+    on these levels.
     """
     value = parity_value(name, shape, seed, cls_bias=-3.0, bias_deviations=(0.1, 0.1))
     if "extra_blocks" in name:

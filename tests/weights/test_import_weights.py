@@ -239,7 +239,7 @@ def test_an_interrupted_import_leaves_nothing(monkeypatch, detector_file, tmp_pa
 
 @pytest.mark.slow
 def test_the_command_writes_a_checkpoint_once(program, detector_file, tmp_path):
-    """The command says why the config has its fields, and a repetition is an error in one line."""
+    """The command prints why the config has its fields; a repetition is an error in one line."""
     file = detector_file("torchvision_v1", 91, architecture="resnet50", channels=256)
     command = ("import-weights", f"--input={file}", f"--output={tmp_path / 'out'}")
     status, stdout, stderr = program.run(*command)

@@ -39,15 +39,16 @@ def arrays_of(name):
 def read_case(name, path):
     """Return the imported detector of a case with all its outputs, given what no array shows."""
     case = CASES[name]
-    options = {"category_names": [f"class {index}" for index in range(case["outputs"])]}
-    if name in FROZEN:
-        options["norm_epsilon"] = case["fields"][EPSILON]
+    config = None
     if name in ANCHORS:
-        options["config"] = preset_config(case["source"])
-        options["config"].update_from_flattened_dict(
-            {field: case["fields"][field] for field in ANCHORS[name]}
-        )
-    return read_detector(path, **options)
+        config = preset_config(case["source"])
+        config.update_from_flattened_dict({field: case["fields"][field] for field in ANCHORS[name]})
+    return read_detector(
+        path,
+        category_names=[f"class {index}" for index in range(case["outputs"])],
+        norm_epsilon=case["fields"][EPSILON] if name in FROZEN else None,
+        config=config,
+    )
 
 
 @pytest.fixture
@@ -237,5 +238,5 @@ def test_torchvision_s_network_of_these_statements_has_the_detections(read, name
     model.transform.min_size, model.transform.max_size = (128,), 160
     pixels = np.random.default_rng(5).integers(0, 256, (128, 160, 3), np.uint8)
     with torch.no_grad():
-        (found,) = model([torch.from_numpy(pixels.transpose(2, 0, 1) / 255).float()])
-    np.testing.assert_allclose(found["scores"][:40].numpy(), case["scores"], atol=1e-4)
+        (detections,) = model([torch.from_numpy(pixels.transpose(2, 0, 1) / 255).float()])
+    np.testing.assert_allclose(detections["scores"][:40].numpy(), case["scores"], atol=1e-4)
