@@ -70,13 +70,18 @@ def default_config() -> ConfigDict:
     # Several datasets are merged: each of source, annotations, images, split, classes and official
     # may be a list separated by commas.
     config.data.train = dict(
-        source="coco",  # coco, voc, csv, tfds, packed, shapes (synthetic, generated into `images`)
-        # coco: instances JSON; voc: folder of XML files, or of VOCdevkit/VOC2007; csv: file of
-        # path,x1,y1,x2,y2,name; tfds: builder, for example coco/2017
+        # coco, voc, csv, yolo, tfds, packed, shapes (synthetic, generated into `images`)
+        source="coco",
+        # coco: instances JSON; voc: folder of XML files, or of VOCdevkit/VOC2007; csv: file with a
+        # line for each box, read by its header or as path,x1,y1,x2,y2,name; yolo: data.yaml,
+        # obj.data or the dataset's folder; tfds: builder, for example coco/2017
         annotations="data/coco/annotations/instances_train2017.json",
-        images="data/coco/train2017",  # folder; tfds: data_dir; packed: output of the pack command
-        split="",  # tfds: train, validation or train+validation; voc: file in ImageSets/Main
-        classes="",  # csv: file of name,id
+        # folder; yolo: empty for that of the split; tfds: data_dir; packed: output of pack
+        images="data/coco/train2017",
+        # tfds: train, validation or train+validation; voc: file in ImageSets/Main; yolo: train,
+        # val or test
+        split="",
+        classes="",  # csv: file of name,id, or empty for the names in the boxes
         official="",  # tfds: instances JSON with the areas that AP by size is computed from
         count=0,  # shapes only: number of images
         seed=0,  # shapes only
@@ -101,7 +106,9 @@ def default_config() -> ConfigDict:
     # file's type; image: the smallest and the largest of each image; or LOW,HIGH. Images of 8 bits
     # are never scaled.
     config.data.value_range = "type"
-    config.data.categories = ()  # voc: names in the order of their ids; (): those present, sorted
+    # voc, csv without `classes`, yolo: names in the order of their ids, which start from 1.
+    # (): those of the dataset; of voc and csv those that are present, sorted.
+    config.data.categories = ()
     config.data.batch_size = 16
     config.data.eval_batch_size = 8
     # (height, width), multiples of 32: each image is padded to the smallest one that contains it.

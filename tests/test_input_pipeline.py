@@ -93,9 +93,9 @@ def test_the_error_for_missing_data_names_the_missing_flags(user_config, tmp_pat
 
 
 def test_an_unknown_source_is_named(user_config, tmp_path):
-    user_config.data.train.source = "yolo"
-    known = "coco, voc, csv, tfds, packed, shapes"
-    with pytest.raises(ValueError, match=f"data.train.source='yolo' must be one of {known}"):
+    user_config.data.train.source = "kitti"
+    known = ", ".join(datasets.SOURCES)
+    with pytest.raises(ValueError, match=f"data.train.source='kitti' must be one of {known}"):
         datasets.open_sources(user_config, tmp_path)
 
 

@@ -29,7 +29,7 @@ UNKNOWN_FLAG = "-1"  # of OpenImages' attributes
 
 
 class CsvSource(ImageFolderSource):
-    """The images and boxes of a CSV, whose columns are detected by its header.
+    """The images and boxes of a CSV; its columns are detected by its header.
 
     Known are the columns of keras-retinanet (`path,x1,y1,x2,y2,class`, also without a header), of
     TensorFlow's and Roboflow's `filename,width,height,class,xmin,ymin,xmax,ymax`, of OpenImages
