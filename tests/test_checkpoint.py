@@ -244,6 +244,12 @@ def test_other_categories_are_refused(tmp_path, config, categories, message):
         refused(checkpoints, (variables(0), training(0)), message)
 
 
+def test_categories_of_the_same_names_are_the_same_with_other_ids(tmp_path):
+    """The ids are those of a dataset's files, or the numbers of an imported detector's outputs."""
+    other_ids = [Category(100 + id_, name) for id_, name in CATEGORIES]
+    checkpoint.check_categories(tmp_path, CATEGORIES, other_ids)
+
+
 @pytest.mark.parametrize(
     ("section", "field", "value"),
     [

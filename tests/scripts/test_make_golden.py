@@ -27,6 +27,10 @@ def test_the_script_reproduces_them_with_torchvision():
     features = json.loads((GOLDEN / "torchvision_features.json").read_text())["features"]
     assert list(features) == list(script["ARCHITECTURES"])
     outputs = json.loads((GOLDEN / "torchvision_detectors.json").read_text())["outputs"]
+    own = json.loads((GOLDEN / "torchvision_own_detectors.json").read_text())["cases"]
+    assert list(own) == list(script["OWN_CASES"])
+    for name, detections in script["own_detections"](script["own_case"]("5 ratios")).items():
+        np.testing.assert_allclose(detections, own["5 ratios"][name], atol=1e-3)
     golden = {"resnet18": features["resnet18"], **outputs}
     actual = {"resnet18": script["features"]("resnet18")}
     actual |= {f"torchvision_{version}": script["outputs"](version) for version in ("v1", "v2")}

@@ -89,6 +89,34 @@ def test_fields_that_only_some_targets_leave_free(trained):
         check_expressible(other, "torchvision_v1")
 
 
+@pytest.mark.parametrize("target", list(PRESETS))
+def test_where_c5_has_as_many_channels_as_the_pyramid_the_target_has_one_input_of_p6(
+    trained, target
+):
+    example = trained(target)
+    example.config.model.update(backbone="resnet18", fpn_channels=512)
+    possible, other = ("c5", "p5") if target == "detectron2" else ("p5", "c5")
+    example.config.model.p6_from = possible
+    check_expressible(example, target)
+    example.config.model.p6_from = other
+    with pytest.raises(ValueError, match=rf"p6_from={other}, only with {possible}"):
+        check_expressible(example, target)
+
+
+def test_the_settings_of_detectron2_for_other_anchors(trained):
+    example = trained("detectron2", OWN)
+    example.config.anchors.update(base_scale=2.0, scales=(1.0,), ratios=(0.5, 1.0))
+    example.config.model.update(head_depth=3, fpn_channels=64)
+    check_expressible(example, "detectron2")
+    assert targets.target_settings("detectron2", example)[3:] == [
+        "MODEL.ANCHOR_GENERATOR.SIZES [[16.0], [32.0], [64.0], [128.0], [256.0]]",
+        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS [[0.5, 1.0]]",
+        "MODEL.FPN.OUT_CHANNELS 64",
+        "MODEL.RETINANET.NUM_CONVS 3",
+        "labels: 0 egg, 1 hen",
+    ]
+
+
 def test_the_settings_with_which_torchvision_loads_the_file(trained):
     built, epsilon, labels = targets.target_settings("torchvision_v1", trained("torchvision_v1"))
     assert built == "retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)"
