@@ -14,6 +14,7 @@ COMMANDS = {
     "predict": ("predict", "Detect objects in images, and write and draw the detections."),
     "inspect": ("inspect_data", "Report the problems of a dataset before training on it."),
     "pack": ("pack", "Decode and resize a dataset once, so that training needs no decoder."),
+    "convert": ("convert", "Write a dataset of any format as COCO's JSON."),
     "import-weights": (
         "import_weights",
         "Convert a detector of torchvision or detectron2 to a checkpoint.",

@@ -20,6 +20,7 @@ CONFIGS = pathlib.Path(__file__).parent / "configs"
 if not CONFIGS.is_dir():  # in a checkout, the folder is next to the package
     CONFIGS = CONFIGS.parent.parent / "configs"
 
+MAX_LEVELS = (5, 6, 7)  # of the feature pyramid, which begins at level 3
 DTYPES = ("float32", "bfloat16", "float64")
 # The version of the config fields, which every checkpoint stores; that of 0.1.0 was 1.
 CONFIG_VERSION = 4
@@ -159,8 +160,8 @@ def default_config() -> ConfigDict:
     # a detector's working directory, written by training or import-weights; "": random.
     config.init = dict(source="keras_resnet50", path="weights/resnet50.npz")
     config.anchors = dict(
-        min_level=3,
-        max_level=7,
+        min_level=3,  # the network has no other
+        max_level=7,  # 5, 6, 7
         base_scale=4.0,  # side of an anchor of scale 1, in strides
         scales=(1.0, 2 ** (1 / 3), 2 ** (2 / 3)),
         ratios=(0.5, 1.0, 2.0),  # height / width
@@ -275,6 +276,7 @@ def check_fields(config: ConfigDict) -> None:
                 f"config.{name}={values[name]} must have elements of the type of {example}."
             )
     check_dtype(config)
+    check_levels(config)
     check_padding(config)
     parse_value_range(config.data.value_range)
 
@@ -283,6 +285,18 @@ def check_dtype(config: ConfigDict) -> None:
     """Raise ValueError if the network cannot compute in the config's dtype."""
     if config.dtype not in DTYPES:
         raise unknown_choice("dtype", config.dtype, DTYPES)
+
+
+def check_levels(config: ConfigDict) -> None:
+    """Raise ValueError if the network has no pyramid with the levels of the config's anchors."""
+    anchors = config.anchors
+    if anchors.min_level != 3 or anchors.max_level not in MAX_LEVELS:
+        raise ValueError(
+            f"config.anchors has levels {anchors.min_level} to {anchors.max_level}, but the "
+            "network's pyramid begins at level 3 and ends at 5, 6 or 7; set "
+            "config.anchors.min_level=3 and config.anchors.max_level=7. Smaller anchors have a "
+            "smaller config.anchors.base_scale."
+        )
 
 
 def has_elements_like(value: Any, example: tuple[Any, ...]) -> bool:

@@ -4,7 +4,7 @@ Importing this module and opening a dataset import neither flax nor the network.
 """
 
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -12,20 +12,26 @@ from ml_collections import ConfigDict
 from retinanet_jax.config import unknown_choice
 from retinanet_jax.data.sources import synthetic
 from retinanet_jax.data.sources.base import Source
-from retinanet_jax.data.sources.coco import CocoSource
+from retinanet_jax.data.sources.coco import CocoSource, coco_json
 from retinanet_jax.data.sources.conventions import recognize_convention
 from retinanet_jax.data.sources.csv_files import CsvSource
+from retinanet_jax.data.sources.cvat import CvatSource
 from retinanet_jax.data.sources.detection import detect_dataset
+from retinanet_jax.data.sources.labelme import LabelmeSource
 from retinanet_jax.data.sources.merged import merge
 from retinanet_jax.data.sources.packed import PackedSource
 from retinanet_jax.data.sources.split import split_by_groups, split_by_hash
 from retinanet_jax.data.sources.tfds import TfdsSource
 from retinanet_jax.data.sources.voc import VocSource
+from retinanet_jax.data.sources.yolo import YoloSource
+from retinanet_jax.utils.files import check_absent, write_json
 from retinanet_jax.utils.progress import make_progress
 from retinanet_jax.utils.threads import map_ahead
 
 PARTS = ("train", "eval")  # the sections of config.data that name datasets
-SOURCES = ("coco", "voc", "csv", "tfds", "packed", "shapes")
+SOURCES = ("coco", "yolo", "voc", "csv", "labelme", "cvat", "tfds", "packed", "shapes")
+# Formats whose files list no categories, only the names of the objects in them.
+UNLISTED_CATEGORIES = ("voc", "csv", "labelme")
 # The fields of a section that may be lists separated by commas, with an entry for each dataset.
 LIST_FIELDS = ("source", "annotations", "images", "split", "classes", "official")
 # The values that an error message suggests for missing fields.
@@ -50,19 +56,54 @@ def open_sources(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Sou
     Raises:
         ValueError: If their categories differ, or as in `open_source`.
     """
+    train, evaluation = open_both(config, workdir)
+    if train.categories != evaluation.categories:
+        raise ValueError(
+            f"{train.name} has the categories {[tuple(c) for c in train.categories]}, "
+            f"{evaluation.name} has {[tuple(c) for c in evaluation.categories]}; both must list "
+            "the same ids and names."
+        )
+    return train, evaluation
+
+
+def open_both(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Source]:
+    """Open the training and the evaluation data, whose categories may differ.
+
+    If neither lists its categories, those of both are the names that occur in either.
+
+    Args:
+        config: The run's config.
+        workdir: The folder for generated datasets.
+    """
     if splits_training_data(config):
         return open_split(config, workdir)
     train, evaluation = open_training(config, workdir), open_evaluation(config, workdir)
-    if train.categories != evaluation.categories:
-        names = sorted({category.name for category in (*train.categories, *evaluation.categories)})
-        remedy = "both files must list the same ids and names."
-        if "voc" in config.data.train.source + config.data.eval.source:
-            remedy = f'list them: --config.data.categories="{tuple(names)}".'
-        raise ValueError(
-            f"{train.name} has the categories {[tuple(c) for c in train.categories]}, "
-            f"{evaluation.name} has {[tuple(c) for c in evaluation.categories]}; {remedy}"
-        )
+    if train.categories != evaluation.categories and all(
+        finds_categories(config, part) for part in PARTS
+    ):
+        names = {category.name for category in (*train.categories, *evaluation.categories)}
+        config = with_categories(config, sorted(names))
+        train, evaluation = open_training(config, workdir), open_evaluation(config, workdir)
     return train, evaluation
+
+
+def finds_categories(config: ConfigDict, part: str) -> bool:
+    """Return whether the categories of a dataset are the names that occur in its boxes.
+
+    Args:
+        config: The run's config.
+        part: "train" or "eval".
+    """
+    section = config.data[part]
+    is_listed = section.classes or config.data.categories
+    return not is_listed and set(section.source.split(",")) <= {*UNLISTED_CATEGORIES}
+
+
+def with_categories(config: ConfigDict, names: Sequence[str]) -> ConfigDict:
+    """Return a copy of a config with data.categories."""
+    copy = config.copy_and_resolve_references()
+    copy.data.categories = tuple(names)
+    return copy
 
 
 def open_training(config: ConfigDict, workdir: pathlib.Path) -> Source:
@@ -134,6 +175,7 @@ def _open_dataset(
     section: ConfigDict, config: ConfigDict, part: str, workdir: pathlib.Path
 ) -> Source:
     """Open one dataset; `section` is config.data[part] with one entry in each field."""
+    categories = tuple(config.data.categories)
     match section.source:
         case "coco":
             _require(section, part, "annotations", "images")
@@ -144,11 +186,24 @@ def _open_dataset(
                 section.annotations,
                 images=section.images or None,
                 split=section.split,
-                categories=tuple(config.data.categories),
+                categories=categories,
             )
         case "csv":
-            _require(section, part, "annotations", "classes")
-            return CsvSource(section.annotations, section.classes, section.images)
+            _require(section, part, "annotations")
+            return CsvSource(
+                section.annotations, section.classes, section.images, categories=categories
+            )
+        case "yolo":
+            _require(section, part, "annotations")
+            return YoloSource(
+                section.annotations, section.images, split=section.split, categories=categories
+            )
+        case "labelme":
+            _require(section, part, "annotations")
+            return LabelmeSource(section.annotations, images=section.images, categories=categories)
+        case "cvat":
+            _require(section, part, "annotations")
+            return CvatSource(section.annotations, images=section.images, categories=categories)
         case "tfds":
             _require(section, part, "annotations", "split")
             return TfdsSource(
@@ -192,7 +247,8 @@ def use_dataset(config: ConfigDict, path: pathlib.Path, given: Collection[str]) 
     if not config.data.validation_fraction and "data.validation_fraction" not in given:
         config.data.validation_fraction = HELD_OUT_FRACTION
     fraction = config.data.validation_fraction
-    return f"{description}; {fraction:.0%} of the images are held out for evaluation"
+    held_out = f"; {fraction:.0%} of the images are held out for evaluation" if fraction else ""
+    return description + held_out
 
 
 def _require(section: ConfigDict, part: str, *names: str) -> None:
@@ -228,6 +284,35 @@ def _open_shapes(section: ConfigDict, part: str, workdir: pathlib.Path) -> CocoS
         folder, seed=section.seed, num_images=section.count, image_size=section.image_size
     )
     return CocoSource(written / synthetic.ANNOTATIONS, written / synthetic.IMAGES)
+
+
+def convert_dataset(config: ConfigDict, output: pathlib.Path) -> Iterator[str]:
+    """Write the training data, and the evaluation data if there is some, in COCO's format.
+
+    Args:
+        config: A config that names the datasets.
+        output: The JSON file of the training data, which must not exist. That of the evaluation
+            data has _eval before the suffix.
+
+    Yields:
+        A line about each file that was written.
+
+    Raises:
+        FileExistsError: If a file exists.
+        ValueError: If a dataset is invalid.
+    """
+    outputs = {"train": output, "eval": output.with_stem(f"{output.stem}_eval")}
+    if not (config.data.eval.annotations or config.data.eval.images):
+        del outputs["eval"]
+    for file in outputs.values():
+        check_absent(file, "file")
+    for part, file in outputs.items():
+        source = open_source(config, part, output.parent)
+        write_json(file, coco_json(source, file.parent))
+        yield (
+            f"{file}: {len(source)} images, {len(source.objects.ids)} boxes, "
+            f"{len(source.categories)} categories"
+        )
 
 
 def check_training_data(source: Source) -> None:

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from retinanet_jax.config import default_config, find_config, flatten, unknown_field
+from retinanet_jax.config import CONFIGS, default_config, find_config, flatten, unknown_field
+from retinanet_jax.datasets import use_dataset
 from retinanet_jax.utils.progress import one_line
 
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended, by the convention of shells
@@ -87,6 +88,46 @@ def define_config(
     config_flags.DEFINE_config_file(
         "config", default, description, flag_values=values, lock_config=True, sys_argv=argv
     )
+
+
+def define_data(values: flags.FlagValues) -> None:
+    """Define --data."""
+    flags.DEFINE_string(
+        "data",
+        None,
+        "The dataset, instead of config.data: a folder or a file of annotations in COCO's, YOLO's, "
+        "Pascal VOC's, LabelMe's or CVAT's format, CSV, TFDS, or packed. The format, the splits "
+        "and the folder of the images are detected and printed; fields of config.data that are "
+        "given, too, have precedence.",
+        flag_values=values,
+    )
+
+
+def default_config_file(argv: Sequence[str], default: str | None) -> str | None:
+    """Return the config file if the flag is not given: that for one's own images with --data.
+
+    Args:
+        argv: The command line.
+        default: The config file without --data.
+    """
+    has_data = any(re.match(r"--?data(=|$)", argument) for argument in argv)
+    return str(CONFIGS / "finetune.py") if has_data else default
+
+
+def use_data(values: Any, config: ConfigDict) -> None:
+    """Let the config read the dataset of --data, if it is given, and print what was detected.
+
+    Args:
+        values: The flags.
+        config: The config; its fields of `data` are set.
+
+    Raises:
+        OSError: If there is no such file or folder.
+        ValueError: If no format is detected.
+    """
+    if values.data:
+        given = config_flags.get_override_values(values["config"])
+        print(use_dataset(config, output_path(values.data), set(given)), flush=True)
 
 
 def define_weights(values: flags.FlagValues) -> None:

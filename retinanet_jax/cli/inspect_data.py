@@ -4,7 +4,15 @@ from typing import Any
 
 from absl import flags, logging
 
-from retinanet_jax.cli.common import Command, define_config, output_path, require
+from retinanet_jax.cli.common import (
+    Command,
+    default_config_file,
+    define_config,
+    define_data,
+    output_path,
+    require,
+    use_data,
+)
 from retinanet_jax.data_report.report import MAX_IMAGES, make_report
 
 
@@ -13,10 +21,11 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     define_config(
         values,
         argv,
-        None,
+        default_config_file(argv, None),
         "The config, FILE or FILE:ARGUMENT, of the run that the dataset is meant for. "
-        "--config.FIELD=VALUE overrides a field.",
+        "--config.FIELD=VALUE overrides a field. The default with --data is configs/finetune.py.",
     )
+    define_data(values)
     flags.DEFINE_string(
         "output",
         None,
@@ -36,12 +45,14 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 def run(values: Any, _: list[str]) -> None:
     """Write the report; the command succeeds whatever the findings are."""
     require(values, config="FILE", output="DIR")
+    use_data(values, values.config)
     logging.set_verbosity(logging.ERROR)  # the warnings of datasets are among the findings
     make_report(values.config, output_path(values.output), values.max_images)
 
 
 COMMAND = Command(
-    usage="retinanet-jax inspect --config=FILE[:ARGUMENT] --output=DIR [--config.FIELD=VALUE ...]",
+    usage="retinanet-jax inspect --output=DIR [--data=FOLDER_OR_FILE] [--config=FILE[:ARGUMENT]] "
+    "[--config.FIELD=VALUE ...]",
     description=(
         "Reports the problems of the config's datasets, the most severe first, and how well the "
         "config's anchors and buckets fit them. Writes report.txt, report.json, histograms and "

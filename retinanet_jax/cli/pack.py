@@ -4,7 +4,15 @@ from typing import Any
 
 from absl import flags
 
-from retinanet_jax.cli.common import Command, define_config, output_path, require
+from retinanet_jax.cli.common import (
+    Command,
+    default_config_file,
+    define_config,
+    define_data,
+    output_path,
+    require,
+    use_data,
+)
 from retinanet_jax.input_pipeline import PARTS, pack_datasets
 
 
@@ -13,10 +21,11 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     define_config(
         values,
         argv,
-        None,
+        default_config_file(argv, None),
         "The config, FILE or FILE:ARGUMENT, with the datasets and the sizes to resize them to. "
-        "--config.FIELD=VALUE overrides a field.",
+        "--config.FIELD=VALUE overrides a field. The default with --data is configs/finetune.py.",
     )
+    define_data(values)
     flags.DEFINE_string(
         "output",
         None,
@@ -35,6 +44,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 def run(values: Any, _: list[str]) -> None:
     """Pack the datasets and print the flags with which a run reads them."""
     require(values, config="FILE", output="DIR")
+    use_data(values, values.config)
     parts = PARTS if values.part == "both" else (values.part,)
     new_flags = pack_datasets(values.config, parts, output_path(values.output))
     print("to train on the packed images, add these flags:", *new_flags, sep="\n  ")
@@ -42,8 +52,8 @@ def run(values: Any, _: list[str]) -> None:
 
 COMMAND = Command(
     usage=(
-        "retinanet-jax pack --config=FILE[:ARGUMENT] --output=DIR [--part=train|eval|both] "
-        "[--config.FIELD=VALUE ...]"
+        "retinanet-jax pack --output=DIR [--data=FOLDER_OR_FILE] [--config=FILE[:ARGUMENT]] "
+        "[--part=train|eval|both] [--config.FIELD=VALUE ...]"
     ),
     description=(
         "Decodes and resizes the config's datasets once: the training images to the largest short "

@@ -10,7 +10,13 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from retinanet_jax import checkpoint
-from retinanet_jax.cli.common import Command, define_config
+from retinanet_jax.cli.common import (
+    Command,
+    default_config_file,
+    define_config,
+    define_data,
+    use_data,
+)
 from retinanet_jax.config import CONFIGS, check_fields
 from retinanet_jax.configs import finetune
 from retinanet_jax.stored_config import NETWORK_SECTIONS
@@ -28,11 +34,12 @@ def define_run_flags(values: flags.FlagValues, argv: list[str]) -> None:
     define_config(
         values,
         argv,
-        str(CONFIGS / "shapes.py"),
+        default_config_file(argv, str(CONFIGS / "shapes.py")),
         "The config, FILE or FILE:ARGUMENT. If there is no file configs/NAME.py, the package's "
-        "config of that name is used. The default is configs/shapes.py. --config.FIELD=VALUE "
-        "overrides a field.",
+        "config of that name is used. The default is configs/shapes.py, with --data "
+        "configs/finetune.py. --config.FIELD=VALUE overrides a field.",
     )
+    define_data(values)
     flags.DEFINE_string(
         "workdir",
         None,
@@ -116,7 +123,9 @@ def run_mode(values: Any, mode: str) -> None:
             # Process 0 prints for all of them; each process prints only its own errors.
             silent = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silent))
-        train_or_evaluate(with_weights(values), values.workdir, mode)
+        config = with_weights(values)
+        use_data(values, config)
+        train_or_evaluate(config, values.workdir, mode)
 
 
 def with_weights(values: Any) -> ConfigDict:

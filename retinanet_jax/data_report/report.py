@@ -97,13 +97,16 @@ def open_parts(config: ConfigDict, output: pathlib.Path) -> dict[str, Source]:
         config: The config of the run.
         output: The folder in which synthetic images are generated.
     """
-    if datasets.splits_training_data(config):
-        return dict(zip(("train", "eval"), datasets.open_split(config, output), strict=True))
-    parts = {"train": datasets.open_training(config, output)}
     evaluation = config.data.eval
-    if evaluation.annotations or evaluation.images or evaluation.source == "shapes":
-        parts["eval"] = datasets.open_evaluation(config, output)
-    return parts
+    has_evaluation = (
+        datasets.splits_training_data(config)
+        or evaluation.annotations
+        or evaluation.images
+        or evaluation.source == "shapes"
+    )
+    if not has_evaluation:
+        return {"train": datasets.open_training(config, output)}
+    return dict(zip(datasets.PARTS, datasets.open_both(config, output), strict=True))
 
 
 def sample_indices(count: int, max_count: int, seed: int) -> list[int]:

@@ -219,6 +219,9 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     """
     coco_api(config.evaluator)  # raises an error early if it is not installed
     trained = checkpoint.load(workdir)
+    if datasets.finds_categories(config, "eval"):
+        names = [category.name for category in trained.categories]
+        config = datasets.with_categories(config, names)
     source = datasets.open_evaluation(config, workdir)
     datasets.check_evaluation_data(source)
     checkpoint.check_categories(trained.folder, trained.categories, source.categories)

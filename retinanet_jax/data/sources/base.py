@@ -8,6 +8,7 @@ validation images of a split, are sources, too.
 
 import abc
 import functools
+import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -139,6 +140,10 @@ class Source(abc.ABC):
         """Return how the image at `index` is decoded; parts of a merged dataset may differ."""
         return self.decoding
 
+    def path(self, index: int) -> pathlib.Path | None:
+        """Return the file of the image at `index`; None if it is no file of its own."""
+        return None
+
     def ground_truth(self) -> dict[str, Any]:
         """Return images, categories and boxes in COCO's JSON format, from which AP is computed."""
         images = [
@@ -212,3 +217,6 @@ class _Subset(Source):
 
     def decoding_of(self, index: int) -> Decoding:
         return self._source.decoding_of(self._indices[index])
+
+    def path(self, index: int) -> pathlib.Path | None:
+        return self._source.path(self._indices[index])

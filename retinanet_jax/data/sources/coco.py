@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from retinanet_jax.data.decoding import DEFAULT_DECODING, Decoding
-from retinanet_jax.data.sources.base import Category
+from retinanet_jax.data.sources.base import Category, Source
 from retinanet_jax.data.sources.fields import (
     FieldError,
     parse_flag,
@@ -79,6 +79,22 @@ class CocoSource(ImageFolderSource):
             label="annotation id {}".format,
             decoding=decoding,
         )
+
+
+def coco_json(source: Source, folder: pathlib.Path) -> dict[str, Any]:
+    """Return a dataset of any format as the content of a COCO JSON file.
+
+    Args:
+        source: The dataset.
+        folder: The folder of the file, which the paths of the images are relative to; images that
+            are no files of their own have their names in the dataset.
+    """
+    content = source.ground_truth()
+    for index, image in enumerate(content["images"]):
+        path = source.path(index)
+        if path is not None:
+            image["file_name"] = pathlib.Path(os.path.relpath(path, folder)).as_posix()
+    return content
 
 
 def load_instances(path: pathlib.Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from retinanet_jax.data.sources.image_lookup import (
     show_path,
 )
 from retinanet_jax.data.sources.instances import InstancesSource
-from retinanet_jax.data.sources.objects import ObjectList, Objects
+from retinanet_jax.data.sources.objects import Objects
 
 
 class ImageFolderSource(InstancesSource):
@@ -80,13 +80,17 @@ class ImageFolderSource(InstancesSource):
         self._folder = folder
         self.exif_decisions = decisions
 
+    def path(self, index: int) -> pathlib.Path:
+        """Return the file of the image at `index`."""
+        return self._folder / self.file_names[index]
+
     def read(self, index: int) -> bytes:
         """Return the content of the image file at `index`.
 
         Raises:
             FileNotFoundError: If the file is missing.
         """
-        path = self._folder / self.file_names[index]
+        path = self.path(index)
         try:
             return path.read_bytes()
         except FileNotFoundError:
@@ -94,14 +98,6 @@ class ImageFolderSource(InstancesSource):
                 f"{path}: the image of id {self.image_ids[index]} is missing; restore it, or "
                 f"remove it from {self.name}."
             ) from None
-
-
-def read_oriented_sizes(
-    folder: pathlib.Path, file_names: Sequence[str], exif: str = "applied"
-) -> Int32[np.ndarray, "N 2"]:
-    """Return the sizes of images under `Decoding.exif`, read from their headers."""
-    sizes = np.zeros((len(file_names), 2), np.int32)
-    return _sizes_and_decision(folder, file_names, sizes, ObjectList().to_objects(), exif)[0]
 
 
 def _label_image(image_ids: Sequence[int], file_names: Sequence[str], index: int) -> str:

@@ -1,4 +1,4 @@
-"""The layouts in which tools write datasets: one file of boxes, one a split, or a folder a split."""
+"""The layouts in which tools write datasets: a file of boxes, or a file or folder of each split."""
 
 import pathlib
 import re
@@ -90,7 +90,8 @@ def find_splits(
         found = find(inner)
         if len(found) == 1:
             parts[inner.name.lower()] = fields_of(found[0])
-    return parts
+    is_split = {*parts} & {*TRAIN_NAMES, *EVAL_NAMES}
+    return parts if is_split or len(parts) != 1 else dict.fromkeys([""], *parts.values())
 
 
 def _by_name(
@@ -125,7 +126,7 @@ def find_image_folder(file: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
     if any((best / name).is_file() for name in names):
         return best
     # The lookup of images also finds names in another letter case or from another system.
-    return next(filter(_has_images, candidates), file.parent)
+    return next(filter(_has_images, [file.parent, *list_folders(file.parent)]), file.parent)
 
 
 def _candidate_folders(file: pathlib.Path) -> Iterator[pathlib.Path]:

@@ -2,6 +2,7 @@
 
 import bisect
 import itertools
+import pathlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -73,6 +74,10 @@ class _Merged(Source):
     def decoding_of(self, index: int) -> Decoding:
         source, index_in_source = self._locate(index)
         return source.decoding_of(index_in_source)
+
+    def path(self, index: int) -> pathlib.Path | None:
+        source, index_in_source = self._locate(index)
+        return source.path(index_in_source)
 
     def _locate(self, index: int) -> tuple[Source, int]:
         """Return the source of an image, and the image's index in it."""
