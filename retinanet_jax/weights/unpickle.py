@@ -117,9 +117,9 @@ class Inert:
         pass
 
     def add(self, _: Any) -> None:
-        """Absorb an element, or several."""
+        """Absorb an element."""
 
-    append = extend = add
+    append = add
 
     def set_state(self, state: Any) -> None:
         """Keep the attributes of an object."""
