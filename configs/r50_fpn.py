@@ -3,8 +3,8 @@
 Command:  retinanet-jax train --config=configs/r50_fpn.py --workdir=runs/r50_fpn
           (--config=configs/r50_fpn.py:600 trains and tests at 600 pixels; :400, :500, :700, :800.
           --config=configs/r50_fpn.py:tiny trains on synthetic images, in about a minute.)
-Expects:  COCO under data/coco (train2017/, val2017/, annotations/), ImageNet weights at
-          weights/resnet50.npz (scripts/get_resnet50.py writes them).
+Expects:  COCO under data/coco (train2017/, val2017/, annotations/); ImageNet weights at
+          weights/resnet50.npz or, if there is no such file, from Keras, where they are downloaded.
 AP:       on test-dev 30.5, 32.5, 34.3, 35.1, 35.7 at 400 to 800 pixels are the paper's numbers
           (Table 1e); not measured here.
 Hours:    not measured here. The authors' later code took 12.1 on 8 GPUs at 800 pixels (Detectron's

@@ -15,6 +15,7 @@ from PIL import Image
 from retinanet_jax import checkpoint, weights
 from retinanet_jax.config import check_fields
 from retinanet_jax.weights import detectors
+from retinanet_jax.weights.convert import import_weights
 from retinanet_jax.weights.presets import preset_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -136,32 +137,19 @@ def test_train(run, tiny_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_detect_with_imported_weights(run, tmp_path):
-    """A file like torchvision's, with a smaller backbone, and a small image."""
+def test_detect(run, tmp_path):
+    """A detector like torchvision's, with a smaller backbone, and a small image."""
     library, config = weights.DETECTOR_FORMATS["torchvision_v1"], preset_config("torchvision_v1")
     config.model.backbone = "resnet18"
+    config.data.update(eval_short_side=40, long_side=64)
     shapes = detectors.shapes(library, config, library.num_coco_outputs)
     parity_value = state_dicts["parity_value"]
     arrays = {name: parity_value(name, shape, 0, -2.0) for name, shape in shapes.items()}
     np.savez(tmp_path / "weights.npz", **arrays)
+    import_weights("torchvision_v1", tmp_path / "weights.npz", tmp_path / "coco", config=config)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
-    outputs = run(
-        "detect",
-        """
-        from retinanet_jax.weights.presets import preset_config
-
-        SOURCE = "torchvision_v1"
-        WEIGHTS = "weights.npz"
-        IMAGE = "image.png"
-        THRESHOLD = 0.1
-        config = preset_config(SOURCE)
-        config.model.backbone = "resnet18"
-        config.data.update(eval_short_side=40, long_side=64)
-        OPTIONS = {"config": config}
-        """,
-    )
-    assert (tmp_path / "runs" / "coco" / "checkpoints").is_dir()
+    outputs = run("detect", "WEIGHTS, IMAGE, THRESHOLD = 'coco', 'image.png', 0.1")
     assert outputs.num_images("detect") == 1
     results = json.loads((tmp_path / "detections.json").read_text())
     assert results
