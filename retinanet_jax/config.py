@@ -156,8 +156,8 @@ def default_config() -> ConfigDict:
         padding="masked",
         prior_probability=0.01,
     )
-    # Initial weights. keras_resnet50, torchvision, msra, detectron2: a backbone's file; checkpoint:
-    # a detector's working directory, written by training or import-weights; "": random.
+    # Initial weights. keras_resnet50, torchvision, msra, detectron2: a backbone's file or name;
+    # checkpoint: a detector's working directory, file or name (weights/named.py); "": random.
     config.init = dict(source="keras_resnet50", path="weights/resnet50.npz")
     config.anchors = dict(
         min_level=3,  # the network has no other
