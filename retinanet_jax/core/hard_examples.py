@@ -81,8 +81,9 @@ def hard_examples(
         keep = positives | _first_true(keep & (labels == BACKGROUND), max_negatives)
     else:
         keep = _first_true(keep, num_examples)
-    selected = jnp.where(keep, indices, len(losses))
-    return jnp.zeros(len(losses), bool).at[selected].set(True, mode="drop")
+    size = len(losses)
+    selected = jnp.where(keep, indices, size)  # the mask has one more entry, for what is not kept
+    return jnp.zeros(size + 1, bool).at[selected].set(True, mode="promise_in_bounds")[:size]
 
 
 def _hardest(

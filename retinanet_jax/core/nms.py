@@ -65,16 +65,20 @@ def non_maximum_suppression(
         is_earlier = jnp.tri(NMS_BLOCK, k=-1, dtype=bool)
         overlapping = is_earlier & overlaps(block, block_classes, block, block_classes)
         keep = _not_suppressed(overlapping, is_real & ~suppressed)
-        slots = jnp.where(keep, count + jnp.cumsum(keep) - 1, limit)
-        end_of_block = start + NMS_BLOCK
-        return end_of_block, selected.at[slots].set(indices, mode="drop"), count + jnp.sum(keep)
+        slots = jnp.minimum(jnp.where(keep, count + jnp.cumsum(keep) - 1, limit), limit)
+        selected = selected.at[slots].set(
+            jnp.where(slots < limit, indices, size), mode="promise_in_bounds"
+        )
+        return start + NMS_BLOCK, selected, count + jnp.sum(keep)
 
+    # The last slot is for boxes that are not selected. JAX would also drop an index beyond the end,
+    # but with --deterministic XLA's GPU backend then writes into the next image (jax 0.11.2).
     _, selected, _ = jax.lax.while_loop(
         lambda state: (state[0] < end) & (state[2] < limit),
         process_block,
-        (jnp.array(0), jnp.full(limit, size), jnp.array(0)),
+        (jnp.array(0), jnp.full(limit + 1, size), jnp.array(0)),
     )
-    return jnp.zeros(size, bool).at[selected].set(True, mode="drop")
+    return jnp.zeros(size + 1, bool).at[selected].set(True, mode="promise_in_bounds")[:size]
 
 
 def _not_suppressed(overlapping: Bool[Array, "N N"], mask: Bool[Array, " N"]) -> Bool[Array, " N"]:

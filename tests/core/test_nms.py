@@ -144,6 +144,28 @@ def test_class_agnostic_nms_equals_that_of_one_class(seed):
     np.testing.assert_array_equal(keep, sequential_nms(candidates, classes * 0, mask, 0.5))
 
 
+def scatters(jaxpr):
+    """Return the scatter operations of a program, also those inside of its loops."""
+    found = [equation for equation in jaxpr.eqns if equation.primitive.name.startswith("scatter")]
+    for equation in jaxpr.eqns:
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            found += scatters(inner) if hasattr(inner, "eqns") else []
+    return found
+
+
+@pytest.mark.parametrize("limit", [100, 300])  # fewer than all boxes, and all of them
+def test_nms_scatters_only_within_the_array(limit):
+    """XLA's deterministic scatter for GPUs does not drop an index beyond an image's last one."""
+    suppress = functools.partial(
+        non_maximum_suppression, iou_threshold=0.5, class_agnostic=False, limit=limit
+    )
+    shapes = [((2, 300, 4), jnp.float32), ((2, 300), jnp.int32), ((2, 300), bool)]
+    program = jax.make_jaxpr(jax.vmap(suppress))(*(jax.ShapeDtypeStruct(*x) for x in shapes))
+    modes = [str(equation.params["mode"]) for equation in scatters(program.jaxpr)]
+    assert modes == ["GatherScatterMode.PROMISE_IN_BOUNDS"] * 2
+
+
 SOFT = dict(
     method="linear",
     iou_threshold=0.3,
