@@ -14,7 +14,7 @@ downloaded (146 MB) and converted at the first use.
             --weights=NAME starts from any weights of retinanet_jax/weights/named.py, and
             --weights=DIR_OR_FILE from a detector that was trained here or is in a file; both with
             the network that these require.
-Expects:  what the argument names, from a network or where the error message says.
+Expects:  what the argument names, from a network, or at the path that the error message names.
 Measured: 296 photographs of playing cards (6 classes), :imagenet, --config.data.flip=False, 67 for
           testing: AP .517, AP50 .730 after 1,000 steps, .636, .813 after 1,500 and .731, .907 at
           the end, 2,500, in 48 minutes on two CPU cores with other load (seed 0, one run, version

@@ -2,9 +2,9 @@
 
 Command:  retinanet-jax train --config=configs/torchvision.py:v1 --workdir=runs/torchvision
           (or :v2)
-Expects:  COCO as configs/r50_fpn.py does; torchvision's ImageNet weights:
-          weights/resnet50-0676ba61.pth (IMAGENET1K_V1), for v2 weights/resnet50-11ad3fa6.pth
-          (IMAGENET1K_V2), both from https://download.pytorch.org/models/
+Expects:  COCO as configs/r50_fpn.py does; torchvision's ImageNet weights, which are downloaded
+          unless they are at weights/resnet50-0676ba61.pth (IMAGENET1K_V1), for v2 at
+          weights/resnet50-11ad3fa6.pth (IMAGENET1K_V2).
 AP:       36.4 (v1) and 41.5 (v2) on val2017 are torchvision's numbers (its weights' records); not
           measured here.
 Hours:    not measured here. torchvision's runs were on 8 V100; their hours are not published.

@@ -131,7 +131,7 @@ class Detector:
 
         Raises:
             FileNotFoundError: If there is no such checkpoint, file or name.
-            OSError: If the file cannot be downloaded; the message says where to put it by hand.
+            OSError: If the file cannot be downloaded; the message has the path to put it at.
             ValueError: If a limit is out of range or has no effect, a category is unknown, or the
                 checkpoint or file cannot be read.
         """

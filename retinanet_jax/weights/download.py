@@ -36,7 +36,7 @@ NETWORK_ERRORS = (
 
 
 class DownloadError(OSError):
-    """A file that cannot be downloaded; the message says where to put it by hand."""
+    """A file that cannot be downloaded; the message has the path to put it at."""
 
 
 class Published(NamedTuple):

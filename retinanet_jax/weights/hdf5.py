@@ -30,7 +30,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     import h5py
 
     with h5py.File(path, "r") as file:
-        layers = file.get("model_weights", file)
+        layers: Any = file.get("model_weights", file)
         arrays = {}
         for layer in map(_text, layers.attrs["layer_names"]):
             names = [_text(name) for name in layers[layer].attrs["weight_names"]]

@@ -48,9 +48,9 @@ def save(path, arrays):
         weights.save_arrays(path, arrays)
 
 
-def assert_equal_trees(one, other):
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+def assert_equal_trees(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
 @pytest.mark.parametrize("name", ["torchvision_v1", "torchvision_v2", "detectron2_r50_3x"])
@@ -91,7 +91,7 @@ def test_another_version_of_the_package_converts_again(publish, server, monkeypa
 
 
 @pytest.mark.usefixtures("read_files")
-def test_without_a_network_one_line_says_where_to_put_the_file_and_then_it_works(
+def test_without_a_network_the_error_has_the_path_of_the_file_which_is_then_used(
     publish, server, monkeypatch, places
 ):
     digest = publish()
@@ -111,7 +111,7 @@ def test_without_a_network_one_line_says_where_to_put_the_file_and_then_it_works
 
 
 @pytest.mark.parametrize("is_in_weights", [False, True])
-def test_a_wrong_checksum_is_one_line_and_nothing_is_kept(publish, server, places, is_in_weights):
+def test_a_wrong_checksum_is_an_error_and_leaves_nothing(publish, server, places, is_in_weights):
     digest = publish()
     server.files[FILE] = b"others"
     if is_in_weights:

@@ -112,7 +112,7 @@ def test_the_arguments_of_finetune_are_the_detectors_and_imagenet():
     assert not differences(load_config(f"{FINETUNE}:imagenet"), finetune_config("resnet50"))
 
 
-def test_finetuning_starts_from_torchvision_v2_unless_told_otherwise():
+def test_fine_tuning_starts_from_torchvision_v2_by_default():
     config = load_config(FINETUNE)
     assert config.init.to_dict() == {"source": "checkpoint", "path": "torchvision_v2"}
     assert not differences(config, load_config(f"{FINETUNE}:torchvision_v2"))

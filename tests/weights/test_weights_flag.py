@@ -195,5 +195,5 @@ def test_predict_takes_a_name(server, places, monkeypatch, capsys):
     assert run_command(predict.COMMAND, ["predict", *flags]) == 0
     detections = json.loads((places / "out" / "detections.json").read_text())
     assert detections
-    assert {found["category_id"] for found in detections} <= {c.id for c in COCO_CATEGORIES}
+    assert {detection["category_id"] for detection in detections} <= {c.id for c in COCO_CATEGORIES}
     assert len(server.requests) == 1
