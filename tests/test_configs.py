@@ -126,6 +126,14 @@ def test_an_empty_argument_is_an_error():
 # ---- the numbers
 
 
+@pytest.mark.parametrize(("first", "last"), [(2, 7), (4, 7), (3, 8), (3, 4)])
+def test_levels_that_the_network_does_not_have_are_an_error(first, last):
+    config = default_config()
+    config.anchors.update(min_level=first, max_level=last)
+    with pytest.raises(ValueError, match=f"levels {first} to {last}.*begins at level 3"):
+        check_fields(config)
+
+
 def test_the_numbers_of_the_paper():
     config = r50_fpn.get_config()
     assert config.data.batch_size * config.total_steps == 16 * 90_000

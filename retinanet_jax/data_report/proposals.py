@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from retinanet_jax import input_pipeline
+from retinanet_jax.config import MAX_LEVELS
 from retinanet_jax.data.sizes import round_up
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data_report import anchor_search
@@ -29,7 +30,6 @@ from retinanet_jax.utils.progress import format_count
 
 MAX_SEARCH_BOXES = 10_000  # the largest number of boxes that the searches use
 NOTABLE_GAIN = 0.02  # of the weight of the boxes, by which a proposal must cover more
-MAX_LEVEL = 7  # of the network's pyramid, which begins at level 3
 IMAGE_FACTORS = (0.5, 0.75, 1.25, 1.5, 2, 3)  # of the sides of images
 
 
@@ -181,8 +181,9 @@ class _Search:
 
     def levels(self) -> Iterator[AnchorChoice]:
         """Yield the pyramid with all levels that the network may have, unless it is configured."""
-        if self._config.anchors.max_level < MAX_LEVEL:
-            yield self._measure(f"levels 3 to {MAX_LEVEL}", {"anchors.max_level": MAX_LEVEL})
+        most = max(MAX_LEVELS)
+        if self._config.anchors.max_level < most:
+            yield self._measure(f"levels 3 to {most}", {"anchors.max_level": most})
 
     def image_size(self) -> Iterator[AnchorChoice]:
         """Yield the cheapest image size of those that cover about the most."""
