@@ -146,12 +146,14 @@ def test_class_agnostic_nms_equals_that_of_one_class(seed):
 
 def scatters(jaxpr):
     """Return the scatter operations of a program, also those inside of its loops."""
-    found = [equation for equation in jaxpr.eqns if equation.primitive.name.startswith("scatter")]
+    operations = [
+        equation for equation in jaxpr.eqns if equation.primitive.name.startswith("scatter")
+    ]
     for equation in jaxpr.eqns:
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)
-            found += scatters(inner) if hasattr(inner, "eqns") else []
-    return found
+            operations += scatters(inner) if hasattr(inner, "eqns") else []
+    return operations
 
 
 @pytest.mark.parametrize("limit", [100, 300])  # fewer than all boxes, and all of them
