@@ -13,8 +13,8 @@ def run(values: Any, _: list[str]) -> None:
 
 COMMAND = Command(
     usage=(
-        "retinanet-jax evaluate --workdir=DIR [--data=FOLDER_OR_FILE] [--config=FILE[:ARGUMENT]] "
-        "[--config.FIELD=VALUE ...]"
+        "retinanet-jax evaluate --workdir=DIR [--data=FOLDER_OR_FILE] "
+        "[--weights=NAME_OR_DIR_OR_FILE] [--config=FILE[:ARGUMENT]] [--config.FIELD=VALUE ...]"
     ),
     description=(
         "Computes the COCO average precision of the best checkpoint in the workdir (the newest if "

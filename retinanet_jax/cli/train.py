@@ -41,6 +41,17 @@ def define_run_flags(values: flags.FlagValues, argv: list[str]) -> None:
     )
     define_data(values)
     flags.DEFINE_string(
+        "weights",
+        None,
+        "The weights that a new run starts from, instead of config.init: the name of published "
+        f"ones (detectors: {', '.join(named.DETECTORS)}; ImageNet backbones: "
+        f"{', '.join(named.BACKBONES)}), which are downloaded once; a working directory; or the "
+        "file of a detector of another library. The config is then configs/finetune.py with the "
+        "network of these weights, if no other --config is given; evaluate a run with the same "
+        "flag.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
         "workdir",
         None,
         "The folder of the run's checkpoints, metrics and evaluations. Training with the same "
@@ -91,16 +102,6 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "default is train_and_evaluate.",
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "weights",
-        None,
-        "The weights that a new run starts from, instead of config.init: the name of published "
-        f"ones (detectors: {', '.join(named.DETECTORS)}; ImageNet backbones: "
-        f"{', '.join(named.BACKBONES)}), which are downloaded once; a working directory; or the "
-        "file of a detector of another library. The config is then configs/finetune.py with the "
-        "network of these weights, if no other --config is given.",
-        flag_values=values,
-    )
 
 
 def run(values: Any, _: list[str]) -> None:
@@ -135,7 +136,7 @@ def with_weights(values: Any) -> ConfigDict:
         OSError: If there are no such weights, or they cannot be downloaded.
         ValueError: If they require another network than that of the config.
     """
-    if "weights" not in values or not values.weights:
+    if not values.weights:
         return values.config
     config, flag = values.config, values["config"]
     spec = config_flags.get_config_filename(flag)
