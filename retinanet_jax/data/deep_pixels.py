@@ -25,7 +25,7 @@ class DeepPixels(NamedTuple):
 
     Attributes:
         values: Gray or RGB values, as the file contains them.
-        bits: The number of bits of its values, at most 16, if the file says so; else 16.
+        bits: The number of bits of its values, at most 16: 16 unless the file states fewer.
         white_is_zero: Whether larger values are darker.
     """
 

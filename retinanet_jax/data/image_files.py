@@ -46,7 +46,7 @@ def find_images(
     Raises:
         FileNotFoundError: If a path neither exists nor matches a file, or there is no image.
     """
-    found: dict[pathlib.Path, bool] = {}  # whether each file is returned
+    files: dict[pathlib.Path, bool] = {}  # whether each file is returned
     for path_or_pattern in paths:
         path = _expand_user(path_or_pattern)
         matches = [path] if path.exists() else sorted(_matching(path))
@@ -54,19 +54,19 @@ def find_images(
             raise FileNotFoundError(f"{path_or_pattern}: no such image or folder.")
         for match in matches:
             if match.is_dir():
-                inside = (file for file in _files_in(match) if not found.get(file))
-                found.update((file, _is_visible_image(file)) for file in inside)
+                inside = (file for file in _files_in(match) if not files.get(file))
+                files.update((file, _is_visible_image(file)) for file in inside)
             else:
-                found[match] = True
-    line = _line_on_others([file for file, is_returned in found.items() if not is_returned])
-    if not any(found.values()):
+                files[match] = True
+    line = _line_on_others([file for file, is_returned in files.items() if not is_returned])
+    if not any(files.values()):
         raise FileNotFoundError(
             f"no image in {', '.join(paths) or 'an empty list'}; give image files, or folders that "
             f"contain some{f' ({line})' if line else ''}."
         )
     if line:
         report(line)
-    return [file for file, is_returned in found.items() if is_returned]
+    return [file for file, is_returned in files.items() if is_returned]
 
 
 def image_name(image: object) -> str:
@@ -188,7 +188,7 @@ def _line_on_others(files: list[pathlib.Path]) -> str:
     """Return a line about the files of folders that are not returned; empty if there is none."""
     if not files:
         return ""
-    names = ", ".join(file.name for file in files[:NUM_NAMES])
+    names = ", ".join(one_line(file.name) for file in files[:NUM_NAMES])
     more = ", ..." if len(files) > NUM_NAMES else ""
     count = "1 file that is" if len(files) == 1 else f"{len(files)} files that are"
     hint = f"; {HEIF_ADVICE}" if any(file.suffix.lower() in HEIF_SUFFIXES for file in files) else ""

@@ -23,7 +23,7 @@ ImageBytes = io.BytesIO | io.BufferedReader
 WITHOUT_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 HEIF_ADVICE = "HEIF images require another package: pip install pillow-heif, or save them as JPEG"
-UNKNOWN_PIXELS = "unknown pixel mode"  # what Pillow says of a sound TIFF that it cannot read
+UNKNOWN_PIXELS = "unknown pixel mode"  # Pillow's error for a sound TIFF that it cannot read
 PREFIX_SIZE = 16  # bytes by which the formats recognize a file
 # Memory for each pixel: while JPEG is decoded, it is 10 bytes, of WebP and JPEG 2000 18 and 19.
 BYTES_PER_PIXEL = 20
@@ -147,7 +147,7 @@ def _is_large(size: tuple[int, int]) -> bool:
 
 
 def has_image_suffix(file_name: str) -> bool:
-    """Return whether a file's name says that it is an image.
+    """Return whether a file's suffix is that of an image format.
 
     Args:
         file_name: The name, with or without its folder.
@@ -195,7 +195,7 @@ def _identify(
         for name in Image.ID:
             factory, accepts = Image.OPEN[name]
             recognized = accepts(prefix) if accepts else not by_prefix
-            # A text says that the format is not supported.
+            # A text is the reason why the format is not supported.
             if name in excluded or not recognized or isinstance(recognized, str):
                 continue
             file.seek(0)

@@ -56,8 +56,8 @@ def to_8_bits(
 ) -> UInt8[np.ndarray, "H W *C"]:
     """Scale the values of an image to 0..255.
 
-    Values outside the range become 0 or 255, numbers that are NaN 0. An image whose smallest value
-    is its largest becomes 0 if its own values are the range.
+    Values outside the range become 0 or 255, numbers that are NaN 0. An image of a single value
+    becomes 0 if its own values are the range.
 
     Args:
         values: The pixels as the file contains them.

@@ -58,7 +58,8 @@ def test_what_is_passed_over_in_a_folder_is_counted_and_named(folder):
     assert lines.pop() == others
     # A file that is given is always taken.
     hidden = folder / ".a.png"
-    assert find_images([str(hidden), str(folder), str(hidden)]) == [hidden, *images]
+    assert find_images([str(hidden), str(folder)]) == [hidden, *images]
+    assert find_images([str(folder), str(hidden)]) == [hidden, *images]
 
 
 def test_a_folder_without_an_image_names_what_it_contains(tmp_path):

@@ -103,7 +103,7 @@ def test_the_content_shows_an_image_whatever_the_suffix(encode, tmp_path):
     assert not is_image(tmp_path / "missing")
 
 
-def test_heif_without_its_package_says_what_to_install():
+def test_the_error_about_heif_names_the_package_to_install():
     data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
     if has_image_suffix("a.heic"):
         pytest.skip("pillow-heif is installed")

@@ -54,7 +54,7 @@ def test_16_bit_gray_is_scaled_by_the_range(value_range, expected):
 
 
 def test_the_type_is_that_of_the_file():
-    """A TIFF that says that it has 12 bits is not read as one of 16."""
+    """A TIFF that states 12 bits is not read as one of 16."""
     data = tiff(packed_12_bits(VALUES), (1, 8, 1), bits=12)
     assert decode(data)[0, :, 0].tolist() == UPPER_8_OF_12
     assert decode(data, "0,4095")[0, :, 0].tolist() == SCALED

@@ -1,4 +1,4 @@
-"""The report names images whose values are nearly one brightness to the network."""
+"""The report names images that are nearly of one brightness to the network."""
 
 import json
 
