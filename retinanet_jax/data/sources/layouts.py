@@ -143,7 +143,7 @@ def _candidate_folders(file: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _has_images(folder: pathlib.Path) -> bool:
-    return folder.is_dir() and any(map(has_image_suffix, folder.iterdir()))
+    return folder.is_dir() and any(has_image_suffix(path.name) for path in folder.iterdir())
 
 
 def list_folders(folder: pathlib.Path) -> list[pathlib.Path]:
