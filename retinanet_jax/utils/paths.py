@@ -1,0 +1,25 @@
+"""Lists of paths in a config field."""
+
+import os
+from collections.abc import Callable
+
+
+def split_list(text: str, exists: Callable[[str], bool] = os.path.exists) -> list[str]:
+    """Split a list that is separated by commas; a comma in an existing path belongs to the path.
+
+    Args:
+        text: The list.
+        exists: Returns whether a path exists.
+
+    Returns:
+        The entries without surrounding spaces. Where several would be possible, an entry is the
+        longest existing path.
+    """
+    words = text.split(",")
+    entries = []
+    while words:
+        joined = [",".join(words[:count]).strip() for count in range(len(words), 1, -1)]
+        entry = next(filter(exists, joined), words[0].strip())
+        del words[: entry.count(",") + 1]
+        entries.append(entry)
+    return entries
