@@ -134,8 +134,10 @@ def read_detector(
     shapes = jax.eval_shape(lambda: initialize(described, len(categories), seed=0))
     checkpoint.check_shapes(str(path), variables, shapes, description="weights of another network")
     trained = Checkpoint(variables, described, categories, step=0, folder=path)
-    reasons = [*evidence.network(), epsilon, anchors]
-    return Imported(source, trained, tuple(map(str, reasons)))
+    reasons = [str(fact) for fact in (*evidence.network(), epsilon, anchors)]
+    if selection.outputs is not None:
+        reasons.append(f"{len(categories)} of its {evidence.num_outputs()} outputs")
+    return Imported(source, trained, tuple(reasons))
 
 
 def _network_config(evidence: Evidence, source: str, config: ConfigDict | None) -> ConfigDict:
@@ -156,24 +158,24 @@ def _epsilon(evidence: Evidence, norm_epsilon: float | None, config: ConfigDict 
     Raises:
         ValueError: If there is none, or it is negative.
     """
-    shown = evidence.norm_epsilon()
+    evident = evidence.norm_epsilon()
     if norm_epsilon is not None:
         if not norm_epsilon >= 0:
             raise ValueError(f"norm_epsilon={norm_epsilon} must be 0 or positive, such as 1e-5.")
         return Fact(EPSILON, norm_epsilon, "as given")
     if config is not None:
         value, reason = config.model.norm_epsilon, "as in the given config"
-        if shown is not None and shown.value != value:
-            reason += f", although {shown.value} is {shown.reason}"
+        if evident is not None and evident.value != value:
+            reason += f", although {evident.value} is {evident.reason}"
         return Fact(EPSILON, value, reason)
-    if shown is None:
+    if evident is None:
         raise ValueError(
             "frozen norms do not show their epsilon, which torchvision sets to 0 for a model that "
             "it builds with weights=COCO_V1, also if another head is trained then, and otherwise "
             "to 1e-5; give that of the model that predicts, --norm_epsilon=0 or "
             "--norm_epsilon=1e-5."
         )
-    return shown
+    return evident
 
 
 def _anchors(evidence: Evidence, source: str, config: ConfigDict) -> Fact:

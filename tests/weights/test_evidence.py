@@ -172,7 +172,7 @@ def test_anchors_that_are_missing_are_asked_for(detector_file, num_anchors, aske
 
 
 def test_the_anchors_that_are_assumed_are_stated(detector_file):
-    imported = convert.read_detector(detector_file("torchvision_v2", 91))
+    imported = convert.read_detector(detector_file("torchvision_v2", 91), outputs="all")
     assert imported.reasons[-1].startswith(
         "config.anchors=sides of 32, 40, 50 pixels at P3, ratios 0.5, 1, 2: the file shows "
         "only that they are 9"

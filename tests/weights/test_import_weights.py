@@ -63,12 +63,13 @@ def test_a_background_that_is_not_named_is_left_out(detector_file):
     """The remaining outputs are bit for bit those of the file, and keep torchvision's labels."""
     file = detector_file("torchvision_v2", 3)
     everything = convert.read_detector(file, category_names=["background", "egg", "hen"])
-    named = convert.read_detector(file, category_names=["egg", "hen"]).checkpoint
-    assert [category.id for category in named.categories] == [1, 2]
+    named = convert.read_detector(file, category_names=["egg", "hen"])
+    assert [category.id for category in named.checkpoint.categories] == [1, 2]
+    assert named.reasons[-1] == "2 of its 3 outputs"
     for leaf in ("kernel", "bias"):
         all_rows, rows = (
             trained.variables["params"]["classification_head"]["predict"][leaf]
-            for trained in (everything.checkpoint, named)
+            for trained in (everything.checkpoint, named.checkpoint)
         )
         all_rows = all_rows.reshape(*all_rows.shape[:-1], 9, 3)
         np.testing.assert_array_equal(rows, all_rows[..., 1:].reshape(rows.shape))

@@ -55,7 +55,7 @@ def parsed(command):
     program, name, *words = shlex.split(command)
     assert program == "retinanet-jax"
     module = importlib.import_module(f"retinanet_jax.cli.{name}")
-    argv = [program, *(resolve_config(word) for word in words if word != DATA)]
+    argv = [program, *map(resolve_config, words)]
     values = flags.FlagValues()
     module.COMMAND.define_flags(values, argv)
     values(argv)
