@@ -61,7 +61,7 @@ def test_an_invalid_image_of_a_small_dataset_is_named_before_the_run(
     broken.write_bytes(broken.read_bytes()[:-200])
     with pytest.raises(ValueError, match=rf"{broken.name}: the image is corrupt or truncated"):
         datasets.check_images(source)
-    monkeypatch.setattr(datasets, "MAX_IMAGES_TO_CHECK", len(source) - 1)
+    monkeypatch.setattr(datasets.checks, "MAX_IMAGES_TO_CHECK", len(source) - 1)
     datasets.check_images(source)
 
 
@@ -154,7 +154,7 @@ def test_the_error_for_different_categories_names_the_field_for_voc(
     source.categories = tuple(
         category._replace(id=category.id + 1) for category in source.categories
     )
-    monkeypatch.setattr(datasets, "VocSource", lambda *_, **__: source)
+    monkeypatch.setattr(datasets.opening, "VocSource", lambda *_, **__: source)
     with pytest.raises(ValueError, match=r"--config\.data\.categories="):
         datasets.open_sources(user_config, tmp_path)
 
@@ -183,7 +183,7 @@ def test_data_with_a_validation_fraction_is_read_once(user_config, tmp_path, mon
         parts.append(part)
         return open_source(config, part, workdir)
 
-    monkeypatch.setattr(datasets, "open_source", recorded)
+    monkeypatch.setattr(datasets.opening, "open_source", recorded)
     datasets.open_sources(user_config, tmp_path)
     assert parts == ["train"]
 

@@ -31,6 +31,7 @@ LOOKED_FOR = (
 )
 MAX_NAMES = 5  # file names with which the folder of the images is found
 MAX_FILES = 20  # files that are searched for COCO's lists; more are those of single images
+MAX_XML_HEADER = 1 << 16  # bytes in which the root of an XML file begins
 COCO_LISTS = tuple(
     re.compile(rb'"%s"\s*:\s*\[' % name) for name in (b"images", b"annotations", b"categories")
 )
@@ -198,8 +199,11 @@ def _has_voc_files(folder: pathlib.Path) -> bool:
 
 def _root_tag(file: pathlib.Path) -> str:
     """Return the tag of an XML file's root; empty if the file is no XML."""
+    parser = ElementTree.XMLPullParser(["start"])
     try:
-        return next(iter(ElementTree.iterparse(file, ["start"])))[1].tag
+        with file.open("rb") as opened:
+            parser.feed(opened.read(MAX_XML_HEADER))
+        return next(parser.read_events())[1].tag
     except (ElementTree.ParseError, LookupError, OSError, StopIteration, ValueError):
         return ""
 

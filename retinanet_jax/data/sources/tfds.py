@@ -22,6 +22,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int, Int32
 
+from retinanet_jax.data.decoding import DEFAULT_DECODING, Decoding
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES, CocoContent, load_instances
 from retinanet_jax.data.sources.instances import InstancesSource
@@ -53,6 +54,7 @@ class TfdsSource(InstancesSource):
         data_dir: str | os.PathLike | None,
         split: str,
         official: str | os.PathLike = "",
+        decoding: Decoding = DEFAULT_DECODING,
     ):
         """Open the dataset, and build its index if it has none.
 
@@ -63,6 +65,8 @@ class TfdsSource(InstancesSource):
             official: The COCO JSON file from which the boxes are read. If it is empty, those of the
                 shards are used. For COCO, TFDS stores the published boxes, but truncates `area` to
                 an integer.
+            decoding: How the images are decoded. Sizes, and boxes as fractions of them, are those
+                after the EXIF orientation.
 
         Raises:
             FileNotFoundError: If the dataset is not prepared or files are missing.
@@ -100,6 +104,7 @@ class TfdsSource(InstancesSource):
             categories=categories,
             objects=objects,
             label="annotation id {}".format,
+            decoding=decoding,
         )
 
     def read(self, index: int) -> bytes:

@@ -1,0 +1,73 @@
+"""Checks of datasets before a run."""
+
+from absl import logging
+
+from retinanet_jax.data.sources.base import Source
+from retinanet_jax.data.sources.conventions import recognize_convention
+from retinanet_jax.utils.threads import map_ahead
+
+# Decoding this many images takes seconds, but an invalid image may end a run after hours.
+MAX_IMAGES_TO_CHECK = 1_000
+
+
+def check_training_data(source: Source) -> None:
+    """Check that there are objects to learn from, and `check_images`.
+
+    Raises:
+        ValueError: If no image has an object, if the boxes are in another convention than that of
+            their format, or as in `check_images`.
+    """
+    if not source.object_mask.any():
+        raise ValueError(
+            f"{source.name}: {_why_no_object(source)}; there is nothing to learn. Give the file "
+            "that contains the annotations, or correct them."
+        )
+    _check_convention(source)
+    check_images(source)
+
+
+def check_evaluation_data(source: Source) -> None:
+    """Check that the boxes can be evaluated, and log a warning if there is no object.
+
+    Raises:
+        ValueError: If the boxes are in another convention than that of their format.
+    """
+    if not source.object_mask.any():
+        logging.warning(
+            "%s: %s, so that AP will be undefined; give evaluation data with objects.",
+            source.name,
+            _why_no_object(source),
+        )
+    _check_convention(source)
+
+
+def _check_convention(source: Source) -> None:
+    """Raise ValueError if boxes are certainly in another convention than that of their format."""
+    convention = recognize_convention(source)
+    if convention and convention.is_certain:
+        raise ValueError(f"{source.name}: {convention.message}; {convention.advice}.")
+
+
+def _why_no_object(source: Source) -> str:
+    """Return why a dataset has no object to learn."""
+    count, num_crowd = len(source.objects.crowd), int(source.objects.crowd.sum())
+    if not count:
+        return f"none of its {len(source)} images has a box"
+    if num_crowd == count:
+        return f"all of its {count} boxes are crowd regions (iscrowd, ignore or difficult)"
+    return f"none of its {count} boxes has an area inside its image and is no crowd region"
+
+
+def check_images(source: Source) -> None:
+    """Decode all images of a small dataset, so that invalid ones are reported before the run.
+
+    For a large dataset, which takes minutes, use `retinanet-jax inspect`.
+
+    Raises:
+        ValueError: If an image is invalid.
+        OSError: If an image cannot be read.
+    """
+    if len(source) <= MAX_IMAGES_TO_CHECK:
+        # The threads return shapes instead of the images, which would fill the memory.
+        for _ in map_ahead(lambda index: source.image(index).shape, range(len(source))):
+            pass  # an invalid image raises its error

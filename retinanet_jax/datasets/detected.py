@@ -1,0 +1,72 @@
+"""Datasets whose format is detected: a config that reads one, and its conversion to COCO."""
+
+import pathlib
+from collections.abc import Collection, Iterator
+
+from ml_collections import ConfigDict
+
+from retinanet_jax.data.sources.coco import coco_json
+from retinanet_jax.data.sources.detection import detect_dataset
+from retinanet_jax.datasets.opening import LIST_FIELDS, open_source
+from retinanet_jax.utils.files import check_absent, write_json
+
+HELD_OUT_FRACTION = 0.2  # of the images of a detected dataset without evaluation data
+
+
+def use_dataset(config: ConfigDict, path: pathlib.Path, given: Collection[str]) -> str:
+    """Let a config read the dataset at a path, and return a line that describes it.
+
+    If it has no evaluation data, some of the training images are held out.
+
+    Args:
+        config: The config of the run; its fields of `data` are set.
+        path: As in `detect_dataset`.
+        given: Fields that keep their values, by dotted names such as data.train.images.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        ValueError: If no format is detected.
+    """
+    detected = detect_dataset(path)
+    parts = {"train": detected.train, "eval": detected.evaluation or {"source": "coco"}}
+    for part, fields in parts.items():
+        for name in LIST_FIELDS:
+            if f"data.{part}.{name}" not in given:
+                config.data[part][name] = fields.get(name, "")
+    description = f"data: {detected.description}"
+    if config.data.eval.annotations or config.data.eval.images:
+        return description
+    if not config.data.validation_fraction and "data.validation_fraction" not in given:
+        config.data.validation_fraction = HELD_OUT_FRACTION
+    fraction = config.data.validation_fraction
+    held_out = f"; {fraction:.0%} of the images are held out for evaluation" if fraction else ""
+    return description + held_out
+
+
+def convert_dataset(config: ConfigDict, output: pathlib.Path) -> Iterator[str]:
+    """Write the training data, and the evaluation data if there is some, in COCO's format.
+
+    Args:
+        config: A config that names the datasets.
+        output: The JSON file of the training data, which must not exist. That of the evaluation
+            data has _eval before the suffix.
+
+    Yields:
+        A line about each file that was written.
+
+    Raises:
+        FileExistsError: If a file exists.
+        ValueError: If a dataset is invalid.
+    """
+    outputs = {"train": output, "eval": output.with_stem(f"{output.stem}_eval")}
+    if not (config.data.eval.annotations or config.data.eval.images):
+        del outputs["eval"]
+    for file in outputs.values():
+        check_absent(file, "file")
+    for part, file in outputs.items():
+        source = open_source(config, part, output.parent)
+        write_json(file, coco_json(source, file.parent))
+        yield (
+            f"{file}: {len(source)} images, {len(source.objects.ids)} boxes, "
+            f"{len(source.categories)} categories"
+        )
