@@ -3,6 +3,7 @@
 Without a header, the columns are those of https://github.com/fizyr/keras-retinanet#csv-datasets.
 """
 
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from retinanet_jax.data.sources.fields import (
     FieldError,
     parse_edges,
     parse_flag,
-    parse_fraction,
+    parse_fractions,
     parse_side,
     parse_xywh,
     show,
@@ -109,8 +110,9 @@ class _Boxes:
         self.objects = ObjectList()
         self._classes = classes
         self._has_decimal_commas = table.delimiter != ","
+        num_fields = self.columns.num_fields
         for line, fields in rows:
-            if len(fields) < self.columns.num_fields or not fields[self.columns.image]:
+            if len(fields) < num_fields or not fields[self.columns.image]:
                 raise ValueError(
                     f"{path}: line {line} is {show(table.delimiter.join(fields))}; write "
                     f"{self.columns.line_format}, with empty fields for an image without objects."
@@ -141,11 +143,7 @@ class _Boxes:
 
     def _read_size(self, index: int, fields: list[str]) -> None:
         """Read the size of an image, which all of its lines repeat."""
-        texts = {name: fields[k] for name, k in self.columns.size.items()}
-        size = (0, 0)
-        if set(texts.values()) - {"", "0"}:
-            height, width = (parse_side(name, text) for name, text in texts.items())
-            size = (height, width)
+        size = _parse_size(*((name, fields[k]) for name, k in self.columns.size.items()))
         if index == len(self.sizes):
             self.sizes.append(size)
         elif size != self.sizes[index]:
@@ -156,11 +154,19 @@ class _Boxes:
             )
 
 
+@functools.lru_cache(maxsize=1_000)
+def _parse_size(*texts: tuple[str, str]) -> tuple[int, int]:
+    """Return the height and width of an image from their names and texts; 0 if these are empty."""
+    if all(text in ("", "0") for _, text in texts):
+        return 0, 0
+    height, width = (parse_side(name, text) for name, text in texts)
+    return height, width
+
+
 def _parse_box(columns: Columns, texts: dict[str, str]) -> tuple[float, float, float, float]:
     """Return the yxyx box of a line."""
     if columns.are_fractions:
-        for name, text in texts.items():
-            parse_fraction(name, text)
+        parse_fractions(list(texts.values()), list(texts))
     if columns.has_sides:
         x, y, width, height = parse_xywh(",".join(texts), list(texts.values()))
         return y, x, y + height, x + width

@@ -104,14 +104,15 @@ def parse_fraction(name: str, value: Any) -> float:
     return fraction
 
 
-def parse_fractions(texts: Sequence[str]) -> list[float]:
+def parse_fractions(texts: Sequence[str], names: Sequence[str] = ()) -> list[float]:
     """Return fractions of the height or width of an image, such as the points of a polygon.
 
     Args:
         texts: The numbers in the file.
+        names: Their names for the message; further numbers are named by their position.
 
     Raises:
-        FieldError: As in `parse_fraction`; the name of a number is its position.
+        FieldError: As in `parse_fraction`.
     """
     low, high = -FRACTION_TOLERANCE, 1 + FRACTION_TOLERANCE
     try:
@@ -120,7 +121,8 @@ def parse_fractions(texts: Sequence[str]) -> list[float]:
         numbers = []
     if numbers and all(low <= number <= high for number in numbers) and "_" not in "".join(texts):
         return numbers
-    return [parse_fraction(f"number {k}", text) for k, text in enumerate(texts, start=1)]
+    further = (f"number {position}" for position in range(len(names) + 1, len(texts) + 1))
+    return [parse_fraction(*pair) for pair in zip((*names, *further), texts, strict=True)]
 
 
 def parse_flag(name: str, value: Any) -> bool:

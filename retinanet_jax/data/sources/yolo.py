@@ -14,7 +14,6 @@ from retinanet_jax.data.decoding import DEFAULT_DECODING, Decoding
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.fields import (
     FieldError,
-    parse_fraction,
     parse_fractions,
     parse_integer,
 )
@@ -190,9 +189,7 @@ def _parse_box(
 ) -> tuple[float, float, float, float]:
     """Return the yxyx box of the numbers after the class, in fractions of the image."""
     if len(values) in (4, 4 + num_keypoint_values):
-        x, y, width, height = (
-            parse_fraction(name, value) for name, value in zip(BOX, values, strict=False)
-        )
+        x, y, width, height = parse_fractions(values[:4], BOX)
         if width < 0 or height < 0:
             raise FieldError(f"width={values[2]} and height={values[3]}, of which one is negative")
         return y - height / 2, x - width / 2, y + height / 2, x + width / 2
