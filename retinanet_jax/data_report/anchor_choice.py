@@ -1,7 +1,7 @@
 """A choice of anchors and image sizes, measured: how well it covers the boxes of each category.
 
 The constants below are the limits from which a coverage is a warning or an error. Each category is
-judged, so that a rare one whose boxes get no anchor is not hidden behind many covered boxes.
+judged, so that many covered boxes of others do not hide a rare one that anchors do not cover.
 """
 
 import functools

@@ -61,7 +61,7 @@ def fit_anchors(
         config: A run's config.
         source: The images of an epoch.
         views: The epoch, with at least one box.
-        parts: All training and evaluation data, whose images must fit in the buckets of proposals.
+        parts: All training and evaluation data; proposals have buckets for all of their images.
         progress: Called with the number of images matched so far.
     """
     configured = measure(CONFIGURED, {}, config, views, num_classes=len(source.categories))

@@ -93,11 +93,11 @@ def _plot_categories(axis: Any, source: Source, choice: AnchorChoice) -> None:
 
     counts = choice.classes
     order = np.lexsort((-counts.boxes, -counts.judged))
-    shown = order[counts.boxes[order] > 0][:MAX_CATEGORIES][::-1]
-    fractions, positions = counts.fractions[shown], np.arange(len(shown))
+    chosen = order[counts.boxes[order] > 0][:MAX_CATEGORIES][::-1]
+    fractions, positions = counts.fractions[chosen], np.arange(len(chosen))
     axis.barh(positions, 1 - fractions, color=COVERED)
     axis.barh(positions, fractions, left=1 - fractions, color=UNCOVERED)
-    names = [f"{shorten(source.categories[k].name, 30)} ({counts.boxes[k]})" for k in shown]
+    names = [f"{shorten(source.categories[k].name, 30)} ({counts.boxes[k]})" for k in chosen]
     texts = [visualize.fit_text(name, visualize.TEXT_SIZE) for name in names]
     axis.set_yticks(positions, [text for text, _ in texts], fontsize=8)
     for label, (_, font) in zip(axis.get_yticklabels(), texts, strict=True):

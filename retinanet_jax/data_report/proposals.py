@@ -49,7 +49,7 @@ def propose(
         config: The config of the run.
         source: The images of the epoch.
         views: The epoch of the run's config.
-        parts: All training and evaluation data, whose images must fit in the buckets of a choice.
+        parts: All training and evaluation data; proposals have buckets for all of their images.
         configured: The coverage of the run's config.
     """
     if not configured.is_poor:
@@ -224,7 +224,7 @@ class _Search:
 
     def _shapes(self, scales: Sequence[float], ratios: Sequence[float]) -> AnchorChoice:
         """Return the best of all choices of as many scales and ratios as given."""
-        shapes = anchor_shapes(self._config) | {"scales": scales, "ratios": ratios}
+        shapes = {**anchor_shapes(self._config), "scales": scales, "ratios": ratios}
         scales, ratios = anchor_search.search_shapes(
             self._sample,
             self._weights,

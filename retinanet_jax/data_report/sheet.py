@@ -23,7 +23,7 @@ from retinanet_jax.training.objective import assign_batch_targets
 HEIGHT, WIDTH = 480, 1600  # the largest size of an image, and the width of a row of images
 GAP = 6  # pixels between images
 MAX_STEPS, MAX_EXAMPLES = 4, 2  # the sheet has examples of the first batches
-MAX_BOXES = 3  # of an image, whose anchors are drawn
+MAX_BOXES = 3  # of an image of which anchors are drawn
 MAX_ANCHORS = 6  # of a box that are drawn: those of highest IoU
 MAX_FILE_NAME = 60  # characters
 # Classes have other colors. A line of a box is thicker, and black at both sides.
@@ -132,7 +132,7 @@ def anchors_of_boxes(
 
 
 def choose_boxes(groups: Sequence[BoxAnchors], classes: Int[np.ndarray, " n"]) -> list[int]:
-    """Return the indices of the boxes whose anchors are drawn.
+    """Return the indices of the boxes of which anchors are drawn.
 
     Those without an anchor by IoU come first, and then boxes of different categories.
 
@@ -180,10 +180,10 @@ def draw_example(
         names[k] = f"{number} {names[k]}"
         outline(canvas, anchors[groups[k].matched[:MAX_ANCHORS]] * scale, MATCHED, 1)
         outline(canvas, anchors[groups[k].forced[:MAX_ANCHORS]] * scale, FORCED, 2)
-    drawn = visualize.draw(np.asarray(canvas), boxes, names, classes)
+    labeled = visualize.draw(np.asarray(canvas), boxes, names, classes)
     file = shorten(source.file_name(int(batch.index[example])), MAX_FILE_NAME)
     first = f"{file}, bucket {image.shape[0]} x {image.shape[1]}"
-    return add_caption(drawn, [first, *anchor_lines(groups, chosen)])
+    return add_caption(labeled, [first, *anchor_lines(groups, chosen)])
 
 
 def outline(

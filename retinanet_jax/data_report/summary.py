@@ -251,14 +251,17 @@ def _anchors_json(report: DatasetReport, anchors: AnchorFit) -> dict[str, Any]:
 def _choice_json(report: DatasetReport, choice: AnchorChoice) -> dict[str, Any]:
     """Return the coverage of a choice of anchors; that of a category without boxes is None."""
     fields = choice.fields
-    covered = np.where(choice.classes.boxes > 0, 1 - choice.classes.fractions, None)
+    covered = [
+        None if np.isnan(fraction) else 1 - fraction
+        for fraction in choice.classes.fractions.tolist()
+    ]
     names = [category.name for category in report.parts["train"].categories]
     return {
         "scales": fields.get("anchors.scales", tuple(report.config.anchors.scales)),
         "ratios": fields.get("anchors.ratios", tuple(report.config.anchors.ratios)),
         "covered": 1 - choice.uncovered,
         "mean_iou": choice.mean_iou,
-        "covered_by_category": dict(zip(names, covered.tolist(), strict=True)),
+        "covered_by_category": dict(zip(names, covered, strict=True)),
         "anchors_per_image": choice.anchors_per_image,
         "fields": fields,
         "flags": flags(fields),

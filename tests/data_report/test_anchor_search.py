@@ -72,13 +72,13 @@ def test_the_heavier_boxes_decide():
     large = random_boxes(100, np.array([600, 600]), sides=(150, 170), ratio_spread=0.01)
     placed, _ = place(np.concatenate([small, large]), (608, 608), (600, 600))
     placed = placed._replace(distances=placed.distances[:1])  # of a single level
-    one = {**SHAPES, "scales": (1.0,), "ratios": (1.0,)}
+    square = {**SHAPES, "scales": (1.0,), "ratios": (1.0,)}
     for is_heavy in (np.arange(200) < 100, np.arange(200) >= 100):
         weights = np.where(is_heavy, 0.8, 0.2) / 100
-        scale = search_base_scale(placed, weights, **one, threshold=0.5)
-        found = covered(placed, **one | {"base_scale": scale})
-        assert found[is_heavy].mean() > 0.8
-        assert not found[~is_heavy].any()
+        scale = search_base_scale(placed, weights, **square, threshold=0.5)
+        result = covered(placed, **square | {"base_scale": scale})
+        assert result[is_heavy].mean() > 0.8
+        assert not result[~is_heavy].any()
 
 
 def test_the_base_scale_follows_the_size_of_the_boxes():

@@ -36,7 +36,7 @@ def test_images_with_more_than_a_hundred_of_a_category_are_named(dense):
 def test_enough_detections_leave_the_limit_of_cocos_ap(dense):
     finding = check_dense_images(*dense, max_detections=200)
     assert finding.severity == "warning"
-    assert "beside COCO's" in finding.advice
+    assert "in addition to COCO's" in finding.advice
     assert "--config" not in finding.advice
 
 

@@ -103,7 +103,7 @@ def with_flags(monkeypatch):
     return parse
 
 
-def test_each_proposal_covers_a_rare_category_and_its_flags_give_what_it_says(with_flags):
+def test_each_proposal_covers_a_rare_category_and_its_flags_give_that_coverage(with_flags):
     source, config = blood_cells(), make_config()
     configured, proposals = proposals_for(config, source)
     assert configured.uncovered < 0.05

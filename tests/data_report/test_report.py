@@ -143,7 +143,10 @@ def test_the_advice_is_in_the_files_and_its_flags_work(planted, monkeypatch, req
     assert not list(planted.output.glob("*.partial"))
     rows = {row["name"]: row for row in report["categories"]}
     ant = {"train": 4, "eval": 0, "sampled": 4, "no_anchor": 1.0}
-    assert rows["ant"] == {"id": 8, "name": "ant", "median_sides": pytest.approx([8 / 3] * 2, 0.01)} | ant
+    assert (
+        rows["ant"]
+        == {"id": 8, "name": "ant", "median_sides": pytest.approx([8 / 3] * 2, 0.01)} | ant
+    )
     assert rows["unicorn"]["no_anchor"] is None
     assert rows["unicorn"]["median_sides"] is None
 

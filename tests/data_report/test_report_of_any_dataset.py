@@ -77,20 +77,20 @@ def test_a_sample_without_a_box(tmp_path):
     """Of 30 images, a single one has a box; a sample of 5 does not include it."""
     images = [(f"{index}.png", 64, 64) for index in range(30)]
     train = write_dataset(tmp_path / "data", images, [(0, 0, [3, 3, 40, 40], 0)])
-    found = report(tmp_path, train, max_images=5)
-    assert found["coverage"].severity == "warning"
-    assert "none of the 5 sampled images has a box" in found["coverage"].message
-    assert "max_images" in found["coverage"].advice
-    assert "foreground" not in found
+    findings = report(tmp_path, train, max_images=5)
+    assert findings["coverage"].severity == "warning"
+    assert "none of the 5 sampled images has a box" in findings["coverage"].message
+    assert "max_images" in findings["coverage"].advice
+    assert "foreground" not in findings
 
 
 def test_crops_that_leave_out_all_boxes(tmp_path):
     train = write_dataset(tmp_path / "data", [("i.png", 96, 96)], [(0, 0, [0, 0, 96, 96], 0)])
     fields = {"data.crop_size": (32, 32), "data.min_visible": 1.0}
-    found = report(tmp_path, train, **fields)
-    assert "leave out all boxes" in found["coverage"].message
-    assert found["crops"].severity == "warning"
-    assert found["crops"].message.startswith("crops leave out 1 of 1 boxes (100.0%)")
+    findings = report(tmp_path, train, **fields)
+    assert "leave out all boxes" in findings["coverage"].message
+    assert findings["crops"].severity == "warning"
+    assert findings["crops"].message.startswith("crops leave out 1 of 1 boxes (100.0%)")
 
 
 def test_a_thousand_categories_with_any_names_and_long_names_of_files(tmp_path):
@@ -101,9 +101,9 @@ def test_a_thousand_categories_with_any_names_and_long_names_of_files(tmp_path):
         (x, y), side = rng.uniform(0, 80, 2), rng.uniform(1, 5)
         boxes.append((k % 8 // 4, k, [x, y, side, side], 0))
     train = write_dataset(tmp_path / "data", images, boxes, num_categories=1000)
-    found = report(tmp_path, train)
-    assert found["coverage"].severity == "error"
-    dense = found["train: dense images"]
+    findings = report(tmp_path, train)
+    assert findings["coverage"].severity == "error"
+    dense = findings["train: dense images"]
     assert dense.severity == "warning"
     assert dense.message.startswith("an image has at most 125 objects")
 

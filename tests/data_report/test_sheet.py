@@ -42,9 +42,9 @@ def test_anchors_have_their_scaled_positions(tmp_path, make_dataset, make_config
     black = np.zeros((64, 96, 3), np.uint8)
     anchors = np.array([[0.0, 0, 64, 96], [8.0, 16, 60, 80]])
     groups = [sheet.BoxAnchors(np.array([1]), np.array([], int))]
-    drawn = np.asarray(sheet.draw_example(black, batch, 0, source, anchors, groups))
+    sheet_image = np.asarray(sheet.draw_example(black, batch, 0, source, anchors, groups))
     scale = sheet.HEIGHT / 64
-    image = drawn[: sheet.HEIGHT, : round(96 * scale)]
+    image = sheet_image[: sheet.HEIGHT, : round(96 * scale)]
     yellow = (image == visualize.YELLOW).all(axis=-1)
     rows, columns = np.flatnonzero(yellow.any(axis=1)), np.flatnonzero(yellow.any(axis=0))
     assert (rows[0], rows[-1] + 1) == (8 * scale, 60 * scale)
@@ -80,7 +80,7 @@ def test_each_box_has_the_anchors_that_training_matches_with_it(
     assert not sheet.foreground_anchors(config, batch).forced.any()
 
 
-def test_anchors_are_drawn_of_boxes_without_a_match_and_of_different_categories():
+def test_boxes_without_a_match_and_of_different_categories_are_chosen():
     none, some = np.array([], int), np.array([4])
     matched, forced = sheet.BoxAnchors(some, none), sheet.BoxAnchors(none, some)
     groups = [matched, matched, matched, forced, matched]
@@ -89,7 +89,7 @@ def test_anchors_are_drawn_of_boxes_without_a_match_and_of_different_categories(
     assert sheet.choose_boxes([], np.array([], int)) == []
 
 
-def test_images_with_boxes_are_shown_first(tmp_path, make_dataset, make_config):
+def test_images_with_boxes_come_first(tmp_path, make_dataset, make_config):
     dataset = make_dataset(tmp_path / "train")
     for index in range(4):
         image_id = dataset.add_image()
