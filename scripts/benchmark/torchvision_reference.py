@@ -78,6 +78,8 @@ def make_reference(workload: Workload, variant: Variant) -> Reference:
     memory_format = torch.channels_last if variant.channels_last else torch.contiguous_format
     model.to(device).to(memory_format=memory_format)
     if variant.compiled:
+        # torch gives up on a method after a few compilations, and all models have the same method.
+        torch.compiler.reset()
         model.backbone.forward = torch.compile(model.backbone.forward)
         model.head.forward = torch.compile(model.head.forward)
     mixed = functools.partial(torch.autocast, device, dtype, enabled=dtype != torch.float32)
@@ -213,7 +215,8 @@ def make_postprocessing(reference: Reference, regime: str) -> Callable[[], Any]:
     anchors = [list(tensor.split(lengths)) for tensor in anchor_tensors(reference)]
 
     def run():
-        with reference.no_gradient():
+        # torchvision's NMS takes bfloat16 only under autocast.
+        with reference.no_gradient(), reference.mixed_precision():
             return reference.model.postprocess_detections(outputs, anchors, sizes)
 
     return run
