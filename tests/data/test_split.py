@@ -155,6 +155,19 @@ def test_the_last_group_of_a_category_is_trained_on():
     assert trained == set(classes)
 
 
+def test_some_object_is_held_out_if_training_can_spare_one():
+    names = [f"{k}.png" for k in range(40)]
+    for first in range(10):
+        source = NamedSource(names)
+        objects = source.objects.select(np.array([first, first + 20]))
+        few = NamedSource(names)
+        few.objects = objects
+        few._bounds = np.searchsorted(objects.image_index, np.arange(41))
+        train, held_out = split(few, 0.2)
+        assert len(held_out) == 8
+        assert train.object_mask.sum() == held_out.object_mask.sum() == 1
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=30), st.floats(0.05, 0.6))
 def test_every_image_is_in_one_part_and_no_group_in_both(sizes, fraction):

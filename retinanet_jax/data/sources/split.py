@@ -9,7 +9,7 @@ import collections
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from absl import logging
@@ -234,9 +234,14 @@ def _choose(
     # The number of groups in training that have each class.
     remaining = collections.Counter(k for group in classes.values() for k in group)
     held_out, count = np.zeros(len(source), bool), 0
-    for group, indices in members.items():
+    # The first group with an object comes first: without one, AP is undefined.
+    with_objects = [
+        group for group in members if classes[group] and _is_spared(classes[group], remaining)
+    ]
+    for group in dict.fromkeys([*with_objects[:1], *members]):
+        indices = members[group]
         is_closer = abs(count + len(indices) - target) < abs(count - target)
-        if is_closer and all(remaining[k] > 1 for k in classes[group]):
+        if is_closer and _is_spared(classes[group], remaining):
             held_out[indices] = True
             count += len(indices)
             remaining.subtract(classes[group])
@@ -244,3 +249,8 @@ def _choose(
         nearest = min(members.values(), key=lambda indices: abs(len(indices) - target))
         held_out[nearest] = True
     return held_out
+
+
+def _is_spared(classes: Iterable[int], remaining: Mapping[int, int]) -> bool:
+    """Return whether training can spare a group: other groups have each of its classes."""
+    return all(remaining[k] > 1 for k in classes)
