@@ -22,6 +22,7 @@ if not CONFIGS.is_dir():  # in a checkout, the folder is next to the package
 
 MAX_LEVELS = (5, 6, 7)  # of the feature pyramid, which begins at level 3
 DTYPES = ("float32", "bfloat16", "float64")
+EXIF_RULES = ("auto", "applied", "ignored")
 # The version of the config fields, which every checkpoint stores; that of 0.1.0 was 1.
 CONFIG_VERSION = 4
 # The changes of each version: renamed fields, and new fields with the value that reproduces the
@@ -279,6 +280,8 @@ def check_fields(config: ConfigDict) -> None:
     check_levels(config)
     check_padding(config)
     parse_value_range(config.data.value_range)
+    if config.data.exif not in EXIF_RULES:
+        raise unknown_choice("data.exif", config.data.exif, EXIF_RULES)
 
 
 def check_dtype(config: ConfigDict) -> None:

@@ -108,6 +108,21 @@ def check_value_range(source: Source, fingerprints: Fingerprints) -> list[Findin
     return [Finding(WARNING, "value range", message, advice, first_examples(examples))]
 
 
+def check_exif(source: Source) -> list[Finding]:
+    """Report for each file of annotations how its images were annotated, and what shows it."""
+    findings = []
+    for decision in source.exif_decisions:
+        if decision.num_applied and decision.num_ignored:
+            advice = (
+                "annotate them again in one way, or set --config.data.exif; each of these images "
+                "is read as its own size shows."
+            )
+            findings.append(Finding(WARNING, "EXIF", str(decision), advice))
+        else:
+            findings.append(Finding(INFO, "EXIF", str(decision)))
+    return findings
+
+
 def check_duplicate_images(source: Source, fingerprints: Fingerprints) -> Finding:
     """Report images with equal bytes."""
     indices = collections.defaultdict(list)

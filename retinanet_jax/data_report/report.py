@@ -177,9 +177,10 @@ def check_part(
         annotation_checks.check_boxes_outside(source, boxes),
         annotation_checks.check_duplicate_boxes(source, boxes, pairs),
         annotation_checks.check_boxes_of_two_classes(source, boxes, pairs),
-        check_dense_images(source, boxes, max_detections=config.detections.max_detections),
+        check_dense_images(source, max_detections=config.detections.max_detections),
         image_checks.check_readable(fingerprints),
         *image_checks.check_value_range(source, fingerprints),
+        *image_checks.check_exif(source),
         image_checks.check_duplicate_images(source, fingerprints),
     ]
 

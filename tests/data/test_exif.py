@@ -98,7 +98,7 @@ def test_half_rotations_are_read_as_the_other_images_of_the_dataset_show(
     assert caplog.messages == [
         f"{tmp_path}: boxes are read as drawn on images without their EXIF orientation: 0 images "
         "show that it was applied, 1 that it was not, and 1 with an orientation do not show it (of "
-        "3 headers read)."
+        "3 examined)."
     ]
     caplog.clear()
     write_xml(tmp_path, "c", encode(pixels, "JPEG", orientation=6), STORED[::-1])

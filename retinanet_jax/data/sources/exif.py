@@ -39,11 +39,13 @@ class ExifDecision(NamedTuple):
     def __str__(self) -> str:
         """Return the decision and its reasons as a sentence without its end."""
         drawn = "with" if self.exif == "applied" else "without"
+        if not self.num_applied + self.num_ignored + self.num_unknown:
+            return f"none of {self.num_examined} examined images has an EXIF orientation"
         return (
             f"boxes are read as drawn on images {drawn} their EXIF orientation: "
             f"{self.num_applied} images show that it was applied, {self.num_ignored} that it was "
             f"not, and {self.num_unknown} with an orientation do not show it (of "
-            f"{self.num_examined} headers read)"
+            f"{self.num_examined} examined)"
         )
 
 

@@ -46,7 +46,7 @@ class InstancesSource(Source):
             categories: The categories; their ids differ.
             objects: The objects, in any order.
             label: Returns the name, for messages, of the annotation with a given id.
-            decoding: As in `Source`.
+            decoding: As in `Source`; an `exif` of "auto" is "applied".
 
         Raises:
             ValueError: If there are no images or no categories, or names are repeated.
@@ -63,6 +63,8 @@ class InstancesSource(Source):
                 f"{name}: {len(repeated)} names belong to several categories, first "
                 f"{repeated[0]!r}; give each category a different name."
             )
+        if decoding.exif == "auto":
+            decoding = decoding._replace(exif="applied")
         super().__init__(
             name,
             image_ids=image_ids,
