@@ -39,6 +39,7 @@ HEAVY = (
     "onnx",
     "onnxruntime",
     "hotcoco",
+    "h5py",
 )
 CORE_MAY_IMPORT = (
     "collections.abc",
@@ -188,7 +189,10 @@ def modules_after(code):
     [
         ("import retinanet_jax", ["jax", "numpy", "retinanet_jax.detector"]),
         ("import retinanet_jax.core", ["flax", "ml_collections", "retinanet_jax.data"]),
-        ("import retinanet_jax.input_pipeline, retinanet_jax.datasets", ["flax", "orbax", "retinanet_jax.models"]),
+        (
+            "import retinanet_jax.input_pipeline, retinanet_jax.datasets",
+            ["flax", "orbax", "retinanet_jax.models"],
+        ),
         ("import retinanet_jax.detector", ["tensorflow", "pycocotools", "matplotlib"]),
     ],
 )
