@@ -103,9 +103,7 @@ def test_a_thousand_categories_with_any_names_and_long_names_of_files(tmp_path):
     train = write_dataset(tmp_path / "data", images, boxes, num_categories=1000)
     findings = report(tmp_path, train)
     assert findings["coverage"].severity == "error"
-    dense = findings["train: dense images"]
-    assert dense.severity == "warning"
-    assert dense.message.startswith("an image has at most 125 objects")
+    assert findings["train: dense images"].severity == "warning"
 
 
 def random_dataset(path, rng):
