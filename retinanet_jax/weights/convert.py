@@ -114,29 +114,47 @@ def read_detector(
     path = pathlib.Path(path)
     arrays = weights.load_arrays(path)
     try:
-        source = detect_source(arrays, source)
-        library_format = choose("source", source, weights.DETECTOR_FORMATS)
-        evidence = Evidence(arrays, library_format)
-        described = _network_config(evidence, source, config)
-        anchors = _anchors(evidence, source, described)
-        selection = select_outputs(
-            evidence.num_outputs() or library_format.num_coco_outputs,
-            library_format,
-            only_coco=outputs == "coco",
-            names=category_names,
+        imported = _convert(
+            arrays, source, outputs, category_names, norm_epsilon=norm_epsilon, config=config
         )
-        variables = detectors.to_variables(arrays, library_format, described, selection.outputs)
-        epsilon = _epsilon(evidence, norm_epsilon, config)
     except ValueError as error:
         raise ValueError(f"weights file {path}: {error}") from None
+    trained = imported.checkpoint._replace(folder=path)
+    described, num_classes = trained.config, len(trained.categories)
+    shapes = jax.eval_shape(lambda: initialize(described, num_classes, seed=0))
+    description = "weights of another network"
+    checkpoint.check_shapes(path, trained.variables, shapes, description=description)
+    return imported._replace(checkpoint=trained)
+
+
+def _convert(
+    arrays: Mapping[str, np.ndarray],
+    source: str | None,
+    outputs: str,
+    category_names: Sequence[str],
+    *,
+    norm_epsilon: float | None,
+    config: ConfigDict | None,
+) -> Imported:
+    """Return the detector of a state dict; the arguments are those of `read_detector`."""
+    source = detect_source(arrays, source)
+    library_format = choose("source", source, weights.DETECTOR_FORMATS)
+    evidence = Evidence(arrays, library_format)
+    described = _network_config(evidence, source, config)
+    anchors = _anchors(evidence, source, described)
+    selection = select_outputs(
+        evidence.num_outputs() or library_format.num_coco_outputs,
+        library_format,
+        only_coco=outputs == "coco",
+        names=category_names,
+    )
+    variables = detectors.to_variables(arrays, library_format, described, selection.outputs)
+    epsilon = _epsilon(evidence, norm_epsilon, config)
     described.model.norm_epsilon = epsilon.value
-    categories = selection.categories
-    shapes = jax.eval_shape(lambda: initialize(described, len(categories), seed=0))
-    checkpoint.check_shapes(str(path), variables, shapes, description="weights of another network")
-    trained = Checkpoint(variables, described, categories, step=0, folder=path)
     reasons = [str(fact) for fact in (*evidence.network(), epsilon, anchors)]
     if selection.outputs is not None:
-        reasons.append(f"{len(categories)} of its {evidence.num_outputs()} outputs")
+        reasons.append(f"{len(selection.categories)} of its {evidence.num_outputs()} outputs")
+    trained = Checkpoint(variables, described, selection.categories, 0, pathlib.Path())
     return Imported(source, trained, tuple(reasons))
 
 
