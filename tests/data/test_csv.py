@@ -148,6 +148,7 @@ INVALID_CLASSES = {
     "negative": ("cow,-1", r"line 3 is 'cow,-1'; write class,id, with ids from 0"),
     "repeated name": ("cat,2", r"line 3 repeats class 'cat'; make names and ids unique"),
     "repeated id": ("cow,1", r"line 3 repeats id 1; make names and ids unique"),
+    "repeated id with a zero": ("cow,01", r"line 3 repeats id 1; make names and ids unique"),
 }
 
 

@@ -113,6 +113,19 @@ def test_the_folder_next_to_a_file_of_roboflow_comes_first(data):
     check_contents(YoloSource(yaml))
 
 
+def test_the_folder_of_images_may_be_in_another_one_of_this_name(tmp_path):
+    data = Folder(tmp_path / "images" / "fruit")
+    data.add_split("images/val", "labels/val")
+    check_contents(YoloSource(data.write("data.yaml", f"val: images/val\n{NAMES}")))
+
+
+def test_a_missing_folder_is_not_replaced_by_that_of_another_split(data):
+    data.add_split("images", "labels")
+    yaml = data.write("data.yaml", f"train: images\nval: /nowhere/valid/images\n{NAMES}")
+    with pytest.raises(FileNotFoundError, match=r"/nowhere/valid/images is neither a folder nor"):
+        YoloSource(yaml, split="val")
+
+
 def test_several_folders_are_one_split(data):
     data.add("one/images/a.jpg", "one/labels/a.txt", LABELS["a"])
     data.add("two/images/deep/b.jpg", "two/labels/deep/b.txt", LABELS["b"])
@@ -325,6 +338,7 @@ INVALID_ROWS = {
     "decimal comma": ("0 0,5 0.5 0.2 0.4", r"x='0,5', not a finite number"),
     "too few": ("0 0.5 0.5 0.2", r"4 values; write class x y width height, or class x1 y1 x2"),
     "confidence": ("0 0.5 0.5 0.2 0.4 0.9", r"6 values; write class x y width height"),
+    "half a point": ("0 0.1 0.2 0.7 0.3 0.4 0.9 0.5", r"8 values; write class x y width height"),
     "only a class": ("0", r"1 values; write class"),
 }
 
@@ -423,11 +437,12 @@ def test_labels_in_another_letter_case_or_unicode_normalization_are_matched(data
 
 
 def test_warnings_name_the_object_in_its_file(data, caplog):
-    data.add("images/a.jpg", "labels/a.txt", "0 0.5 0.5 1 1\n0 0.5 0.5 0 0.5\n0 0.9 0.5 0.5 0.5")
+    data.add("images/a.jpg", "labels/a.txt", "0 0.5 0.5 1 1")
+    data.add("images/b.jpg", "labels/b.txt", "0 0.5 0.5 1 1\n0 0.5 0.5 0 0.5\n0 0.9 0.5 0.5 0.5")
     YoloSource(data.write("data.yaml", f"train: images\n{NAMES}"))
     assert "1 boxes have no area inside their image" in caplog.text
-    assert f"(first: object 2 of {data.path}/labels/a.txt" in caplog.text
-    assert f"(first: object 3 of {data.path}/labels/a.txt" in caplog.text
+    assert f"(first: object 2 of {data.path}/labels/b.txt" in caplog.text
+    assert f"(first: object 3 of {data.path}/labels/b.txt" in caplog.text
 
 
 VALUES = st.sampled_from(
