@@ -13,7 +13,6 @@ from retinanet_jax.data_report.coverage import PlacedBoxes, best_ious, shape_iou
 LARGE_STEPS, SMALL_STEPS = (0.5, 0.25, 0.125), (0.06, 0.03, 0.015)
 SHIFTS = (-2, -1, 0, 1)
 BASE_SHIFTS = np.arange(-3, 3.25, 0.25)  # of the base scale, in octaves
-MAX_OCTAVES = 10  # the aspect ratios of boxes beyond 2 to this power do not matter
 
 
 def search_shapes(
@@ -61,8 +60,8 @@ def search_shapes(
         return _objective(np.max(ious, axis=0), weights, threshold)
 
     quantiles = (np.arange(len(ratios)) + 0.5) / len(ratios)
-    box_octaves = np.log2(placed.sides[0].astype(np.float64) / placed.sides[1])
-    box_ratios = np.quantile(np.clip(box_octaves, -MAX_OCTAVES, MAX_OCTAVES), quantiles)
+    heights, widths = placed.sides.astype(np.float64)
+    box_ratios = np.quantile(np.log2(heights / widths), quantiles)
     octaves = np.log2(scales)
     starts = [np.concatenate([octaves, np.log2(ratios)])]
     starts += [np.concatenate([octaves + shift, box_ratios]) for shift in SHIFTS]

@@ -90,7 +90,7 @@ def test_the_base_scale_follows_the_size_of_the_boxes():
     assert search_base_scale(placed, weights, **square, threshold=0.5) == 1.0
 
 
-@pytest.mark.parametrize("sides", [(1e-20, 1e-20), (1e-30, 700.0)])
+@pytest.mark.parametrize("sides", [(1e-20, 1e-20), (1e-38, 700.0), (700.0, 1e-38)])
 def test_boxes_of_hardly_any_area_do_not_stop_the_search(sides):
     boxes = np.float32([[0, 0, *sides]])
     scales, ratios = search_shapes(*place(boxes, (800, 800), (800, 800)), **SHAPES, threshold=0.5)

@@ -140,6 +140,12 @@ def test_levels_are_proposed_where_the_network_may_have_more():
             assert choice.uncovered < 0.01
 
 
+def test_levels_that_cover_no_more_boxes_are_not_proposed():
+    _, proposals = proposals_for(make_config(max_level=5), blood_cells())
+    assert proposals
+    assert not [choice for choice in proposals if "anchors.max_level" in choice.fields]
+
+
 def test_smaller_images_are_proposed_where_boxes_exceed_all_anchors():
     """They cost least, and so are the first choice."""
     source = blood_cells(cell_side=350, platelet_sides=(150, 160))
@@ -173,25 +179,15 @@ def test_multiplied_buckets_contain_the_images_that_the_buckets_contain(resize, 
     assert images_fit(config, parts)
 
 
-def test_buckets_that_images_exceed_by_a_pixel_are_enlarged():
-    """A width of 640.4 pixels is rounded to 640, but twice that to 1281."""
-    config = make_config()
-    source = Boxes([(1000, 1334)] * 2)
-    source_boxes = [
-        (0, CELLS, (0.0, 0.0, 200.0, 200.0)),
-        (1, PLATELETS, (0.0, 0.0, 40.0, 40.0)),
-    ] * 20
-    config.data.update(buckets=((480, 640),), short_sides=(480,))
-    assert images_fit(config, {"train": source})
-    fields = scale_sizes(config, 2, 0)
-    assert fields["data.buckets"] == ((960, 1280),)
-    config.update_from_flattened_dict(fields)
-    assert not images_fit(config, {"train": source})
-    _, proposals = proposals_for(make_config(), Boxes([(1000, 1334)] * 2, source_boxes))
-    (larger,) = [choice for choice in proposals if "data.buckets" in choice.fields]
-    changed = make_config()
-    changed.update_from_flattened_dict(larger.fields)
-    assert images_fit(changed, {"train": source})
+def test_buckets_that_images_exceed_by_a_pixel_are_enlarged(monkeypatch):
+    """A width of 640.3 pixels is rounded to 640, but twice that to 1281."""
+    monkeypatch.setattr("retinanet_jax.data_report.proposals.IMAGE_FACTORS", (2,))
+    large, small = (0.0, 0.0, 200.0, 200.0), (0.0, 0.0, 40.0, 40.0)
+    boxes = [(0, CELLS, large), (1, PLATELETS, small)] * 20
+    for width, bucket in ((1334, (992, 1312)), (1333, (960, 1280))):
+        _, proposals = proposals_for(make_config(), Boxes([(1000, width)] * 2, boxes))
+        (larger,) = [choice for choice in proposals if "data.buckets" in choice.fields]
+        assert larger.fields["data.buckets"] == (bucket,)
 
 
 def test_half_of_the_weight_belongs_to_poor_categories():

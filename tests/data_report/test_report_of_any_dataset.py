@@ -13,7 +13,7 @@ from retinanet_jax.configs import r50_fpn
 from retinanet_jax.data_report.report import make_report
 
 MAX_LINE = 460  # characters of a line without flags
-NAMES = ("cat", "$a_{$", "mèche 猫", "x" * 300, "a\nb", "\ud800", "<b>&amp;", "%s{}", "e\u0301")
+NAMES = ("cat", "$a_{$", "mèche 猫", "x" * 300, "\ud800", "<b>&amp;", "e\u0301", "%s{}", "a\nb")
 
 
 def write_dataset(path, images, boxes, num_categories=1):
