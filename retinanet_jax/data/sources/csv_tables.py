@@ -13,6 +13,8 @@ from retinanet_jax.data.sources.fields import FieldError, show
 
 # Excel writes semicolons where the comma is the decimal sign, and tabs as "Unicode text".
 DELIMITERS = (",", ";", "\t")
+UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+MAX_FIRST_LINES = 1 << 16  # bytes in which the first lines of a file are
 NUM_FIELDS = 6  # at least, of a line with a box: an image, four numbers and a class
 LINE_FORMAT = "path,x1,y1,x2,y2,class"
 KNOWN_HEADERS = (
@@ -83,7 +85,7 @@ def open_table(path: pathlib.Path, num_fields: int) -> Table:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such CSV file; check the path.")
     data = path.read_bytes()
-    is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    is_utf_16 = data.startswith(UTF_16_MARKS)
     try:
         text = data.decode("utf-16" if is_utf_16 else "utf-8-sig")  # Excel writes these marks
     except UnicodeDecodeError as error:
@@ -97,6 +99,20 @@ def open_table(path: pathlib.Path, num_fields: int) -> Table:
         (mark for mark in DELIMITERS if first.count(mark) + 1 >= num_fields), DELIMITERS[0]
     )
     return Table(path, text, delimiter)
+
+
+def first_lines(path: pathlib.Path, count: int) -> list[list[str]]:
+    """Return the fields of the first lines of a CSV, whatever its delimiter.
+
+    Args:
+        path: The file.
+        count: The largest number of lines.
+    """
+    with path.open("rb") as file:
+        data = file.read(MAX_FIRST_LINES)
+    encoding = "utf-16" if data.startswith(UTF_16_MARKS) else "utf-8-sig"
+    lines = data.decode(encoding, errors="replace").splitlines()[:count]
+    return [[field.strip().strip('"') for field in re.split(r"[,;\t]", line)] for line in lines]
 
 
 class Columns(NamedTuple):

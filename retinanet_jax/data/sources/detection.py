@@ -1,14 +1,19 @@
 """Detection of a dataset's format from its files, for the flag `--data`."""
 
+import itertools
 import json
+import os
 import pathlib
 import re
 from collections.abc import Callable
 from xml.etree import ElementTree
 
 from retinanet_jax.data.sources import yolo_layout
+from retinanet_jax.data.sources.csv_tables import NUM_FIELDS, find_columns, first_lines
+from retinanet_jax.data.sources.fields import FieldError
 from retinanet_jax.data.sources.image_lookup import is_hidden
 from retinanet_jax.data.sources.layouts import (
+    ANNOTATION_FOLDERS,
     MAX_SHOWN,
     DetectedDataset,
     Fields,
@@ -18,7 +23,9 @@ from retinanet_jax.data.sources.layouts import (
     list_files,
     list_folders,
     make_fields,
+    split_of,
 )
+from retinanet_jax.data.sources.unsupported import recognize_unsupported
 
 LOOKED_FOR = (
     "COCO (a .json with images, annotations and categories), "
@@ -30,15 +37,15 @@ LOOKED_FOR = (
     "TFDS (dataset_info.json), packed (packed.json)"
 )
 MAX_NAMES = 5  # file names with which the folder of the images is found
-MAX_FILES = 20  # files that are searched for COCO's lists; more are those of single images
-MAX_XML_HEADER = 1 << 16  # bytes in which the root of an XML file begins
+MAX_FILES = 20  # files or folders that are searched; more are those of single images or classes
+MAX_DEPTH = 3  # folders inside each other, the outer ones without annotations
+MAX_HEADER = 1 << 16  # bytes in which the root of an XML file begins
 COCO_LISTS = tuple(
     re.compile(rb'"%s"\s*:\s*\[' % name) for name in (b"images", b"annotations", b"categories")
 )
-FILE_NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 LABELME_SHAPES = re.compile(rb'"shapes"\s*:\s*\[')
 VERSION = re.compile(r"\d+\.\d+\.\d+")  # of a TFDS dataset
-ANNOTATION_FOLDERS = ("annotations", "annotation", "labels", "xml", "xmls", "json", "jsons")
 
 
 def detect_dataset(path: pathlib.Path) -> DetectedDataset:
@@ -53,15 +60,35 @@ def detect_dataset(path: pathlib.Path) -> DetectedDataset:
     """
     if not path.exists():
         raise FileNotFoundError(f"--data={path}: there is no such file or folder; check the path.")
-    path = pathlib.Path(path.absolute())
-    for detect in FOLDER_DETECTORS if path.is_dir() else FILE_DETECTORS:
-        found = detect(path)
-        if found is not None:
-            return found
+    path = pathlib.Path(os.path.abspath(path))
+    found = _detect(path, MAX_DEPTH)
+    if found is not None:
+        return found
+    unsupported = recognize_unsupported(path)
+    if unsupported:
+        raise ValueError(f"--data={path}: {unsupported}")
     raise ValueError(
         f"--data={path}: {_describe(path)} in no known format; looked for {LOOKED_FOR}. Give the "
         "folder or the file that contains the boxes."
     )
+
+
+def _detect(path: pathlib.Path, depth: int) -> DetectedDataset | None:
+    """Detect a dataset in a file, in a folder or, as archives are unpacked, in a folder in it."""
+    for detect in FOLDER_DETECTORS if path.is_dir() else FILE_DETECTORS:
+        found = detect(path)
+        if found is not None:
+            return found
+    folders = list_folders(path) if depth else []
+    inner = [_detect(folder, depth - 1) for folder in folders[:MAX_FILES]]
+    datasets = [found for found in inner if found is not None]
+    if len(datasets) > 1:
+        listed = "; ".join(found.description for found in datasets[:MAX_SHOWN])
+        raise ValueError(
+            f"--data={path}: contains {len(datasets)} datasets ({listed}); give one of them, or "
+            "list them in the fields of config.data.train."
+        )
+    return datasets[0] if datasets else None
 
 
 def _describe(path: pathlib.Path) -> str:
@@ -90,13 +117,17 @@ def _detect_tfds(folder: pathlib.Path) -> DetectedDataset | None:
         folder = versions[-1]
     if not all((folder / name).is_file() for name in ("dataset_info.json", "features.json")):
         return None
-    info = json.loads((folder / "dataset_info.json").read_bytes())
-    names = [name for name in (info["name"], info.get("configName")) if name]
+    try:
+        info = json.loads((folder / "dataset_info.json").read_bytes())
+        names = [name for name in (info["name"], info.get("configName")) if name]
+        splits = [split["name"] for split in info.get("splits", [])]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder / 'dataset_info.json'}: is not written by TFDS ({error!r}); prepare the "
+            "dataset again."
+        ) from None
     builder, data_dir = f"{'/'.join(names)}:{folder.name}", folder.parents[len(names)]
-    parts = {
-        split["name"]: make_fields("tfds", builder, images=data_dir, split=split["name"])
-        for split in info.get("splits", [])
-    }
+    parts = {split: make_fields("tfds", builder, images=data_dir, split=split) for split in splits}
     return choose_splits("TFDS", parts)
 
 
@@ -107,9 +138,9 @@ def _detect_coco_file(file: pathlib.Path) -> DetectedDataset | None:
 def _detect_coco(folder: pathlib.Path) -> DetectedDataset | None:
     """Detect JSON files in the folder, in its folder annotations, or in a folder for each split."""
     for inner in (folder / "annotations", folder):
-        parts = find_splits(inner, _coco_files, _coco_fields) if inner.is_dir() else {}
-        if parts:
-            return choose_splits("COCO", parts)
+        found = choose_splits("COCO", find_splits(inner, _coco_files, _coco_fields))
+        if found is not None:
+            return found
     return None
 
 
@@ -130,18 +161,23 @@ def _is_coco(file: pathlib.Path) -> bool:
 
 def _coco_fields(file: pathlib.Path) -> Fields:
     """Return the fields of a COCO file, with the folder in which its images are."""
-    names = []
-    for match in FILE_NAME.finditer(file.read_text("utf-8", errors="replace")):
-        names.append(str(json.loads(match[1], strict=False)).replace("\\", "/"))
-        if len(names) == MAX_NAMES:
-            break
+    matches = itertools.islice(FILE_NAME.finditer(file.read_bytes()), MAX_NAMES)
+    names = [_parse_text(match[1]).replace("\\", "/") for match in matches]
     return make_fields("coco", file, images=find_image_folder(file, names))
+
+
+def _parse_text(text: bytes) -> str:
+    """Return a text in JSON, or "" if it is invalid, which is reported when the file is read."""
+    try:
+        return json.loads(text, strict=False)
+    except ValueError:
+        return ""
 
 
 def _detect_yolo(folder: pathlib.Path) -> DetectedDataset | None:
     """Detect a description, or a folder labels, also in the folder of a split."""
     folders = list_folders(folder)
-    folders += [inner for outer in folders for inner in list_folders(outer)]
+    folders += [inner for outer in folders if split_of(outer.name) for inner in list_folders(outer)]
     has_labels = any(
         path.name.lower() == "labels" and not list_files(path, ".xml", ".json") for path in folders
     )
@@ -182,15 +218,19 @@ def _cvat_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _detect_voc(folder: pathlib.Path) -> DetectedDataset | None:
     """Detect a devkit, a folder of XML files, or one for each split."""
-    years = [path for path in list_folders(folder) if re.fullmatch(r"VOC\d+", path.name)]
-    for root in (folder, *([years[0]] if len(years) == 1 else [])):
-        splits = [file.stem for file in list_files(root / "ImageSets" / "Main", ".txt")]
-        if splits and (root / "Annotations").is_dir():
-            parts = {split: make_fields("voc", root, split=split) for split in splits}
-            return choose_splits("Pascal VOC", parts)
-    if (folder / "VOCdevkit").is_dir():
-        return _detect_voc(folder / "VOCdevkit")
+    if (folder / "Annotations").is_dir():
+        splits = _devkit_splits(folder)
+        parts = {split: make_fields("voc", folder, split=split) for split in splits}
+        found = choose_splits("Pascal VOC", {"": parts[splits[0]]} if len(parts) == 1 else parts)
+        if found is not None:
+            return found
     return _detect_files_of_images(folder, "Pascal VOC", "voc", _has_voc_files)
+
+
+def _devkit_splits(folder: pathlib.Path) -> list[str]:
+    """Return the splits of a devkit, without those of a single class, such as cat_train."""
+    stems = [file.stem for file in list_files(folder / "ImageSets" / "Main", ".txt")]
+    return [stem for stem in stems if not any(stem.endswith(f"_{other}") for other in stems)]
 
 
 def _has_voc_files(folder: pathlib.Path) -> bool:
@@ -202,7 +242,7 @@ def _root_tag(file: pathlib.Path) -> str:
     parser = ElementTree.XMLPullParser(["start"])
     try:
         with file.open("rb") as opened:
-            parser.feed(opened.read(MAX_XML_HEADER))
+            parser.feed(opened.read(MAX_HEADER))
         return next(parser.read_events())[1].tag
     except (ElementTree.ParseError, LookupError, OSError, StopIteration, ValueError):
         return ""
@@ -234,11 +274,18 @@ def _detect_files_of_images(
         inner = [path for path in list_folders(outer) if path.name.lower() in ANNOTATION_FOLDERS]
         return list(filter(has_files, (outer, *inner)))[:1]
 
-    return choose_splits(name, find_splits(folder, find, lambda path: make_fields(source, path)))
+    def fields_of(path: pathlib.Path) -> Fields:
+        if not split_of(path.name):
+            return make_fields(source, path)  # the source finds images beside it
+        names = [file.stem for file in list_files(path, ".xml", ".json")[:MAX_NAMES]]
+        images = find_image_folder(path / path.name, names)
+        return make_fields(source, path, images="" if images == path else images)
+
+    return choose_splits(name, find_splits(folder, find, fields_of))
 
 
 def _detect_csv_file(file: pathlib.Path) -> DetectedDataset | None:
-    is_csv = file.suffix.lower() in (".csv", ".tsv")
+    is_csv = file.suffix.lower() in (".csv", ".tsv") and not recognize_unsupported(file)
     return choose_splits("CSV", {"": _csv_fields(file)}) if is_csv else None
 
 
@@ -248,7 +295,16 @@ def _detect_csv(folder: pathlib.Path) -> DetectedDataset | None:
 
 def _csv_files(folder: pathlib.Path) -> list[pathlib.Path]:
     files = list_files(folder, ".csv", ".tsv")
-    return [file for file in files if "class" not in file.stem.lower()]
+    return [file for file in files if "class" not in file.stem.lower() and _has_boxes(file)]
+
+
+def _has_boxes(file: pathlib.Path) -> bool:
+    """Return whether the first line of a CSV is a known header or, without one, a box."""
+    fields = next(iter(first_lines(file, 1)), [])
+    try:
+        return find_columns(fields) is not None or len(fields) == NUM_FIELDS
+    except FieldError:
+        return False
 
 
 def _csv_fields(file: pathlib.Path) -> Fields:
@@ -257,12 +313,11 @@ def _csv_fields(file: pathlib.Path) -> Fields:
         file for folder in (file.parent, file.parent.parent) for file in list_files(folder, ".csv")
     ]
     classes = [file for file in files if "class" in file.stem.lower()]
-    lines = file.read_text("utf-8-sig", errors="replace").splitlines()[: 1 + MAX_NAMES]
-    names = [re.split(r"[,;\t]", line)[0].strip().strip('"') for line in lines]
+    names = [name for name, *_ in first_lines(file, 1 + MAX_NAMES) if name]
     return make_fields(
         "csv",
         file,
-        images=find_image_folder(file, [name for name in names if name]),
+        images=find_image_folder(file, names),
         classes=classes[0] if len(classes) == 1 else "",
     )
 

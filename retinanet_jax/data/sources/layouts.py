@@ -1,5 +1,6 @@
 """The layouts in which tools write datasets: a file of boxes, or a file or folder of each split."""
 
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,9 @@ TRAIN_NAMES = ("train", "training", "trainval")
 # The names of the splits that are evaluated, in the order of preference.
 EVAL_NAMES = ("val", "valid", "validation", "test", "testing", "eval", "minival")
 IMAGE_FOLDERS = ("images", "img", "imgs", "jpegimages")
+# Folders that contain only annotations; the images are next to them.
+ANNOTATION_FOLDERS = ("annotations", "annotation", "ann", "anns", "labels", "label")
+ANNOTATION_FOLDERS += ("xml", "xmls", "json", "jsons", "csv")
 MAX_SHOWN = 5  # files in an error message
 
 # The fields of config.data.train or config.data.eval that a dataset sets.
@@ -61,8 +65,22 @@ def choose_splits(name: str, parts: dict[str, Fields]) -> DetectedDataset | None
     used = [part for part in (train, evaluation) if part is not None]
     locations = dict.fromkeys(part.get("annotations") or part["images"] for part in used)
     splits = [part["split"] for part in used if "split" in part]
-    ending = f" (splits {' and '.join(splits)})" if splits else ""
+    folders = dict.fromkeys(filter(None, map(_other_image_folder, used)))
+    ending = f" (split {' and '.join(splits)})" if splits else ""
+    ending += f" with the images in {' and '.join(folders)}" if folders else ""
     return DetectedDataset(f"{name}: {' and '.join(locations)}{ending}", train, evaluation)
+
+
+def _other_image_folder(part: Fields) -> str:
+    """Return the folder of images unless the annotations are there, too."""
+    images, annotations = part.get("images", ""), part.get("annotations", "")
+    return "" if not annotations or images == os.path.dirname(annotations) else images
+
+
+def split_of(name: str) -> str:
+    """Return the split that the name of a file or folder contains as a word; "" if none or two."""
+    words = {*re.findall(r"[a-z]+", name.lower())} & {*TRAIN_NAMES, *EVAL_NAMES}
+    return words.pop() if len(words) == 1 else ""
 
 
 def find_splits(
@@ -81,36 +99,39 @@ def find_splits(
         ValueError: If there are several files, of which the names do not tell the split.
     """
     found = find(folder)
-    if len(found) == 1:
-        return {"": fields_of(found[0])}
-    if found:
-        return _by_name(found, fields_of)
-    parts = {}
-    for inner in list_folders(folder):
-        found = find(inner)
-        if len(found) == 1:
-            parts[inner.name.lower()] = fields_of(found[0])
-    is_split = {*parts} & {*TRAIN_NAMES, *EVAL_NAMES}
-    return parts if is_split or len(parts) != 1 else dict.fromkeys([""], *parts.values())
+    if not found:
+        inner = {path: find(path) for path in list_folders(folder) if split_of(path.name)}
+        parts = _by_split(folder, [path for path, files in inner.items() if files])
+        return {split: fields_of(_only(path, inner[path])) for split, path in parts.items()}
+    parts = {"": found[0]} if len(found) == 1 else _by_split(folder, found)
+    parts = parts or {"": _only(folder, found)}
+    return {split: fields_of(path) for split, path in parts.items()}
 
 
-def _by_name(
-    files: Sequence[pathlib.Path], fields_of: Callable[[pathlib.Path], Fields]
-) -> dict[str, Fields]:
-    """Return the fields of each file by the split that its name contains."""
-    parts = {}
-    for file in files:
-        words = re.findall(r"[a-z]+", file.stem.lower())
-        names = [name for name in (*TRAIN_NAMES, *EVAL_NAMES) if name in words]
-        if len(names) == 1 and names[0] not in parts:
-            parts[names[0]] = fields_of(file)
-    if not parts:
-        listed = ", ".join(file.name for file in files[:MAX_SHOWN])
+def _only(folder: pathlib.Path, found: Sequence[pathlib.Path]) -> pathlib.Path:
+    """Return the only file of boxes in a folder."""
+    if len(found) > 1:
+        listed = ", ".join(file.name for file in found[:MAX_SHOWN])
         raise ValueError(
-            f"--data={files[0].parent}: contains {len(files)} files of boxes ({listed}"
-            f"{', ...' if len(files) > MAX_SHOWN else ''}), and no name has the word train; give "
+            f"--data={folder}: contains {len(found)} files of boxes ({listed}"
+            f"{', ...' if len(found) > MAX_SHOWN else ''}), and no name has the word train; give "
             "the file that is meant."
         )
+    return found[0]
+
+
+def _by_split(folder: pathlib.Path, paths: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
+    """Return the file or folder of each split, by the split that its name contains."""
+    parts: dict[str, pathlib.Path] = {}
+    for path in paths:
+        split = split_of(path.stem)
+        if split in parts:
+            raise ValueError(
+                f"--data={folder}: {parts[split].name} and {path.name} both have the word {split}; "
+                "give the file or folder that is meant."
+            )
+        if split:
+            parts[split] = path
     return parts
 
 
@@ -122,28 +143,66 @@ def find_image_folder(file: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
         names: The names of some images in it.
     """
     candidates = list(dict.fromkeys(_candidate_folders(file)))
-    best = max(candidates, key=lambda folder: sum((folder / name).is_file() for name in names))
-    if any((best / name).is_file() for name in names):
-        return best
-    # The lookup of images also finds names in another letter case or from another system.
-    return next(filter(_has_images, [file.parent, *list_folders(file.parent)]), file.parent)
+    # The lookup of images also finds names from another system, by their last part, and names
+    # without a suffix.
+    last_parts = [re.split(r"[/\\]", name)[-1] for name in names]
+    for wanted in (names, last_parts):
+        counts = [sum(os.path.isfile(folder / name) for name in wanted) for folder in candidates]
+        if any(counts):
+            return candidates[counts.index(max(counts))]
+    stems = {os.path.splitext(name)[0] if has_image_suffix(name) else name for name in last_parts}
+    counts = [len(stems & _image_stems(folder)) for folder in candidates]
+    if any(counts):
+        return candidates[counts.index(max(counts))]
+    return next(filter(_image_stems, candidates), file.parent)
 
 
 def _candidate_folders(file: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield the folders in which the images of a file of boxes may be, the most probable first."""
-    words = re.findall(r"[a-z]+\d*", file.stem.lower())
-    for parent in (file.parent, file.parent.parent):
-        inner = list_folders(parent)
-        yield parent / file.stem
-        yield from (folder for folder in inner if folder.name.lower() in words)
-        yield from (parent, *inner)
-        for folder in inner:
-            if folder.name.lower() in IMAGE_FOLDERS:
-                yield from list_folders(folder)
+    """Yield the folders in which the images of a file of boxes may be, the most probable first.
+
+    A folder outside the dataset, which may be another dataset, is searched only if its name says
+    that it contains these images.
+    """
+    roots = [file.parent]
+    while _is_annotation_folder(roots[-1]):
+        roots.append(roots[-1].parent)
+    for root in roots:
+        yield root / file.stem
+        yield from _named_folders(root, file.stem)
+        yield from (root, *list_folders(root))
+    yield from _named_folders(roots[-1].parent, file.stem)
 
 
-def _has_images(folder: pathlib.Path) -> bool:
-    return folder.is_dir() and any(has_image_suffix(path.name) for path in folder.iterdir())
+def _named_folders(root: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
+    """Yield the folders whose names are words or the split of a name, or such as images."""
+    words = {*re.findall(r"[a-z]+\d*", name.lower())}
+
+    def is_of_name(folder: pathlib.Path) -> bool:
+        is_of_split = bool(split_of(name)) and split_of(folder.name) == split_of(name)
+        return is_of_split or folder.name.lower() in words
+
+    for folder in sorted(list_folders(root), key=is_of_name, reverse=True):
+        if is_of_name(folder):
+            yield folder
+        if folder.name.lower() in IMAGE_FOLDERS:
+            yield from sorted(list_folders(folder), key=is_of_name, reverse=True)
+            yield folder
+
+
+def _is_annotation_folder(folder: pathlib.Path) -> bool:
+    """Return whether a folder has a name such as annotations, or is that of a split in such one."""
+    outer = folder.parent if split_of(folder.name) else folder
+    names = (re.findall(r"[a-z]+", path.name.lower()) for path in (folder, outer))
+    return any(words and words[0] in ANNOTATION_FOLDERS for words in names)
+
+
+def _image_stems(folder: pathlib.Path) -> set[str]:
+    """Return the names of the images in a folder, without their suffixes."""
+    try:
+        names = os.listdir(folder)
+    except OSError:  # no folder, or one of somebody else
+        return set()
+    return {os.path.splitext(n)[0] for n in names if has_image_suffix(n) and not is_hidden(n)}
 
 
 def list_folders(folder: pathlib.Path) -> list[pathlib.Path]:
