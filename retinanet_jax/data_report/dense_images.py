@@ -2,7 +2,7 @@
 
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data.sources.dense_images import find_dense_images
-from retinanet_jax.data_report.findings import INFO, WARNING, Finding, first_examples, shorten
+from retinanet_jax.data_report.findings import INFO, WARNING, Finding, first_examples
 
 
 def check_dense_images(source: Source, *, max_detections: int) -> Finding:
@@ -12,11 +12,7 @@ def check_dense_images(source: Source, *, max_detections: int) -> Finding:
         source: The dataset.
         max_detections: The config's detections.max_detections, the most of an image.
     """
-    message, advice, *cases = find_dense_images(source, max_detections=max_detections)
+    message, advice, examples = find_dense_images(source, max_detections=max_detections)
     if not advice:
         return Finding(INFO, "dense images", message)
-    examples = first_examples(
-        f"{shorten(source.file_name(index))}: {count} of {shorten(source.categories[k].name)}"
-        for index, k, count in zip(*(case.tolist() for case in cases), strict=True)
-    )
-    return Finding(WARNING, "dense images", message, f"{advice}.", examples)
+    return Finding(WARNING, "dense images", message, f"{advice}.", first_examples(examples))

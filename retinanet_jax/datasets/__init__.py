@@ -3,7 +3,12 @@
 Importing this package and opening a dataset import neither flax nor the network.
 """
 
-from retinanet_jax.datasets.checks import check_evaluation_data, check_images, check_training_data
+from retinanet_jax.datasets.checks import (
+    check_evaluation_data,
+    check_images,
+    check_training_data,
+    why_no_object,
+)
 from retinanet_jax.datasets.detected import convert_dataset, use_dataset
 from retinanet_jax.datasets.opening import (
     LIST_FIELDS,
@@ -37,5 +42,6 @@ __all__ = [
     "open_training",
     "splits_training_data",
     "use_dataset",
+    "why_no_object",
     "with_categories",
 ]

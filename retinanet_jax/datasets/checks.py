@@ -4,6 +4,7 @@ from absl import logging
 
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data.sources.conventions import recognize_convention
+from retinanet_jax.data.sources.dense_images import find_dense_images
 from retinanet_jax.utils.threads import map_ahead
 
 # Decoding this many images takes seconds, but an invalid image may end a run after hours.
@@ -19,26 +20,41 @@ def check_training_data(source: Source) -> None:
     """
     if not source.object_mask.any():
         raise ValueError(
-            f"{source.name}: {_why_no_object(source)}; there is nothing to learn. Give the file "
+            f"{source.name}: {why_no_object(source)}; there is nothing to learn. Give the file "
             "that contains the annotations, or correct them."
         )
     _check_convention(source)
     check_images(source)
 
 
-def check_evaluation_data(source: Source) -> None:
-    """Check that the boxes can be evaluated, and log a warning if there is no object.
+def check_evaluation_data(source: Source, *, max_detections: int) -> None:
+    """Check that the boxes can be evaluated, and log what will limit AP.
+
+    That is: there is no object, or images have more objects than are detected or than COCO's AP
+    counts. Boxes without an area, which AP counts, are logged when a dataset is opened.
+
+    Args:
+        source: The dataset.
+        max_detections: The largest number of detections of an image
+            (config.detections.max_detections).
 
     Raises:
         ValueError: If the boxes are in another convention than that of their format.
     """
-    if not source.object_mask.any():
-        logging.warning(
-            "%s: %s, so that AP will be undefined; give evaluation data with objects.",
-            source.name,
-            _why_no_object(source),
-        )
     _check_convention(source)
+    if not source.object_mask.any():
+        # AP counts objects without an area as missed.
+        ap = "undefined" if source.objects.crowd.all() else "0"
+        logging.warning(
+            "%s: %s, so that AP will be %s; give evaluation data with objects.",
+            source.name,
+            why_no_object(source),
+            ap,
+        )
+    dense = find_dense_images(source, max_detections=max_detections)
+    if dense.advice:
+        first = f" (first: {dense.examples[0]})" if dense.examples else ""
+        logging.warning("%s: %s; %s%s.", source.name, dense.message, dense.advice, first)
 
 
 def _check_convention(source: Source) -> None:
@@ -48,8 +64,8 @@ def _check_convention(source: Source) -> None:
         raise ValueError(f"{source.name}: {convention.message}; {convention.advice}.")
 
 
-def _why_no_object(source: Source) -> str:
-    """Return why a dataset has no object to learn."""
+def why_no_object(source: Source) -> str:
+    """Return why a dataset has no object to learn, as a clause for messages."""
     count, num_crowd = len(source.objects.crowd), int(source.objects.crowd.sum())
     if not count:
         return f"none of its {len(source)} images has a box"

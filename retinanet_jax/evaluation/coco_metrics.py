@@ -2,6 +2,9 @@
 
 pycocotools is the reference: every other evaluator must reproduce its numbers bit for bit. The
 table comes from pycocotools, whichever evaluator computed the precision.
+
+COCO's AP counts only the 100 best detections of each category in each image. If a detector returns
+more, the same metrics of all its detections are given next to COCO's.
 """
 
 import contextlib
@@ -18,12 +21,15 @@ from jaxtyping import Float
 from retinanet_jax import core
 from retinanet_jax.config import choose
 from retinanet_jax.data.sources.base import Category
+from retinanet_jax.data.sources.dense_images import COCO_DETECTIONS
 
 # pycocotools' twelve numbers, in its order.
 METRICS = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl"),
     *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
 )
+# How many detections of a category in an image AR1, AR10 and all other METRICS count.
+COCO_LIMITS = (1, 10, COCO_DETECTIONS)
 # The fields from which the AP of boxes is computed. The evaluators get only these; otherwise they
 # would also read polygons and any other fields of a user's file.
 BOX_FIELDS = {
@@ -128,40 +134,51 @@ def coco_metrics(
     ground_truth: dict[str, Any],
     results: Sequence[dict[str, Any]],
     evaluator: str = REFERENCE_EVALUATOR,
+    *,
+    max_detections: int = COCO_DETECTIONS,
 ) -> tuple[dict[str, Any], str]:
     """Return COCO's metrics over all images of the ground truth, and pycocotools' table of them.
 
     Args:
-        ground_truth: A COCO instances dict; it is not changed.
+        ground_truth: A COCO instances dict; it is not changed. The ids may be any integers.
         results: Detections in COCO's results format; they are not changed.
         evaluator: "pycocotools", "hotcoco" or "auto" (config.evaluator).
+        max_detections: N, the largest number of detections of an image
+            (config.detections.max_detections). COCO's metrics count 100 of a category.
 
     Returns:
-        A dict of the twelve METRICS and "AP_by_category" (category name -> AP), and the table as
-        text. A metric is None if it is undefined because there is no ground truth.
+        A dict of the twelve METRICS; of AP_maxN, AP50_maxN and AR_maxN, which count N detections of
+        a category in an image, if N is more than 100; and of "AP_by_category" (category name ->
+        AP). And the table as text. A metric is None if it is undefined because there is no ground
+        truth.
 
     Raises:
-        ValueError: If `evaluator` is unknown or not installed.
+        ValueError: If `evaluator` is unknown or not installed, or if an image or a category of the
+            results is not in the ground truth.
     """
     api = coco_api(evaluator)
-    ground_truth = keep_box_fields(ground_truth)
+    ground_truth, results = renumber(ground_truth, results)
+    counts_more = max_detections > COCO_DETECTIONS
     with contextlib.redirect_stdout(ThreadOutput()):
         truth = api.COCO()
         truth.dataset = ground_truth
         truth.createIndex()
-        # loadRes changes its argument's dicts. It also rejects an empty list, which is the right
-        # result of an untrained model.
-        detections = truth.loadRes([dict(result) for result in results]) if results else api.COCO()
+        # loadRes rejects an empty list, which is the right result of an untrained model.
+        detections = truth.loadRes(results) if results else api.COCO()
         evaluation = api.COCOeval(truth, detections, "bbox")
         evaluation.params.imgIds = sorted(truth.getImgIds())
+        evaluation.params.maxDets = [*COCO_LIMITS, *[max_detections] * counts_more]
         evaluation.evaluate()
         evaluation.accumulate()
     curves = evaluation.eval
     numbers, table = summarize(curves)
     metrics: dict[str, Any] = dict(zip(METRICS, map(none_if_undefined, numbers), strict=True))
+    if counts_more:
+        further, lines = summarize_all_detections(curves, max_detections)
+        metrics, table = metrics | further, f"{table}\n{lines}"
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     # precision: T IoU thresholds, R recalls, K categories, area ranges, detection limits
-    precision = curves["precision"][:, :, :, 0, -1]  # T R K
+    precision = curves["precision"][:, :, :, 0, COCO_LIMITS.index(COCO_DETECTIONS)]  # T R K
     metrics["AP_by_category"] = {
         names[category_id]: none_if_undefined(np.mean(precision[:, :, k]))
         for k, category_id in enumerate(evaluation.params.catIds)
@@ -184,18 +201,80 @@ def summarize(curves: dict[str, Any]) -> tuple[Float[np.ndarray, " 12"], str]:
     return np.asarray(summary.stats), printed.getvalue().rstrip()
 
 
-def keep_box_fields(ground_truth: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of a COCO instances dict with only BOX_FIELDS and new annotation ids from 1.
+def summarize_all_detections(
+    curves: dict[str, Any], limit: int
+) -> tuple[dict[str, float | None], str]:
+    """Return AP, AP50 and AR at the last detection limit, and their lines in pycocotools' format.
 
-    The ids must not contain 0: pycocotools treats a match with annotation 0 as no match.
+    Args:
+        curves: As in `summarize`, with one detection limit more than COCO's.
+        limit: That detection limit.
+    """
+    precision, recall = curves["precision"][:, :, :, 0, -1], curves["recall"][:, :, 0, -1]
+    rows = (
+        ("AP", "Average Precision", "0.50:0.95", precision),
+        ("AP50", "Average Precision", "0.50", precision[:1]),
+        ("AR", "Average Recall", "0.50:0.95", recall),
+    )
+    metrics, lines = {}, []
+    for name, title, ious, values in rows:
+        # The others are of categories without ground truth.
+        value = np.mean(values[values > -1]) if (values > -1).any() else -1
+        metrics[f"{name}_max{limit}"] = none_if_undefined(value)
+        lines.append(
+            f" {title:<18} ({name[:2]}) @[ IoU={ious:<9} | area=   all | maxDets={limit:>3} ] = "
+            f"{value:.3f}"
+        )
+    return metrics, "\n".join(lines)
+
+
+def renumber(
+    ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return copies of ground truth and results with ids from 1, in the order of the given ids.
+
+    The evaluators compute with ids in arrays: ids of more than 64 bits are an error in hotcoco, as
+    are negative ones, and pycocotools rounds ids of 64 bits where there are smaller ones, too, and
+    treats a match with annotation 0 as no match.
+
+    Args:
+        ground_truth: A COCO instances dict; the copy has only its BOX_FIELDS.
+        results: Detections in COCO's results format.
+
+    Raises:
+        ValueError: If an image or a category of the results is not in the ground truth.
     """
     content = {
         section: [{field: entry[field] for field in fields} for entry in ground_truth[section]]
         for section, fields in BOX_FIELDS.items()
     }
-    for annotation_id, annotation in enumerate(content["annotations"], 1):
-        annotation["id"] = annotation_id
-    return content
+    numbers = {
+        section: {
+            given_id: number
+            for number, given_id in enumerate(sorted(entry["id"] for entry in content[section]), 1)
+        }
+        for section in ("images", "categories")
+    }
+    for section, number_of in numbers.items():
+        for entry in content[section]:
+            entry["id"] = number_of[entry["id"]]
+
+    def renumbered(entry: dict[str, Any]) -> dict[str, Any]:
+        image, category = entry["image_id"], entry["category_id"]
+        ids = {"image_id": numbers["images"][image], "category_id": numbers["categories"][category]}
+        return {**entry, **ids}
+
+    content["annotations"] = [
+        {**renumbered(annotation), "id": annotation_id}
+        for annotation_id, annotation in enumerate(content["annotations"], 1)
+    ]
+    try:
+        return content, [renumbered(result) for result in results]
+    except KeyError as error:
+        raise ValueError(
+            f"the detections contain the image or category id {error}, which the ground truth "
+            "lacks; give the dataset that they were computed from, as it was then."
+        ) from None
 
 
 def none_if_undefined(value: float) -> float | None:

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float32, Int, Shaped, UInt8
 from PIL import Image
 
 from retinanet_jax import core, visualize
 from retinanet_jax.data.sources.base import Category
+from retinanet_jax.data.sources.objects import id_array
 from retinanet_jax.evaluation.coco_metrics import coco_results
 from retinanet_jax.utils.progress import format_count
 
@@ -59,9 +60,9 @@ class Detections:
         return tuple(self.categories[k].name for k in self.classes)
 
     @property
-    def category_ids(self) -> Int[np.ndarray, " n"]:
-        """The dataset's id of each detection's category."""
-        return np.array([self.categories[k].id for k in self.classes], np.int64)
+    def category_ids(self) -> Shaped[np.ndarray, " n"]:
+        """The dataset's id of each detection's category, an integer of any size."""
+        return id_array([self.categories[k].id for k in self.classes])
 
     def draw(self, threshold: float = 0.5) -> Image.Image:
         """Return the image with the boxes and labels of detections that score `threshold` or more.

@@ -178,28 +178,38 @@ def write_evaluation(
     source: Source,
     step: int,
     folder: pathlib.Path,
-    evaluator: str,
+    config: ConfigDict,
     description: dict[str, Any],
 ) -> Evaluation:
     """Compute AP, and write STEP.json and STEP.jpg next to the detections in a folder.
 
-    STEP.json has the metrics, with AP by category, and the dataset and settings; STEP.jpg shows
-    some images with their ground truth and detections. A thread may do this during training.
+    STEP.json has the metrics, with AP by category, and the dataset and settings, and if AP is
+    undefined a note that says why; STEP.jpg shows some images with their ground truth and
+    detections. A thread may do this during training.
 
     Args:
         results: Detections in COCO's results format.
         source: The dataset.
         step: The training step after which the detections were computed.
         folder: The folder to write to.
-        evaluator: The package that computes AP (config.evaluator).
+        config: The config of the evaluation.
         description: The dataset and settings, from `records.describe`.
     """
-    metrics, table = coco_metrics(source.ground_truth(), results, evaluator)
-    write_json(folder / f"{step}.json", {**metrics, **description})
+    metrics, table = coco_metrics(
+        source.ground_truth(),
+        results,
+        config.evaluator,
+        max_detections=config.detections.max_detections,
+    )
+    notes = {}
+    if metrics["AP"] is None:
+        notes = {"note": f"AP is undefined, because {datasets.why_no_object(source)}"}
+    write_json(folder / f"{step}.json", {**metrics, **notes, **description})
     title = f"{source.name}, step {step}"
     comparison = visualize.comparison_sheet(source, results, title=title)
     comparison.save(folder / f"{step}.jpg", quality=90)
-    summary = f"{source.name}: {len(source)} images after step {step}\n{table}"
+    title = f"{source.name}: {len(source)} images after step {step}"
+    summary = "\n".join([title, table, *notes.values()])
     return Evaluation(metrics, summary, comparison)
 
 
@@ -223,7 +233,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
         names = [category.name for category in trained.categories]
         config = datasets.with_categories(config, names)
     source = datasets.open_evaluation(config, workdir)
-    datasets.check_evaluation_data(source)
+    datasets.check_evaluation_data(source, max_detections=config.detections.max_detections)
     checkpoint.check_categories(trained.folder, trained.categories, source.categories)
     checkpoint.check_model(trained.folder, trained.config, config)
     checkpoint.check_split(trained.folder, trained.config, config)
@@ -238,8 +248,6 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     folder = records.evaluation_folder(workdir, trained, config, description)
     records.write_detections(results, trained.step, folder)
     print(f"computing AP from {format_count(len(results), 'detection')}", flush=True)
-    evaluation = write_evaluation(
-        results, source, trained.step, folder, config.evaluator, description
-    )
+    evaluation = write_evaluation(results, source, trained.step, folder, config, description)
     print(evaluation.summary)
     print(f"written to {folder / str(trained.step)}.json", flush=True)

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from retinanet_jax.checkpoint import FOLDER, NOT_MEASURED, CheckpointManager, read_config
-from retinanet_jax.evaluation import coco_metrics, records
+from retinanet_jax.evaluation import records
 from retinanet_jax.evaluation.evaluator import Evaluation, Evaluator, write_evaluation
 from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.utils.progress import format_count
@@ -102,7 +102,7 @@ class TrainingEvaluations:
                 self._evaluator.source,
                 step,
                 self._folder,
-                self._config.evaluator,
+                self._config,
                 self._description,
             )
         )
@@ -147,8 +147,12 @@ def in_thread(function: Callable[[], Evaluation]) -> "Future[Evaluation]":
 def log_evaluation(step: int, evaluation: Evaluation, writer: MetricWriter) -> None:
     """Write the metrics of an evaluation after `step`, and some images with their detections.
 
-    Metrics that are undefined, because there are no such objects, are left out.
+    AP by category, and metrics that are undefined because there are no such objects, are left out.
     """
-    values = {f"eval/{name}": evaluation.metrics[name] for name in coco_metrics.METRICS}
-    writer.write_scalars(step, {name: x for name, x in values.items() if x is not None})
+    values = {
+        f"eval/{name}": value
+        for name, value in evaluation.metrics.items()
+        if isinstance(value, float)
+    }
+    writer.write_scalars(step, values)
     writer.write_image(step, "ground_truth_and_detections", np.asarray(evaluation.comparison))

@@ -121,7 +121,7 @@ def open_data(
     """
     if evaluates:
         train_data, eval_data = datasets.open_sources(config, workdir)
-        datasets.check_evaluation_data(eval_data)
+        datasets.check_evaluation_data(eval_data, max_detections=config.detections.max_detections)
         datasets.check_images(eval_data)
     else:
         train_data, eval_data = datasets.open_training(config, workdir), None

@@ -17,6 +17,7 @@ from retinanet_jax.evaluation.coco_metrics import (
     coco_api,
     coco_metrics,
     coco_results,
+    renumber,
 )
 from retinanet_jax.training import loop
 
@@ -99,8 +100,9 @@ def test_undefined_numbers_are_none(truth, perfect_results):
     assert metrics["APm"] is None
     assert metrics["ARl"] is None
     assert metrics["APs"] == pytest.approx(1)
-    metrics, _ = coco_metrics({**truth, "annotations": []}, perfect_results)
-    assert metrics["AP"] is None
+    metrics, table = coco_metrics({**truth, "annotations": []}, perfect_results, max_detections=101)
+    assert metrics["AP"] is metrics["AP_max101"] is metrics["AR_max101"] is None
+    assert table.endswith("maxDets=101 ] = -1.000")
     assert set(metrics["AP_by_category"].values()) == {None}
 
 
@@ -111,6 +113,142 @@ def test_annotation_ids_may_start_at_0(truth, perfect_results):
     metrics, _ = coco_metrics(truth, perfect_results)
     assert metrics["AP"] == pytest.approx(1)
     assert truth["annotations"][0]["id"] == 0  # the caller's dict is not changed
+
+
+def boxes_in_a_row(num_images, num_boxes):
+    """Ground truth of `num_boxes` objects of a category in each image, and perfect detections."""
+    annotations = [
+        {
+            "id": image_id * num_boxes + k,
+            "image_id": image_id,
+            "category_id": 1,
+            "bbox": [10.0 * k, 0.0, 8.0, 40.0],
+            "area": 320.0,
+            "iscrowd": 0,
+        }
+        for image_id in range(num_images)
+        for k in range(num_boxes)
+    ]
+    truth = {
+        "images": [{"id": image_id} for image_id in range(num_images)],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": annotations,
+    }
+    fields = ("image_id", "category_id", "bbox")
+    results = [{**{k: a[k] for k in fields}, "score": 0.5} for a in annotations]
+    return truth, results
+
+
+def test_objects_without_an_area_are_missed():
+    """Of 4 objects, perfect detections find 3: precision is 1 at the recalls 0, 0.01, ..., 0.75."""
+    truth, results = boxes_in_a_row(num_images=2, num_boxes=4)
+    for k in (0, 4):
+        truth["annotations"][k].update(bbox=[0.0, 0.0, 0.0, 0.0], area=0.0)
+        results[k]["bbox"] = [0.0, 0.0, 0.0, 0.0]
+    found = [result for result in results if result["bbox"][2] > 0]
+    metrics, _ = coco_metrics(truth, found)
+    assert metrics["AP"] == pytest.approx(76 / 101)
+    assert metrics["AR100"] == 0.75
+    assert coco_metrics(truth, results)[0]["AR100"] == 0.75  # empty detections do not find them
+
+
+@pytest.mark.parametrize("evaluator_name", ["pycocotools", "hotcoco"])
+def test_ap_of_all_detections_of_dense_images(evaluator_name):
+    """150 objects in each of 3 images: COCO's AP sees 100 of them, and others see N."""
+    pytest.importorskip(evaluator_name)
+    data = boxes_in_a_row(num_images=3, num_boxes=150)
+    at_200, table = coco_metrics(*data, evaluator_name, max_detections=200)
+    assert at_200["AP"] == pytest.approx(67 / 101)  # precision 1 at the recalls 0, ..., 0.66
+    assert at_200["AR100"] == pytest.approx(100 / 150)
+    assert at_200["AP_by_category"] == {"cat": pytest.approx(67 / 101)}
+    assert [at_200[name] for name in ("AP_max200", "AP50_max200", "AR_max200")] == [1, 1, 1]
+    assert table.splitlines()[12:] == [
+        " Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=200 ] = 1.000",
+        " Average Precision  (AP) @[ IoU=0.50      | area=   all | maxDets=200 ] = 1.000",
+        " Average Recall     (AR) @[ IoU=0.50:0.95 | area=   all | maxDets=200 ] = 1.000",
+    ]
+    at_110, _ = coco_metrics(*data, evaluator_name, max_detections=110)
+    assert at_110["AP_max110"] == pytest.approx(74 / 101)  # 110 of 150 objects: 0, ..., 0.73
+    assert at_110["AR_max110"] == pytest.approx(110 / 150)
+
+
+def test_the_limit_is_that_of_a_category_in_an_image():
+    """An image with 90 objects of each of two categories is not cut at 100."""
+    truth, results = boxes_in_a_row(num_images=2, num_boxes=180)
+    truth["categories"].append({"id": 2, "name": "dog"})
+    for k, (annotation, result) in enumerate(zip(truth["annotations"], results, strict=True)):
+        annotation["category_id"] = result["category_id"] = 1 + k % 2
+    assert coco_metrics(truth, results)[0]["AP"] == pytest.approx(1)
+
+
+def test_cocos_numbers_do_not_depend_on_the_number_of_detections():
+    """Only more than 100 detections have metrics of their own, which are pycocotools' for them."""
+    truth, results = difficult_data(seed=3, num_images=20, num_detections=400)
+    metrics, table = coco_metrics(truth, results)
+    for few in (50, 100):
+        assert coco_metrics(truth, results, max_detections=few) == (metrics, table)
+    at_200, longer = coco_metrics(truth, results, max_detections=200)
+    further = {name: at_200.pop(name) for name in at_200.keys() - metrics.keys()}
+    assert at_200 == metrics
+    assert set(further) == {"AP_max200", "AP50_max200", "AR_max200"}
+    assert longer.splitlines()[:12] == table.splitlines()
+    for name, coco_name in (("AP_max200", "AP"), ("AP50_max200", "AP50"), ("AR_max200", "AR100")):
+        assert further[name] != metrics[coco_name]
+    api = coco_api("pycocotools")
+    coco = api.COCO()
+    coco.dataset, _ = renumber(truth, results)
+    coco.createIndex()
+    evaluation = api.COCOeval(coco, coco.loadRes(renumber(truth, results)[1]), "bbox")
+    evaluation.params.maxDets = [1, 10, 200]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()  # its first number has always the limit 100
+    assert further["AP50_max200"] == evaluation.stats[1]
+    assert further["AR_max200"] == evaluation.stats[8]
+
+
+def with_ids(truth, results, image_id_of, category_id_of, annotation_id_of):
+    """Return copies of ground truth and results with other ids, which are functions of the ids."""
+
+    def changed(entry):
+        ids = image_id_of(entry["image_id"]), category_id_of(entry["category_id"])
+        return {**entry, "image_id": ids[0], "category_id": ids[1]}
+
+    truth = {
+        "images": [{"id": image_id_of(entry["id"])} for entry in truth["images"]],
+        "categories": [{**c, "id": category_id_of(c["id"])} for c in truth["categories"]],
+        "annotations": [
+            {**changed(a), "id": annotation_id_of(a["id"])} for a in truth["annotations"]
+        ],
+    }
+    return truth, [changed(result) for result in results]
+
+
+@pytest.mark.parametrize("evaluator_name", ["pycocotools", "hotcoco"])
+def test_ids_of_any_size_have_the_same_ap(evaluator_name):
+    """Bit for bit, if their order is the same."""
+    pytest.importorskip(evaluator_name)
+    truth, results = difficult_data(seed=4)
+    expected = coco_metrics(truth, results, evaluator_name)
+    image_ids = sorted(image["id"] for image in truth["images"])
+    small = [-(2**70), -(2**63), -7, 0, 5]
+    first = dict(zip(image_ids, small, strict=False))
+    category_ids = dict(zip((1, 2, 3, 7, 90), (-1, 0, 2**53, 2**63, 2**63 + 1), strict=True))
+    for large in (2**53, 2**63, 2**64):
+        changed = with_ids(
+            *(truth, results),
+            lambda image_id, large=large: first.get(image_id, large + image_id),
+            category_ids.__getitem__,
+            lambda annotation_id, large=large: large * (annotation_id % 3 - 1) + annotation_id,
+        )
+        assert coco_metrics(*changed, evaluator_name) == expected
+
+
+@pytest.mark.parametrize("field", ["image_id", "category_id"])
+def test_detections_of_another_dataset_are_an_error(truth, perfect_results, field):
+    perfect_results[3][field] = 2**64
+    with pytest.raises(ValueError, match=rf"category id {2**64}, which the ground truth lacks"):
+        coco_metrics(truth, perfect_results)
 
 
 def difficult_data(seed, num_images=40, num_detections=30):
@@ -169,8 +307,8 @@ def test_hotcoco_has_the_numbers_of_pycocotools(seed):
     """All of them bit for bit, by category too, and the table."""
     pytest.importorskip("hotcoco")
     truth, results = difficult_data(seed)
-    metrics, table = coco_metrics(truth, results, "hotcoco")
-    assert (metrics, table) == coco_metrics(truth, results)
+    metrics, table = coco_metrics(truth, results, "hotcoco", max_detections=120)
+    assert (metrics, table) == coco_metrics(truth, results, max_detections=120)
     assert 0.1 < metrics["AP"] < 0.9
     assert metrics["AP_by_category"]["category 90"] is None
     no_truth = {**truth, "annotations": []}

@@ -95,7 +95,8 @@ def write(results, source, step, folder, config):
     """Write an evaluation to a folder, and return it."""
     description = records.describe(config, source)
     records.write_detections(results, step, folder)
-    return evaluator.write_evaluation(results, source, step, folder, "pycocotools", description)
+    config.evaluator = "pycocotools"
+    return evaluator.write_evaluation(results, source, step, folder, config, description)
 
 
 def test_the_files_that_an_evaluation_writes(source, config, tmp_path):
@@ -125,8 +126,23 @@ def test_the_files_that_an_evaluation_writes(source, config, tmp_path):
 
 
 def test_an_undefined_ap_is_below_every_other(source_without_objects, config, tmp_path):
-    """So that its checkpoint is not the best one."""
-    assert write([], source_without_objects, 1, tmp_path, config).ap == -1
+    """So that its checkpoint is not the best one; the files say why it is undefined."""
+    evaluation = write([], source_without_objects, 1, tmp_path, config)
+    assert evaluation.ap == -1
+    content = read(tmp_path / "1.json")
+    assert content["AP"] is None
+    note = "AP is undefined, because none of its 20 images has a box"
+    assert content["note"] == note
+    assert evaluation.summary.endswith(f"\n{note}")
+
+
+def test_ap_of_more_than_100_detections_is_in_the_files(source, config, tmp_path):
+    config.detections.max_detections = 300
+    evaluation = write([], source, 30, tmp_path, config)
+    further = ["AP_max300", "AP50_max300", "AR_max300"]
+    assert list(read(tmp_path / "30.json"))[:15] == [*METRICS, *further]
+    assert evaluation.metrics["AP_max300"] == 0
+    assert evaluation.summary.count("maxDets=300 ] = 0.000") == 3
 
 
 @pytest.mark.slow

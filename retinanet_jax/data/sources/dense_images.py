@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
 
 from retinanet_jax.data.sources.base import Source
 
 COCO_DETECTIONS = 100  # COCO's AP counts this many detections of a category in an image
+MAX_EXAMPLES = 20
 
 
 class DenseImages(NamedTuple):
@@ -16,16 +16,13 @@ class DenseImages(NamedTuple):
     Attributes:
         message: The numbers of such images; if there are none, the most objects of an image.
         advice: What to do; empty if there are none.
-        image_index: The image of each case of more than COCO_DETECTIONS objects of a category.
-        classes: The class of each case.
-        counts: The number of objects of each case, in descending order.
+        examples: The images with the most objects of a category, if these are more than
+            COCO_DETECTIONS, with the number and the category; at most MAX_EXAMPLES.
     """
 
     message: str
     advice: str
-    image_index: Int[np.ndarray, " n"]
-    classes: Int[np.ndarray, " n"]
-    counts: Int[np.ndarray, " n"]
+    examples: tuple[str, ...]
 
 
 def find_dense_images(source: Source, *, max_detections: int) -> DenseImages:
@@ -41,18 +38,22 @@ def find_dense_images(source: Source, *, max_detections: int) -> DenseImages:
     groups, counts = np.unique(
         image_index * num_classes + objects.classes[mask], return_counts=True
     )
-    order = np.argsort(-counts, stable=True)
-    dense = order[: int((counts > COCO_DETECTIONS).sum())]
-    cases = groups[dense] // num_classes, groups[dense] % num_classes, counts[dense]
+    groups, counts = groups[counts > COCO_DETECTIONS], counts[counts > COCO_DETECTIONS]
+    examples = tuple(
+        f"{source.file_names[groups[i] // num_classes]}: {counts[i]} of "
+        f"{source.categories[groups[i] % num_classes].name}"
+        for i in np.argsort(-counts, stable=True)[:MAX_EXAMPLES].tolist()
+    )
     per_image = np.bincount(image_index, minlength=1)
     most, num_cut = int(per_image.max()), int((per_image > max_detections).sum())
     messages, advice = [], ""
-    if len(dense):
+    if examples:
         advice = f"AP of all detections, AP_max{max_detections}, is given next to COCO's"
+        num_dense = len(np.unique(groups // num_classes))
         messages.append(
-            f"{len(np.unique(cases[0]))} of {len(source)} images have more than {COCO_DETECTIONS} "
-            f"objects of a category (at most {cases[2][0]}), but COCO's AP counts "
-            f"{COCO_DETECTIONS} detections of a category in an image"
+            f"{num_dense} of {len(source)} images have more than {COCO_DETECTIONS} objects of a "
+            f"category (at most {counts.max()}), but COCO's AP counts {COCO_DETECTIONS} detections "
+            "of a category in an image"
         )
     if num_cut:
         messages.append(
@@ -60,7 +61,7 @@ def find_dense_images(source: Source, *, max_detections: int) -> DenseImages:
             f"{most}), but {max_detections} objects of an image are detected"
         )
         advice = f"give --config.detections.max_detections={most} or more"
-        if len(dense):
+        if examples:
             advice += ", with which AP of all detections is given next to COCO's"
     message = "; ".join(messages) or f"an image has at most {most} objects"
-    return DenseImages(message, advice, *cases)
+    return DenseImages(message, advice, examples)
