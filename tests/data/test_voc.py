@@ -503,7 +503,7 @@ def test_each_xml_requires_exactly_one_image_of_its_own(tmp_path, image):
         load()
     (tmp_path / "a.png").unlink()
     (tmp_path / "b.xml").write_text(voc_xml(file_name="A.jpg"))
-    used_twice = r"a\.jpg is the image of a\.xml \(a\.jpg\) and of b\.xml \(A\.jpg\); keep one"
+    used_twice = r"a\.jpg belongs to a\.xml \(a\.jpg\) and to b\.xml \(A\.jpg\); keep one"
     with pytest.raises(ValueError, match=used_twice):
         load()
 

@@ -19,7 +19,7 @@ from absl import logging
 
 from retinanet_jax.data.image_formats import has_image_suffix
 
-SYSTEM_FILES = ("Thumbs.db", "desktop.ini")  # of Windows; those of macOS begin with a dot
+SYSTEM_FILES = ("Thumbs.db", "desktop.ini", "__MACOSX")  # other ones of macOS begin with a dot
 # What a path that leads elsewhere begins with: the drive of Windows, the scheme of a URL, / or ../
 ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|/|\.\./")
 
@@ -36,7 +36,7 @@ def _composed(path: str) -> str:
 # includes those before it.
 FORMS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("with / for \\", _with_slashes),
-    ("percent-decoded", urllib.parse.unquote),
+    ("percent-decoded", lambda path: _with_slashes(urllib.parse.unquote(path))),
     ("in another Unicode form", _composed),
     ("in another letter case", str.casefold),
 )
@@ -135,8 +135,8 @@ def check_used_once(
         first, second = repeated[0]
         more = f", and {len(repeated) - 1} further entries repeat a file" if repeated[1:] else ""
         raise ValueError(
-            f"{name}: the file {show_path(file_names[first])} is the image of {label(first)} and "
-            f"of {label(second)}{more}; keep one entry for each file, with the boxes of both."
+            f"{name}: the file {show_path(file_names[first])} belongs to {label(first)} and to "
+            f"{label(second)}{more}; keep one entry for each file, with the boxes of both."
         )
 
 
