@@ -27,6 +27,7 @@ from retinanet_jax.data import transforms
 from retinanet_jax.data.sizes import Length, resized_sizes
 from retinanet_jax.data.sources.base import Category, Source
 from retinanet_jax.data.sources.coco import CocoContent, load_instances
+from retinanet_jax.data.sources.instances import InstancesSource
 from retinanet_jax.data.sources.objects import Objects
 from retinanet_jax.utils.files import write_folder
 from retinanet_jax.utils.threads import map_ahead
@@ -38,7 +39,7 @@ OBJECTS, GROUND_TRUTH, HEADER = "objects.npz", "ground_truth.json", "packed.json
 GIGABYTE = 1e9
 
 
-class PackedSource(Source):
+class PackedSource(InstancesSource):
     """A dataset in a folder that `write_packed` has written.
 
     Sizes and boxes are those of the original images, so that plans and AP are the same as with the
@@ -78,6 +79,7 @@ class PackedSource(Source):
             sizes=arrays["sizes"],
             categories=[Category(*category) for category in header["categories"]],
             objects=objects,
+            label="annotation id {}".format,
         )
         self.short_side, self.long_side = header["short_side"], header["long_side"]
         self.resize = header["resize"]
@@ -224,8 +226,8 @@ def _is_written(folder: pathlib.Path, header: dict[str, Any]) -> bool:
     existing = _read_header(folder)
     if existing["version"] != VERSION:
         raise ValueError(
-            f"{folder}: was packed in format version {existing['version']}, which is still read; to "
-            "pack it again, remove it or give another folder."
+            f"{folder}: was packed in format version {existing['version']}, which is still read; "
+            "to pack it again, remove it or give another folder."
         )
     if existing["digest"] != header["digest"]:
         fields = ("source", "short_side", "long_side", "resize")
