@@ -221,6 +221,7 @@ def _open_dataset(
             return CvatSource(
                 section.annotations,
                 images=section.images,
+                split=section.split,
                 categories=categories,
                 decoding=decoding,
             )

@@ -101,6 +101,7 @@ def test_the_official_layout_of_coco(tmp_path, images, annotations):
 def test_the_images_of_another_dataset_are_not_read(tmp_path):
     for name in ("first", "second", "labelstudio"):
         write_coco(tmp_path / name, CONTENT)
+    (tmp_path / "first" / "images").rename(tmp_path / "photos")
     for name in ("second", "labelstudio"):
         shutil.rmtree(tmp_path / name / "images")
         with pytest.raises(FileNotFoundError, match="3 of 3 images"):

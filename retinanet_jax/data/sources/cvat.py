@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -26,6 +27,8 @@ from retinanet_jax.data.sources.layouts import find_image_folder
 from retinanet_jax.data.sources.objects import ObjectList
 
 EDGES = ("xtl", "ytl", "xbr", "ybr")
+SUBSET = re.compile(rb'<image\b[^<>]*\ssubset="([^"<>]+)"')
+MAX_SAMPLE = 20  # images by which their folder is found
 SHAPES = ("box", "polygon", "ellipse", "mask")  # other elements have no box
 
 
@@ -34,7 +37,8 @@ class CvatSource(ImageFolderSource):
 
     The box of a shape is the smallest one that contains it: a box, which may be rotated, a polygon,
     an ellipse or a mask. The names of the categories are the task's labels in their order, with ids
-    from 1. Image ids are those of CVAT, which start from 0, plus 1.
+    from 1. Image ids are those of CVAT, which start from 0, plus 1. The export of a project has
+    subsets, too, such as Train and Validation.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class CvatSource(ImageFolderSource):
         annotations: str | os.PathLike,
         *,
         images: str | os.PathLike | None = None,
+        split: str = "",
         categories: Sequence[str] = (),
         decoding: Decoding = DEFAULT_DECODING,
     ):
@@ -51,6 +56,7 @@ class CvatSource(ImageFolderSource):
             annotations: The XML file.
             images: The folder of images; None or empty means the folder next to the XML that
                 contains them.
+            split: The subset whose images are read; empty for all images.
             categories: The names in the order of their ids, which start from 1. If there are none,
                 the labels of the task are used or, if the file does not list them, the sorted
                 labels of the shapes.
@@ -62,9 +68,14 @@ class CvatSource(ImageFolderSource):
         """
         path = pathlib.Path(annotations)
         root = _read_root(path)
-        parsed = [_read_image(path, element) for element in root.iter("image")]
+        elements = _select_split(path, list(root.iter("image")), split)
+        parsed = [_read_image(path, element) for element in elements]
         used = {shape.label for image in parsed for shape in image.shapes}
-        labels = [(element.text or "").strip() for element in root.findall("meta//label/name")]
+        labels = [
+            label.findtext("name", "").strip()
+            for label in root.findall("meta//label")
+            if label.find("parent") is None  # otherwise it is a point of a skeleton
+        ]
         names = list(categories or dict.fromkeys(labels) or sorted(used))
         unknown = sorted(used - set(names))
         if unknown:
@@ -79,10 +90,10 @@ class CvatSource(ImageFolderSource):
                 shape_labels.append(f"shape {position}")
                 objects.append(len(shape_labels), index, class_of[shape.label], shape.box)
         _warn_of_skipped(str(path), parsed)
-        file_names = [image.name for image in parsed]
+        folder, file_names = _find_images(path, parsed, images)
         super().__init__(
             str(path),
-            pathlib.Path(images) if images else find_image_folder(path, file_names[:20]),
+            folder,
             image_ids=[image.id + 1 for image in parsed],
             file_names=file_names,
             sizes=np.array([image.size for image in parsed], np.int32).reshape(-1, 2),
@@ -105,6 +116,7 @@ class _Image(NamedTuple):
 
     id: int
     name: str
+    subset: str  # empty in the export of a task
     size: tuple[int, int]  # height and width
     shapes: list[_Shape]
     skipped: list[str]  # the elements without a box
@@ -131,6 +143,27 @@ def _read_root(path: pathlib.Path) -> ElementTree.Element:
     return root
 
 
+def _select_split(
+    path: pathlib.Path, elements: list[ElementTree.Element], split: str
+) -> list[ElementTree.Element]:
+    """Return the <image> elements of a subset, or all of them."""
+    selected = [element for element in elements if split in ("", element.get("subset"))]
+    if split and not selected:
+        subsets = sorted({element.get("subset", "") for element in elements} - {""})
+        advice = f"give one of {', '.join(subsets)[:200]}" if subsets else "give no split"
+        raise ValueError(f"{path}: has no image of the subset {split!r}; {advice}.")
+    return selected
+
+
+def list_subsets(path: pathlib.Path) -> list[str]:
+    """Return the subsets of an export's images, without parsing it.
+
+    Args:
+        path: The XML file.
+    """
+    return sorted({match.decode("utf-8", "replace") for match in SUBSET.findall(path.read_bytes())})
+
+
 def _read_image(path: pathlib.Path, element: ElementTree.Element) -> _Image:
     """Return the content of an <image>."""
     where = f"image {show(element.get('name'))}"
@@ -147,7 +180,24 @@ def _read_image(path: pathlib.Path, element: ElementTree.Element) -> _Image:
                 skipped.append(child.tag)
     except FieldError as error:
         raise ValueError(f"{path}: {where} has {error}; correct or remove it.") from None
-    return _Image(image_id, name, size, shapes, skipped)
+    return _Image(image_id, name, element.get("subset", ""), size, shapes, skipped)
+
+
+def _find_images(
+    path: pathlib.Path, parsed: Sequence[_Image], images: str | os.PathLike | None
+) -> tuple[pathlib.Path, list[str]]:
+    """Return the folder of images and their names in it, which are in a folder for each subset."""
+    in_subsets = [f"{image.subset}/{image.name}" if image.subset else "" for image in parsed]
+    names = [image.name for image in parsed]
+    if images:
+        folder = pathlib.Path(images)
+    else:
+        sample = slice(MAX_SAMPLE)
+        folder = find_image_folder(path, [*filter(None, in_subsets[sample]), *names[sample]])
+    return folder, [
+        in_subset if in_subset and (folder / in_subset).is_file() else name
+        for in_subset, name in zip(in_subsets, names, strict=True)
+    ]
 
 
 def _box(element: ElementTree.Element) -> tuple[float, float, float, float]:

@@ -14,6 +14,7 @@ from retinanet_jax.data.decoding import DEFAULT_DECODING, Decoding
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.fields import (
     FieldError,
+    parse_flag,
     parse_name,
     parse_number,
     parse_side,
@@ -23,16 +24,18 @@ from retinanet_jax.data.sources.image_folder import ImageFolderSource
 from retinanet_jax.data.sources.layouts import IMAGE_FOLDERS, list_files, list_folders
 from retinanet_jax.data.sources.objects import ObjectList
 
-# Shapes that are the outline of an object; others, such as points and lines, have no box.
-OUTLINES = ("rectangle", "polygon", "circle", "mask")
+# Shapes that are no outline of an object. All others have a box: rectangles, polygons, circles,
+# masks, and X-AnyLabeling's rotated rectangles, quadrilaterals and cuboids.
+WITHOUT_BOX = ("point", "points", "line", "linestrip")
 
 
 class LabelmeSource(ImageFolderSource):
     """The images and shapes of a folder of LabelMe's JSON files.
 
-    The box of a shape is the smallest one that contains it: a rectangle, polygon, circle or mask.
-    The image of a JSON file is the one with its name or, if there is none, `imagePath`. Image ids
-    are numbered from 1 in the order of the JSON files' names.
+    The box of a shape is the smallest one that contains it; points and lines have none. Objects
+    that X-AnyLabeling marks as difficult are crowd regions, as in Pascal VOC's format. The image of
+    a JSON file is the one with its name or, if there is none, `imagePath`. Image ids are numbered
+    from 1 in the order of the JSON files' names.
     """
 
     def __init__(
@@ -76,7 +79,9 @@ class LabelmeSource(ImageFolderSource):
                         f"{', '.join(names)[:200]}; correct it, or add it to data.categories."
                     )
                 labels.append(f"shape {position} of {file.path.name}")
-                objects.append(len(labels), index, class_of[shape.label], shape.box)
+                objects.append(
+                    len(labels), index, class_of[shape.label], shape.box, crowd=shape.is_difficult
+                )
         _warn_of_skipped(str(folder), files)
         super().__init__(
             str(folder),
@@ -97,6 +102,7 @@ class _Shape(NamedTuple):
 
     label: str
     box: tuple[float, float, float, float]  # yxyx
+    is_difficult: bool
 
 
 class _File(NamedTuple):
@@ -139,11 +145,12 @@ def _read_file(path: pathlib.Path) -> _File | None:
     for position, entry in enumerate(content["shapes"], 1):
         try:
             shape_type = _shape_type(entry)
-            if shape_type in OUTLINES:
-                label = parse_name("label", entry["label"])
-                shapes.append(_Shape(label, _box(shape_type, entry["points"])))
-            else:
+            if shape_type in WITHOUT_BOX:
                 skipped.append(shape_type)
+                continue
+            label = parse_name("label", entry["label"])
+            is_difficult = parse_flag("difficult", entry.get("difficult"))
+            shapes.append(_Shape(label, _box(shape_type, entry["points"]), is_difficult))
         except (FieldError, KeyError, TypeError) as error:
             problem = f"no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
             if not isinstance(entry, dict):
@@ -164,8 +171,9 @@ def _box(shape_type: str, points: Any) -> tuple[float, float, float, float]:
     is_list = isinstance(points, list) and all(
         isinstance(point, list) and len(point) == 2 for point in points
     )
-    if not is_list or len(points) < (1 if shape_type == "polygon" else 2):
-        raise FieldError(f"points={show(points)}, not a list of [x, y]")
+    num_points = 2 if shape_type in ("rectangle", "circle", "mask") else 1
+    if not is_list or len(points) < num_points:
+        raise FieldError(f"points={show(points)}, not at least {num_points} [x, y]")
     xs = [parse_number("points", x) for x, _ in points]
     ys = [parse_number("points", y) for _, y in points]
     if shape_type == "circle":  # its center, and a point on it
@@ -189,10 +197,9 @@ def _warn_of_skipped(name: str, files: Sequence[_File]) -> None:
     skipped = [(shape_type, file.path.name) for file in files for shape_type in file.skipped]
     if skipped:
         logging.warning(
-            "%s: %d shapes that are no outlines are not read (first: a %s in %s); only %s have a "
-            "box.",
+            "%s: %d shapes are points or lines, which have no box and are not read (first: a %s in "
+            "%s).",
             name,
             len(skipped),
             *skipped[0],
-            ", ".join(OUTLINES),
         )
