@@ -8,12 +8,15 @@ from typing import NamedTuple
 
 from retinanet_jax.data.decoding import decode_image, filled_bits_of_file
 from retinanet_jax.data.sources.base import Source
+from retinanet_jax.data.sources.similarity import hash_images, near_pairs
+from retinanet_jax.data.sources.split import MAX_COMPARED
 from retinanet_jax.data.value_range import FIELD, FilledBits
 from retinanet_jax.data_report.findings import ERROR, INFO, WARNING, Finding, first_examples
-from retinanet_jax.utils.progress import one_line
+from retinanet_jax.utils.progress import make_progress, one_line
 from retinanet_jax.utils.threads import map_ahead
 
 NUM_READERS = 8  # threads
+LEAK_FRACTION = 0.05  # of the evaluation images, from which near-duplicates are an error
 MIN_FILLED_BITS = 7  # of the 8 bits that reach the network
 
 
@@ -160,3 +163,44 @@ def check_leak(
         return Finding(INFO, "leak", message)
     advice = "remove them from train or eval: AP would count memorized images."
     return Finding(ERROR, "leak", message, advice, first_examples(pairs))
+
+
+def check_near_duplicates(
+    train: Source, evaluation: Source, fingerprints: Mapping[str, Fingerprints]
+) -> Finding:
+    """Report images of the evaluation data that are nearly identical to one of the training data.
+
+    Args:
+        train: The training data.
+        evaluation: The evaluation data.
+        fingerprints: As in `check_leak`, which reports images with equal bytes.
+    """
+    subject, count = "near-duplicates", len(train) + len(evaluation)
+    if count > MAX_COMPARED:
+        message = f"not searched among {count} images, only among {MAX_COMPARED} or fewer"
+        return Finding(INFO, subject, message)
+    hashes = [
+        hash_images(source, make_progress(f"comparing {part}", len(source)))
+        for part, source in (("train", train), ("eval", evaluation))
+    ]
+    digests = [fingerprints[part].digests for part in ("train", "eval")]
+    pairs = [
+        (first, second)
+        for first, second in near_pairs(*hashes).tolist()
+        if digests[0][first] != digests[1][second]
+    ]
+    num_similar = len({second for _, second in pairs})
+    message = (
+        f"{num_similar} of {len(evaluation)} images of eval are nearly identical to one of train"
+    )
+    if not pairs:
+        return Finding(INFO, subject, message)
+    advice = (
+        "keep them on one side: AP counts what was memorized. Images that a run holds out itself "
+        "are split together (data.split_groups)."
+    )
+    examples = [
+        f"{train.file_name(first)} = {evaluation.file_name(second)}" for first, second in pairs
+    ]
+    severity = ERROR if num_similar > LEAK_FRACTION * len(evaluation) else WARNING
+    return Finding(severity, subject, message, advice, first_examples(examples))

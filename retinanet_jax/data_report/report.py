@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from retinanet_jax import datasets, input_pipeline
+from retinanet_jax import input_pipeline
 from retinanet_jax.config import check_fields
 from retinanet_jax.data.sources.base import Source, subset
 from retinanet_jax.data_report import annotation_checks, figures, image_checks, sheet, summary
@@ -31,6 +31,7 @@ from retinanet_jax.data_report.bucket_fit import (
 from retinanet_jax.data_report.dense_images import check_dense_images
 from retinanet_jax.data_report.findings import SEVERITIES, WARNING, Finding
 from retinanet_jax.data_report.image_checks import Fingerprints, take_fingerprints
+from retinanet_jax.data_report.reading import open_parts
 from retinanet_jax.data_report.summary import DatasetReport
 from retinanet_jax.data_report.views import epoch_views
 from retinanet_jax.utils.files import OutputFolder, to_json
@@ -64,7 +65,7 @@ def make_report(config: ConfigDict, output: pathlib.Path, max_images: int) -> li
         raise ValueError(f"--max_images={max_images} must not be negative; 0 means all images.")
     folder = OutputFolder(output)
     folder.prepare(TEXT, JSON, BATCHES, ANCHORS)
-    parts = open_parts(config, output)
+    parts, reading_findings = open_parts(config, output)
     boxes = {part: read_boxes(source) for part, source in parts.items()}
     fingerprints = {}
     for part, source in parts.items():
@@ -73,7 +74,7 @@ def make_report(config: ConfigDict, output: pathlib.Path, max_images: int) -> li
             decoded=set(sample_indices(len(source), max_images, config.seed)),
             progress=make_progress(f"reading {part}", len(source)),
         )
-    findings = check_data(config, parts, boxes, fingerprints)
+    findings = reading_findings + check_data(config, parts, boxes, fingerprints)
     train = parts["train"]
     buckets = fit_buckets(config, train)
     findings.append(check_buckets(buckets))
@@ -88,25 +89,6 @@ def make_report(config: ConfigDict, output: pathlib.Path, max_images: int) -> li
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     write_report(DatasetReport(config, parts, boxes, buckets, anchors, findings), folder)
     return findings
-
-
-def open_parts(config: ConfigDict, output: pathlib.Path) -> dict[str, Source]:
-    """Return the datasets of a config by name: "train" and, if it has evaluation data, "eval".
-
-    Args:
-        config: The config of the run.
-        output: The folder in which synthetic images are generated.
-    """
-    evaluation = config.data.eval
-    has_evaluation = (
-        datasets.splits_training_data(config)
-        or evaluation.annotations
-        or evaluation.images
-        or evaluation.source == "shapes"
-    )
-    if not has_evaluation:
-        return {"train": datasets.open_training(config, output)}
-    return dict(zip(datasets.PARTS, datasets.open_both(config, output), strict=True))
 
 
 def sample_indices(count: int, max_count: int, seed: int) -> list[int]:
@@ -147,6 +129,7 @@ def check_data(
     return [
         *findings,
         image_checks.check_leak(train, evaluation, fingerprints),
+        image_checks.check_near_duplicates(train, evaluation, fingerprints),
         annotation_checks.check_same_categories(train, evaluation),
         annotation_checks.check_untrained_categories(
             train, boxes["train"], evaluation, boxes["eval"]
