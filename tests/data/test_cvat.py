@@ -88,7 +88,9 @@ def test_the_subsets_of_a_project_are_its_splits(tmp_path, in_folders):
             (tmp_path / "images" / name).rename(tmp_path / "images" / subset / name)
     file.write_text(text)
     detected = detect_dataset(tmp_path)
-    assert (detected.train["split"], detected.evaluation["split"]) == ("Train", "Validation")
+    assert detected.train["split"] == "Train"
+    assert detected.evaluation is not None
+    assert detected.evaluation["split"] == "Validation"
     for split, images in (("Train", (1, 3)), ("Validation", (2,)), ("", (1, 2, 3))):
         source = CvatSource(file, split=split)
         assert source.image_ids == list(images)

@@ -77,9 +77,10 @@ def test_the_split_is_a_word_of_the_name(tmp_path, names):
 @pytest.mark.parametrize("folders", [("annotations", "images"), ("ann", "img")])
 def test_the_images_of_each_split_are_those_in_its_own_folder(tmp_path, name, folders):
     for split, content in (("train", CONTENT), ("val", OTHER)):
-        write_split(tmp_path, *(f"{folder}/{split}" for folder in folders[::-1]), name, content)
+        write_split(tmp_path, f"{folders[1]}/{split}", f"{folders[0]}/{split}", name, content)
     detected = detect_dataset(tmp_path)
     assert detected.train["images"] == str(tmp_path / folders[1] / "train")
+    assert detected.evaluation is not None
     assert detected.evaluation["images"] == str(tmp_path / folders[1] / "val")
     assert sizes(tmp_path, tmp_path) == BOTH
 
@@ -116,12 +117,13 @@ def test_names_without_a_suffix_and_paths_of_another_system_find_their_folder(tm
         (tmp_path / f"{split}-annotations-bbox.csv").write_text(header + "".join(lines))
     detected = detect_dataset(tmp_path)
     assert detected.train["images"] == str(tmp_path / "train")
+    assert detected.evaluation is not None
     assert detected.evaluation["images"] == str(tmp_path / "validation")
     file = write_coco(tmp_path / "windows", CONTENT) / "boxes.json"
     file.write_text(file.read_text().replace("photo", r"C:\\data\\photo"))
-    (tmp_path / "windows" / "images").rename(tmp_path / "windows" / "pictures")
+    (tmp_path / "windows" / "images").rename(tmp_path / "windows" / "photos 2")
     (tmp_path / "windows" / "masks").mkdir()
-    assert detect_dataset(file).train["images"] == str(tmp_path / "windows" / "pictures")
+    assert detect_dataset(file).train["images"] == str(tmp_path / "windows" / "photos 2")
 
 
 def test_a_devkit_of_a_single_split_of_any_name(tmp_path):

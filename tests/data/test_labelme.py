@@ -57,7 +57,7 @@ def test_the_box_of_a_shape_is_the_smallest_that_contains_it(tmp_path, entry, yx
 
 
 def test_points_and_lines_are_counted_and_no_categories(tmp_path, caplog):
-    entries = [shape(kind, [1, 2], [3, 4]) for kind in ("point", "line", "linestrip", "points")]
+    entries = [shape(name, [1, 2], [3, 4]) for name in ("point", "line", "linestrip", "points")]
     box = shape("rectangle", [1, 2], [9, 9]) | {"label": "box"}
     source = LabelmeSource(write_shapes(tmp_path, *entries, box))
     assert source.categories == ((1, "box"),)

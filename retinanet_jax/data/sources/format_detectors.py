@@ -26,7 +26,6 @@ from retinanet_jax.data.sources.unsupported import recognize_unsupported
 
 MAX_NAMES = 5  # file names with which the folder of the images is found
 MAX_FILES = 20  # files that are searched for COCO's lists; more are those of single images
-MAX_HEADER = 1 << 16  # bytes in which the root of an XML file begins
 COCO_LISTS = tuple(
     re.compile(rb'"%s"\s*:\s*\[' % name) for name in (b"images", b"annotations", b"categories")
 )
@@ -185,13 +184,13 @@ def _has_voc_files(folder: pathlib.Path) -> bool:
 
 def _root_tag(file: pathlib.Path) -> str:
     """Return the tag of an XML file's root; empty if the file is no XML."""
-    parser = ElementTree.XMLPullParser(["start"])
     try:
         with file.open("rb") as opened:
-            parser.feed(opened.read(MAX_HEADER))
-        return next(parser.read_events())[1].tag
-    except (ElementTree.ParseError, LookupError, OSError, StopIteration, ValueError):
-        return ""
+            for _, element in ElementTree.iterparse(opened, ["start"]):
+                return element.tag
+    except (ElementTree.ParseError, LookupError, OSError, ValueError):
+        pass
+    return ""
 
 
 def _detect_labelme(folder: pathlib.Path) -> DetectedDataset | None:

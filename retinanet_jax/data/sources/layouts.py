@@ -96,7 +96,7 @@ def find_splits(
         fields_of: Returns the fields of one of these.
 
     Raises:
-        ValueError: If there are several files, of which the names do not tell the split.
+        ValueError: If there are several files, whose names do not contain a split.
     """
     found = find(folder)
     if not found:
@@ -146,8 +146,10 @@ def find_image_folder(file: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
     # The lookup of images also finds names from another system, by their last part, and names
     # without a suffix.
     last_parts = [re.split(r"[/\\]", name)[-1] for name in names]
-    for wanted in (names, last_parts):
-        counts = [sum(os.path.isfile(folder / name) for name in wanted) for folder in candidates]
+    for candidate_names in (names, last_parts):
+        counts = [
+            sum(os.path.isfile(folder / name) for name in candidate_names) for folder in candidates
+        ]
         if any(counts):
             return candidates[counts.index(max(counts))]
     stems = {os.path.splitext(name)[0] if has_image_suffix(name) else name for name in last_parts}
@@ -160,8 +162,8 @@ def find_image_folder(file: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
 def _candidate_folders(file: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield the folders in which the images of a file of boxes may be, the most probable first.
 
-    A folder outside the dataset, which may be another dataset, is searched only if its name says
-    that it contains these images.
+    A folder outside the dataset, which may be another dataset, is searched only if it is named
+    after the file, or images.
     """
     roots = [file.parent]
     while _is_annotation_folder(roots[-1]):
