@@ -122,11 +122,13 @@ class TrainingEvaluations:
         """Compute the AP of detections that a killed run has left."""
         for step in records.steps_without_ap(self._workdir):
             saved = read_config(self._workdir / FOLDER / str(step))
-            if records.same_evaluation(saved, self._config):
-                file = records.detections_file(self._folder, step)
-                self._start(json.loads(file.read_text()), step)
+            results = json.loads(records.detections_file(self._folder, step).read_text())
+            image_ids = set(self._evaluator.source.image_ids)
+            has_same_images = image_ids.issuperset(result["image_id"] for result in results)
+            if records.same_evaluation(saved, self._config) and has_same_images:
+                self._start(results, step)
                 self._finish()
-            else:  # of other data or settings than this run's
+            else:  # of other data or settings than this run's, or the data has changed
                 self._checkpoints.record_ap(step, NOT_MEASURED)
 
 

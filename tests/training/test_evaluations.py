@@ -66,7 +66,10 @@ def run(synthetic_dataset, config, tmp_path):
     """A run in `workdir`: `run.open()` opens its evaluations, `run.save` its checkpoints."""
     config.keep_checkpoints = 1
     source = CocoSource(synthetic_dataset / "instances.json", synthetic_dataset / "images")
-    evaluator = SimpleNamespace(source=source, run=lambda variables, step: [{"score": step}])
+    first = source.image_ids[0]
+    evaluator = SimpleNamespace(
+        source=source, run=lambda variables, step: [{"image_id": first, "score": step}]
+    )
     with CheckpointManager(tmp_path, config, (Category(1, "dog"),)) as checkpoints:
         writer = Writer()
 
@@ -87,6 +90,7 @@ def run(synthetic_dataset, config, tmp_path):
             writer=writer,
             workdir=tmp_path,
             config=config,
+            source=source,
             ap_of=lambda step: saved_ap(tmp_path / "checkpoints" / str(step)),
         )
 
@@ -154,6 +158,26 @@ def test_a_second_evaluation_waits_for_the_first(run, ap):
     assert {step for step, *_ in run.writer.logged} == {10, 20}
 
 
+def test_an_undefined_ap_is_not_logged_and_the_newest_checkpoint_is_the_best(run, monkeypatch):
+    nothing = dict.fromkeys(coco_metrics.METRICS) | {"AP_by_category": {"dog": None}}
+    undefined = Evaluation(nothing, "summary", Image.new("RGB", (4, 4)))
+    monkeypatch.setattr(evaluations, "write_evaluation", lambda *_: undefined)
+    with run.open() as training_evaluations:
+        for step in (10, 20):
+            training_evaluations.evaluate({}, step)
+            run.save(step, awaits_ap=True)
+    assert [run.ap_of(step) for step in run.steps()] == [checkpoint.NOT_MEASURED]
+    assert checkpoint.find(run.workdir).name == "20"
+    assert {name for _, name, _ in run.writer.logged} == {"ground_truth_and_detections"}
+
+
+def test_metrics_of_more_than_100_detections_are_logged(run):
+    metrics = {"AP": 0.25, "AP_max500": 1.0, "APl": None, "AP_by_category": {"dog": 0.25}}
+    evaluation = Evaluation(metrics, "summary", Image.new("RGB", (4, 4)))
+    evaluations.log_evaluation(10, evaluation, run.writer)
+    assert run.writer.logged[:-1] == [(10, "eval/AP", 0.25), (10, "eval/AP_max500", 1.0)]
+
+
 @pytest.mark.parametrize("when", ["report", "evaluate", "end"])
 def test_an_error_while_ap_is_computed_ends_the_run(run, ap, when):
     ap.aps[10] = OSError("no space left")
@@ -189,8 +213,8 @@ def test_the_ap_that_a_killed_run_did_not_compute_is_computed_from_its_detection
         run.save(10, awaits_ap=True)
     run.writer.logged.clear()
     shutil.rmtree(run.workdir / "checkpoints/10/metrics")  # as if it had been killed before
-    computed = json.loads((run.workdir / "eval/10_detections.json").read_text())
-    assert computed == [{"score": 10}]
+    (computed,) = json.loads((run.workdir / "eval/10_detections.json").read_text())
+    assert computed["score"] == 10
     with run.open():
         assert ap.started == [10, 10]
     assert run.ap_of(10) == 0.5
@@ -199,13 +223,17 @@ def test_the_ap_that_a_killed_run_did_not_compute_is_computed_from_its_detection
         assert ap.started == [10, 10]
 
 
-def test_detections_of_other_data_than_this_runs_have_no_ap(run, ap):
+@pytest.mark.parametrize("change", ["another file", "an image is removed"])
+def test_detections_of_other_data_than_this_runs_have_no_ap(run, ap, change):
     ap.aps[10] = 0.5
     with run.open() as training_evaluations:
         training_evaluations.evaluate({}, 10)
         run.save(10, awaits_ap=True)
     shutil.rmtree(run.workdir / "checkpoints/10/metrics")
-    run.config.data.eval.annotations = "another.json"
+    if change == "another file":
+        run.config.data.eval.annotations = "another.json"
+    else:
+        run.source.image_ids[0] = -1
     with run.open():
         assert ap.started == [10]
     assert run.ap_of(10) == checkpoint.NOT_MEASURED
