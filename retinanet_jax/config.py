@@ -1,18 +1,14 @@
 """All config fields, and functions that find, load and check configs."""
 
 import difflib
-import numbers
 import operator
 import pathlib
 import runpy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
-
-from retinanet_jax.data.value_range import parse_value_range
 
 T = TypeVar("T")
 
@@ -20,9 +16,6 @@ CONFIGS = pathlib.Path(__file__).parent / "configs"
 if not CONFIGS.is_dir():  # in a checkout, the folder is next to the package
     CONFIGS = CONFIGS.parent.parent / "configs"
 
-MAX_LEVELS = (5, 6, 7)  # of the feature pyramid, which begins at level 3
-DTYPES = ("float32", "bfloat16", "float64")
-EXIF_RULES = ("auto", "applied", "ignored")
 # The version of the config fields, which every checkpoint stores; that of 0.1.0 was 1.
 CONFIG_VERSION = 4
 # The changes of each version: renamed fields, and new fields with the value that reproduces the
@@ -96,7 +89,7 @@ def default_config() -> ConfigDict:
     )
     # Fraction of the training images that is held out for evaluation if data.eval has no data.
     config.data.validation_fraction = 0.0
-    # Images that stay on one side of that split. auto: frames of a video, copies by augmentation and
+    # Images that stay on one side of that split. auto: frames of a video, augmented copies and
     # nearly identical images; none: each image is split by the hash of its name; or a regular
     # expression, of which the first group in a file name names the image's group.
     config.data.split_groups = "auto"
@@ -255,82 +248,6 @@ def load_config(spec: str) -> ConfigDict:
     """Return the config of `spec`, as described in `find_config`, locked."""
     file, _, argument = find_config(spec).partition(":")
     return runpy.run_path(file)["get_config"](argument)
-
-
-def check_fields(config: ConfigDict) -> None:
-    """Check that the config has exactly the fields of `default_config`.
-
-    ml_collections itself checks types, except those of a tuple's elements.
-
-    Raises:
-        ValueError: If a field is unknown or missing, a tuple with elements of another type, or
-            excluded by its value or that of another field.
-    """
-    known, values = dict(flatten(default_config())), dict(flatten(config))
-    for name in sorted(values.keys() - known.keys()):
-        raise ValueError(unknown_field(name))
-    for name in sorted(known.keys() - values.keys()):
-        raise ValueError(f"config.{name} is missing; start from config.default_config().")
-    for name, example in known.items():
-        if isinstance(example, tuple) and example and not has_elements_like(values[name], example):
-            raise ValueError(
-                f"config.{name}={values[name]} must have elements of the type of {example}."
-            )
-    check_dtype(config)
-    check_levels(config)
-    check_padding(config)
-    parse_value_range(config.data.value_range)
-    if config.data.exif not in EXIF_RULES:
-        raise unknown_choice("data.exif", config.data.exif, EXIF_RULES)
-
-
-def check_dtype(config: ConfigDict) -> None:
-    """Raise ValueError if the network cannot compute in the config's dtype."""
-    if config.dtype not in DTYPES:
-        raise unknown_choice("dtype", config.dtype, DTYPES)
-
-
-def check_levels(config: ConfigDict) -> None:
-    """Raise ValueError if the network has no pyramid with the levels of the config's anchors."""
-    anchors = config.anchors
-    if anchors.min_level != 3 or anchors.max_level not in MAX_LEVELS:
-        raise ValueError(
-            f"config.anchors has levels {anchors.min_level} to {anchors.max_level}, but the "
-            "network's pyramid begins at level 3 and ends at 5, 6 or 7; set "
-            "config.anchors.min_level=3 and config.anchors.max_level=7. Smaller anchors have a "
-            "smaller config.anchors.base_scale."
-        )
-
-
-def has_elements_like(value: Any, example: tuple[Any, ...]) -> bool:
-    """Return whether a value is a tuple or list of any number of elements like those of `example`.
-
-    Args:
-        value: The value of a config field.
-        example: A tuple of numbers, or of tuples of equally many numbers.
-    """
-    if not isinstance(value, tuple | list):
-        return False
-    shape = np.shape(example[0])
-    arrays = [np.array(element, object) for element in value]
-    return all(
-        array.shape == shape and all(isinstance(number, numbers.Real) for number in array.flat)
-        for array in arrays
-    )
-
-
-def check_padding(config: ConfigDict) -> None:
-    """Raise ValueError if the padding is masked, but anchors or matching depend on it."""
-    if config.model.padding == "masked":
-        required_values = {"anchors.stride_rule": "nominal", "matching.ignore_padding": True}
-        for name, required in required_values.items():
-            value = operator.attrgetter(name)(config)
-            if value != required:
-                raise ValueError(
-                    f"config.{name}={value} makes results depend on the padding, but "
-                    f"config.model.padding='masked' excludes that; set config.{name}={required}, "
-                    "or config.model.padding='plain'."
-                )
 
 
 def unknown_field(name: str) -> str:

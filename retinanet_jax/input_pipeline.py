@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from retinanet_jax.config import check_fields, choose
+from retinanet_jax.config import choose
+from retinanet_jax.config_checks import check_fields
 from retinanet_jax.data.augmentation import Augmentation
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.pipeline import batches

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from retinanet_jax import core
-from retinanet_jax.config import check_dtype
+from retinanet_jax.config_checks import check_dtype
 from retinanet_jax.core.structures import Array
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.models import RetinaNet, conv_general_dilated, level_masks, valid_mask

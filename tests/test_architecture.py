@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # import each other, except for the helpers in utils.
 LAYERS = (
     ("utils", "core", "models", "data"),
-    ("config", "stored_config"),
+    ("config", "config_checks", "stored_config"),
     (
         "modeling",
         "datasets",
@@ -159,20 +159,27 @@ def test_a_file_fits_in_350_lines(path):
     assert len(path.read_text().splitlines()) <= 350
 
 
-# Functions that may be long: those of core with their documentation, the config and the training
-# loop.
+# Functions that may be long: those of core, the config and the training loop.
 LONG = {"config.py": {"default_config"}, "training/loop.py": {"train"}}
 
 
+def lines_of_code(function: ast.FunctionDef) -> int:
+    """Return the number of lines of a function without its docstring."""
+    first = function.body[0]
+    has_docstring = ast.get_docstring(function) is not None
+    docstring = first.end_lineno - first.lineno + 1 if has_docstring else 0
+    return function.end_lineno - function.lineno + 1 - docstring
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_function_fits_on_a_screen(path):
+def test_the_code_of_a_function_fits_on_a_screen(path):
     name = str(path.relative_to(PACKAGE))
     if entry_of(path) == "core":
         return
     long = {
         node.name
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 50
+        if isinstance(node, ast.FunctionDef) and lines_of_code(node) > 48
     }
     assert long <= LONG.get(name, set())
 

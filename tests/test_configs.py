@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from retinanet_jax import input_pipeline, modeling
-from retinanet_jax.config import CONFIGS, check_fields, config_files, default_config, flatten
+from retinanet_jax.config import CONFIGS, config_files, default_config, flatten
+from retinanet_jax.config_checks import check_fields
 from retinanet_jax.configs import ablations, detectron2, r50_fpn, torchvision
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.training import loop

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from retinanet_jax import modeling
-from retinanet_jax.config import check_fields
+from retinanet_jax.config_checks import check_fields
 from retinanet_jax.data.batch import Batch
 
 SIZE = (64, 64)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from retinanet_jax import checkpoint, weights
-from retinanet_jax.config import check_fields
+from retinanet_jax.config_checks import check_fields
 from retinanet_jax.weights import detectors
 from retinanet_jax.weights.convert import import_weights
 from retinanet_jax.weights.presets import preset_config

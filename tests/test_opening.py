@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from retinanet_jax import datasets
-from retinanet_jax.config import check_fields
+from retinanet_jax.config_checks import check_fields
 from retinanet_jax.data.decoding import Decoding
 
 

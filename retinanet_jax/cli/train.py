@@ -18,7 +18,8 @@ from retinanet_jax.cli.common import (
     define_data,
     use_data,
 )
-from retinanet_jax.config import CONFIGS, check_fields
+from retinanet_jax.config import CONFIGS
+from retinanet_jax.config_checks import check_fields
 from retinanet_jax.stored_config import NETWORK_SECTIONS
 from retinanet_jax.training.initialization import start_from
 from retinanet_jax.utils.files import make_writable
@@ -58,6 +59,11 @@ def define_run_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "folder again resumes the run.",
         flag_values=values,
     )
+    _define_cluster_flags(values)
+
+
+def _define_cluster_flags(values: flags.FlagValues) -> None:
+    """Define the flags of runs on many hosts, and of the reproducibility of a run."""
     flags.DEFINE_bool(
         "distributed",
         False,

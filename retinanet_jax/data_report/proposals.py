@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from retinanet_jax import input_pipeline
-from retinanet_jax.config import MAX_LEVELS
+from retinanet_jax.config_checks import MAX_LEVELS
 from retinanet_jax.data.sizes import round_up
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data_report import anchor_search

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from retinanet_jax import input_pipeline
-from retinanet_jax.config import check_fields
+from retinanet_jax.config_checks import check_fields
 from retinanet_jax.data.sources.base import Source, subset
 from retinanet_jax.data_report import annotation_checks, figures, image_checks, sheet, summary
 from retinanet_jax.data_report.anchor_fit import (

@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from retinanet_jax.data.sources.coco import coco_json
 from retinanet_jax.data.sources.detection import detect_dataset
-from retinanet_jax.datasets.opening import LIST_FIELDS, open_source
-from retinanet_jax.utils.files import check_absent, write_json
+from retinanet_jax.datasets.opening import LIST_FIELDS, open_both, open_source
+from retinanet_jax.utils.files import check_absent, make_writable, write_json
 
 HELD_OUT_FRACTION = 0.2  # of the images of a detected dataset without evaluation data
 
@@ -56,17 +56,26 @@ def convert_dataset(config: ConfigDict, output: pathlib.Path) -> Iterator[str]:
 
     Raises:
         FileExistsError: If a file exists.
-        ValueError: If a dataset is invalid.
+        ValueError: If the output is no .json, or a dataset is invalid.
+        OSError: If the folder of the output cannot be created or written.
     """
-    outputs = {"train": output, "eval": output.with_stem(f"{output.stem}_eval")}
-    if not (config.data.eval.annotations or config.data.eval.images):
-        del outputs["eval"]
-    for file in outputs.values():
+    if output.suffix.lower() != ".json":
+        raise ValueError(f"--output={output}: give a name that ends with .json.")
+    outputs = [output]
+    if config.data.eval.annotations or config.data.eval.images:
+        outputs.append(output.with_stem(f"{output.stem}_eval"))
+    for file in outputs:
         check_absent(file, "file")
-    for part, file in outputs.items():
-        source = open_source(config, part, output.parent)
+    make_writable(output.parent)
+    if len(outputs) == 1:
+        sources = [open_source(config, "train", output.parent)]
+    else:
+        sources = open_both(config, output.parent)
+    for file, source in zip(outputs, sources, strict=True):
         write_json(file, coco_json(source, file.parent))
+        has_files = len(source) and source.path(0) is not None
+        note = "" if has_files else "; write its images, which are no files, to a folder yourself"
         yield (
             f"{file}: {len(source)} images, {len(source.objects.ids)} boxes, "
-            f"{len(source.categories)} categories"
+            f"{len(source.categories)} categories{note}"
         )

@@ -175,56 +175,26 @@ def _open_dataset(
     section: ConfigDict, config: ConfigDict, part: str, workdir: pathlib.Path
 ) -> Source:
     """Open one dataset; `section` is config.data[part] with one entry in each field."""
-    categories = tuple(config.data.categories)
     decoding = Decoding(parse_value_range(config.data.value_range), config.data.exif)
+    options = {
+        "images": section.images or None,
+        "categories": tuple(config.data.categories),
+        "decoding": decoding,
+    }
     match section.source:
         case "coco":
             _require(section, part, "annotations", "images")
             return CocoSource(section.annotations, section.images, decoding=decoding)
-        case "voc":
+        case "voc" | "yolo" | "cvat" as name:
             _require(section, part, "annotations")
-            return VocSource(
-                section.annotations,
-                images=section.images or None,
-                split=section.split,
-                categories=categories,
-                decoding=decoding,
-            )
-        case "csv":
-            _require(section, part, "annotations")
-            return CsvSource(
-                section.annotations,
-                section.classes,
-                section.images,
-                categories=categories,
-                decoding=decoding,
-            )
-        case "yolo":
-            _require(section, part, "annotations")
-            return YoloSource(
-                section.annotations,
-                section.images,
-                split=section.split,
-                categories=categories,
-                decoding=decoding,
-            )
+            source_type = {"voc": VocSource, "yolo": YoloSource, "cvat": CvatSource}[name]
+            return source_type(section.annotations, split=section.split, **options)
         case "labelme":
             _require(section, part, "annotations")
-            return LabelmeSource(
-                section.annotations,
-                images=section.images,
-                categories=categories,
-                decoding=decoding,
-            )
-        case "cvat":
+            return LabelmeSource(section.annotations, **options)
+        case "csv":
             _require(section, part, "annotations")
-            return CvatSource(
-                section.annotations,
-                images=section.images,
-                split=section.split,
-                categories=categories,
-                decoding=decoding,
-            )
+            return CsvSource(section.annotations, section.classes, **options)
         case "tfds":
             _require(section, part, "annotations", "split")
             return TfdsSource(

@@ -3,7 +3,7 @@
 import os
 import pathlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,15 +12,20 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import checkpoint, weights
 from retinanet_jax.checkpoint import Checkpoint
-from retinanet_jax.config import check_fields, choose, load_config
+from retinanet_jax.config import choose, load_config
+from retinanet_jax.config_checks import check_fields
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 from retinanet_jax.modeling import initialize
 from retinanet_jax.stored_config import config_flag, differences
 from retinanet_jax.utils.files import check_absent, write_folder
-from retinanet_jax.weights import detectors, download
+from retinanet_jax.weights import detectors, download, other_networks
 from retinanet_jax.weights.evidence import EPSILON, Evidence, Fact, detect_source
 from retinanet_jax.weights.presets import PRESETS, preset_config, select_outputs
 from retinanet_jax.weights.targets import check_expressible, has_coco_categories, target_settings
+
+
+class MissingFactError(ValueError):
+    """A file does not show something that must be given; the message has the flags."""
 
 
 class Imported(NamedTuple):
@@ -112,13 +117,13 @@ def read_detector(
     if outputs not in ("coco", "all"):
         raise ValueError(f"outputs={outputs!r} must be 'coco' or 'all'.")
     path = pathlib.Path(path)
-    arrays = weights.load_arrays(path)
+    arrays = weights.load_arrays(path, check_names=other_networks.refuse)
     try:
         imported = _convert(
             arrays, source, outputs, category_names, norm_epsilon=norm_epsilon, config=config
         )
     except ValueError as error:
-        raise ValueError(f"weights file {path}: {error}") from None
+        raise type(error)(f"weights file {path}: {error}") from None
     trained = imported.checkpoint._replace(folder=path)
     described, num_classes = trained.config, len(trained.categories)
     shapes = jax.eval_shape(lambda: initialize(described, num_classes, seed=0))
@@ -141,21 +146,38 @@ def _convert(
     library_format = choose("source", source, weights.DETECTOR_FORMATS)
     evidence = Evidence(arrays, library_format)
     described = _network_config(evidence, source, config)
-    anchors = _anchors(evidence, source, described)
-    selection = select_outputs(
-        evidence.num_outputs() or library_format.num_coco_outputs,
-        library_format,
-        only_coco=outputs == "coco",
-        names=category_names,
+    if evidence.num_anchors() in (0, detectors.num_anchors(described)):
+        detectors.check_arrays(evidence.arrays, library_format, described)
+    anchors, selection, epsilon = _all_facts(
+        lambda: _anchors(evidence, source, described),
+        lambda: select_outputs(
+            evidence.num_outputs() or library_format.num_coco_outputs,
+            library_format,
+            only_coco=outputs == "coco",
+            names=category_names,
+        ),
+        lambda: _epsilon(evidence, norm_epsilon, config),
     )
     variables = detectors.to_variables(arrays, library_format, described, selection.outputs)
-    epsilon = _epsilon(evidence, norm_epsilon, config)
     described.model.norm_epsilon = epsilon.value
     reasons = [str(fact) for fact in (*evidence.network(), epsilon, anchors)]
     if selection.outputs is not None:
         reasons.append(f"{len(selection.categories)} of its {evidence.num_outputs()} outputs")
     trained = Checkpoint(variables, described, selection.categories, 0, pathlib.Path())
     return Imported(source, trained, tuple(reasons))
+
+
+def _all_facts(*facts: Callable[[], Any]) -> list[Any]:
+    """Return the results of functions, or raise MissingFactError with the errors of all of them."""
+    results, errors = [], []
+    for fact in facts:
+        try:
+            results.append(fact())
+        except ValueError as error:
+            errors.append(str(error))
+    if errors:
+        raise MissingFactError(" Also, ".join(errors))
+    return results
 
 
 def _network_config(evidence: Evidence, source: str, config: ConfigDict | None) -> ConfigDict:

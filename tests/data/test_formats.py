@@ -69,28 +69,35 @@ def test_boxes_classes_sizes_and_pixels_are_those_of_the_content(folders, conten
         assert source.image(index).shape == (*size, 3)
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_detections_equal_to_the_boxes_of_another_format_have_ap_1(folders, name, tmp_path):
-    source, coco = (open_folder(folders[key], tmp_path) for key in (name, "coco"))
+def detections(source, coco, shift):
+    """Return the boxes of `coco`, shifted by pixels, as detections with the ids of `source`."""
     image_id = {
         pathlib.PurePath(path).name: i
         for path, i in zip(source.file_names, source.image_ids, strict=True)
     }
     category_id = {category.name: category.id for category in source.categories}
-    results = []
-    for index, file_name in enumerate(coco.file_names):
-        for (y1, x1, y2, x2), k in zip(*coco.annotations(index)[:2], strict=True):
-            results.append(
-                {
-                    "image_id": image_id[file_name],
-                    "category_id": category_id[coco.categories[k].name],
-                    "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
-                    "score": 0.5,
-                }
-            )
-    metrics, _ = coco_metrics(source.ground_truth(), results)
-    assert metrics["AP"] == pytest.approx(1)
-    assert metrics["AR1"] == coco_metrics(coco.ground_truth(), results)[0]["AR1"] or name != "coco"
+    return [
+        {
+            "image_id": image_id[file_name],
+            "category_id": category_id[coco.categories[k].name],
+            "bbox": [float(x1) + shift, float(y1), float(x2 - x1), float(y2 - y1)],
+            "score": 0.5,
+        }
+        for index, file_name in enumerate(coco.file_names)
+        for (y1, x1, y2, x2), k in zip(*coco.annotations(index)[:2], strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_same_detections_have_the_same_ap_in_every_format(folders, name, tmp_path):
+    source, coco = (open_folder(folders[key], tmp_path) for key in (name, "coco"))
+    for shift, expected in ((0, 1), (1, None)):
+        metrics, other = (
+            coco_metrics(data.ground_truth(), detections(data, coco, shift))[0]
+            for data in (source, coco)
+        )
+        assert metrics["AP"] == pytest.approx(expected or other["AP"])
+    assert 0 < metrics["AP"] < 1
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -8,7 +8,7 @@ import pytest
 from deep_files import png_16, tiff
 from PIL import Image
 
-from retinanet_jax.config import check_fields
+from retinanet_jax.config_checks import check_fields
 from retinanet_jax.data.decoding import Decoding, decode_image, filled_bits_of_file
 from retinanet_jax.data.image_files import read_image
 from retinanet_jax.data.value_range import parse_value_range, to_8_bits
