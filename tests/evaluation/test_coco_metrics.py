@@ -19,6 +19,7 @@ from retinanet_jax.evaluation.coco_metrics import (
     coco_results,
     renumber,
 )
+from retinanet_jax.evaluation.detections import Detections
 from retinanet_jax.training import loop
 
 
@@ -367,3 +368,16 @@ def test_results_have_the_datasets_ids_and_xywh_boxes():
         {"image_id": 42, "category_id": 7, "bbox": [20, 10, 5, 30], "score": 0.5},
         {"image_id": 42, "category_id": 3, "bbox": [2, 1, 2, 2], "score": 0.25},
     ]
+
+
+def test_category_ids_of_detections_may_have_any_size():
+    detections = Detections(
+        image=np.zeros((8, 8, 3), np.uint8),
+        boxes=np.float32([[1, 2, 3, 4], [1, 2, 3, 4]]),
+        scores=np.float32([0.5, 0.25]),
+        classes=np.array([1, 0]),
+        categories=(Category(-3, "dog"), Category(2**64, "cat")),
+    )
+    assert detections.category_ids.tolist() == [2**64, -3]
+    assert detections[0].category_id == 2**64
+    assert [result["category_id"] for result in detections.to_coco(2**65)] == [2**64, -3]
