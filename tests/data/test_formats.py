@@ -3,6 +3,7 @@
 import importlib
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def detections(source, coco, shift):
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_same_detections_have_the_same_ap_in_every_format(folders, name, tmp_path):
     source, coco = (open_folder(folders[key], tmp_path) for key in (name, "coco"))
-    for shift, expected in ((0, 1), (1, None)):
+    for shift, expected in ((0, 1), (1.3, None)):  # no IoU is exactly a threshold
         metrics, other = (
             coco_metrics(data.ground_truth(), detections(data, coco, shift))[0]
             for data in (source, coco)
@@ -161,6 +162,30 @@ def test_fields_that_are_given_have_precedence(folders):
     assert config.data.validation_fraction == 0
 
 
+def test_evaluate_reads_all_images_unless_the_run_held_some_out(folders):
+    def evaluated(trained_folder, *given, fraction=None):
+        trained, config = default_config(), default_config()
+        datasets.use_dataset(trained, trained_folder, given=())
+        if fraction is not None:
+            config.data.validation_fraction = fraction
+        datasets.use_dataset(config, folders["voc"], given)
+        message = datasets.use_all_images(config, trained, given)
+        return message, config.data.eval.annotations
+
+    all_images = ("all images are evaluated", str(folders["voc"]))
+    assert evaluated(folders["voc"]) == ("", "")
+    message, annotations = evaluated(folders["coco"])
+    assert "only the held-out images are evaluated" in message
+    assert not annotations
+    given = "data.validation_fraction"
+    assert evaluated(folders["coco"], given, fraction=0.3) == ("", "")
+    assert evaluated(folders["coco"], given, fraction=0.0) == all_images
+    split = folders["voc"].parent / "split"
+    for name in ("train", "valid"):
+        shutil.copytree(folders["coco"], split / name)
+    assert evaluated(split) == all_images
+
+
 def test_a_file_of_annotations_is_enough(folders, tmp_path):
     for name, file in (
         ("coco", "boxes.json"),
@@ -222,10 +247,22 @@ def test_the_images_of_a_json_are_found_where_they_are(folders, tmp_path, conten
 
 
 def test_convert_writes_the_evaluation_data_too_and_replaces_nothing(content, tmp_path, error_line):
-    for split in ("train", "valid"):
-        FORMATS["voc"](tmp_path / "data" / split, content)
-    output = tmp_path / "x.json"
+    only_cats = content._replace(boxes=[box for box in content.boxes if box.name == "cat"])
+    FORMATS["voc"](tmp_path / "data" / "train", content)
+    FORMATS["voc"](tmp_path / "data" / "valid", only_cats)
+    output = tmp_path / "new" / "folder" / "x.json"
     run("convert", f"--data={tmp_path / 'data'}", f"--output={output}")
-    written = [json.loads(path.read_text()) for path in (output, tmp_path / "x_eval.json")]
-    assert len(written[0]["annotations"]) == len(written[1]["annotations"]) == len(content.boxes)
+    written = [json.loads(path.read_text()) for path in (output, output.with_name("x_eval.json"))]
+    counts = [len(content.boxes), len(only_cats.boxes)]
+    assert [len(part["annotations"]) for part in written] == counts
+    assert written[0]["categories"] == written[1]["categories"]
     assert "exists" in error_line("convert", f"--data={tmp_path / 'data'}", f"--output={output}")
+    assert "ends with .json" in error_line("convert", f"--data={tmp_path}", "--output=x.txt")
+
+
+def test_convert_of_images_that_are_no_files_says_so(folders, tmp_path, capsys):
+    packed = tmp_path / "packed"
+    run("pack", f"--data={folders['coco']}", f"--output={packed}", "--config=r50_fpn.py:tiny")
+    capsys.readouterr()
+    run("convert", f"--data={packed}", f"--output={tmp_path / 'x.json'}")
+    assert capsys.readouterr().out.count("write its images, which are no files, to a folder") == 2
