@@ -10,7 +10,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from retinanet_jax import checkpoint
+from retinanet_jax import checkpoint, datasets
 from retinanet_jax.cli.common import (
     Command,
     default_config_file,
@@ -132,7 +132,18 @@ def run_mode(values: Any, mode: str) -> None:
             stack.enter_context(contextlib.redirect_stdout(silent))
         config = with_weights(values)
         use_data(values, config)
+        if mode == "evaluate" and values.data and values.workdir:
+            use_all_images(values, config)
         train_or_evaluate(config, values.workdir, mode)
+
+
+def use_all_images(values: Any, config: ConfigDict) -> None:
+    """Let `evaluate` read all images of --data, except where the run held some out of training."""
+    folder = checkpoint.find(pathlib.Path(values.workdir).expanduser().absolute())
+    given = config_flags.get_override_values(values["config"])
+    message = datasets.use_all_images(config, checkpoint.read_config(folder), set(given))
+    if message:
+        print(message, flush=True)
 
 
 def with_weights(values: Any) -> ConfigDict:

@@ -9,7 +9,7 @@ from retinanet_jax.datasets.checks import (
     check_training_data,
     why_no_object,
 )
-from retinanet_jax.datasets.detected import convert_dataset, use_dataset
+from retinanet_jax.datasets.detected import convert_dataset, use_all_images, use_dataset
 from retinanet_jax.datasets.opening import (
     LIST_FIELDS,
     PARTS,
@@ -41,6 +41,7 @@ __all__ = [
     "open_split",
     "open_training",
     "splits_training_data",
+    "use_all_images",
     "use_dataset",
     "why_no_object",
     "with_categories",

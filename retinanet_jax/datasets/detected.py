@@ -7,7 +7,12 @@ from ml_collections import ConfigDict
 
 from retinanet_jax.data.sources.coco import coco_json
 from retinanet_jax.data.sources.detection import detect_dataset
-from retinanet_jax.datasets.opening import LIST_FIELDS, open_both, open_source
+from retinanet_jax.datasets.opening import (
+    LIST_FIELDS,
+    open_both,
+    open_source,
+    splits_training_data,
+)
 from retinanet_jax.utils.files import check_absent, make_writable, write_json
 
 HELD_OUT_FRACTION = 0.2  # of the images of a detected dataset without evaluation data
@@ -41,6 +46,33 @@ def use_dataset(config: ConfigDict, path: pathlib.Path, given: Collection[str]) 
     fraction = config.data.validation_fraction
     held_out = f"; {fraction:.0%} of the images are held out for evaluation" if fraction else ""
     return description + held_out
+
+
+def use_all_images(config: ConfigDict, trained: ConfigDict, given: Collection[str]) -> str:
+    """Let an evaluation read all images of a dataset, except where some were held out of training.
+
+    Args:
+        config: The config of the evaluation, after `use_dataset`.
+        trained: That of the run.
+        given: As in `use_dataset`.
+
+    Returns:
+        A line about the images that are evaluated; empty if nothing is special about them.
+    """
+    if config.data.eval.annotations or config.data.eval.images:
+        return ""
+    if splits_training_data(config) and "data.validation_fraction" in given:
+        return ""
+    if splits_training_data(config) and splits_training_data(trained):
+        if all(config.data.train[name] == trained.data.train[name] for name in LIST_FIELDS):
+            return ""
+        return (
+            "only the held-out images are evaluated, as this may be the run's own dataset in "
+            "another place; --config.data.validation_fraction=0 evaluates all"
+        )
+    for name in LIST_FIELDS:
+        config.data.eval[name] = config.data.train[name]
+    return "all images are evaluated"
 
 
 def convert_dataset(config: ConfigDict, output: pathlib.Path) -> Iterator[str]:

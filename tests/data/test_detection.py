@@ -153,6 +153,11 @@ def test_of_several_files_or_datasets_none_is_guessed(tmp_path):
         (tmp_path / "a" / f"{name}.json").write_bytes(boxes)
     with pytest.raises(ValueError, match=r"train2014.json and train2017.json both have the word"):
         detect_dataset(tmp_path / "a")
+    for name in ("one.json", "other_eval.json"):
+        (tmp_path / "d" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(boxes)
+    with pytest.raises(ValueError, match=r"one.json, other_eval.json\), and no name has the word"):
+        detect_dataset(tmp_path / "d")
     for name in ("train/x.json", "train/y.json", "valid/x.json"):
         (tmp_path / "b" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "b" / name).write_bytes(boxes)

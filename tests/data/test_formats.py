@@ -256,8 +256,11 @@ def test_convert_writes_the_evaluation_data_too_and_replaces_nothing(content, tm
     counts = [len(content.boxes), len(only_cats.boxes)]
     assert [len(part["annotations"]) for part in written] == counts
     assert written[0]["categories"] == written[1]["categories"]
+    detected = detect_dataset(output.parent)
+    assert detected.train["annotations"] == str(output)
+    assert detected.evaluation["annotations"] == str(output.with_name("x_eval.json"))
     assert "exists" in error_line("convert", f"--data={tmp_path / 'data'}", f"--output={output}")
-    assert "ends with .json" in error_line("convert", f"--data={tmp_path}", "--output=x.txt")
+    assert "ends with .json" in error_line("convert", f"--data={output}", "--output=x.txt")
 
 
 def test_convert_of_images_that_are_no_files_says_so(folders, tmp_path, capsys):

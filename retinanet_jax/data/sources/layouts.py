@@ -103,8 +103,12 @@ def find_splits(
         inner = {path: find(path) for path in list_folders(folder) if split_of(path.name)}
         parts = _by_split(folder, [path for path, files in inner.items() if files])
         return {split: fields_of(_only(path, inner[path])) for split, path in parts.items()}
-    parts = {"": found[0]} if len(found) == 1 else _by_split(folder, found)
-    parts = parts or {"": _only(folder, found)}
+    parts = _by_split(folder, found) if len(found) > 1 else {}
+    others = [path for path in found if path not in parts.values()]
+    if len(others) == 1 and all(path.stem.startswith(others[0].stem) for path in parts.values()):
+        parts["train"] = others[0]  # x.json beside x_eval.json
+    if not {*parts} & {*TRAIN_NAMES}:
+        parts = {"": _only(folder, found)}
     return {split: fields_of(path) for split, path in parts.items()}
 
 
