@@ -63,7 +63,7 @@ def check_content(source: Source, boxes: AnnotatedBoxes) -> Finding:
     message = f"{len(source)} images, {len(boxes.ids)} boxes, {len(source.categories)} categories"
     if boxes.object_mask.any():
         return Finding(INFO, "content", message)
-    advice = "there is nothing to learn: check the path and the format of the annotations."
+    advice = "check the file of annotations: nothing can be learned from it, and AP is undefined."
     return Finding(ERROR, "content", message, advice)
 
 
