@@ -5,9 +5,6 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from PIL import ExifTags
-from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
-
 from retinanet_jax.data.decoding import ORIENTATIONS, valid_orientation
 from retinanet_jax.data.image_formats import ImageBytes, open_image
 from retinanet_jax.utils.threads import map_ahead
@@ -70,20 +67,10 @@ def _read_header(file: ImageBytes, name: str) -> ImageHeader:
     """Return the header of an open image file."""
     image = open_image(file, name)
     size = image.height, image.width
-    if isinstance(image, TiffImageFile):
-        return ImageHeader(_decoded_size(image), 1)
     # To find an EXIF tag, which few PNGs have, Pillow would decode the whole image.
     if image.format == "PNG" and not _png_may_have_exif(file):
         return ImageHeader(size, 1)
     return ImageHeader(size, valid_orientation(image, name, None))
-
-
-def _decoded_size(image: TiffImageFile) -> tuple[int, int]:
-    """Return the height and width of a TIFF, whose orientation Pillow always applies."""
-    height, width = image.tag_v2[IMAGELENGTH], image.tag_v2[IMAGEWIDTH]
-    orientation = image.tag_v2.get(ExifTags.Base.Orientation)
-    exchanges_sides = orientation in ORIENTATIONS and ORIENTATIONS[orientation][0]
-    return (width, height) if exchanges_sides else (height, width)
 
 
 def _png_may_have_exif(file: ImageBytes) -> bool:
