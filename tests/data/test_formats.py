@@ -124,6 +124,7 @@ def test_a_folder_for_each_split(content, tmp_path, name, names):
             FORMATS[name](tmp_path / split, content)
     detected = detect_dataset(tmp_path)
     assert "/train" in detected.train["annotations"]
+    assert detected.evaluation is not None
     assert f"/{names.split('+')[1]}" in detected.evaluation["annotations"]
     config = default_config()
     description = datasets.use_dataset(config, tmp_path, given=())
@@ -237,7 +238,7 @@ def test_files_that_are_not_named_after_a_split_are_not_guessed(folders, tmp_pat
 
 
 def test_the_images_of_a_json_are_found_where_they_are(folders, tmp_path, content):
-    for folder in ("boxes", "images/train", "pictures"):
+    for folder in ("boxes", "images/train", "photographs"):
         root = tmp_path / folder.replace("/", "_")
         write_images(root / folder, content)
         (root / "boxes.json").write_bytes((folders["coco"] / "boxes.json").read_bytes())
@@ -258,6 +259,7 @@ def test_convert_writes_the_evaluation_data_too_and_replaces_nothing(content, tm
     assert written[0]["categories"] == written[1]["categories"]
     detected = detect_dataset(output.parent)
     assert detected.train["annotations"] == str(output)
+    assert detected.evaluation is not None
     assert detected.evaluation["annotations"] == str(output.with_name("x_eval.json"))
     assert "exists" in error_line("convert", f"--data={tmp_path / 'data'}", f"--output={output}")
     assert "ends with .json" in error_line("convert", f"--data={output}", "--output=x.txt")

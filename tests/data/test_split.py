@@ -75,16 +75,18 @@ def test_the_frames_of_a_video_stay_on_one_side(pattern):
     assert not videos[0] & videos[1]
 
 
-def test_a_single_video_is_split_into_runs_of_frames():
-    source = NamedSource([f"frame_{k:04d}.jpg" for k in range(100)])
+@pytest.mark.parametrize("pattern", ["frame_{:04d}.jpg", "scene 1/{:04d}.jpg", "shot{:04d}.jpg"])
+def test_a_single_video_is_split_into_runs_of_frames(pattern):
+    source = NamedSource([pattern.format(k) for k in range(100)])
     held_out = split(source, 0.2)[1]
     assert len(held_out) == 20
-    numbers = sorted(int(name[6:10]) for name in held_out.file_names)
+    numbers = sorted(int(name[-8:-4]) for name in held_out.file_names)
     assert np.count_nonzero(np.diff(numbers) > 1) <= 1  # two runs of ten frames at most
 
 
 @pytest.mark.parametrize(
-    "pattern", ["IMG_{:04d}.JPG", "{:012d}.jpg", "cat{}.jpg", "cats/{:03d}.jpg"]
+    "pattern",
+    ["IMG_{:04d}.JPG", "{:012d}.jpg", "cat{}.jpg", "cats/{:03d}.jpg", "2008_{:06d}.jpg"],
 )
 @pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5])
 def test_series_of_photographs_are_split_one_by_one_and_exactly(pattern, fraction):

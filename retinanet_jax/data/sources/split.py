@@ -26,10 +26,10 @@ COPY_SUFFIX = re.compile(
     re.IGNORECASE,
 )
 # The name of a frame is that of its video and a number. The video's name has a number itself or one
-# of these words: photographs and files of a category have neither (IMG_0042, cat12).
+# of these words: photographs and files of a category have neither (IMG_0042, cat12, 2008_000123).
 FRAME = re.compile(r"(.*?)(\d+)$", re.DOTALL)
-VIDEO_NAME = re.compile(r"\d|frame|video|clip|seq|scene|shot", re.IGNORECASE)
-VIDEO_WORD = re.compile(r"frame|video|clip", re.IGNORECASE)
+YEAR = re.compile(r"(?<!\d)(19|20)\d\d(?!\d)")
+VIDEO_WORD = re.compile(r"frame|video|clip|seq|scene|shot", re.IGNORECASE)
 MAX_OF_TARGET = 1.5  # a group of more than so many times the held-out images is no single scene
 LARGEST_FRACTION = 0.5  # of the images in one group, from which the content says nothing
 
@@ -181,7 +181,7 @@ def _names_of_scenes(file_names: Sequence[str], target: int) -> list[str]:
     frames: dict[str, set[tuple[int, str]]] = collections.defaultdict(set)
     for original in originals:
         match = FRAME.fullmatch(original)
-        if match and VIDEO_NAME.search(match[1]):
+        if match and _is_video(match[1]):
             frames[match[1]].add((int(match[2]), original))
     scene_of: dict[str, str] = {}
     for video, numbered in frames.items():
@@ -194,6 +194,11 @@ def _names_of_scenes(file_names: Sequence[str], target: int) -> list[str]:
         for position, (_, original) in enumerate(sorted(numbered)):
             scene_of[original] = f"{video}*{position // size}"
     return [scene_of.get(original, original) for original in originals]
+
+
+def _is_video(name: str) -> bool:
+    """Return whether the beginning of an image's name has a number, except a year, or a word."""
+    return re.search(r"\d", YEAR.sub("", name)) is not None or VIDEO_WORD.search(name) is not None
 
 
 def _original(file_name: str) -> str:
