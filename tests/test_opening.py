@@ -69,7 +69,7 @@ def write_all_formats(folder, images) -> dict[str, dict[str, str]]:
     }
 
 
-def test_every_format_is_decoded_as_the_config_says(config, synthetic_dataset, tmp_path):
+def test_every_format_is_decoded_by_the_rules_of_the_config(config, synthetic_dataset, tmp_path):
     images = synthetic_dataset / "images"
     formats = write_all_formats(tmp_path, images)
     formats["coco"] = {"annotations": str(synthetic_dataset / "instances.json")}

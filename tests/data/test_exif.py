@@ -59,7 +59,7 @@ def test_without_a_declared_size_boxes_that_fit_only_one_way_decide():
 
 @pytest.fixture
 def pixels() -> np.ndarray:
-    """Return an image whose corners differ."""
+    """Return an image with a white corner."""
     image = np.zeros((*STORED, 3), np.uint8)
     image[:10, :10] = 255
     return image

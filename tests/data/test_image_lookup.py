@@ -75,8 +75,14 @@ def test_another_spelling_finds_the_image_with_a_warning_of_its_cause(find, capl
 
 
 def test_names_that_exist_are_unchanged_whatever_they_are(find, tmp_path, caplog):
-    (tmp_path / "beside.png").touch()
-    names = ["a.png", "./a.png", "x/../a.png", "../beside.png", str(tmp_path / "beside.png")]
+    (tmp_path / "next_to_it.png").touch()
+    names = [
+        "a.png",
+        "./a.png",
+        "x/../a.png",
+        "../next_to_it.png",
+        str(tmp_path / "next_to_it.png"),
+    ]
     names += [r"b\c.png", "100%25.png", "sub/._a.png"]
     assert find(["a.png", r"b\c.png", "100%25.png", "sub/._a.png", "100%.png"], names) == names
     assert not caplog.messages
@@ -138,7 +144,7 @@ def test_a_name_without_a_file_or_with_several_is_refused_in_one_short_line(find
     assert len(line) < 400
 
 
-def test_names_of_a_sibling_of_the_folder_are_not_found_in_the_folder(find, tmp_path):
+def test_names_in_a_sibling_of_the_folder_do_not_mean_files_in_the_folder(find, tmp_path):
     (tmp_path / "val").mkdir()
     with pytest.raises(FileNotFoundError, match=r"first: val/1\.png"):
         find(["1.png"], ["val/1.png"])
@@ -158,8 +164,8 @@ def test_links_are_followed_once(tmp_path):
     (tmp_path / "data/loop").symlink_to(tmp_path / "images")
     assert sorted(walk_files(tmp_path / "images")) == ["b.png", "train/a.png"]
     names = ["b.png", "train/a.png", r"train\a.png"]
-    found = find_image_files("boxes.json", tmp_path / "images", names)
-    assert found == ["b.png", "train/a.png", "train/a.png"]
+    existing_names = find_image_files("boxes.json", tmp_path / "images", names)
+    assert existing_names == ["b.png", "train/a.png", "train/a.png"]
 
 
 def test_a_file_of_two_entries_is_named_with_both(tmp_path):

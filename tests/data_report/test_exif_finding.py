@@ -1,4 +1,4 @@
-"""The report says how images with an EXIF orientation were annotated, and what shows it."""
+"""The report states how images with an EXIF orientation were annotated, and what shows it."""
 
 import pytest
 

@@ -1,7 +1,7 @@
 """Whether the boxes of a dataset were drawn on images with their EXIF orientation applied.
 
 Annotation tools differ in it, and half a rotation shows in no declared size. So it is decided for
-the dataset, by the images whose orientation exchanges their sides: their size, or their boxes, fit
+the dataset, by the images with an orientation that exchanges the sides: their size, or their boxes, fit
 only one way.
 """
 
@@ -27,7 +27,7 @@ class ExifDecision(NamedTuple):
         num_ignored: The number of images that show that it was not.
         num_unknown: The number of images with an orientation other than 1 that fit both ways, or
             neither.
-        num_examined: The number of images whose header was read.
+        num_examined: The number of images of which the header was read.
     """
 
     exif: str
@@ -38,11 +38,11 @@ class ExifDecision(NamedTuple):
 
     def __str__(self) -> str:
         """Return the decision and its reasons as a sentence without its end."""
-        drawn = "with" if self.exif == "applied" else "without"
+        applied_or_not = "with" if self.exif == "applied" else "without"
         if not self.num_applied + self.num_ignored + self.num_unknown:
             return f"none of {self.num_examined} examined images has an EXIF orientation"
         return (
-            f"boxes are read as drawn on images {drawn} their EXIF orientation: "
+            f"boxes are read as drawn on images {applied_or_not} their EXIF orientation: "
             f"{self.num_applied} images show that it was applied, {self.num_ignored} that it was "
             f"not, and {self.num_unknown} with an orientation do not show it (of "
             f"{self.num_examined} examined)"

@@ -32,9 +32,9 @@ def _composed(path: str) -> str:
     return unicodedata.normalize("NFC", path)
 
 
-# What may differ in how the same path is written, in the order in which it is tried: each form
+# What may differ in how the same path is written, in the order in which it is tried: each spelling
 # includes those before it.
-FORMS: tuple[tuple[str, Callable[[str], str]], ...] = (
+SPELLINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("with / for \\", _with_slashes),
     ("percent-decoded", lambda path: _with_slashes(urllib.parse.unquote(path))),
     ("in another Unicode form", _composed),
@@ -60,7 +60,7 @@ def find_image_files(
     """Return the existing image file of every file name, relative to the folder.
 
     A name that exists is returned unchanged. For the others, in this order: the same path in
-    another of `FORMS`; the path without the folder's own name at its beginning, or the end of an
+    another of `SPELLINGS`; the path without the folder's own name at its beginning, or the end of an
     absolute path; a file of this name in any subfolder; and a file of this name with another
     suffix. A name must mean a single file, and a warning is logged for each cause.
 
@@ -84,7 +84,7 @@ def find_image_files(
     if all(exists):
         return list(file_names)
     files = _Files(folder)
-    found, causes = list(file_names), collections.defaultdict(list)
+    existing_names, causes = list(file_names), collections.defaultdict(list)
     missing: list[tuple[int, list[str]]] = []
     for index, file_name in enumerate(file_names):
         if exists[index]:
@@ -93,7 +93,7 @@ def find_image_files(
         if len(matches) != 1:
             missing.append((index, matches))
             continue
-        found[index] = matches[0]
+        existing_names[index] = matches[0]
         causes[cause].append(f"{show_path(file_name)} -> {show_path(matches[0])}")
     if missing:
         index, matches = missing[0]
@@ -108,7 +108,7 @@ def find_image_files(
             cause,
             examples[0],
         )
-    return found
+    return existing_names
 
 
 def check_used_once(
@@ -180,24 +180,24 @@ class _Files:
         """The normalized paths of the folders with files, and names of folders next to this one."""
         inside = {os.path.dirname(path) for path in self._by_path}
         with contextlib.suppress(OSError), os.scandir(self._folder.parent) as entries:
-            beside = {_normalize(entry.name) for entry in entries if entry.is_dir()}
-            inside |= beside - {self._parts_of_folder[-1]}
+            siblings = {_normalize(entry.name) for entry in entries if entry.is_dir()}
+            inside |= siblings - {self._parts_of_folder[-1]}
         return inside - {""}
 
     def match(self, file_name: str) -> tuple[list[str], str]:
         """Return the files that a name may mean, and why the name itself is not one of them."""
         path = _normalize(file_name)
         stem = _stem(path) if has_image_suffix(path) else path
-        for wanted, by_path, by_name, cause in (
+        for target, by_path, by_name, cause in (
             (path, self._by_path, self._by_name, ""),
             (stem, self._by_path_and_stem, self._by_stem, "with another suffix"),
         ):
-            for tail in self._tails(wanted):
+            for tail in self._tails(target):
                 if tail in by_path:
-                    where = "" if tail == wanted else "without the beginning of the path"
-                    matches, form = _closest(file_name, by_path[tail], bool(cause))
-                    return matches, _join(form, where, cause)
-            matches = by_name.get(os.path.basename(wanted), [])
+                    where = "" if tail == target else "without the beginning of the path"
+                    matches, spelling = _closest(file_name, by_path[tail], bool(cause))
+                    return matches, _join(spelling, where, cause)
+            matches = by_name.get(os.path.basename(target), [])
             # In a folder that exists, the file is missing; one of another folder is not meant.
             if matches and os.path.dirname(path) not in self._folders:
                 return matches, _join("by the name of the file, in another folder", cause)
@@ -219,9 +219,12 @@ class _Files:
         """Yield a normalized path, and what remains without its root or the folder's own name."""
         yield path
         parts = path.split("/")
+        is_elsewhere = bool(ELSEWHERE.match(path))
         for count in range(1, len(parts)):
-            if ELSEWHERE.match(path) or parts[:count] == self._parts_of_folder[-count:]:
-                yield "/".join(parts[count:])
+            if is_elsewhere or parts[:count] == self._parts_of_folder[-count:]:
+                tail = "/".join(parts[count:])
+                is_elsewhere |= bool(ELSEWHERE.match(tail))
+                yield tail
 
 
 def _closest(file_name: str, paths: list[str], any_suffix: bool) -> tuple[list[str], str]:
@@ -231,12 +234,12 @@ def _closest(file_name: str, paths: list[str], any_suffix: bool) -> tuple[list[s
     """
     written, used = os.path.normpath(file_name), {path: [] for path in paths}
     written_paths = dict(zip(paths, paths, strict=True))
-    for form, apply in FORMS:
+    for spelling, apply in SPELLINGS:
         written, before = apply(written), written
         for path in paths:
             rewritten = apply(written_paths[path])
             if written != before or rewritten != written_paths[path]:
-                used[path].append(form)
+                used[path].append(spelling)
             written_paths[path] = rewritten
         matches = [path for path in paths if _ends_with(written, written_paths[path], any_suffix)]
         if matches:
@@ -288,8 +291,10 @@ def walk_files(folder: pathlib.Path) -> Iterator[str]:
 
 
 def _normalize(path: str) -> str:
-    """Return a path in all `FORMS`."""
-    return functools.reduce(lambda text, form: form[1](text), FORMS, os.path.normpath(path))
+    """Return a path in all `SPELLINGS`."""
+    return functools.reduce(
+        lambda text, spelling: spelling[1](text), SPELLINGS, os.path.normpath(path)
+    )
 
 
 def _stem(path: str) -> str:

@@ -36,7 +36,7 @@ class VocSource(ImageFolderSource):
     "Difficult" objects become crowd regions: they are not trained on as objects, and pycocotools
     ignores detections of them (for a region it computes the fraction of the detection that is
     inside). The parts of an object, such as the head of a person, are not read. Of a rotated box or
-    a polygon, the upright box that encloses it is read.
+    a polygon, the axis-aligned box that encloses it is read.
 
     The image of an XML file is the one of the same stem or, if there is none, the file in
     <filename>: that is often left unchanged when files are renamed. A missing size is read from the
@@ -190,20 +190,20 @@ def _find_image_folder(files: _Files, parsed: Sequence[VocAnnotation]) -> pathli
     folder = files.xml_paths[0].parent
     if any(map(has_image_suffix, _visible_files(folder))):
         return folder
-    found = [
+    matching = [
         sibling
         for sibling in sorted(folder.absolute().parent.iterdir())
         if sibling.is_dir() and _has_all_images(parsed, _visible_files(sibling))
     ]
-    if len(found) > 1:
+    if len(matching) > 1:
         raise ValueError(
-            f"{folder}: has no images, and both {found[0]} and {found[1]} have images of these "
+            f"{folder}: has no images, and both {matching[0]} and {matching[1]} have images of these "
             "names; give the folder of images."
         )
-    if not found:
+    if not matching:
         return folder
-    logging.warning("%s: has no images; those in %s are read.", folder, found[0])
-    return found[0]
+    logging.warning("%s: has no images; those in %s are read.", folder, matching[0])
+    return matching[0]
 
 
 def _has_all_images(parsed: Sequence[VocAnnotation], file_names: set[str]) -> bool:
@@ -265,7 +265,7 @@ def _log_outlines(
     outlines = [entry.outline for xml in parsed for entry in xml.objects]
     for outline in sorted(set(outlines) - {""}):
         logging.warning(
-            "%s: %d objects have a <%s> and no <bndbox>; the upright box that encloses it is read "
+            "%s: %d objects have a <%s> and no <bndbox>; the axis-aligned box that encloses it is read "
             "(first: %s).",
             files.listing,
             outlines.count(outline),

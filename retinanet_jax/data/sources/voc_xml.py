@@ -119,7 +119,7 @@ def _parse_box(element: ElementTree.Element) -> Corners:
 
 
 def _parse_rotated(element: ElementTree.Element) -> Corners:
-    """Return the corners of the box that encloses a rotated one, whose angle is in radians."""
+    """Return the corners of the box that encloses a rotated one; its angle is in radians."""
     texts = _texts(element, "robndbox", ROTATED)
     x, y, width, height, angle = (parse_number(name, text) for name, text in texts.items())
     if min(width, height) < 0 or abs(angle) > 2 * math.pi:
