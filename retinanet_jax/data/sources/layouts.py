@@ -1,5 +1,6 @@
 """The layouts in which tools write datasets: a file of boxes, or a file or folder of each split."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -176,7 +177,8 @@ def _candidate_folders(file: pathlib.Path) -> Iterator[pathlib.Path]:
         yield root / file.stem
         yield from _named_folders(root, file.stem)
         yield from (root, *list_folders(root))
-    yield from _named_folders(roots[-1].parent, file.stem)
+    with contextlib.suppress(PermissionError):  # outside the dataset
+        yield from _named_folders(roots[-1].parent, file.stem)
 
 
 def _named_folders(root: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
@@ -213,17 +215,20 @@ def _image_stems(folder: pathlib.Path) -> set[str]:
 
 def list_folders(folder: pathlib.Path) -> list[pathlib.Path]:
     """Return the folders in a folder, sorted by name; none if there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+    names = sorted(entry.name for entry in _visible_entries(folder) if entry.is_dir())
+    return [folder / name for name in names]
 
 
 def list_files(folder: pathlib.Path, *suffixes: str) -> list[pathlib.Path]:
     """Return the files in a folder with one of the suffixes, sorted by name."""
+    entries = _visible_entries(folder)
+    entries = [entry for entry in entries if entry.name.lower().endswith(suffixes)]
+    return [folder / name for name in sorted(entry.name for entry in entries if entry.is_file())]
+
+
+def _visible_entries(folder: pathlib.Path) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder, which unlike paths know their type; [] if there is none."""
     if not folder.is_dir():
         return []
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not is_hidden(path.name) and path.is_file()
-    )
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not is_hidden(entry.name)]
