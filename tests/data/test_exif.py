@@ -197,7 +197,7 @@ def test_parts_and_unions_of_datasets_keep_the_decisions(tmp_path, encode, pixel
 
 @pytest.mark.parametrize("profile", [b"", np.random.default_rng(0).bytes(300_000)])
 @pytest.mark.parametrize("place", ["before the pixels", "after the pixels"])
-def test_the_orientation_of_a_png_is_found_without_decoding(tmp_path, encode, profile, place):
+def test_the_orientation_of_a_png_is_read_without_decoding(tmp_path, encode, profile, place):
     """Some tools write it at the end, and others after a color profile of any size."""
     noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
     data = encode(noise, "PNG", orientation=6, icc_profile=profile or None)

@@ -1,8 +1,8 @@
 """Whether the boxes of a dataset were drawn on images with their EXIF orientation applied.
 
 Annotation tools differ in it, and half a rotation shows in no declared size. So it is decided for
-the dataset, by the images with an orientation that exchanges the sides: their size, or their boxes, fit
-only one way.
+the dataset, by the images with an orientation that exchanges the sides: their size, or their boxes,
+fit only one way.
 """
 
 import collections

@@ -63,17 +63,15 @@ class ImageFolderSource(InstancesSource):
         """
         if image_label is None:
             image_label = functools.partial(_label_image, contents["image_ids"], file_names)
-        existing_names = find_image_files(name, folder, file_names, image_label)
-        check_used_once(name, folder, existing_names, image_label)
-        sizes, decisions = _sizes_and_decision(
-            folder, existing_names, sizes, objects, decoding.exif
-        )
+        files = find_image_files(name, folder, file_names, image_label)
+        check_used_once(name, folder, files, image_label)
+        sizes, decisions = _sizes_and_decision(folder, files, sizes, objects, decoding.exif)
         if decisions:
             decoding = decoding._replace(exif=decisions[0].exif)
             _log_decision(name, decisions[0])
         super().__init__(
             name,
-            file_names=existing_names,
+            file_names=files,
             sizes=sizes,
             objects=objects.in_pixels(sizes) if are_fractions else objects,
             decoding=decoding,

@@ -60,8 +60,8 @@ def find_image_files(
     """Return the existing image file of every file name, relative to the folder.
 
     A name that exists is returned unchanged. For the others, in this order: the same path in
-    another of `SPELLINGS`; the path without the folder's own name at its beginning, or the end of an
-    absolute path; a file of this name in any subfolder; and a file of this name with another
+    another of `SPELLINGS`; the path without the folder's own name at its beginning, or the end of
+    an absolute path; a file of this name in any subfolder; and a file of this name with another
     suffix. A name must mean a single file, and a warning is logged for each cause.
 
     Every subfolder is listed once, because asking for each file is slow on network disks.

@@ -197,8 +197,8 @@ def _find_image_folder(files: _Files, parsed: Sequence[VocAnnotation]) -> pathli
     ]
     if len(matching) > 1:
         raise ValueError(
-            f"{folder}: has no images, and both {matching[0]} and {matching[1]} have images of these "
-            "names; give the folder of images."
+            f"{folder}: has no images, and both {matching[0]} and {matching[1]} have images of "
+            "these names; give the folder of images."
         )
     if not matching:
         return folder
@@ -265,8 +265,8 @@ def _log_outlines(
     outlines = [entry.outline for xml in parsed for entry in xml.objects]
     for outline in sorted(set(outlines) - {""}):
         logging.warning(
-            "%s: %d objects have a <%s> and no <bndbox>; the axis-aligned box that encloses it is read "
-            "(first: %s).",
+            "%s: %d objects have a <%s> and no <bndbox>; the axis-aligned box that encloses it is "
+            "read (first: %s).",
             files.listing,
             outlines.count(outline),
             outline,
