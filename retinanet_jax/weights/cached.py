@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import shlex
 
 import jax
 
@@ -85,10 +86,10 @@ def _converted_file(path: pathlib.Path) -> pathlib.Path:
     if not folder.exists():
         try:
             source, converted, reasons = convert.read_detector(path)
-        except ValueError as error:
+        except convert.MissingFactError as error:
             raise ValueError(
-                f"{error} The flags are those of `retinanet-jax import-weights --input={path} "
-                "--output=DIR`, which writes a working directory."
+                f"{error} The flags are those of `retinanet-jax import-weights "
+                f"--input={shlex.quote(str(path))} --output=DIR`, which writes a working directory."
             ) from None
         print(f"{path}: a detector of {source}", *reasons, sep="; ", flush=True)
         _write(folder, converted)

@@ -165,18 +165,16 @@ def shapes(
     return {own_names[path]: resnet.oihw_shape(shape) for path, shape in ours.items()}
 
 
-def has_format(names: Iterable[str], library_format: DetectorFormat) -> bool:
-    """Whether arrays have the format's names of pyramid and heads, whatever their network."""
+def missing_names(names: Iterable[str], library_format: DetectorFormat) -> list[str]:
+    """Return which of the format's names of pyramid and heads are missing, for any network."""
     parts = [("fpn", layer) for layer in ("lateral3", "output3", "p6", "p7")]
     expected = [*parts, CLASSES, BOXES]
     expected += [(head, "conv0") for head in HEADS]
     has_norm = library_format.model["head_norm"] == "group"
     biases = [(head, "norm0" if has_norm else "conv0", "bias") for head in HEADS]
     present = {library_format.current_name(name) for name in names}
-    return {
-        name_of(library_format, path)
-        for path in [*((*layer, "kernel") for layer in expected), *biases]
-    } <= present
+    paths = [*((*layer, "kernel") for layer in expected), *biases]
+    return [name for path in paths if (name := name_of(library_format, path)) not in present]
 
 
 def num_anchors(config: ConfigDict) -> int:

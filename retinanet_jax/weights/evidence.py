@@ -33,6 +33,9 @@ class Fact(NamedTuple):
 class Evidence:
     """The names and shapes of a state dict.
 
+    Attributes:
+        arrays: The arrays by the library's present names.
+
     Args:
         arrays: The state dict's arrays by name.
         library_format: The format of the library that wrote them.
@@ -40,9 +43,8 @@ class Evidence:
 
     def __init__(self, arrays: Mapping[str, np.ndarray], library_format: DetectorFormat) -> None:
         self._format = library_format
-        self._shapes = {
-            library_format.current_name(name): np.shape(value) for name, value in arrays.items()
-        }
+        self.arrays = {library_format.current_name(name): x for name, x in arrays.items()}
+        self._shapes = {name: np.shape(value) for name, value in self.arrays.items()}
         counters = [name for name in self._shapes if name.endswith(".num_batches_tracked")]
         self._has_counters = any(map(self._is_in_backbone, counters))
 
@@ -146,17 +148,25 @@ def detect_source(names: Iterable[str], source: str | None = None) -> str:
         ValueError: If the arrays are of another library than `source`, or of none of those known.
     """
     names = list(names)
-    matching = [
-        name
+    missing = {
+        name: detectors.missing_names(names, library_format)
         for name, library_format in DETECTOR_FORMATS.items()
-        if detectors.has_format(names, library_format)
-    ]
+    }
+    matching = [name for name, absent in missing.items() if not absent]
     if source is not None and matching and source not in matching:
         raise ValueError(
             f"these are {matching[0]} weights, but the source is {source}; give the source "
             f"{matching[0]}."
         )
     if source is None and not matching:
+        nearest = min(missing, key=lambda name: len(missing[name]))
+        count = len(detectors.missing_names((), DETECTOR_FORMATS[nearest]))
+        if len(missing[nearest]) < count:
+            raise ValueError(
+                f"these are not all arrays of a RetinaNet of {nearest}: missing: "
+                f"{resnet.join_names(missing[nearest])}; give the state dict of a whole detector "
+                "with the levels P3 to P7."
+            )
         raise ValueError(
             f"these are not the arrays of a RetinaNet of {', '.join(DETECTOR_FORMATS)}: the first "
             f"are {resnet.join_names(names)}; give such a file, or --source for a list of those "

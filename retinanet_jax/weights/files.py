@@ -1,6 +1,7 @@
-"""Files of weights: arrays by name, read and written by the file's suffix.
+"""Files of weights: arrays by name, read by the file's content and written by its suffix.
 
-No file needs PyTorch; safetensors is imported only where a file needs it.
+People rename files, so the first bytes decide how one is read. No file needs PyTorch; safetensors
+and h5py are imported only where a file needs them.
 """
 
 import importlib
@@ -9,111 +10,127 @@ import tempfile
 import types
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from retinanet_jax.weights import hdf5, torch_file, unpickle, wrappers
+from retinanet_jax.weights import contents, hdf5, torch_file, unpickle, wrappers
 from retinanet_jax.weights.unpickle import MAX_LENGTH
 
+SAFETENSORS = "safetensors.numpy"
 
-def load_arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Read the arrays of a file by name, without running code that the file contains.
 
-    In a checkpoint they are those of `wrappers.state_dict`. The names are the network's own,
-    without the prefix of a wrapper (`wrappers.without_prefix`).
+def load_arrays(
+    path: str | pathlib.Path, *, check_names: Callable[[Iterable[str]], None] = lambda names: None
+) -> dict[str, np.ndarray]:
+    """Read the arrays of a network by their own names, without running code of the file.
+
+    They are those of `wrappers.state_dict`: in a checkpoint the network's, without the prefix of a
+    wrapper.
 
     Args:
-        path: A file with one of the suffixes READERS.
+        path: A file of PyTorch, safetensors, NumPy (.npz), Keras (.h5), or a pickle.
+        check_names: A function of the names of all arrays in the file, with their prefixes, that
+            raises ValueError if they are of another network than the one expected.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the suffix is unknown, the library that reads it is not installed, or the
-            file is truncated, corrupt, or contains anything but arrays by name.
+        ValueError: If the library that reads it is not installed, or the file is of another
+            format, truncated, corrupt, or contains anything but arrays by name.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"weights file {path} does not exist; give the path of an existing one."
         )
-    if path.suffix not in READERS:
-        raise ValueError(f"weights file {path} must end in one of {', '.join(READERS)}.")
-    return wrappers.without_prefix(READERS[path.suffix](path), path)
+    with path.open("rb") as file:
+        read = READERS[contents.recognize(file, path)]
+        file.seek(0)
+        content = read(file, path)
+        try:
+            check_names(wrappers.leaves(content))
+        except ValueError as error:
+            raise ValueError(f"weights file {path}: {error}") from None
+        return {
+            name: _read_array(name, array, path)
+            for name, array in wrappers.state_dict(content, path).items()
+        }
 
 
-def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_array(name: str, array: unpickle.Array | np.ndarray, path: pathlib.Path) -> np.ndarray:
+    """Return an array of a file, which is read only now if the file is a pickle."""
+    if isinstance(array, np.ndarray):
+        return array
+    try:
+        return array.read()
+    except unpickle.RefusedError as error:
+        raise ValueError(
+            f"weights file {path} contains {error} under {name[:MAX_LENGTH]!r}; only "
+            "booleans, integers and real floats are read."
+        ) from None
+    except Exception:  # parsers raise anything on unknown bytes
+        raise contents.unreadable(path) from None
+
+
+def _read_npz(file: BinaryIO, path: pathlib.Path) -> dict[str, np.ndarray]:
     """Read numpy's archive; arrays of objects are refused."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    # TypeError: a plain .npy is an array, which is no context manager. The cause is not quoted: for
-    # any unknown content numpy recommends unpickling.
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error):
-        raise _unreadable(path) from None
+    # The cause is not quoted: for any unknown content numpy recommends unpickling.
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
+        raise contents.unreadable(path) from None
 
 
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Read a safetensors file."""
-    safetensors = _import_library("safetensors.numpy", path)
+def _read_safetensors(file: BinaryIO, path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Read a safetensors file; floats of types that numpy lacks become float32."""
+    safetensors = _import_library(SAFETENSORS, path)
     try:
-        return safetensors.load_file(path)
+        arrays = safetensors.load_file(path)
     except Exception:  # parsers raise anything on unknown bytes
-        raise _unreadable(path) from None
+        raise contents.unreadable(path) from None
+    return {
+        name: array if array.dtype.kind in "fiub" else array.astype(np.float32)
+        for name, array in arrays.items()
+    }
 
 
-def _read_hdf5(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_hdf5(file: BinaryIO, path: pathlib.Path) -> dict[str, np.ndarray]:
     """Read a file of Keras."""
     _import_library("h5py", path)
     try:
         return hdf5.read(path)
     except Exception:  # parsers raise anything on unknown bytes
-        raise _unreadable(path) from None
+        raise contents.unreadable(path) from None
 
 
-def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_pickle(file: BinaryIO, path: pathlib.Path) -> Any:
     """Read a pickle of arrays, as detectron2 and Detectron publish them."""
-    return _read_state_dict(path, unpickle.load)
+    return _read_containers(unpickle.load, file, path)
 
 
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_torch(file: BinaryIO, path: pathlib.Path) -> Any:
     """Read a file that torch.save wrote; floating-point tensors become float32."""
-    return _read_state_dict(path, torch_file.load)
+    return _read_containers(torch_file.load, file, path)
 
 
-def _read_state_dict(path: pathlib.Path, load: Callable[[BinaryIO], Any]) -> dict[str, np.ndarray]:
-    """Read the arrays of a file by a function that returns its containers."""
-    with path.open("rb") as file:
-        try:
-            content = load(file)
-        except unpickle.RefusedError as error:
-            raise ValueError(f"weights file {path} {error}.") from None
-        except Exception:  # parsers raise anything on unknown bytes
-            raise _unreadable(path) from None
-        arrays = {}
-        for name, array in wrappers.state_dict(content, path).items():
-            try:
-                arrays[name] = array.read()
-            except unpickle.RefusedError as error:
-                raise ValueError(
-                    f"weights file {path} contains {error} under {name[:MAX_LENGTH]!r}; only "
-                    "booleans, integers and real floats are read."
-                ) from None
-            except Exception:
-                raise _unreadable(path) from None
-    return arrays
+def _read_containers(load: Callable[[BinaryIO], Any], file: BinaryIO, path: pathlib.Path) -> Any:
+    """Read the containers of a file by a function that returns them."""
+    try:
+        return load(file)
+    except unpickle.RefusedError as error:
+        raise ValueError(f"weights file {path} {error}.") from None
+    except Exception:  # parsers raise anything on unknown bytes
+        raise contents.unreadable(path) from None
 
 
-READERS: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
-    ".npz": _read_npz,
-    ".pth": _read_torch,
-    ".pt": _read_torch,
-    ".ckpt": _read_torch,
-    ".tar": _read_torch,  # checkpoint.pth.tar of PyTorch's ImageNet script is no archive of tar
-    ".bin": _read_torch,
-    ".safetensors": _read_safetensors,
-    ".pkl": _read_pickle,
-    ".h5": _read_hdf5,
+READERS: dict[contents.Format, Callable[[BinaryIO, pathlib.Path], Any]] = {
+    contents.Format.NPZ: _read_npz,
+    contents.Format.TORCH: _read_torch,
+    contents.Format.SAFETENSORS: _read_safetensors,
+    contents.Format.PICKLE: _read_pickle,
+    contents.Format.HDF5: _read_hdf5,
 }
 
 
@@ -146,7 +163,7 @@ def _write_npz(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     """Write a safetensors file."""
-    _import_library("safetensors.numpy", path).save_file(arrays, path)
+    _import_library(SAFETENSORS, path).save_file(arrays, path)
 
 
 WRITERS: dict[str, Callable[[pathlib.Path, dict[str, np.ndarray]], None]] = {
@@ -167,11 +184,3 @@ def _import_library(name: str, path: pathlib.Path) -> types.ModuleType:
             f"weights file {path} needs {package}, which is not installed; pip install {package}, "
             "or where it is installed write the arrays to an .npz with numpy.savez."
         ) from None
-
-
-def _unreadable(path: pathlib.Path) -> ValueError:
-    """Return the error for a file that is truncated, corrupt or of another format."""
-    return ValueError(
-        f"weights file {path} is not a readable {path.suffix} file of plain arrays; "
-        "write or download it again."
-    )

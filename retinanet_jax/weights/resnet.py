@@ -190,8 +190,8 @@ def check_arrays(
                 f"{architecture}; change it to {other}, or give another file."
             )
     raise ValueError(
-        f"these are not {library} weights of {architecture}: {wrong}; give the file as it was "
-        "published."
+        f"these are not {library} weights of {architecture}: {wrong}; give all arrays of such a "
+        "network, as it was trained."
     )
 
 

@@ -60,6 +60,11 @@ MAX_REPEATED = 1 << 24
 MAX_EXPANSION, MAX_SMALL = 20, 1 << 26
 
 
+def is_sequence(start: bytes) -> bool:
+    """Whether a file's first bytes are those of the format before PyTorch 1.6."""
+    return any(start.startswith(pickle.dumps(MAGIC, protocol)) for protocol in range(6))
+
+
 def load(file: BinaryIO) -> Any:
     """Read the containers of a file that torch.save wrote, with an `Array` for each tensor.
 
@@ -172,26 +177,26 @@ class _Storage:
 class _Tensor(unpickle.Array):
     """A stand-in for a tensor: numbers of a storage, from an offset and with strides."""
 
-    __slots__ = ("_dtype", "_offset", "_shape", "_storage", "_strides")
+    __slots__ = ("_dtype", "_offset", "_storage", "_strides")
 
     def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, dtype: str = ""):
         self._storage, self._dtype = storage, dtype
-        self._offset, self._shape, self._strides = offset, shape, strides
+        self._offset, self.shape, self._strides = offset, shape, strides
 
     def read(self) -> np.ndarray:
         numbers = self._storage.numbers(self._dtype or self._storage.dtype)
-        for number in (*self._shape, *self._strides, self._offset):
+        for number in (*self.shape, *self._strides, self._offset):
             if not isinstance(number, int) or number < 0:
                 raise pickle.UnpicklingError("a tensor's shape is not one")
-        count = math.prod(self._shape)
+        count = math.prod(self.shape)
         if count > max(numbers.size, MAX_REPEATED):
             raise pickle.UnpicklingError("a tensor would fill the memory")
         if not count:
-            return np.empty(self._shape, numbers.dtype)
+            return np.empty(self.shape, numbers.dtype)
         size = numbers.itemsize
         strides = [size * stride for stride in self._strides]
         # numpy checks that all numbers are within the storage.
-        return np.ndarray(self._shape, numbers.dtype, numbers, size * self._offset, strides)
+        return np.ndarray(self.shape, numbers.dtype, numbers, size * self._offset, strides)
 
 
 # What a pickle may call.

@@ -39,9 +39,14 @@ def load(file: BinaryIO) -> Any:
 
 
 class Array:
-    """A stand-in for an array of the file."""
+    """A stand-in for an array of the file.
 
-    __slots__ = ()
+    Attributes:
+        shape: Its shape, if the file does not contradict itself.
+    """
+
+    __slots__ = ("shape",)
+    shape: Any
 
     def read(self) -> np.ndarray:
         """Return the array.
@@ -56,15 +61,15 @@ class Array:
 class _NumpyArray(Array):
     """A stand-in for a numpy array, which has no content until the pickle sets its state."""
 
-    __slots__ = ("_content", "_dtype", "_order", "_shape")
+    __slots__ = ("_content", "_dtype", "_order")
 
     def __init__(self, content: Any = None, dtype: Any = None, shape: Any = (), order: Any = "C"):
-        self._content, self._dtype, self._shape = content, dtype, shape
+        self._content, self._dtype, self.shape = content, dtype, shape
         self._order: Any = order
 
     def set_state(self, state: tuple) -> None:
         """Set the content, as numpy's arrays are pickled with protocols before 5."""
-        _, self._shape, self._dtype, is_fortran, self._content = state
+        _, self.shape, self._dtype, is_fortran, self._content = state
         self._order = "F" if is_fortran else "C"
 
     def read(self) -> np.ndarray:
@@ -73,7 +78,7 @@ class _NumpyArray(Array):
         dtype, content = self._dtype.to_numpy(), self._content
         if isinstance(content, str):
             content = content.encode("latin1")
-        return np.frombuffer(content, dtype).reshape(self._shape, order=self._order)
+        return np.frombuffer(content, dtype).reshape(self.shape, order=self._order)
 
 
 class _Type:
@@ -235,7 +240,8 @@ class Unpickler(PYTHON_UNPICKLER):
             name = f"{module}.{name}"[:MAX_LENGTH]
             raise RefusedError(
                 f"uses {name!r}, and loading that could run any code; only plain arrays and "
-                "containers are read"
+                "containers are read; where its library is installed, write the arrays by "
+                "torch.save or numpy.savez"
             )
         return STAND_INS[module, name]
 

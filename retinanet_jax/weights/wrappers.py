@@ -1,131 +1,229 @@
-"""State dicts in checkpoints: which dict of a file has the weights, and the prefix of its names.
+"""State dicts in checkpoints: where in a file the network is, and its arrays by its own names.
 
 Training scripts keep a state dict under a key of their own, next to the optimizer's state. They
 also wrap the network in other modules, and then all its names begin with an attribute of those.
+Both are one prefix here: each array has the name of all keys that lead to it, joined by dots, and
+the network is what has the first block of a ResNet.
 """
 
+import collections
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
 from retinanet_jax.weights.unpickle import MAX_LENGTH, Array, Inert
 
-# The keys of a state dict. Where a file has averaged weights too, they are those that its training
-# script evaluates, and that are read.
-AVERAGED_KEYS = ("model_ema", "ema", "ema_model", "ema_state_dict", "state_dict_ema")
+# The usual keys of a state dict.
 WEIGHTS_KEYS = (
     *("model", "state_dict", "model_state_dict", "model_state", "module", "net", "network"),
     *("weights", "params", "blobs"),
 )
+# A word in a key or attribute of averaged weights, which training scripts evaluate.
+AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?)(?![a-z])", re.IGNORECASE)
+# Attributes that wrappers of PyTorch put into names: DataParallel, compile, FSDP, checkpointing.
+WRAPPERS = re.compile(
+    r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 EXTRA_STATE = "_extra_state"  # the end of the names under which modules keep more than arrays
 MAX_NAMES = 5  # in a message
-MAX_DICTS = 100  # that are searched; nested deeper, they would overflow the stack
-# The first block of a ResNet in torchvision's and detectron2's names. What precedes a classifier's
-# or a detector's own name is the prefix of a wrapper.
+MAX_PATH = 2_000  # characters of the keys that lead to an array
+# The first block of a ResNet in the names of torchvision, detectron2 and Caffe2. What precedes a
+# classifier's or a detector's own name is the prefix.
 FIRST_BLOCK = re.compile(
-    r"((?:.*?\.)??)(?:backbone\.(?:body|bottom_up)\.)?(?:layer1|res2)\.0\.conv1\.weight"
+    r"((?:.*?\.)??)(?:(?:backbone\.(?:body|bottom_up)\.)?(?:layer1|res2)\.0\.conv1\.weight"
+    r"|res2_0_branch2a_w)"
 )
 
 
-def state_dict(content: Any, path: pathlib.Path) -> dict[str, Array]:
-    """Return the arrays by name of a file's content, at the top or inside a checkpoint.
+class Leaf(NamedTuple):
+    """A value in a checkpoint: an array, or an object that is not one."""
+
+    value: Any  # Array, np.ndarray or Inert
+    container: str  # the keys of the dict that has it, with a dot after each; "" for the outermost
+
+    @property
+    def is_array(self) -> bool:
+        return isinstance(self.value, Array | np.ndarray)
+
+
+def leaves(content: Any) -> dict[str, Leaf]:
+    """Return the arrays and inert objects in dicts and lists, by the keys that lead to them.
+
+    What wrappers put into the names of a state dict is removed from them.
+    """
+    if not isinstance(content, dict | list | tuple):
+        return {"": Leaf(content, "")}
+    found: dict[str, Leaf] = {}
+    visited: set[int] = set()  # a dict may contain itself
+    queue = collections.deque([("", content)])
+    while queue:
+        container, values = queue.popleft()
+        if id(values) in visited or len(container) > MAX_PATH:
+            continue
+        visited.add(id(values))
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            text = _text(key)
+            if isinstance(value, dict | list | tuple):
+                if not text.endswith(EXTRA_STATE):
+                    queue.append((f"{container}{text}.", value))
+            elif isinstance(value, Array | np.ndarray | Inert):
+                name = container + WRAPPERS.sub("", text)
+                name = f"{container}{text}" if name in found else name
+                found[name] = Leaf(value, container)
+    return found
+
+
+def _text(key: Any) -> str:
+    """Return a key as text; that of a number without limit would be without limit, too."""
+    is_index = isinstance(key, int) and 0 <= key < 1 << 32
+    return key if isinstance(key, str) else str(key) if is_index else type(key).__name__
+
+
+def state_dict(content: Any, path: pathlib.Path) -> dict[str, Array | np.ndarray]:
+    """Return the arrays of a ResNet or detector by its own names, wherever they are in a file.
+
+    What precedes the name of the backbone's first block, as in "model.module.", is removed. Without
+    such a block the arrays are those of a dict under one of WEIGHTS_KEYS, or else of the outermost.
 
     Args:
-        content: What the file's pickle contains.
+        content: What the file contains.
         path: The file, for messages.
 
     Raises:
-        ValueError: If there are no arrays by name, or something else among them.
+        ValueError: If there are no arrays by name, something else among them, or several networks
+            of which not one is the average of the others.
     """
-    _refuse_module(content, path)
-    weights = _find(content, path, set()) or content
-    if not weights or not isinstance(weights, dict):
+    found = leaves(content)
+    networks = _networks(found)
+    modules = [leaf.value for leaf in found.values() if _is_module(leaf.value)]
+    if modules and not networks:
+        raise ValueError(
+            f"weights file {path} contains a whole module ({modules[0].name[:MAX_LENGTH]}), which "
+            "only its own code can load; where that is installed, save its state dict: "
+            'torch.save(model.state_dict(), "weights.pth").'
+        )
+    candidates = networks or _usual_dict(found)
+    prefix = _choose(candidates, path)
+    arrays = {}
+    for name, leaf in found.items():
+        own = name.removeprefix(prefix)
+        if not own or own.endswith(EXTRA_STATE) or not _belongs(name, leaf, prefix, candidates):
+            continue
+        if networks and "." not in own and (not leaf.is_array or _is_counter(leaf)):
+            continue  # no array of a network has such a name
+        if not leaf.is_array:
+            raise ValueError(
+                f"weights file {path} contains {_describe(leaf.value)} under {own[:MAX_LENGTH]!r}; "
+                "only arrays by name are read."
+            )
+        arrays[own] = leaf.value
+    if not arrays:
         raise ValueError(
             f"weights file {path} contains {_describe(content)} and not arrays by name; give a "
             "file with a dict of arrays."
         )
-    arrays = {}
-    for name, value in weights.items():
-        if not isinstance(name, str):
-            raise ValueError(
-                f"weights file {path} contains {_describe(value)} under a key that is no text but "
-                f"{_describe(name)}; only arrays by name are read."
-            )
-        if isinstance(value, Array):
-            arrays[name] = value
-        elif not name.endswith(EXTRA_STATE):
-            raise ValueError(
-                f"weights file {path} contains {_describe(value)} under {name[:MAX_LENGTH]!r}; "
-                f"only arrays by name are read, at the top or under one of "
-                f"{', '.join(WEIGHTS_KEYS)}."
-            )
+    if networks:
+        _warn_of_others(found, prefix, networks, path)
     return arrays
 
 
-def _find(content: Any, path: pathlib.Path, visited: set[int]) -> dict | None:
-    """Return the dict of arrays in a checkpoint, however deep, or None.
+def _networks(found: Mapping[str, Leaf]) -> dict[str, str | None]:
+    """Return the prefix of each network, and the keys of the dict that has it.
 
-    Args:
-        content: A value of the checkpoint.
-        path: The file, for messages.
-        visited: The ids of the dicts that were searched; a dict may contain itself.
+    A network whose parts are in several dicts has None in place of those.
     """
-    if not isinstance(content, dict) or id(content) in visited or len(visited) > MAX_DICTS:
-        return None
-    visited.add(id(content))
-    matches = {}
-    for key in AVERAGED_KEYS + WEIGHTS_KEYS:
-        arrays = _find(content.get(key), path, visited)
-        if arrays is not None:
-            matches[key] = arrays
-    if matches:
-        used, *others = matches
-        if others:
-            logging.warning(
-                f"weights file {path} has arrays under {used!r}, which are read, and others under "
-                f"{_join(others)}."
-            )
-        return matches[used]
-    for value in content.values():
-        _refuse_module(value, path)
-    parts = {key: value for key, value in content.items() if _is_part(key, value)}
-    if parts:
-        arrays = {key: value for key, value in content.items() if isinstance(value, Array)}
-        for key, part in parts.items():
-            arrays |= {f"{key}.{name}": value for name, value in part.items()}
-        return arrays
-    return content if any(isinstance(value, Array) for value in content.values()) else None
+    networks = {}
+    for name, leaf in found.items():
+        match = FIRST_BLOCK.fullmatch(name)
+        if match and leaf.is_array:
+            networks[match[1]] = leaf.container if match[1].startswith(leaf.container) else None
+    return networks
 
 
-def _is_part(key: Any, value: Any) -> bool:
-    """Whether a value of a checkpoint is itself a dict of arrays by name."""
-    return (
-        isinstance(key, str)
-        and not key.endswith(EXTRA_STATE)
-        and isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(name, str) for name in value)
-        and all(isinstance(array, Array) for array in value.values())
-    )
+def _usual_dict(found: Mapping[str, Leaf]) -> dict[str, str | None]:
+    """Return the keys of a dict with arrays under one of WEIGHTS_KEYS, or of the outermost dict."""
+    for leaf in found.values():
+        *_, key, _ = ("", *leaf.container.split("."))
+        if leaf.is_array and key in WEIGHTS_KEYS:
+            return {leaf.container: leaf.container}
+    return {"": ""}
 
 
-def _refuse_module(value: Any, path: pathlib.Path) -> None:
-    """Raise ValueError if a value is a whole module of PyTorch."""
-    if isinstance(value, Inert) and isinstance(value.state, dict) and "_modules" in value.state:
+def _choose(networks: Mapping[str, str | None], path: pathlib.Path) -> str:
+    """Return the prefix of the network to read: of several, the average or the usual one."""
+    prefixes = list(networks)
+    if len(prefixes) == 1:
+        return prefixes[0]
+    averaged = [prefix for prefix in prefixes if AVERAGED.search(prefix)]
+    usual = [p for p in prefixes if (networks[p] or "").split(".")[0] in WEIGHTS_KEYS]
+    chosen = averaged or usual
+    if len(chosen) != 1:
         raise ValueError(
-            f"weights file {path} contains a whole module ({value.name[:MAX_LENGTH]}), which only "
-            "its own code can load; where that is installed, save its state dict: "
-            'torch.save(model.state_dict(), "weights.pth").'
+            f"weights file {path} has several networks, with names that begin with "
+            f"{_join(sorted(prefixes))}; save the state dict of one of them."
         )
+    logging.warning(
+        f"weights file {path} has several networks: the arrays under "
+        f"{chosen[0][:MAX_LENGTH]!r} are read, and not those under "
+        f"{_join(prefix for prefix in prefixes if prefix != chosen[0])}."
+    )
+    return chosen[0]
+
+
+def _belongs(name: str, leaf: Leaf, prefix: str, networks: Mapping[str, str | None]) -> bool:
+    """Whether a value is of the network with a prefix: in its dict, or in those of its parts."""
+    container = networks[prefix]
+    if container is None:
+        return name.startswith(prefix) and leaf.container.count(".") == prefix.count(".") + 1
+    return name.startswith(prefix) and leaf.container == container
+
+
+def _warn_of_others(
+    found: Mapping[str, Leaf], prefix: str, networks: Mapping[str, str | None], path: pathlib.Path
+) -> None:
+    """Warn of arrays of other modules in the network's dict, and of an average without names."""
+    container, all_prefixes = networks[prefix] or "", tuple(networks)
+    others = [
+        name.removeprefix(container)
+        for name, leaf in found.items()
+        if leaf.is_array and leaf.container == container
+        if not name.startswith(all_prefixes) and not _is_counter(leaf)
+    ]
+    if others:
+        logging.warning(
+            f"weights file {path}: the arrays under {prefix[:MAX_LENGTH]!r} are read; others are "
+            f"not of that network: {_join(others)}."
+        )
+    averages = [
+        leaf.container if leaf.is_array else name
+        for name, leaf in found.items()
+        if (leaf.is_array and not _is_counter(leaf)) or _is_module(leaf.value)
+    ]
+    averages = sorted({name for name in averages if AVERAGED.search(name)})
+    if averages and not AVERAGED.search(prefix):
+        logging.warning(
+            f"weights file {path}: the arrays under {prefix[:MAX_LENGTH]!r} are read; averages "
+            f"under {_join(averages)} are not, since they are no state dict."
+        )
+
+
+def _is_counter(leaf: Leaf) -> bool:
+    """Whether an array is a single number."""
+    return leaf.value.shape in ((), (1,))
+
+
+def _is_module(value: Any) -> bool:
+    """Whether a value is a whole module of PyTorch."""
+    return isinstance(value, Inert) and isinstance(value.state, dict) and "_modules" in value.state
 
 
 def _describe(value: Any) -> str:
     """Return what a value is, with an article."""
-    if isinstance(value, Array):
+    if isinstance(value, Array | np.ndarray):
         return "an array"
     name = value.name[:MAX_LENGTH] if isinstance(value, Inert) else type(value).__name__
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
@@ -136,42 +234,3 @@ def _join(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return ", ".join(repr(name[:MAX_LENGTH]) for name in names[:MAX_NAMES]) + more
-
-
-def without_prefix(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a ResNet or detector by its own names, without those of a wrapper.
-
-    What precedes the name of the backbone's first block, as in "module.model.", is removed. Arrays
-    without it in their names are of other modules, and left out. Without such a block, the names
-    remain.
-
-    Args:
-        arrays: The arrays of a state dict by name.
-        path: The file, for messages.
-
-    Raises:
-        ValueError: If there are several such networks and not one is the average of the others.
-    """
-    # torch.compile puts this before the names of the module that it compiles.
-    arrays = {re.sub(r"(?<![^.])_orig_mod\.", "", name): array for name, array in arrays.items()}
-    prefixes = {match[1] for match in map(FIRST_BLOCK.fullmatch, arrays) if match}
-    if len(prefixes) > 1:
-        averaged = {p for p in prefixes if set(p.split(".")) & set(AVERAGED_KEYS)}
-        if len(averaged) != 1:
-            raise ValueError(
-                f"weights file {path} has several networks, with names that begin with "
-                f"{_join(sorted(prefixes))}; save the state dict of one of them."
-            )
-        prefixes = averaged
-    prefix = prefixes.pop() if prefixes else ""
-    others = [name for name in arrays if not name.startswith(prefix)]
-    if any(np.size(arrays[name]) > 1 for name in others):  # not only counters
-        logging.warning(
-            f"weights file {path}: the arrays under {prefix[:MAX_LENGTH]!r} are read; others are "
-            f"not of that network: {_join(others)}."
-        )
-    return {
-        name.removeprefix(prefix): array
-        for name, array in arrays.items()
-        if name.startswith(prefix)
-    }

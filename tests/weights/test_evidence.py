@@ -215,7 +215,7 @@ def test_the_source_is_known_by_the_names(zero_arrays, small_architecture):
 
 
 def test_names_of_no_known_detector_are_one_bounded_line(tmp_path):
-    names = ["fpn.P5_1.weight", *(f"regressionModel.conv{index}.weight" for index in range(1000))]
+    names = ["fpn.P5_1.weight", *(f"regression.conv{index}.weight" for index in range(1000))]
     np.savez(tmp_path / "w.npz", **dict.fromkeys(names, np.zeros(1)))
     message = (
         r"w\.npz: these are not the arrays of a RetinaNet of torchvision_v1, torchvision_v2, "
@@ -224,4 +224,57 @@ def test_names_of_no_known_detector_are_one_bounded_line(tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         convert.read_detector(tmp_path / "w.npz")
     assert len(str(caught.value)) < 600
+    assert "\n" not in str(caught.value)
+
+
+OTHERS = {
+    "Faster R-CNN": ["backbone.body.layer1.0.conv1.weight", "roi_heads.box_head.fc6.weight"],
+    "Mask R-CNN": ["backbone.bottom_up.res2.0.conv1.weight", "roi_heads.mask_head.predictor.bias"],
+    "FCOS": [
+        "head.classification_head.cls_logits.weight",
+        "head.regression_head.bbox_ctrness.weight",
+    ],
+    "SSD": ["backbone.features.0.weight", "head.classification_head.module_list.0.weight"],
+    "YOLO": ["model.0.conv.weight", "model.22.dfl.conv.weight"],
+    "DETR": ["backbone.0.body.layer1.0.conv1.weight", "class_embed.weight"],
+    "the RetinaNet of MMDetection": ["backbone.layer1.0.conv1.weight", "bbox_head.retina_cls.bias"],
+    "the RetinaNet of yhenon/pytorch-retinanet": ["layer1.0.conv1.weight", "regressionModel.a"],
+    "a ResNet without the heads of a detector": ["layer1.0.conv1.weight", "fc.weight"],
+}
+
+
+@pytest.mark.parametrize("network", OTHERS)
+@pytest.mark.parametrize("prefix", ["", "module.", "model.module."])
+def test_the_weights_of_another_network_are_named(tmp_path, caplog, network, prefix):
+    np.savez(tmp_path / "w.npz", **{prefix + name: np.zeros(3) for name in OTHERS[network]})
+    with pytest.raises(ValueError, match=rf"w\.npz: these are weights of {network}") as caught:
+        convert.read_detector(tmp_path / "w.npz")
+    assert "; give those of a RetinaNet" in str(caught.value)
+    assert not caplog.records
+
+
+def test_a_retinanet_without_a_part_is_told_what_it_lacks(zero_arrays, small_architecture):
+    arrays = zero_arrays("torchvision_v2", SMALL, 3)
+    message = (
+        "of torchvision_v2: missing: backbone.fpn.extra_blocks.p6.weight; give .* levels P3 to"
+    )
+    with pytest.raises(ValueError, match=message):
+        detect_source(arrays.keys() - {"backbone.fpn.extra_blocks.p6.weight"})
+
+
+def test_wrong_arrays_are_told_before_anything_is_asked_for(tmp_path, zero_arrays):
+    arrays = zero_arrays("torchvision_v2", "resnet18", 3)
+    arrays["backbone.fpn.inner_blocks.0.0.weight"] = np.zeros((256, 100, 1, 1), np.float32)
+    np.savez_compressed(tmp_path / "w.npz", **arrays)
+    message = r"of another shape: backbone\.fpn\.inner_blocks\.0\.0\.weight; give"
+    with pytest.raises(ValueError, match=message):
+        convert.read_detector(tmp_path / "w.npz")
+
+
+def test_everything_that_a_file_does_not_show_is_asked_for_at_once(detector_file):
+    file = detector_file("torchvision_v1", 3, num_anchors=15)
+    with pytest.raises(convert.MissingFactError) as caught:
+        convert.read_detector(file)
+    for flag in ("--config.anchors.ratios=", "--categories=NAME,NAME", "--norm_epsilon=1e-5"):
+        assert flag in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -138,10 +138,10 @@ def write_other(path):
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        ("w.txt", write_text, r"w\.txt must end in one of \.npz, \.pth"),
-        ("w.npz", write_text, r"w\.npz is not a readable \.npz file of plain arrays"),
-        ("w.npz", write_truncated, r"w\.npz is not a readable \.npz file of plain arrays"),
-        ("w.pkl", write_text, r"w\.pkl is not a readable \.pkl file of plain arrays"),
+        ("w.txt", write_text, r"w\.txt is not a readable file of plain arrays"),
+        ("w.npz", write_text, r"w\.npz is not a readable file of plain arrays"),
+        ("w.npz", write_truncated, r"w\.npz is not a readable file of plain arrays"),
+        ("w.pkl", write_text, r"w\.pkl is not a readable file of plain arrays"),
         ("w.pkl", write_malicious, r"w\.pkl uses 'builtins\.print', and loading that could run"),
         (
             "w.npz",

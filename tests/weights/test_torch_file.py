@@ -51,7 +51,7 @@ def error_of(path, match=None):
 
 
 def assert_unreadable(path):
-    assert "is not a readable .pth file of plain arrays" in error_of(path)
+    assert "is not a readable file of plain arrays" in error_of(path)
 
 
 @pytest.mark.parametrize("protocol", range(2, 6))
@@ -188,7 +188,7 @@ def test_a_flipped_bit_is_an_error(path):
 def test_a_file_truncated_anywhere_is_an_error(path, write):
     write(path, tensors(ARRAYS))
     content = path.read_bytes()
-    for length in range(0, len(content), 9):
+    for length in range(1, len(content), 9):
         path.write_bytes(content[:length])
         assert_unreadable(path)
 
@@ -304,7 +304,7 @@ def test_a_whole_module_with_its_source_is_named(path):
     ("names", "match"),
     [
         (["m/data.pkl", "m/code/m.py", "m/constants.pkl"], "is a TorchScript program; .*jit.load"),
-        (["a.npy", "b.npy"], "is a zip archive that torch.save did not write; give the file of"),
+        (["a.pth", "b.npy"], "is an archive of zip; unpack it, and give the file of weights in"),
         (["a/data.pkl", "b/data.pkl"], "is a zip archive that torch.save did not write"),
     ],
 )
@@ -316,7 +316,7 @@ def test_other_zip_archives_are_named(path, names, match):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"PK\3\4", b"<html>", pickle.dumps({"a": np.zeros(2)}), bytes(100)]
+    "content", [b"PK\3\4", pickle.dumps(0x1950A86A20F9469CFC6C, 2), bytes(100)]
 )
 def test_files_of_other_content_are_errors(path, content):
     path.write_bytes(content)
@@ -404,10 +404,10 @@ def test_deeply_nested_structures_are_errors(path, name):
 
 def test_long_names_are_cut_in_messages(path, write):
     for content in (
-        {"n" * 10**6: 3, **tensors(ARRAYS)},
+        {"n" * 10**6: make_folder(path), **tensors(ARRAYS)},
         {"a": Call(Name("m" * 10**6, "c"))},
         Call(Name("m" * 10**6, "c")),
-        {10**5000: tensor(np.zeros(1))},
+        {10**5000: Call(Name("m", "c"))},
     ):
         write(path, content)
         error_of(path)
