@@ -32,12 +32,17 @@ def _composed(path: str) -> str:
     return unicodedata.normalize("NFC", path)
 
 
+def _decoded(path: str) -> str:
+    # What is decoded may be written in the other ways, too.
+    return _composed(_with_slashes(urllib.parse.unquote(path)))
+
+
 # What may differ in how the same path is written, in the order in which it is tried: each spelling
 # includes those before it.
 SPELLINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("with / for \\", _with_slashes),
-    ("percent-decoded", lambda path: _with_slashes(urllib.parse.unquote(path))),
     ("in another Unicode form", _composed),
+    ("percent-decoded", _decoded),
     ("in another letter case", str.casefold),
 )
 
