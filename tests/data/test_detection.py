@@ -126,6 +126,17 @@ def test_names_without_a_suffix_and_paths_of_another_system_find_their_folder(tm
     assert detect_dataset(file).train["images"] == str(tmp_path / "windows" / "photos 2")
 
 
+@pytest.mark.parametrize("name", ["voc", "labelme"])
+def test_images_are_preferred_to_copies_of_them_in_other_folders(tmp_path, name):
+    write_split(tmp_path, "JPEGImages", "Annotations", name, CONTENT)
+    for copy in ("AnnotationsVisualization", "backup"):
+        shutil.copytree(tmp_path / "JPEGImages", tmp_path / copy)
+    assert detect_dataset(tmp_path).train["images"] == str(tmp_path / "JPEGImages")
+    assert sizes(tmp_path, tmp_path) == BOTH[:1]
+    shutil.copytree(tmp_path / "JPEGImages", tmp_path / "Annotations", dirs_exist_ok=True)
+    assert "images" not in detect_dataset(tmp_path).train
+
+
 def test_a_devkit_of_a_single_split_of_any_name(tmp_path):
     FORMATS["voc devkit"](tmp_path, CONTENT)
     lists = tmp_path / "ImageSets" / "Main"
@@ -188,6 +199,7 @@ def test_of_several_files_or_datasets_none_is_guessed(tmp_path):
         ("p-export.json", '{"assets": {"1": {"regions": [{"boundingBox": {}}]}}}', "VoTT"),
         ("ds/ann/a.jpg.json", '{"objects": [{"classTitle": "cat"}]}', "Supervisely"),
         ("detections.json", '[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]', "results"),
+        ("annotations.json", '[{"shapes": [{"type": "polygon"}], "tracks": []}]', "CVAT's backup"),
         ("boxes.json", '{"images": [], "annotations": [{"id"', "boxes.json is not JSON"),
         ("boxes.json", '{"images": [], "annotations": []}', "lists images, annotations and cat"),
         ("boxes.csv", "image_id,width,height,bbox,source\n", "boxes.csv has the header 'image_id"),
@@ -204,6 +216,13 @@ def test_what_cannot_be_read_is_named(tmp_path, file, content, words):
             detect_dataset(target)
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_a_json_in_another_encoding_is_named(tmp_path):
+    file = write_coco(tmp_path, CONTENT) / "boxes.json"
+    file.write_text(file.read_text(), encoding="utf-16")
+    with pytest.raises(ValueError, match=r"boxes.json is not in UTF-8; save it in UTF-8"):
+        detect_dataset(tmp_path)
 
 
 def test_an_info_of_tfds_that_another_program_wrote_is_named(tmp_path):

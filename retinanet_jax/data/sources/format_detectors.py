@@ -17,6 +17,7 @@ from retinanet_jax.data.sources.layouts import (
     choose_splits,
     find_image_folder,
     find_splits,
+    image_stems,
     list_files,
     list_folders,
     make_fields,
@@ -30,7 +31,7 @@ COCO_LISTS = tuple(
     re.compile(rb'"%s"\s*:\s*\[' % name) for name in (b"images", b"annotations", b"categories")
 )
 FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
-LABELME_SHAPES = re.compile(rb'"shapes"\s*:\s*\[')
+LABELME_FIELDS = (re.compile(rb'"shapes"\s*:\s*\['), re.compile(rb'"image(Path|Height|Data)"'))
 VERSION = re.compile(r"\d+\.\d+\.\d+")  # of a TFDS dataset
 
 
@@ -206,8 +207,10 @@ def _has_labelme_files(folder: pathlib.Path) -> bool:
 
 
 def _is_labelme(file: pathlib.Path) -> bool:
-    is_json = file.suffix.lower() == ".json"
-    return is_json and LABELME_SHAPES.search(file.read_bytes()) is not None
+    if file.suffix.lower() != ".json":
+        return False
+    content = file.read_bytes()
+    return all(expression.search(content) for expression in LABELME_FIELDS)
 
 
 def _detect_files_of_images(
@@ -220,9 +223,9 @@ def _detect_files_of_images(
         return list(filter(has_files, (outer, *inner)))[:1]
 
     def fields_of(path: pathlib.Path) -> Fields:
-        if not split_of(path.name):
-            return make_fields(source, path)  # the source finds images beside it
         names = [file.stem for file in list_files(path, ".xml", ".json")[:MAX_NAMES]]
+        if image_stems(path).intersection(names):
+            return make_fields(source, path)
         images = find_image_folder(path / path.name, names)
         return make_fields(source, path, images="" if images == path else images)
 

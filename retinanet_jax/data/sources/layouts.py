@@ -158,10 +158,10 @@ def find_image_folder(file: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
         if any(counts):
             return candidates[counts.index(max(counts))]
     stems = {os.path.splitext(name)[0] if has_image_suffix(name) else name for name in last_parts}
-    counts = [len(stems & _image_stems(folder)) for folder in candidates]
+    counts = [len(stems & image_stems(folder)) for folder in candidates]
     if any(counts):
         return candidates[counts.index(max(counts))]
-    return next(filter(_image_stems, candidates), file.parent)
+    return next(filter(image_stems, candidates), file.parent)
 
 
 def _candidate_folders(file: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -204,8 +204,12 @@ def _is_annotation_folder(folder: pathlib.Path) -> bool:
     return any(words and words[0] in ANNOTATION_FOLDERS for words in names)
 
 
-def _image_stems(folder: pathlib.Path) -> set[str]:
-    """Return the names of the images in a folder, without their suffixes."""
+def image_stems(folder: pathlib.Path) -> set[str]:
+    """Return the names of the images in a folder, without their suffixes.
+
+    Args:
+        folder: The folder, which need not exist or be readable.
+    """
     try:
         names = os.listdir(folder)
     except OSError:  # no folder, or one of somebody else

@@ -14,6 +14,7 @@ from retinanet_jax.data.sources.layouts import list_folders
 MAX_LISTED = 20  # files and folders of a folder that are looked at
 MAX_DEPTH = 3  # folders inside each other
 MAX_CONTENT = 1 << 16  # bytes at the beginning of a file that are looked at
+COCO_LISTS = {"images", "annotations", "categories"}
 TEXT_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv")
 # By the path of a file or folder, in lower case; what it is, and what to do.
 BY_PATH = (
@@ -36,17 +37,35 @@ BY_PATH = (
         "write the box of each object as COCO's JSON",
     ),
 )
-# By the beginning of a text file.
+# By the beginning of a text file; the advice is, unless another is given, to export COCO.
+EXPORT_COCO = "export annotations as COCO"
 BY_CONTENT = (
-    (rb'"(rectanglelabels|polygonlabels|brushlabels|from_name)"', "Label Studio's JSON or CSV"),
-    (rb'"shape_attributes"|"_via_|region_shape_attributes', "VIA's own format"),
-    (rb'"boundingBox"\s*:\s*\{', "VoTT's JSON"),
-    (rb'"classTitle"|"geometryType"|"classes"\s*:\s*\[\s*\{[^}]*"shape"', "Supervisely's format"),
-    (rb'"coordinates"\s*:\s*\{', "CreateML's JSON"),
-    (rb'"box2d"', "the JSON of BDD100K"),
-    (rb'"categories"\s*:\s*\{\s*"label"', "Datumaro's JSON"),
-    (rb'"data_row"', "Labelbox's NDJSON"),
-    (rb'^\s*\[\s*\{[^{}]*"score"', "detections in COCO's results format"),
+    (
+        rb'"(rectanglelabels|polygonlabels|brushlabels|from_name)"|^annotation_id,',
+        "Label Studio's JSON or CSV",
+        EXPORT_COCO,
+    ),
+    (rb'"shape_attributes"|"_via_|region_shape_attributes', "VIA's own format", EXPORT_COCO),
+    (rb'"boundingBox"\s*:\s*\{', "VoTT's JSON", "export CSV or Pascal VOC"),
+    (
+        rb'"classTitle"|"geometryType"|"classes"\s*:\s*\[\s*\{[^}]*"shape"',
+        "Supervisely's format",
+        EXPORT_COCO,
+    ),
+    (rb'"coordinates"\s*:\s*\{', "CreateML's JSON", EXPORT_COCO),
+    (rb'"box2d"', "the JSON of BDD100K", "convert it to COCO's format"),
+    (rb'"categories"\s*:\s*\{\s*"label"', "Datumaro's JSON", EXPORT_COCO),
+    (
+        rb'"shapes"\s*:\s*\[.*"tracks"\s*:',
+        "CVAT's backup of a task",
+        "export the dataset as COCO or CVAT for images",
+    ),
+    (rb'"data_row"', "Labelbox's NDJSON", "convert it to COCO's format"),
+    (
+        rb'^\s*\[\s*\{[^{}]*"score"',
+        "detections in COCO's results format",
+        "give the file of annotations",
+    ),
 )
 
 
@@ -86,9 +105,9 @@ def _recognize_content(file: pathlib.Path) -> str:
     """Return what a text file contains, and what to do; "" if it is not recognized."""
     with file.open("rb") as opened:
         content = opened.read(MAX_CONTENT)
-    for pattern, name in BY_CONTENT:
-        if re.search(pattern, content):
-            return f"({name}) cannot be read; export annotations as COCO"
+    for pattern, name, advice in BY_CONTENT:
+        if re.search(pattern, content, re.DOTALL):
+            return f"({name}) cannot be read; {advice}"
     if file.suffix.lower() == ".csv":
         return _recognize_header(file)
     if file.suffix.lower() != ".json":
@@ -97,7 +116,11 @@ def _recognize_content(file: pathlib.Path) -> str:
         parsed = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         return f"is not JSON ({error}); write or export it again"
-    if isinstance(parsed, dict) and {"images", "annotations"} & parsed.keys():
+    if not isinstance(parsed, dict):
+        return ""
+    if parsed.keys() >= COCO_LISTS:
+        return "is not in UTF-8; save it in UTF-8"
+    if {"images", "annotations"} & parsed.keys():
         return "has not all of COCO's lists images, annotations and categories; export it again"
     return ""
 
