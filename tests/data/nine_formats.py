@@ -131,7 +131,7 @@ def write_csv(folder: pathlib.Path, content: Content) -> pathlib.Path:
     write_images(folder / "images", content)
     with (folder / "boxes.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow("filename,width,height,class,xmin,ymin,xmax,ymax".split(","))
+        writer.writerow(["filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"])
         for name, (height, width) in content.sizes.items():
             rows = [[box.name, *box.xyxy] for box in content.of(name)] or [[""] * 5]
             writer.writerows([[name, width, height, *row] for row in rows])

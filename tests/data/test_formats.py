@@ -224,6 +224,7 @@ def test_unknown_data_are_refused_with_what_was_looked_for(content, tmp_path, er
     ):
         assert word in message
     assert "no such file or folder" in error_line("convert", "--data=nowhere", "--output=x.json")
+    assert "--data" in error_line("convert", "--data=one", "--data", "two", "--output=x.json")
     (tmp_path / "notes.txt").write_text("x")
     assert "a file .txt" in error_line(
         "convert", f"--data={tmp_path / 'notes.txt'}", "--output=x.json"

@@ -662,8 +662,8 @@ def test_a_dataset_with_only_the_required_features(tmp_path, caplog):
     assert first == [10, 10, 30, 50]
     assert clipped == [25, 50, 50, 100]
     assert [message.split(": ", 1)[1] for message in caplog.messages] == [
-        "1 boxes have no area inside their image: they are not trained on, but AP counts each as missed (first: annotation id 3 "
-        "(own train 0:12)).",
+        "1 boxes have no area inside their image: they are not trained on, but AP counts each as "
+        "missed (first: annotation id 3 (own train 0:12)).",
         "1 boxes extend beyond their image by more than 1 pixel and are clipped (first: annotation "
         "id 2 (own train 0:12)).",
     ]

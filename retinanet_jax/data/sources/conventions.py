@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int32
 
 from retinanet_jax.data.sources.base import Source
-from retinanet_jax.data.sources.objects import OUTSIDE_TOLERANCE, clip_to_image
+from retinanet_jax.data.sources.objects import clip_to_image
 
 MIN_MISFITS = 2  # boxes that do not fit their image as they are read,
 MISFIT_FRACTION = 0.1  # and the fraction of all boxes that they are
@@ -132,7 +132,7 @@ def _recognize_first_pixel(
         count = int((low == -1).any(axis=1).sum())
         return Convention(
             f"{count} of {len(boxes)} boxes begin at pixel 0, but this layout counts pixels from 1",
-            "add 1 to all coordinates, or give the folder of XML files instead of the devkit's root",
+            "add 1 to all coordinates, or give the folder of XML files, not the devkit's root",
             is_certain=False,
         )
     at_start = int((low == 1).sum())

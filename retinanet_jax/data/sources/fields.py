@@ -5,6 +5,7 @@ accepted; anything else is an error that names the value and the rule. Whoever c
 adds the file and the annotation to the message.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,10 @@ MAX_SIDE = 1_000_000  # pixels; a larger image is a mistake, and its area may ex
 MAX_SHOWN = 60  # characters of a value in a message
 # Fractions of an image are rounded, and boxes may extend beyond it by a few pixels.
 FRACTION_TOLERANCE = 0.01
-FLAGS = {"0": False, "false": False, "no": False, "1": True, "true": True, "yes": True, "": False}
+FLAGS = {
+    **dict.fromkeys(("0", "0.0", "false", "no", ""), False),
+    **dict.fromkeys(("1", "1.0", "true", "yes"), True),
+}
 
 
 class FieldError(ValueError):
@@ -38,11 +42,9 @@ def parse_number(name: str, value: Any) -> float:
     """
     number = math.nan
     if isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            # Python alone accepts 1_000.
+        with contextlib.suppress(ValueError, OverflowError):
+            # Only Python reads 1_000 as a number.
             number = math.nan if isinstance(value, str) and "_" in value else float(value)
-        except (ValueError, OverflowError):
-            pass
     if not math.isfinite(number):
         raise FieldError(f"{name}={show(value)}, not a finite number")
     return number
@@ -137,8 +139,6 @@ def parse_flag(name: str, value: Any) -> bool:
     """
     if value is None:
         return False
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
     flag = FLAGS.get(str(value).strip().lower())
     if flag is None:
         raise FieldError(f"{name}={show(value)}, neither 0 nor 1")

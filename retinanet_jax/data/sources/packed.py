@@ -180,6 +180,7 @@ def _make_header(
         "version": VERSION,
         "source": source.name,
         **settings,
+        "decodings": sorted({str(source.decoding_of(index)) for index in range(len(source))}),
         "categories": [list(category) for category in source.categories],
         "image_ids": list(source.image_ids),
         "file_names": list(source.file_names),
@@ -230,7 +231,7 @@ def _is_written(folder: pathlib.Path, header: dict[str, Any]) -> bool:
             "to pack it again, remove it or give another folder."
         )
     if existing["digest"] != header["digest"]:
-        fields = ("source", "short_side", "long_side", "resize")
+        fields = ("source", "short_side", "long_side", "resize", "decodings")
         raise ValueError(
             f"{folder}: contains {', '.join(f'{name}={existing[name]}' for name in fields)}, not "
             f"{', '.join(f'{name}={header[name]}' for name in fields)} with the present "

@@ -17,8 +17,8 @@ from retinanet_jax.utils.threads import map_ahead
 
 SIDE = 16  # of the hash, in bits
 # Bits of 256 in which nearly identical images differ at most. Of 363 photographs of playing cards
-# and 21 of COCO, copies of half the size in JPEG quality 50 differ in up to 30 bits, series of shots
-# of one scene in 6 to 20, and all other pairs in 51 or more.
+# and 21 of COCO, copies of half the size in JPEG quality 50 differ in up to 30 bits, shots of one
+# scene in 6 to 20, and all other pairs in 51 or more.
 MAX_DISTANCE = 30
 # The thumbnail's standard deviation below which an image has too little content to be compared.
 MIN_CONTRAST = 2.0
