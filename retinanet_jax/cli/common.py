@@ -100,6 +100,7 @@ def define_data(values: flags.FlagValues) -> None:
         "and the folder of the images are detected and printed; fields of config.data that are "
         "given, too, have precedence.",
         flag_values=values,
+        allow_overwrite=False,
     )
 
 
