@@ -184,7 +184,7 @@ def write_evaluation(
     """Compute AP, and write STEP.json and STEP.jpg next to the detections in a folder.
 
     STEP.json has the metrics, with AP by category, and the dataset and settings, and if AP is
-    undefined a note that says why; STEP.jpg shows some images with their ground truth and
+    undefined a note with the reason; STEP.jpg shows some images with their ground truth and
     detections. A thread may do this during training.
 
     Args:

@@ -17,7 +17,6 @@ from retinanet_jax.evaluation.coco_metrics import (
     coco_api,
     coco_metrics,
     coco_results,
-    renumber,
 )
 from retinanet_jax.evaluation.detections import Detections
 from retinanet_jax.training import loop
@@ -146,8 +145,8 @@ def test_objects_without_an_area_are_missed():
     for k in (0, 4):
         truth["annotations"][k].update(bbox=[0.0, 0.0, 0.0, 0.0], area=0.0)
         results[k]["bbox"] = [0.0, 0.0, 0.0, 0.0]
-    found = [result for result in results if result["bbox"][2] > 0]
-    metrics, _ = coco_metrics(truth, found)
+    with_area = [result for result in results if result["bbox"][2] > 0]
+    metrics, _ = coco_metrics(truth, with_area)
     assert metrics["AP"] == pytest.approx(76 / 101)
     assert metrics["AR100"] == 0.75
     assert coco_metrics(truth, results)[0]["AR100"] == 0.75  # empty detections do not find them
@@ -195,17 +194,26 @@ def test_cocos_numbers_do_not_depend_on_the_number_of_detections():
     assert longer.splitlines()[:12] == table.splitlines()
     for name, coco_name in (("AP_max200", "AP"), ("AP50_max200", "AP50"), ("AR_max200", "AR100")):
         assert further[name] != metrics[coco_name]
+    at_100, at_limit = (pycocotools_stats(truth, results, limit) for limit in (100, 200))
+    assert [metrics[name] for name in METRICS] == at_100
+    # The first of pycocotools' own numbers always has the limit 100.
+    assert further["AP50_max200"] == at_limit[METRICS.index("AP50")]
+    assert further["AR_max200"] == at_limit[METRICS.index("AR100")]
+
+
+def pycocotools_stats(truth, results, limit):
+    """Return the numbers of pycocotools itself with the ids as they are given."""
     api = coco_api("pycocotools")
     coco = api.COCO()
-    coco.dataset, _ = renumber(truth, results)
+    annotations = [{**a, "id": k} for k, a in enumerate(truth["annotations"], 1)]
+    coco.dataset = {**truth, "annotations": annotations}
     coco.createIndex()
-    evaluation = api.COCOeval(coco, coco.loadRes(renumber(truth, results)[1]), "bbox")
-    evaluation.params.maxDets = [1, 10, 200]
+    evaluation = api.COCOeval(coco, coco.loadRes([dict(result) for result in results]), "bbox")
+    evaluation.params.maxDets = [1, 10, limit]
     evaluation.evaluate()
     evaluation.accumulate()
-    evaluation.summarize()  # its first number has always the limit 100
-    assert further["AP50_max200"] == evaluation.stats[1]
-    assert further["AR_max200"] == evaluation.stats[8]
+    evaluation.summarize()
+    return evaluation.stats.tolist()
 
 
 def with_ids(truth, results, image_id_of, category_id_of, annotation_id_of):
@@ -376,8 +384,8 @@ def test_category_ids_of_detections_may_have_any_size():
         boxes=np.float32([[1, 2, 3, 4], [1, 2, 3, 4]]),
         scores=np.float32([0.5, 0.25]),
         classes=np.array([1, 0]),
-        categories=(Category(-3, "dog"), Category(2**64, "cat")),
+        categories=(Category(-3, "dog"), Category(2**63 + 1, "cat")),
     )
-    assert detections.category_ids.tolist() == [2**64, -3]
-    assert detections[0].category_id == 2**64
-    assert [result["category_id"] for result in detections.to_coco(2**65)] == [2**64, -3]
+    assert detections.category_ids.tolist() == [2**63 + 1, -3]
+    assert detections[0].category_id == 2**63 + 1
+    assert [result["category_id"] for result in detections.to_coco(2**65)] == [2**63 + 1, -3]

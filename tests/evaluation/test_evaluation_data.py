@@ -1,4 +1,4 @@
-"""What will limit AP is said before a run: no object, dense images, boxes without an area."""
+"""What will limit AP is logged before a run: no object, dense images, boxes without an area."""
 
 import json
 import types

@@ -126,7 +126,7 @@ def test_the_files_that_an_evaluation_writes(source, config, tmp_path):
 
 
 def test_an_undefined_ap_is_below_every_other(source_without_objects, config, tmp_path):
-    """So that its checkpoint is not the best one; the files say why it is undefined."""
+    """So that its checkpoint is not the best one; the files have the reason."""
     evaluation = write([], source_without_objects, 1, tmp_path, config)
     assert evaluation.ap == -1
     content = read(tmp_path / "1.json")

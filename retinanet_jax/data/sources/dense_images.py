@@ -39,10 +39,11 @@ def find_dense_images(source: Source, *, max_detections: int) -> DenseImages:
         image_index * num_classes + objects.classes[mask], return_counts=True
     )
     groups, counts = groups[counts > COCO_DETECTIONS], counts[counts > COCO_DETECTIONS]
+    cases = sorted(zip(counts.tolist(), groups.tolist(), strict=True), key=lambda case: -case[0])
     examples = tuple(
-        f"{source.file_names[groups[i] // num_classes]}: {counts[i]} of "
-        f"{source.categories[groups[i] % num_classes].name}"
-        for i in np.argsort(-counts, stable=True)[:MAX_EXAMPLES].tolist()
+        f"{source.file_name(group // num_classes)}: {count} of "
+        f"{source.categories[group % num_classes].name}"
+        for count, group in cases[:MAX_EXAMPLES]
     )
     per_image = np.bincount(image_index, minlength=1)
     most, num_cut = int(per_image.max()), int((per_image > max_detections).sum())
