@@ -1,4 +1,4 @@
-"""Datasets whose format is detected: a config that reads one, and its conversion to COCO."""
+"""Datasets of a detected format: a config that reads one, and its conversion to COCO."""
 
 import pathlib
 from collections.abc import Collection, Iterator
@@ -15,7 +15,7 @@ from retinanet_jax.datasets.opening import (
 )
 from retinanet_jax.utils.files import check_absent, make_writable, write_json
 
-HELD_OUT_FRACTION = 0.2  # of the images of a detected dataset without evaluation data
+VALIDATION_FRACTION = 0.2  # of the images of a detected dataset without evaluation data
 
 
 def use_dataset(config: ConfigDict, path: pathlib.Path, given: Collection[str]) -> str:
@@ -42,10 +42,10 @@ def use_dataset(config: ConfigDict, path: pathlib.Path, given: Collection[str]) 
     if config.data.eval.annotations or config.data.eval.images:
         return description
     if not config.data.validation_fraction and "data.validation_fraction" not in given:
-        config.data.validation_fraction = HELD_OUT_FRACTION
+        config.data.validation_fraction = VALIDATION_FRACTION
     fraction = config.data.validation_fraction
-    held_out = f"; {fraction:.0%} of the images are held out for evaluation" if fraction else ""
-    return description + held_out
+    split = f"; {fraction:.0%} of the images are held out for evaluation" if fraction else ""
+    return description + split
 
 
 def use_all_images(config: ConfigDict, trained: ConfigDict, given: Collection[str]) -> str:

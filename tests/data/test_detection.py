@@ -29,7 +29,7 @@ BOTH = [(3, len(CONTENT.boxes)), (4, len(OTHER.boxes))]
 
 
 def write_split(root, image_folder, annotation_folder, name, content):
-    """Write a dataset whose files of annotations are in another folder than the images."""
+    """Write a dataset with the annotations in another folder than the images."""
     FORMATS[name](root / "written", content)
     for folder, is_image in ((image_folder, True), (annotation_folder, False)):
         (root / folder).mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ class CvatSource(ImageFolderSource):
             annotations: The XML file.
             images: The folder of images; None or empty means the folder next to the XML that
                 contains them.
-            split: The subset whose images are read; empty for all images.
+            split: The subset of which the images are read; empty for all images.
             categories: The names in the order of their ids, which start from 1. If there are none,
                 the labels of the task are used or, if the file does not list them, the sorted
                 labels of the shapes.
@@ -171,7 +171,7 @@ def _read_image(path: pathlib.Path, element: ElementTree.Element) -> _Image:
     try:
         image_id = parse_integer("id", element.get("id"))
         name = parse_name("name", element.get("name"))
-        size = tuple(parse_side(side, element.get(side)) for side in ("height", "width"))
+        height, width = (parse_side(side, element.get(side)) for side in ("height", "width"))
         for position, child in enumerate(element, 1):
             where = f"image {name}, shape {position}"
             if child.tag in SHAPES:
@@ -180,7 +180,7 @@ def _read_image(path: pathlib.Path, element: ElementTree.Element) -> _Image:
                 skipped.append(child.tag)
     except FieldError as error:
         raise ValueError(f"{path}: {where} has {error}; correct or remove it.") from None
-    return _Image(image_id, name, element.get("subset", ""), size, shapes, skipped)
+    return _Image(image_id, name, element.get("subset", ""), (height, width), shapes, skipped)
 
 
 def _find_images(

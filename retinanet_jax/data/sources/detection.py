@@ -5,7 +5,7 @@ import pathlib
 
 from retinanet_jax.data.sources.format_detectors import FILE_DETECTORS, FOLDER_DETECTORS
 from retinanet_jax.data.sources.image_lookup import is_hidden
-from retinanet_jax.data.sources.layouts import MAX_SHOWN, DetectedDataset, list_folders
+from retinanet_jax.data.sources.layouts import MAX_LISTED, DetectedDataset, list_folders
 from retinanet_jax.data.sources.unsupported import recognize_unsupported
 
 LOOKED_FOR = (
@@ -34,9 +34,9 @@ def detect_dataset(path: pathlib.Path) -> DetectedDataset:
     if not path.exists():
         raise FileNotFoundError(f"--data={path}: there is no such file or folder; check the path.")
     path = pathlib.Path(os.path.abspath(path))
-    found = _detect(path, MAX_DEPTH)
-    if found is not None:
-        return found
+    detected = _detect(path, MAX_DEPTH)
+    if detected is not None:
+        return detected
     unsupported = recognize_unsupported(path)
     if unsupported:
         raise ValueError(f"--data={path}: {unsupported}")
@@ -49,14 +49,14 @@ def detect_dataset(path: pathlib.Path) -> DetectedDataset:
 def _detect(path: pathlib.Path, depth: int) -> DetectedDataset | None:
     """Detect a dataset in a file, in a folder or, as archives are unpacked, in a folder in it."""
     for detect in FOLDER_DETECTORS if path.is_dir() else FILE_DETECTORS:
-        found = detect(path)
-        if found is not None:
-            return found
+        detected = detect(path)
+        if detected is not None:
+            return detected
     folders = list_folders(path) if depth else []
     inner = [_detect(folder, depth - 1) for folder in folders[:MAX_FOLDERS]]
-    datasets = [found for found in inner if found is not None]
+    datasets = [detected for detected in inner if detected is not None]
     if len(datasets) > 1:
-        listed = "; ".join(found.description for found in datasets[:MAX_SHOWN])
+        listed = "; ".join(detected.description for detected in datasets[:MAX_LISTED])
         raise ValueError(
             f"--data={path}: contains {len(datasets)} datasets ({listed}); give one of them, or "
             "list them in the fields of config.data.train."
@@ -71,5 +71,5 @@ def _describe(path: pathlib.Path) -> str:
     names = sorted(entry.name for entry in path.iterdir() if not is_hidden(entry.name))
     if not names:
         return "an empty folder"
-    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
-    return f"a folder of {', '.join(names[:MAX_SHOWN])}{more},"
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"a folder of {', '.join(names[:MAX_LISTED])}{more},"

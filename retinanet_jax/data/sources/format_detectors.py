@@ -25,7 +25,7 @@ from retinanet_jax.data.sources.layouts import (
 )
 from retinanet_jax.data.sources.unsupported import recognize_unsupported
 
-MAX_NAMES = 5  # file names with which the folder of the images is found
+MAX_NAMES = 5  # file names with which the folder of the images is searched
 MAX_FILES = 20  # files that are searched for COCO's lists; more are those of single images
 COCO_LISTS = tuple(
     re.compile(rb'"%s"\s*:\s*\[' % name) for name in (b"images", b"annotations", b"categories")
@@ -71,9 +71,9 @@ def _detect_coco_file(file: pathlib.Path) -> DetectedDataset | None:
 def _detect_coco(folder: pathlib.Path) -> DetectedDataset | None:
     """Detect JSON files in the folder, in its folder annotations, or in a folder for each split."""
     for inner in (folder / "annotations", folder):
-        found = choose_splits("COCO", find_splits(inner, _coco_files, _coco_fields))
-        if found is not None:
-            return found
+        detected = choose_splits("COCO", find_splits(inner, _coco_files, _coco_fields))
+        if detected is not None:
+            return detected
     return None
 
 
@@ -167,9 +167,9 @@ def _detect_voc(folder: pathlib.Path) -> DetectedDataset | None:
     if (folder / "Annotations").is_dir():
         splits = _devkit_splits(folder)
         parts = {split: make_fields("voc", folder, split=split) for split in splits}
-        found = choose_splits("Pascal VOC", {"": parts[splits[0]]} if len(parts) == 1 else parts)
-        if found is not None:
-            return found
+        detected = choose_splits("Pascal VOC", {"": parts[splits[0]]} if len(parts) == 1 else parts)
+        if detected is not None:
+            return detected
     return _detect_files_of_images(folder, "Pascal VOC", "voc", _has_voc_files)
 
 

@@ -17,7 +17,7 @@ IMAGE_FOLDERS = ("images", "img", "imgs", "jpegimages")
 # Folders that contain only annotations; the images are next to them.
 ANNOTATION_FOLDERS = ("annotations", "annotation", "ann", "anns", "labels", "label")
 ANNOTATION_FOLDERS += ("xml", "xmls", "json", "jsons", "csv")
-MAX_SHOWN = 5  # files in an error message
+MAX_LISTED = 5  # files in an error message
 
 # The fields of config.data.train or config.data.eval that a dataset sets.
 Fields = dict[str, str]
@@ -97,32 +97,32 @@ def find_splits(
         fields_of: Returns the fields of one of these.
 
     Raises:
-        ValueError: If there are several files, whose names do not contain a split.
+        ValueError: If there are several files, and no split in their names.
     """
-    found = find(folder)
-    if not found:
+    paths = find(folder)
+    if not paths:
         inner = {path: find(path) for path in list_folders(folder) if split_of(path.name)}
         parts = _by_split(folder, [path for path, files in inner.items() if files])
         return {split: fields_of(_only(path, inner[path])) for split, path in parts.items()}
-    parts = _by_split(folder, found) if len(found) > 1 else {}
-    others = [path for path in found if path not in parts.values()]
+    parts = _by_split(folder, paths) if len(paths) > 1 else {}
+    others = [path for path in paths if path not in parts.values()]
     if len(others) == 1 and all(path.stem.startswith(others[0].stem) for path in parts.values()):
-        parts["train"] = others[0]  # x.json beside x_eval.json
+        parts["train"] = others[0]  # x.json next to x_eval.json
     if not {*parts} & {*TRAIN_NAMES}:
-        parts = {"": _only(folder, found)}
+        parts = {"": _only(folder, paths)}
     return {split: fields_of(path) for split, path in parts.items()}
 
 
-def _only(folder: pathlib.Path, found: Sequence[pathlib.Path]) -> pathlib.Path:
+def _only(folder: pathlib.Path, paths: Sequence[pathlib.Path]) -> pathlib.Path:
     """Return the only file of boxes in a folder."""
-    if len(found) > 1:
-        listed = ", ".join(file.name for file in found[:MAX_SHOWN])
+    if len(paths) > 1:
+        listed = ", ".join(file.name for file in paths[:MAX_LISTED])
         raise ValueError(
-            f"--data={folder}: contains {len(found)} files of boxes ({listed}"
-            f"{', ...' if len(found) > MAX_SHOWN else ''}), and no name has the word train; give "
+            f"--data={folder}: contains {len(paths)} files of boxes ({listed}"
+            f"{', ...' if len(paths) > MAX_LISTED else ''}), and no name has the word train; give "
             "the file that is meant."
         )
-    return found[0]
+    return paths[0]
 
 
 def _by_split(folder: pathlib.Path, paths: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
@@ -182,7 +182,7 @@ def _candidate_folders(file: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _named_folders(root: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
-    """Yield the folders whose names are words or the split of a name, or such as images."""
+    """Yield the folders named after a word or the split of a name, or such as images."""
     words = {*re.findall(r"[a-z]+\d*", name.lower())}
 
     def is_of_name(folder: pathlib.Path) -> bool:
