@@ -94,8 +94,8 @@ def default_config() -> ConfigDict:
     # expression, of which the first group in a file name names the image's group.
     config.data.split_groups = "auto"
     # Whether boxes were drawn on images with their EXIF orientation applied. auto: as most images
-    # of a dataset show, applied if none does; applied; ignored. An image whose declared height and
-    # width fit only one way is read that way.
+    # of a dataset show, applied if none does; applied; ignored. An image of which the declared
+    # height and width fit only one way is read that way.
     config.data.exif = "auto"
     # The values of images of more than 8 bits a channel that become 0 and 255. type: those of the
     # file's type; image: the smallest and the largest of each image; or LOW,HIGH. Images of 8 bits

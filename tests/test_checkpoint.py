@@ -392,7 +392,7 @@ def test_imported_weights_load_and_never_resume(tmp_path, config):
         )
 
 
-def test_a_run_keeps_its_held_out_images(config, tmp_path):
+def test_a_run_keeps_its_validation_images(config, tmp_path):
     config.data.eval.update(annotations="", images="")
     config.data.validation_fraction = 0.2
     saved = config.copy_and_resolve_references()

@@ -192,6 +192,13 @@ def require(values: flags.FlagValues, **examples: str) -> None:
         raise ValueError(f"give {flags_needed}; --help explains them.")
 
 
+def weights_of(values: flags.FlagValues) -> str:
+    """Return the value of --weights; ValueError if it is given twice, by any of its names."""
+    if values["weights"].present > 1:
+        raise ValueError("--weights, or its other name --checkpoint, is given twice; give one.")
+    return values.weights
+
+
 def output_path(value: str) -> pathlib.Path:
     """Return the absolute path of a folder or file that the user names."""
     return pathlib.Path(os.path.expanduser(value)).absolute()

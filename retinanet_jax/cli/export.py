@@ -13,6 +13,7 @@ from retinanet_jax.cli.common import (
     detection_limits,
     output_path,
     require,
+    weights_of,
 )
 from retinanet_jax.compilation import use_compilation_cache
 from retinanet_jax.export import verification
@@ -62,7 +63,7 @@ def run(values: Any, _: list[str]) -> None:
     if batch_size is None and values.format == "onnx":
         batch_size = 1  # an ONNX graph contains its shapes
     servables = load_servables(
-        str(cached.checkpoint_folder(values.weights)),
+        str(cached.checkpoint_folder(weights_of(values))),
         image_sizes=parse_sizes(values.image_size),
         batch_size=batch_size,
         **detection_limits(values),

@@ -4,7 +4,7 @@ from typing import Any
 
 from absl import flags
 
-from retinanet_jax.cli.common import Command, define_weights, output_path, require
+from retinanet_jax.cli.common import Command, define_weights, output_path, require, weights_of
 from retinanet_jax.weights import cached
 from retinanet_jax.weights.convert import export_weights
 from retinanet_jax.weights.presets import PRESETS
@@ -28,7 +28,7 @@ def run(values: Any, _: list[str]) -> None:
     """Write the file and print the settings with which the target library builds the network."""
     require(values, target="NAME", weights="NAME_OR_DIR_OR_FILE", output="FILE")
     output = output_path(values.output)
-    settings = export_weights(values.target, cached.checkpoint_folder(values.weights), output)
+    settings = export_weights(values.target, cached.checkpoint_folder(weights_of(values)), output)
     print(f"{output}: for {values.target}, with these settings:", *settings, sep="\n  ")
 
 

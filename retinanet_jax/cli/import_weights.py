@@ -22,7 +22,8 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string(
         "input",
         None,
-        "A file, a URL, or the name of a published file, which is downloaded if it is missing.",
+        "A file, a URL, or the name of published weights, such as torchvision_v2, which are "
+        "downloaded if they are missing.",
         flag_values=values,
     )
     flags.DEFINE_string(

@@ -15,6 +15,7 @@ from retinanet_jax.cli.common import (
     detection_limits,
     output_path,
     require,
+    weights_of,
 )
 from retinanet_jax.compilation import use_compilation_cache
 from retinanet_jax.data.image_files import find_images
@@ -76,7 +77,7 @@ def run(values: Any, arguments: list[str]) -> int:
     use_compilation_cache()
     images = find_images(arguments, report=print)
     detector = Detector.load(
-        values.weights,
+        weights_of(values),
         categories=values.categories or None,
         **detection_limits(values),
     )

@@ -151,11 +151,15 @@ def with_weights(values: Any) -> ConfigDict:
 
     Raises:
         OSError: If there are no such weights, or they cannot be downloaded.
-        ValueError: If they require another network than that of the config.
+        ValueError: If they require another network than that of the config, or --config.init is
+            given, too.
     """
     if not values.weights:
         return values.config
     config, flag = values.config, values["config"]
+    for field in ("init.source", "init.path"):
+        if field in config_flags.get_override_values(flag):
+            raise ValueError(f"--weights and --config.{field} both name weights; give one of them.")
     spec = config_flags.get_config_filename(flag)
     if flag.using_default_value or pathlib.Path(spec).absolute() == FINETUNE.absolute():
         config = finetune_config(values.weights)

@@ -25,11 +25,11 @@ from retinanet_jax.utils.progress import make_progress
 
 PARTS = ("train", "eval")  # the sections of config.data that name datasets
 SOURCES = ("coco", "yolo", "voc", "csv", "labelme", "cvat", "tfds", "packed", "shapes")
-# Formats whose files list no categories, only the names of the objects in them.
+# Formats with files that list no categories, only the names of the objects in them.
 UNLISTED_CATEGORIES = ("voc", "csv", "labelme")
 # The fields of a section that may be lists separated by commas, with an entry for each dataset.
 LIST_FIELDS = ("source", "annotations", "images", "split", "classes", "official")
-MAX_SHOWN = 200  # characters of the categories in an error message
+MAX_TEXT = 200  # characters of the categories in an error message
 # The values that an error message suggests for missing fields.
 FIELD_EXAMPLES = {
     "annotations": "FILE_OR_FOLDER",
@@ -60,14 +60,14 @@ def open_sources(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Sou
             for source in (train, evaluation)
         )
         raise ValueError(
-            f"{train.name} has the categories {train_list[:MAX_SHOWN]}; {evaluation.name} has "
-            f"{eval_list[:MAX_SHOWN]}; {remedy}."
+            f"{train.name} has the categories {train_list[:MAX_TEXT]}; {evaluation.name} has "
+            f"{eval_list[:MAX_TEXT]}; {remedy}."
         )
     return train, evaluation
 
 
 def open_both(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Source]:
-    """Open the training and the evaluation data, whose categories may differ.
+    """Open the training and the evaluation data; their categories may differ.
 
     If neither lists its categories, those of both are the names that occur in either.
 

@@ -11,6 +11,7 @@ import hashlib
 import os
 import pathlib
 import shlex
+import shutil
 
 import jax
 
@@ -109,8 +110,13 @@ def _write(folder: pathlib.Path, converted: Checkpoint) -> None:
             "import-weights` first, into a folder that all hosts can read, and give that folder."
         )
     variables, config, categories, *_ = converted
-    write_folder(
-        folder,
-        lambda draft: checkpoint.write_imported(draft, variables, config, categories),
-        is_written=folder.exists,
-    )
+    with download.errors_of_the_disk(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        needed = sum(array.nbytes for array in jax.tree.leaves(variables))
+        if shutil.disk_usage(folder.parent).free < needed:  # Orbax would end in tracebacks
+            raise OSError(f"it needs {needed / 1e6:.0f} MB")
+        write_folder(
+            folder,
+            lambda draft: checkpoint.write_imported(draft, variables, config, categories),
+            is_written=folder.exists,
+        )

@@ -111,9 +111,7 @@ def _format_of_archive(file: BinaryIO, path: pathlib.Path) -> Format:
         return Format.NPZ
     if any(f"/{name}".endswith("/data.pkl") for name in names):
         return Format.TORCH
-    if any(
-        name.endswith("serialized_exported_program.json") or "/models/" in name for name in names
-    ):
+    if any(name.endswith(("serialized_exported_program.json", "archive_format")) for name in names):
         what = "a program of torch.export; save the state dict of the model that was exported"
     else:
         what = "an archive of zip; unpack it, and give the file of weights in it"

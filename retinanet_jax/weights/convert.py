@@ -18,7 +18,7 @@ from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 from retinanet_jax.modeling import initialize
 from retinanet_jax.stored_config import config_flag, differences
 from retinanet_jax.utils.files import check_absent, write_folder
-from retinanet_jax.weights import detectors, download, other_networks
+from retinanet_jax.weights import detectors, named, other_networks
 from retinanet_jax.weights.evidence import EPSILON, Evidence, Fact, detect_source
 from retinanet_jax.weights.presets import PRESETS, preset_config, select_outputs
 from retinanet_jax.weights.targets import check_expressible, has_coco_categories, target_settings
@@ -50,7 +50,7 @@ def import_weights(
 
     Args:
         source: As in `read_detector`.
-        file: A path, a URL or a published file's name, see `download.locate`.
+        file: A path, a URL, a name or a published file's name, see `named.locate`.
         output: The working directory to write; it must not exist.
         outputs: As in `read_detector`.
         category_names: As in `read_detector`.
@@ -65,7 +65,7 @@ def import_weights(
         choose("source", source, PRESETS)
     check_absent(output, "folder")
     imported = read_detector(
-        download.locate(file),
+        named.locate(file),
         source,
         outputs=outputs,
         category_names=category_names,

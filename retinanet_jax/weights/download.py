@@ -6,6 +6,7 @@ Keras an MD5 in its code; for the ImageNet weights that detectron2 starts from n
 published.
 """
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -16,6 +17,7 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from retinanet_jax.utils.files import make_writable
@@ -179,21 +181,31 @@ def fetch(name_or_url: str, folder: pathlib.Path) -> pathlib.Path:
     if path.exists():
         _check(path, published, fix=f"remove {path} and run this again")
         return path
-    try:
+    with errors_of_the_disk(path):
         make_writable(folder)
+        # Each process downloads into a folder of its own, since several may fetch the same file.
+        with tempfile.TemporaryDirectory(prefix="partial-", dir=folder) as partial:
+            draft = pathlib.Path(partial) / path.name
+            _download(published, draft, path)
+            _check(draft, published, fix="the file was removed, run this again")
+            path.parent.mkdir(exist_ok=True)
+            draft.replace(path)
+    return path
+
+
+@contextlib.contextmanager
+def errors_of_the_disk(path: pathlib.Path) -> Iterator[None]:
+    """Name a path in the cache, and how to choose another cache, in an error of writing it."""
+    try:
+        yield
+    except DownloadError:
+        raise
     except OSError as error:
         raise OSError(
-            f"{path}: this folder of downloaded files cannot be written ({error.strerror}); set "
-            "the environment variable XDG_CACHE_HOME to another folder."
+            f"{path}: this folder of downloaded files cannot be written "
+            f"({error.strerror or error}); set the environment variable XDG_CACHE_HOME to another "
+            "folder, on a disk with free space."
         ) from None
-    # Each process downloads into a folder of its own, since several may fetch the same file.
-    with tempfile.TemporaryDirectory(prefix="partial-", dir=folder) as partial:
-        draft = pathlib.Path(partial) / path.name
-        _download(published, draft, path)
-        _check(draft, published, fix="the file was removed, run this again")
-        path.parent.mkdir(exist_ok=True)
-        draft.replace(path)
-    return path
 
 
 def _place(name_or_url: str, folder: pathlib.Path) -> tuple[Published, pathlib.Path]:

@@ -123,11 +123,18 @@ def locate(weights: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def unknown_name(weights: str) -> FileNotFoundError:
-    """Return the error for an argument that is neither a path nor a name."""
+    """Return the error for an argument that is neither the path of a file nor a name."""
+    if pathlib.Path(weights).expanduser().is_dir():
+        return FileNotFoundError(f"{weights} is a folder; give a file of weights in it.")
+    if pathlib.PurePath(weights).suffix or len(pathlib.PurePath(weights).parts) > 1:
+        return FileNotFoundError(
+            f"{weights} does not exist, and is no name of published weights; give the path of an "
+            "existing file, a URL, or a name such as torchvision_v2 or resnet50."
+        )
     nearest = difflib.get_close_matches(weights, NAMES, 1)
-    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    hint = f"did you mean {nearest[0]}? The names are" if nearest else "the names are"
     return FileNotFoundError(
-        f"{weights} does not exist, and is no name of published weights; {hint}The names are "
+        f"{weights} does not exist, and is no name of published weights; {hint} "
         f"{', '.join(DETECTORS)} (detectors) and {', '.join(BACKBONES)} (backbones)."
     )
 

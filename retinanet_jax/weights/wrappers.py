@@ -47,6 +47,7 @@ class Leaf(NamedTuple):
 
     @property
     def is_array(self) -> bool:
+        """Whether it is an array."""
         return isinstance(self.value, Array | np.ndarray)
 
 

@@ -245,7 +245,7 @@ def test_missing_weights_are_named_with_those_that_can_be_had(
         f"--config.init.path={tmp_path / 'absent.npz'}",
     )
     assert f"{tmp_path / 'absent.npz'} does not exist, and is no name of published" in line
-    assert " resnet50, " in line
+    assert "or a name such as torchvision_v2 or resnet50." in line
 
 
 def test_a_traceback_is_printed_on_request(error_line, tmp_path):

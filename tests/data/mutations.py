@@ -100,7 +100,7 @@ def rewrite_json(tree: Any, rng: random.Random) -> None:
 
 def rewrite_path(path: str, rng: random.Random) -> str:
     """Return a file name as another system or tool would write it."""
-    forms: tuple[Callable[[str], str], ...] = (
+    spellings: tuple[Callable[[str], str], ...] = (
         lambda text: f"./{text}",
         lambda text: f"images\\{text}",
         lambda text: f"C:\\job\\images\\{text}",
@@ -109,7 +109,7 @@ def rewrite_path(path: str, rng: random.Random) -> str:
         lambda text: unicodedata.normalize("NFD", text),
         lambda text: text.upper(),
     )
-    return rng.choice(forms)(path)
+    return rng.choice(spellings)(path)
 
 
 def change_text(text: str, rng: random.Random) -> str:
@@ -138,12 +138,12 @@ def change_text(text: str, rng: random.Random) -> str:
 
 def rewrite_text(text: str, rng: random.Random) -> str:
     """Change a text in a way that keeps its meaning: line ends and a byte order mark."""
-    forms: tuple[Callable[[str], str], ...] = (
+    spellings: tuple[Callable[[str], str], ...] = (
         lambda text: text.replace("\n", "\r\n"),
         lambda text: text + "\n\n",
         lambda text: "\ufeff" + text,
     )
-    return rng.choice(forms)(text)
+    return rng.choice(spellings)(text)
 
 
 def rewrite_csv(text: str, rng: random.Random) -> str:

@@ -110,7 +110,7 @@ def write_voc(folder: pathlib.Path, content: Content) -> pathlib.Path:
 
 
 def write_devkit(folder: pathlib.Path, content: Content) -> pathlib.Path:
-    """Write the layout of the VOC devkit, whose pixels count from 1."""
+    """Write the layout of the VOC devkit, in which pixels count from 1."""
     shifted = [
         box._replace(xyxy=(box.xyxy[0] + 1, box.xyxy[1] + 1, *box.xyxy[2:]))
         for box in content.boxes

@@ -1,4 +1,4 @@
-"""The same dataset in every format has the same boxes, classes and AP, found by its folder only."""
+"""The same dataset in every format has the same boxes, classes and AP, read_boxes by its folder only."""
 
 import importlib
 import json
@@ -29,7 +29,7 @@ def folders(tmp_path_factory, content) -> dict[str, pathlib.Path]:
 
 
 def open_folder(folder, workdir):
-    """Open the training data of a folder whose format is detected."""
+    """Open the training data of a folder of any format."""
     config = default_config()
     datasets.use_dataset(config, folder, given=())
     return datasets.open_source(config, "train", workdir)
@@ -57,12 +57,12 @@ def contents(source):
 def test_boxes_classes_sizes_and_pixels_are_those_of_the_content(folders, content, name, tmp_path):
     source = open_folder(folders[name], tmp_path)
     assert tuple(category.name for category in source.categories) == content.names
-    found = contents(source)
-    assert sorted(found) == sorted(content.sizes)
+    read_boxes = contents(source)
+    assert sorted(read_boxes) == sorted(content.sizes)
     for image, size in content.sizes.items():
         expected = sorted((b.name, [b.xyxy[k] for k in (1, 0, 3, 2)]) for b in content.of(image))
-        assert [name for name, _ in found[image]] == [name for name, _ in expected]
-        boxes = [box for _, box in found[image]]
+        assert [name for name, _ in read_boxes[image]] == [name for name, _ in expected]
+        boxes = [box for _, box in read_boxes[image]]
         np.testing.assert_allclose(
             np.reshape(boxes, (-1, 4)), np.reshape([box for _, box in expected], (-1, 4)), atol=1e-4
         )
@@ -144,7 +144,7 @@ def test_categories_that_only_one_split_has_are_those_of_both(content, tmp_path)
     assert contents(evaluation)["photo 0.jpg"]
 
 
-def test_without_evaluation_data_images_are_held_out_and_said(folders):
+def test_without_evaluation_data_some_images_are_for_validation(folders):
     config = default_config()
     description = datasets.use_dataset(config, folders["yolo"], given=())
     assert description.startswith("data: YOLO: ")
@@ -163,7 +163,7 @@ def test_fields_that_are_given_have_precedence(folders):
     assert config.data.validation_fraction == 0
 
 
-def test_evaluate_reads_all_images_unless_the_run_held_some_out(folders):
+def test_evaluate_reads_all_images_unless_the_run_split_them(folders):
     def evaluated(trained_folder, *given, fraction=None):
         trained, config = default_config(), default_config()
         datasets.use_dataset(trained, trained_folder, given=())
@@ -238,7 +238,7 @@ def test_files_that_are_not_named_after_a_split_are_not_guessed(folders, tmp_pat
         detect_dataset(tmp_path)
 
 
-def test_the_images_of_a_json_are_found_where_they_are(folders, tmp_path, content):
+def test_the_folder_of_the_images_of_a_json_is_detected(folders, tmp_path, content):
     for folder in ("boxes", "images/train", "photographs"):
         root = tmp_path / folder.replace("/", "_")
         write_images(root / folder, content)
@@ -266,7 +266,7 @@ def test_convert_writes_the_evaluation_data_too_and_replaces_nothing(content, tm
     assert "ends with .json" in error_line("convert", f"--data={output}", "--output=x.txt")
 
 
-def test_convert_of_images_that_are_no_files_says_so(folders, tmp_path, capsys):
+def test_convert_names_images_that_are_no_files(folders, tmp_path, capsys):
     packed = tmp_path / "packed"
     run("pack", f"--data={folders['coco']}", f"--output={packed}", "--config=r50_fpn.py:tiny")
     capsys.readouterr()

@@ -27,7 +27,7 @@ from retinanet_jax.config import default_config
 from retinanet_jax.data_report import annotation_checks
 from retinanet_jax.evaluation.coco_metrics import coco_metrics
 
-# The first and the number of the changes of each kind and format.
+# The first and the number of the changes of each type and format.
 COUNTS = [(0, 20), pytest.param((20, 400), marks=pytest.mark.slow)]
 MAX_LINE = 1200  # characters of a message, of which the path of the temporary folder is a part
 CONTENT = Content(
@@ -40,7 +40,7 @@ CONTENT = Content(
         Box("b.jpg", "cat", (20, 30, 25, 41)),
     ],
 )
-# The format, and the files whose content is changed.
+# The format, and the files that are changed.
 CHANGED = {"coco": "*.json", "voc": "*.xml", "csv": "*.csv", "yolo": "*.txt"}
 
 
@@ -81,13 +81,15 @@ def check_one_reading(source) -> None:
     annotation_checks.check_duplicate_boxes(source, boxes, pairs)
     truth = source.ground_truth()
     json.dumps(truth, allow_nan=False)
-    kept = ~boxes.empty_mask
+    has_area = ~boxes.empty_mask
     trained = [source.annotations(index) for index in range(len(source))]
-    np.testing.assert_array_equal(np.concatenate([a.boxes for a in trained]), boxes.boxes[kept])
+    np.testing.assert_array_equal(np.concatenate([a.boxes for a in trained]), boxes.boxes[has_area])
     crowd = [bool(x["iscrowd"]) for x in truth["annotations"]]
     assert crowd == boxes.crowd_mask.tolist()
-    assert np.concatenate([a.crowd for a in trained]).tolist() == boxes.crowd_mask[kept].tolist()
-    # Detections that equal the objects are all right, except at boxes that AP alone counts.
+    assert (
+        np.concatenate([a.crowd for a in trained]).tolist() == boxes.crowd_mask[has_area].tolist()
+    )
+    # Detections that equal the objects are all right, except at boxes that only AP counts.
     results = [
         {
             "image_id": source.image_ids[index],
@@ -101,7 +103,7 @@ def check_one_reading(source) -> None:
         )
         if not is_crowd
     ]
-    inside = not boxes.outside.any() and kept.all()
+    inside = not boxes.outside.any() and has_area.all()
     ap = coco_metrics(truth, results)[0]["AP"]
     if inside and results:
         assert ap == pytest.approx(1)
@@ -161,19 +163,19 @@ REWRITTEN = {
 @pytest.mark.parametrize("name", REWRITTEN)
 def test_a_change_that_keeps_the_meaning_changes_no_box(originals, tmp_path, name, seeds):
     expected = readings(open_changed(originals[name], tmp_path))
-    pattern, kind = REWRITTEN[name]
+    pattern, file_type = REWRITTEN[name]
     for seed in range(*seeds):
         rng = random.Random(f"{name} {seed}")
         folder = changed_copy(originals[name], tmp_path / name)
         for path in sorted(folder.glob(pattern)):
             text = path.read_text()
-            if kind == "json":
+            if file_type == "json":
                 tree = json.loads(text)
                 for _ in range(rng.randrange(1, 6)):
                     rewrite_json(tree, rng)
                 text = json.dumps(tree)
             else:
-                text = (rewrite_csv if kind == "csv" else rewrite_text)(text, rng)
+                text = (rewrite_csv if file_type == "csv" else rewrite_text)(text, rng)
             path.write_text(text, newline="")
         source = open_changed(folder, tmp_path)
         assert source is not None, f"{name}, seed {seed}: {folder}"

@@ -92,7 +92,8 @@ def as_version_1(folder, source) -> None:
     del header["image_ids"]
     arrays = dict(np.load(folder / packed.OBJECTS))
     old = {"image_ids": np.array(source.image_ids), "sizes": arrays["sizes"]}
-    np.savez(folder / packed.OBJECTS, **old, held=arrays["packed_sizes"])
+    old["held"] = arrays["packed_sizes"]
+    np.savez(folder / packed.OBJECTS, **old)
     (folder / packed.GROUND_TRUTH).write_text(json.dumps(source.ground_truth()))
     for name in (packed.OBJECTS, packed.GROUND_TRUTH):
         header["bytes"][name] = (folder / name).stat().st_size

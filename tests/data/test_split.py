@@ -67,10 +67,10 @@ def split(source, fraction, rule="auto"):
 )
 def test_the_frames_of_a_video_stay_on_one_side(pattern):
     source = NamedSource([pattern.format(v, f) for v in range(5) for f in range(6)])
-    train, held_out = split(source, 0.2)
-    assert len(held_out) == 6
+    train, validation = split(source, 0.2)
+    assert len(validation) == 6
     length = pattern.index("{") + 1  # up to the number of the video
-    videos = [{name[:length] for name in part.file_names} for part in (train, held_out)]
+    videos = [{name[:length] for name in part.file_names} for part in (train, validation)]
     assert len(videos[0] | videos[1]) == 5
     assert not videos[0] & videos[1]
 
@@ -78,9 +78,9 @@ def test_the_frames_of_a_video_stay_on_one_side(pattern):
 @pytest.mark.parametrize("pattern", ["frame_{:04d}.jpg", "scene 1/{:04d}.jpg", "shot{:04d}.jpg"])
 def test_a_single_video_is_split_into_runs_of_frames(pattern):
     source = NamedSource([pattern.format(k) for k in range(100)])
-    held_out = split(source, 0.2)[1]
-    assert len(held_out) == 20
-    numbers = sorted(int(name[-8:-4]) for name in held_out.file_names)
+    validation = split(source, 0.2)[1]
+    assert len(validation) == 20
+    numbers = sorted(int(name[-8:-4]) for name in validation.file_names)
     assert np.count_nonzero(np.diff(numbers) > 1) <= 1  # two runs of ten frames at most
 
 
@@ -91,37 +91,39 @@ def test_a_single_video_is_split_into_runs_of_frames(pattern):
 @pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5])
 def test_series_of_photographs_are_split_one_by_one_and_exactly(pattern, fraction):
     source = NamedSource([pattern.format(k) for k in range(100)])
-    _, held_out = split(source, fraction)
-    assert len(held_out) == round(fraction * 100)
+    _, validation = split(source, fraction)
+    assert len(validation) == round(fraction * 100)
     # Those with the smallest hashes, which were held out before, too.
     before = split_by_hash(source, fraction)[1].file_names
-    both = set(before) & set(held_out.file_names)
-    assert len(both) == min(len(before), len(held_out))
+    both = set(before) & set(validation.file_names)
+    assert len(both) == min(len(before), len(validation))
 
 
 def test_a_year_is_no_number_of_a_video():
     source = NamedSource([f"20{y:02d}_{k:06d}.jpg" for y in range(5, 12) for k in range(10)])
-    held_out = split(source, 0.2)[1]
-    assert len(held_out) == 14
-    assert len({name[:4] for name in held_out.file_names}) > 2
+    validation = split(source, 0.2)[1]
+    assert len(validation) == 14
+    assert len({name[:4] for name in validation.file_names}) > 2
 
 
 def test_augmented_copies_stay_with_their_original():
     originals = [f"dog{k}" for k in range(40)]
     suffixes = [".jpg", "_aug1.jpg", "_jpg.rf.0123456789abcdef0123.jpg", "-flipped.png"]
     source = NamedSource([name + suffix for name in originals for suffix in suffixes])
-    train, held_out = split(source, 0.25)
-    of = [{re.match(r"dog\d+", name)[0] for name in part.file_names} for part in (train, held_out)]
+    train, validation = split(source, 0.25)
+    of = [
+        {re.match(r"dog\d+", name)[0] for name in part.file_names} for part in (train, validation)
+    ]
     assert not of[0] & of[1]
-    assert len(held_out) == 40
+    assert len(validation) == 40
 
 
 def test_a_regular_expression_names_the_group():
     source = NamedSource([f"{k}-patient{k % 10}.png" for k in range(60)])
-    train, held_out = split(source, 0.3, rule=r"(patient\d+)")
-    of = [{name.split("-")[1] for name in part.file_names} for part in (train, held_out)]
+    train, validation = split(source, 0.3, rule=r"(patient\d+)")
+    of = [{name.split("-")[1] for name in part.file_names} for part in (train, validation)]
     assert not of[0] & of[1]
-    assert len(held_out) == 18
+    assert len(validation) == 18
     with pytest.raises(ValueError, match=r"data.split_groups='\(' is neither auto nor none"):
         split(source, 0.3, rule="(")
 
@@ -135,9 +137,9 @@ def test_nearly_identical_images_stay_together_whatever_their_names():
     brighter = [np.clip(scene + 12, 0, 255).astype(np.uint8) for scene in copies]
     names = [f"{chr(97 + k)}{part}.jpg" for part in "xy" for k in range(20)]
     source = NamedSource(names, [*scenes, *brighter])
-    train, held_out = split(source, 0.3)
-    assert len(held_out) == 12
-    assert not {name[0] for name in train.file_names} & {name[0] for name in held_out.file_names}
+    train, validation = split(source, 0.3)
+    assert len(validation) == 12
+    assert not {name[0] for name in train.file_names} & {name[0] for name in validation.file_names}
 
 
 def test_images_without_content_are_not_similar():
@@ -164,7 +166,7 @@ def test_the_last_group_of_a_category_is_trained_on():
     assert trained == set(classes)
 
 
-def test_some_object_is_held_out_if_training_can_spare_one():
+def test_an_object_is_among_the_validation_images_if_training_can_spare_one():
     names = [f"{k}.png" for k in range(40)]
     for first in range(10):
         source = NamedSource(names)
@@ -172,22 +174,22 @@ def test_some_object_is_held_out_if_training_can_spare_one():
         few = NamedSource(names)
         few.objects = objects
         few._bounds = np.searchsorted(objects.image_index, np.arange(41))
-        train, held_out = split(few, 0.2)
-        assert len(held_out) == 8
-        assert train.object_mask.sum() == held_out.object_mask.sum() == 1
+        train, validation = split(few, 0.2)
+        assert len(validation) == 8
+        assert train.object_mask.sum() == validation.object_mask.sum() == 1
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=30), st.floats(0.05, 0.6))
 def test_every_image_is_in_one_part_and_no_group_in_both(sizes, fraction):
     names = [f"clip{g}_{k:03d}.jpg" for g, size in enumerate(sizes) for k in range(size)]
-    train, held_out = split(NamedSource(names), fraction, rule=r"(clip\d+)_")
-    of = [{name.split("_")[0] for name in part.file_names} for part in (train, held_out)]
+    train, validation = split(NamedSource(names), fraction, rule=r"(clip\d+)_")
+    of = [{name.split("_")[0] for name in part.file_names} for part in (train, validation)]
     assert len(train) > 0
-    assert len(held_out) > 0
+    assert len(validation) > 0
     assert not of[0] & of[1]
     target = round(fraction * len(names))
-    assert abs(len(held_out) - target) <= max(sizes)
+    assert abs(len(validation) - target) <= max(sizes)
 
 
 def test_pairs_across_two_datasets():

@@ -160,6 +160,26 @@ def test_a_conversion_that_fails_leaves_nothing(publish, monkeypatch, places):
 # ---- files
 
 
+@pytest.mark.usefixtures("read_files")
+def test_a_cache_that_is_full_or_cannot_be_written_is_named(publish, monkeypatch, places):
+    publish()
+    usage = shutil.disk_usage(places)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=11))
+        with pytest.raises(OSError, match=r"cannot be written \(it needs 0 MB\); set .*XDG_CAC"):
+            cached.load(NAME)
+    (places / "cache/retinanet_jax" / cached.FOLDER).rmdir()
+    (places / "cache/retinanet_jax" / cached.FOLDER).touch()
+    with pytest.raises(OSError, match=r"checkpoints/.*cannot be written .* XDG_CACHE_HOME"):
+        cached.load(NAME)
+
+
+def test_only_what_a_file_does_not_show_is_answered_with_flags(places):
+    (places / "w.pth").write_text("<html>")
+    with pytest.raises(ValueError, match=r"w\.pth is a web page.*shows\.$"):
+        cached.load("w.pth")
+
+
 def test_a_file_is_converted_once_by_its_content(read_files, places, capsys):
     file = places / "model.pth"
     file.write_bytes(b"abc")
@@ -210,7 +230,7 @@ def test_a_folder_with_a_checkpoint_precedes_a_name_and_another_folder_does_not(
     [
         ("resnet50", r"resnet50 is the backbone .*torchvision_v1, .*train with --weights=resnet50"),
         ("torchvision_v3", r"torchvision_v3 does not exist, and .* did you mean torchvision_v2\?"),
-        ("runs/absent", r"runs/absent does not exist, and is no name of published weights; The n"),
+        ("runs/absent", r"runs/absent does not exist, and is no name of published weights; give"),
         (".", r"no checkpoint here; give the working directory"),
     ],
 )

@@ -1,5 +1,6 @@
 """A downloaded file is complete and checked or absent, and every error states what to do."""
 
+import errno
 import hashlib
 import os
 import re
@@ -193,6 +194,20 @@ def test_an_interrupted_download_leaves_nothing(monkeypatch, published, tmp_path
     with pytest.raises(KeyboardInterrupt):
         download.fetch(NAME, tmp_path)
     assert everything(tmp_path) == []
+
+
+def test_a_full_disk_is_named_with_another_folder(monkeypatch, published, tmp_path):
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    published("good")
+    monkeypatch.setattr(download, "make_progress", lambda *_: no_space)
+    monkeypatch.setattr(download, "CHUNK", 1000)
+    message = r"cannot be written \(No space left on device\); set .* with free space"
+    with pytest.raises(OSError, match=message) as caught:
+        download.fetch(NAME, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_file_can_be_downloaded_several_times_at_once(published, tmp_path):

@@ -69,7 +69,7 @@ def test_an_argument_may_be_a_name_or_end_in_a_published_file(argument, name):
     [
         ("torchvision_v3", "did you mean torchvision_v2? The names are torchvision_v1, "),
         ("detectron2", "did you mean detectron2_r50_3x? The names are "),
-        ("runs/absent", "of published weights; The names are torchvision_v1, torchvision_v2, "),
+        ("absent", "of published weights; the names are torchvision_v1, torchvision_v2, "),
     ],
 )
 def test_an_unknown_name_is_one_line_with_the_names_and_the_most_similar(places, argument, hint):
@@ -83,6 +83,17 @@ def test_an_unknown_name_is_one_line_with_the_names_and_the_most_similar(places,
 
 
 # ---- the network that weights require
+
+
+def test_a_path_that_does_not_exist_is_answered_with_kinds_of_paths_and_not_with_all_names(places):
+    (places / "mine").mkdir()
+    for argument in ("mine.pth", "runs/mine", "~/mine"):
+        message = str(named.unknown_name(argument))
+        assert message == (
+            f"{argument} does not exist, and is no name of published weights; give the path of an "
+            "existing file, a URL, or a name such as torchvision_v2 or resnet50."
+        )
+    assert str(named.unknown_name("mine")) == "mine is a folder; give a file of weights in it."
 
 
 @pytest.mark.parametrize("name", NAMES)

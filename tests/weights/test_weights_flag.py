@@ -96,10 +96,23 @@ def test_a_detector_that_was_trained_here_gives_its_network(config_of, toy_confi
         (["--config=configs/shapes.py", f"--weights={NAME}"], "the weights torchvision_v2 require"),
         (["--weights=torchvision_v3"], "did you mean torchvision_v2? The names are torchvision_v1"),
         (["--weights=runs/absent"], "runs/absent does not exist, and is no name of published"),
+        ([f"--weights={NAME}", "--config.init.path=x"], "--weights and --config.init.path both na"),
+        ([f"--weights={NAME}", "--config.init.source="], "--weights and --config.init.source bot"),
     ],
 )
 def test_weights_that_do_not_fit_or_exist_are_one_line(error_line, places, flags, message):
     assert message in error_line("train", *flags, f"--workdir={places / 'run'}")
+
+
+@pytest.mark.parametrize("flags", [["--weights=a", "--checkpoint=b"], ["--weights=a"] * 2])
+@pytest.mark.parametrize("command", ["predict", "export-weights"])
+def test_weights_by_both_names_of_the_flag_are_one_line(error_line, places, command, flags):
+    rest = (
+        ["--output=o", "a.jpg"] if command == "predict" else ["--target=detectron2", "--output=o"]
+    )
+    (places / "a.jpg").write_bytes(b"")
+    line = error_line(command, *flags, *rest)
+    assert line == "--weights, or its other name --checkpoint, is given twice; give one."
 
 
 # ---- what goes wrong with the file

@@ -190,14 +190,14 @@ class CocoContent:
         used = set(map(_category_id, entries))
         last = {category.name: category for category in categories}
         used_names = {category.name for category in categories if category.id in used}
-        kept, dropped = [], []
+        remaining, dropped = [], []
         for category in categories:
             is_needed = (
                 category.id in used
                 if category.name in used_names
                 else category == last[category.name]
             )
-            (kept if is_needed else dropped).append(category)
+            (remaining if is_needed else dropped).append(category)
         for category_id, name in dropped:
             logging.warning(
                 "%s: category id %d is dropped, since it has no annotations and the name %r of "
@@ -206,7 +206,7 @@ class CocoContent:
                 category_id,
                 name,
             )
-        return kept
+        return remaining
 
     def _read_objects(self, entries: list) -> Objects:
         """Return the objects of all annotations."""
@@ -215,8 +215,8 @@ class CocoContent:
         for entry in entries:
             try:
                 annotation_id = parse_integer("id", entry["id"])
-                image_index = self._look_up(self._index_of, entry, "image_id", "images")
-                class_index = self._look_up(self._class_of, entry, "category_id", "categories")
+                image_index = self._index_by_id(self._index_of, entry, "image_id", "images")
+                class_index = self._index_by_id(self._class_of, entry, "category_id", "categories")
                 x, y, width, height = parse_xywh("bbox", entry["bbox"])
                 area = entry.get("area")
                 area = math.nan if area is None else parse_number("area", area)
@@ -243,7 +243,7 @@ class CocoContent:
         self._warn(ignored, "`ignore`, which is read as `iscrowd`: a crowd region, not an object")
         return objects.to_objects()
 
-    def _look_up(self, indices: dict[int, int], entry: dict, field: str, section: str) -> int:
+    def _index_by_id(self, indices: dict[int, int], entry: dict, field: str, section: str) -> int:
         """Return the index of the image or category that a field of an annotation refers to."""
         value = parse_integer(field, entry[field])
         if value not in indices:

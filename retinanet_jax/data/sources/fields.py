@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 MAX_SIDE = 1_000_000  # pixels; a larger image is a mistake, and its area may exceed 64 bits
-MAX_SHOWN = 60  # characters of a value in a message
+MAX_TEXT = 60  # characters of a value in a message
 # Fractions of an image are rounded, and boxes may extend beyond it by a few pixels.
 FRACTION_TOLERANCE = 0.01
 FLAGS = {
@@ -25,9 +25,9 @@ class FieldError(ValueError):
 
 
 def show(value: Any) -> str:
-    """Return a value as it appears in messages, cut to `MAX_SHOWN` characters."""
+    """Return a value as it appears in messages, cut to `MAX_TEXT` characters."""
     text = repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}..."
 
 
 def parse_number(name: str, value: Any) -> float:

@@ -49,7 +49,7 @@ class Objects(NamedTuple):
         return self._replace(boxes=boxes, areas=box_sides(boxes).prod(axis=1))
 
     def of_images(self, indices: Sequence[int]) -> "Objects":
-        """Return the objects of these images, whose new indices are the positions in `indices`."""
+        """Return the objects of these images; their new indices are the positions in `indices`."""
         last = max(self.image_index.max(initial=-1), max(indices, default=-1))
         new_index = np.full(last + 1, -1, np.int32)
         new_index[indices] = np.arange(len(indices))

@@ -69,9 +69,9 @@ def near_pairs(first: ImageHashes, second: ImageHashes | None = None) -> Int[np.
         block = rows[start : start + ROWS_AT_ONCE]
         differing = first.bits[block, None] ^ other.bits[columns]
         near = np.bitwise_count(differing).sum(axis=-1, dtype=np.int32) <= MAX_DISTANCE
-        found = np.argwhere(near)
-        found = np.stack([block[found[:, 0]], columns[found[:, 1]]], axis=1)
-        pairs.append(found if second is not None else found[found[:, 0] < found[:, 1]])
+        row, column = np.nonzero(near)
+        new = np.stack([block[row], columns[column]], axis=1)
+        pairs.append(new if second is not None else new[new[:, 0] < new[:, 1]])
     return np.concatenate(pairs)
 
 

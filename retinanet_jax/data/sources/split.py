@@ -31,7 +31,7 @@ FRAME = re.compile(r"(.*?)(\d+)$", re.DOTALL)
 YEAR = re.compile(r"(?<!\d)(19|20)\d\d(?!\d)")
 VIDEO_WORD = re.compile(r"frame|video|clip|seq|scene|shot", re.IGNORECASE)
 MAX_OF_TARGET = 1.5  # a group of more than so many times the held-out images is no single scene
-LARGEST_FRACTION = 0.5  # of the images in one group, from which the content says nothing
+LARGEST_FRACTION = 0.5  # of the images in one group, from which the content is ignored
 
 
 def split_by_hash(source: Source, fraction: float) -> tuple[Source, Source]:
@@ -86,14 +86,14 @@ def split_by_groups(
     positions = _positions(source, fraction)
     target = min(max(round(fraction * len(source)), 1), len(source) - 1)
     group_of = group_images(source, target, rule, progress)
-    held_out = _choose(source, group_of, positions, target)
-    if held_out.all():
+    is_validation = _choose(source, group_of, positions, target)
+    if is_validation.all():
         logging.warning(
             "%s: its images form one group, which cannot be split; they are split one by one.",
             source.name,
         )
-        held_out = positions <= np.sort(positions)[target - 1]
-    return _parts(source, held_out)
+        is_validation = positions <= np.sort(positions)[target - 1]
+    return _parts(source, is_validation)
 
 
 def group_images(
@@ -107,7 +107,7 @@ def group_images(
         rule: "auto": the frames of a video, the copies of an image, and nearly identical images
             form groups. Otherwise a regular expression, of which the first group, or else the
             match, names the group of an image; an image without a match is a group of its own.
-        progress: Called with the number of images whose content has been compared.
+        progress: Called with the number of images that have been compared.
 
     Raises:
         ValueError: If the rule is no regular expression.
@@ -230,7 +230,7 @@ def _choose(
     """Return the images to hold out: whole groups, about `target` images."""
     objects = source.objects
     members, classes = collections.defaultdict(list), collections.defaultdict(set)
-    for index in np.argsort(positions, kind="stable").tolist():
+    for index in np.argsort(positions, stable=True).tolist():
         members[group_of[index]].append(index)
     for group, k in np.unique(
         np.stack([group_of[objects.image_index], objects.classes])[:, source.object_mask], axis=1
@@ -238,7 +238,7 @@ def _choose(
         classes[group].add(k)
     # The number of groups in training that have each class.
     remaining = collections.Counter(k for group in classes.values() for k in group)
-    held_out, count = np.zeros(len(source), bool), 0
+    is_validation, count = np.zeros(len(source), bool), 0
     # The first group with an object comes first: without one, AP is undefined.
     with_objects = [
         group for group in members if classes[group] and _is_spared(classes[group], remaining)
@@ -247,13 +247,13 @@ def _choose(
         indices = members[group]
         is_closer = abs(count + len(indices) - target) < abs(count - target)
         if is_closer and _is_spared(classes[group], remaining):
-            held_out[indices] = True
+            is_validation[indices] = True
             count += len(indices)
             remaining.subtract(classes[group])
     if not count:
         nearest = min(members.values(), key=lambda indices: abs(len(indices) - target))
-        held_out[nearest] = True
-    return held_out
+        is_validation[nearest] = True
+    return is_validation
 
 
 def _is_spared(classes: Iterable[int], remaining: Mapping[int, int]) -> bool:
