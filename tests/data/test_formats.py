@@ -1,4 +1,4 @@
-"""The same dataset in every format has the same boxes, classes and AP, read_boxes by its folder only."""
+"""The same dataset in every format, opened by its folder, has the same boxes, classes and AP."""
 
 import importlib
 import json

@@ -90,9 +90,9 @@ def _other_readings(
 ) -> Iterator[tuple[str, Float64[np.ndarray, "n 4"], bool]]:
     """Yield the name, the yxyx boxes and the certainty of each other reading of the same numbers.
 
-    Corners are recognized in formats of [x, y, width, height], of which the boxes are sums. Sides in
-    a format of corners are errors of single boxes already, since a side is often smaller than the
-    first corner.
+    Corners are recognized in formats of [x, y, width, height], of which the boxes are sums. In a
+    format of corners, sides are errors of single boxes already, since a side is often smaller than
+    the first corner.
     """
     low, high = boxes[:, :2], boxes[:, 2:]
     sides = high - low
