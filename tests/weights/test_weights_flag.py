@@ -112,7 +112,7 @@ def test_weights_by_both_names_of_the_flag_are_one_line(error_line, places, comm
     )
     (places / "a.jpg").write_bytes(b"")
     line = error_line(command, *flags, *rest)
-    assert line == "--weights, or its other name --checkpoint, is given twice; give one."
+    assert line == "error: --weights, or its other name --checkpoint, is given twice; give one."
 
 
 # ---- what goes wrong with the file
