@@ -99,6 +99,19 @@ def test_the_subsets_of_a_project_are_its_splits(tmp_path, in_folders):
         CvatSource(file, split="test")
 
 
+def test_the_same_name_in_two_subsets_means_two_images(tmp_path):
+    file = write_cvat(tmp_path, CONTENT) / "annotations.xml"
+    text = file.read_text()
+    for k, subset in enumerate(("a", "b", "c")):
+        (tmp_path / "images" / subset).mkdir()
+        (tmp_path / "images" / f"photo {k}.jpg").rename(tmp_path / "images" / subset / "0.jpg")
+        text = text.replace(
+            f'id="{k}" name="photo {k}.jpg"', f'id="{k}" subset="{subset}" name="0.jpg"'
+        )
+    file.write_text(text)
+    assert CvatSource(file).file_names == ["a/0.jpg", "b/0.jpg", "c/0.jpg"]
+
+
 def test_subsets_that_are_no_splits_are_read_together(tmp_path):
     file = write_cvat(tmp_path, CONTENT) / "annotations.xml"
     file.write_text(file.read_text().replace("<image id", '<image subset="default" id'))

@@ -120,10 +120,12 @@ def test_names_without_a_suffix_and_paths_of_another_system_find_their_folder(tm
     assert detected.evaluation is not None
     assert detected.evaluation["images"] == str(tmp_path / "validation")
     file = write_coco(tmp_path / "windows", CONTENT) / "boxes.json"
-    file.write_text(file.read_text().replace("photo", r"C:\\data\\photo"))
+    text = file.read_text().replace("photo", r"C:\\data\\photo")
     (tmp_path / "windows" / "images").rename(tmp_path / "windows" / "photos 2")
-    (tmp_path / "windows" / "masks").mkdir()
-    assert detect_dataset(file).train["images"] == str(tmp_path / "windows" / "photos 2")
+    write_images(tmp_path / "windows" / "masks", make_content(1)._replace(sizes={"a.jpg": (8, 8)}))
+    for suffix in (".jpg", ".png"):
+        file.write_text(text.replace(".jpg", suffix))
+        assert detect_dataset(file).train["images"] == str(tmp_path / "windows" / "photos 2")
 
 
 @pytest.mark.parametrize("name", ["voc", "labelme"])

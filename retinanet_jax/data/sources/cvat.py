@@ -187,16 +187,11 @@ def _find_images(
     path: pathlib.Path, parsed: Sequence[_Image], images: str | os.PathLike | None
 ) -> tuple[pathlib.Path, list[str]]:
     """Return the folder of images and their names in it, which are in a folder for each subset."""
-    in_subsets = [f"{image.subset}/{image.name}" if image.subset else "" for image in parsed]
-    names = [image.name for image in parsed]
-    if images:
-        folder = pathlib.Path(images)
-    else:
-        sample = slice(MAX_SAMPLE)
-        folder = find_image_folder(path, [*filter(None, in_subsets[sample]), *names[sample]])
+    names = [f"{image.subset}/{image.name}" if image.subset else image.name for image in parsed]
+    folder = pathlib.Path(images) if images else find_image_folder(path, names[:MAX_SAMPLE])
     return folder, [
-        in_subset if in_subset and (folder / in_subset).is_file() else name
-        for in_subset, name in zip(in_subsets, names, strict=True)
+        name if image.subset and (folder / name).is_file() else image.name
+        for name, image in zip(names, parsed, strict=True)
     ]
 
 
