@@ -1,7 +1,7 @@
-"""What a file of weights is, by its first bytes, and what it is instead if it is none.
+"""The format of a file of weights by its first bytes, and what a file without weights is instead.
 
-The suffix only words the errors: `.pth` is said to be a file of PyTorch, but may be a pickle, or
-the page that a download ended in.
+The suffix only changes the text of errors: a `.pth` should be a file of PyTorch, but may be a
+pickle, or the web page that a server sent in its place.
 """
 
 import enum
@@ -49,8 +49,8 @@ def recognize(file: BinaryIO, path: pathlib.Path) -> Format:
         path: Its path, for messages.
 
     Raises:
-        ValueError: If it is certainly no file of weights; the message says what it is. Any other
-            content is called a pickle.
+        ValueError: If it is certainly no file of weights; the message names what it is. Any other
+            content is taken for a pickle.
     """
     start = file.read(MAX_START)
     what = _other_content(start, path)

@@ -1,7 +1,7 @@
 """Networks that are no RetinaNet of torchvision or detectron2, recognized by the names of arrays.
 
-People give the file of another network by mistake, or hope that any RetinaNet will do. A name that
-only one network has says which it is.
+Users give the file of another network by mistake, or expect that any RetinaNet can be read. A name
+that only one network has shows which network it is.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from retinanet_jax.weights.unpickle import MAX_LENGTH
 
 FCOS = r"bbox_ctrness|centerness|\bctrness"
-# A part of a name -> the network that has it. The first one that is found counts.
+# A part of a name -> the network that has it. The first one that occurs decides.
 NETWORKS = (
     (r"roi_heads\.(mask_|.*mask)", "Mask R-CNN"),
     (r"roi_heads\.keypoint", "Keypoint R-CNN"),
@@ -45,10 +45,10 @@ def refuse(names: Iterable[str]) -> None:
     if first(RETINANET) and not first(FCOS):  # FCOS has its names, and more
         return
     for pattern, network in NETWORKS:
-        found = first(pattern)
-        if found:
+        name = first(pattern)
+        if name:
             raise ValueError(
-                f"these are weights of {network}, as {found} shows; give those of a RetinaNet that "
+                f"these are weights of {network}, as {name} shows; give those of a RetinaNet that "
                 "torchvision or detectron2 trained."
             )
     if first(RESNET) and not first("fpn"):

@@ -58,7 +58,7 @@ def leaves(content: Any) -> dict[str, Leaf]:
     """
     if not isinstance(content, dict | list | tuple):
         return {"": Leaf(content, "")}
-    found: dict[str, Leaf] = {}
+    by_name: dict[str, Leaf] = {}
     visited: set[int] = set()  # a dict may contain itself
     queue = collections.deque([("", content)])
     while queue:
@@ -73,9 +73,9 @@ def leaves(content: Any) -> dict[str, Leaf]:
                     queue.append((f"{container}{text}.", value))
             elif isinstance(value, Array | np.ndarray | Inert):
                 name = container + WRAPPERS.sub("", text)
-                name = f"{container}{text}" if name in found else name
-                found[name] = Leaf(value, container)
-    return found
+                name = f"{container}{text}" if name in by_name else name
+                by_name[name] = Leaf(value, container)
+    return by_name
 
 
 def _text(key: Any) -> str:
@@ -98,19 +98,19 @@ def state_dict(content: Any, path: pathlib.Path) -> dict[str, Array | np.ndarray
         ValueError: If there are no arrays by name, something else among them, or several networks
             of which not one is the average of the others.
     """
-    found = leaves(content)
-    networks = _networks(found)
-    modules = [leaf.value for leaf in found.values() if _is_module(leaf.value)]
+    by_name = leaves(content)
+    networks = _networks(by_name)
+    modules = [leaf.value for leaf in by_name.values() if _is_module(leaf.value)]
     if modules and not networks:
         raise ValueError(
             f"weights file {path} contains a whole module ({modules[0].name[:MAX_LENGTH]}), which "
             "only its own code can load; where that is installed, save its state dict: "
             'torch.save(model.state_dict(), "weights.pth").'
         )
-    candidates = networks or _usual_dict(found)
+    candidates = networks or _usual_dict(by_name)
     prefix = _choose(candidates, path)
     arrays = {}
-    for name, leaf in found.items():
+    for name, leaf in by_name.items():
         own = name.removeprefix(prefix)
         if not own or own.endswith(EXTRA_STATE) or not _belongs(name, leaf, prefix, candidates):
             continue
@@ -128,26 +128,26 @@ def state_dict(content: Any, path: pathlib.Path) -> dict[str, Array | np.ndarray
             "file with a dict of arrays."
         )
     if networks:
-        _warn_of_others(found, prefix, networks, path)
+        _warn_of_others(by_name, prefix, networks, path)
     return arrays
 
 
-def _networks(found: Mapping[str, Leaf]) -> dict[str, str | None]:
+def _networks(by_name: Mapping[str, Leaf]) -> dict[str, str | None]:
     """Return the prefix of each network, and the keys of the dict that has it.
 
-    A network whose parts are in several dicts has None in place of those.
+    For a network with parts in several dicts, None takes the place of the keys.
     """
     networks = {}
-    for name, leaf in found.items():
+    for name, leaf in by_name.items():
         match = FIRST_BLOCK.fullmatch(name)
         if match and leaf.is_array:
             networks[match[1]] = leaf.container if match[1].startswith(leaf.container) else None
     return networks
 
 
-def _usual_dict(found: Mapping[str, Leaf]) -> dict[str, str | None]:
+def _usual_dict(by_name: Mapping[str, Leaf]) -> dict[str, str | None]:
     """Return the keys of a dict with arrays under one of WEIGHTS_KEYS, or of the outermost dict."""
-    for leaf in found.values():
+    for leaf in by_name.values():
         *_, key, _ = ("", *leaf.container.split("."))
         if leaf.is_array and key in WEIGHTS_KEYS:
             return {leaf.container: leaf.container}
@@ -184,13 +184,13 @@ def _belongs(name: str, leaf: Leaf, prefix: str, networks: Mapping[str, str | No
 
 
 def _warn_of_others(
-    found: Mapping[str, Leaf], prefix: str, networks: Mapping[str, str | None], path: pathlib.Path
+    by_name: Mapping[str, Leaf], prefix: str, networks: Mapping[str, str | None], path: pathlib.Path
 ) -> None:
     """Warn of arrays of other modules in the network's dict, and of an average without names."""
     container, all_prefixes = networks[prefix] or "", tuple(networks)
     others = [
         name.removeprefix(container)
-        for name, leaf in found.items()
+        for name, leaf in by_name.items()
         if leaf.is_array and leaf.container == container
         if not name.startswith(all_prefixes) and not _is_counter(leaf)
     ]
@@ -201,7 +201,7 @@ def _warn_of_others(
         )
     averages = [
         leaf.container if leaf.is_array else name
-        for name, leaf in found.items()
+        for name, leaf in by_name.items()
         if (leaf.is_array and not _is_counter(leaf)) or _is_module(leaf.value)
     ]
     averages = sorted({name for name in averages if AVERAGED.search(name)})

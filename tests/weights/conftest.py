@@ -1,4 +1,4 @@
-"""Fixtures of download hosts and of state dicts, whose shapes and values are in state_dicts.py."""
+"""Fixtures of download hosts, and of state dicts with the shapes and values of state_dicts.py."""
 
 import functools
 import hashlib

@@ -85,7 +85,7 @@ def test_an_unknown_name_is_one_line_with_the_names_and_the_most_similar(places,
 # ---- the network that weights require
 
 
-def test_a_path_that_does_not_exist_is_answered_with_kinds_of_paths_and_not_with_all_names(places):
+def test_the_error_about_a_missing_path_lists_what_can_be_given_and_not_all_names(places):
     (places / "mine").mkdir()
     for argument in ("mine.pth", "runs/mine", "~/mine"):
         message = str(named.unknown_name(argument))

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint are found in any wrapper, and have the network's own names."""
+"""Weights are read from a checkpoint in any wrapper, and have the network's own names."""
 
 import pickle
 
@@ -182,7 +182,7 @@ def test_an_average_without_names_is_mentioned(read, warnings):
 
 
 @pytest.mark.parametrize("wrap", [lambda x: [x, 3], lambda x: (3, x), lambda x: {"net": {"b": x}}])
-def test_a_state_dict_is_found_however_deep_it_is(read, warnings, wrap):
+def test_a_state_dict_is_read_at_any_depth(read, warnings, wrap):
     assert_equal(read(wrap(tensors(DETECTOR))), DETECTOR)
     assert not warnings()
 
