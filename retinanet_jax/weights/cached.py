@@ -21,7 +21,9 @@ from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.utils.files import write_folder
 from retinanet_jax.weights import convert, download, named
 from retinanet_jax.weights.presets import preset_config
+from retinanet_jax.weights.resnet import join_names
 
+SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".pkl", ".npz")
 FOLDER = "checkpoints"  # of conversions, in the user's cache
 DIGEST_LENGTH = 16  # hexadecimal digits of a file's SHA-256 in a folder's name
 
@@ -50,6 +52,7 @@ def checkpoint_folder(weights: str | os.PathLike[str]) -> pathlib.Path:
     if name in named.DETECTORS:
         return _converted_name(name)
     if path.is_dir():
+        _check_folder(path)
         return path
     if name:
         raise ValueError(
@@ -57,6 +60,19 @@ def checkpoint_folder(weights: str | os.PathLike[str]) -> pathlib.Path:
             f"{', '.join(named.DETECTORS)}, or train with --weights={name}."
         )
     raise named.unknown_name(str(weights))
+
+
+def _check_folder(path: pathlib.Path) -> None:
+    """Raise ValueError if a folder has files of weights in place of a checkpoint."""
+    with contextlib.suppress(FileNotFoundError):
+        checkpoint.find(path)
+        return
+    files = sorted(file.name for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    if files:
+        raise ValueError(
+            f"{path} has no checkpoint of a training run, but files of weights; give one of them: "
+            f"{join_names(files)}."
+        )
 
 
 def name_of(weights: str | os.PathLike[str]) -> str | None:

@@ -19,6 +19,7 @@ from retinanet_jax.modeling import initialize
 from retinanet_jax.stored_config import config_flag, differences
 from retinanet_jax.utils.files import check_absent, write_folder
 from retinanet_jax.weights import detectors, named, other_networks
+from retinanet_jax.weights.buffers import check_buffers
 from retinanet_jax.weights.evidence import EPSILON, Evidence, Fact, detect_source
 from retinanet_jax.weights.presets import PRESETS, preset_config, select_outputs
 from retinanet_jax.weights.targets import check_expressible, has_coco_categories, target_settings
@@ -148,7 +149,8 @@ def _convert(
     described = _network_config(evidence, source, config)
     if evidence.num_anchors() in (0, detectors.num_anchors(described)):
         detectors.check_arrays(evidence.arrays, library_format, described)
-    anchors, selection, epsilon = _all_facts(
+    *_, anchors, selection, epsilon = _all_facts(
+        lambda: check_buffers(arrays, described, PRESETS[source]),
         lambda: _anchors(evidence, source, described),
         lambda: select_outputs(
             evidence.num_outputs() or library_format.num_coco_outputs,

@@ -174,6 +174,15 @@ def test_a_cache_that_is_full_or_cannot_be_written_is_named(publish, monkeypatch
         cached.load(NAME)
 
 
+def test_a_folder_with_files_of_weights_names_them(places):
+    for name in ("config.json", "model.safetensors", "pytorch_model.bin"):
+        (places / name).touch()
+    with pytest.raises(
+        ValueError, match=r"give one of them: model\.safetensors, pytorch_model\.bin\.$"
+    ):
+        cached.load(places)
+
+
 def test_only_what_a_file_does_not_show_is_answered_with_flags(places):
     (places / "w.pth").write_text("<html>")
     with pytest.raises(ValueError, match=r"w\.pth is a web page.*shows\.$"):

@@ -1,5 +1,7 @@
 """What the arrays of a state dict show is taken from them; what they do not show is asked for."""
 
+import functools
+
 import numpy as np
 import pytest
 import state_dicts
@@ -8,6 +10,7 @@ from detector_examples import SMALL, SOURCES, config_of
 from retinanet_jax import weights
 from retinanet_jax.models import ARCHITECTURES
 from retinanet_jax.weights import convert, detectors
+from retinanet_jax.weights.buffers import check_buffers
 from retinanet_jax.weights.evidence import Evidence, detect_source
 from retinanet_jax.weights.presets import preset_config
 
@@ -253,7 +256,7 @@ def test_the_weights_of_another_network_are_named(tmp_path, caplog, network, pre
     assert not caplog.records
 
 
-def test_a_retinanet_without_a_part_is_told_what_it_lacks(zero_arrays, small_architecture):
+def test_an_incomplete_retinanet_is_an_error_with_what_it_lacks(zero_arrays, small_architecture):
     arrays = zero_arrays("torchvision_v2", SMALL, 3)
     message = (
         "of torchvision_v2: missing: backbone.fpn.extra_blocks.p6.weight; give .* levels P3 to"
@@ -262,7 +265,7 @@ def test_a_retinanet_without_a_part_is_told_what_it_lacks(zero_arrays, small_arc
         detect_source(arrays.keys() - {"backbone.fpn.extra_blocks.p6.weight"})
 
 
-def test_wrong_arrays_are_told_before_anything_is_asked_for(tmp_path, zero_arrays):
+def test_wrong_arrays_are_reported_before_anything_is_asked_for(tmp_path, zero_arrays):
     arrays = zero_arrays("torchvision_v2", "resnet18", 3)
     arrays["backbone.fpn.inner_blocks.0.0.weight"] = np.zeros((256, 100, 1, 1), np.float32)
     np.savez_compressed(tmp_path / "w.npz", **arrays)
@@ -278,3 +281,41 @@ def test_everything_that_a_file_does_not_show_is_asked_for_at_once(detector_file
     for flag in ("--config.anchors.ratios=", "--categories=NAME,NAME", "--norm_epsilon=1e-5"):
         assert flag in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# ---- settings next to the weights
+
+# Written out: anchors of detectron2 at P3, (x0, y0, x1, y1) of ratios 0.5, 1 and 2 on a side of 32.
+SIDES = np.float32([[32 * 2**0.5, 32 / 2**0.5], [32, 32], [32 / 2**0.5, 32 * 2**0.5]])
+SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+SETTINGS = {
+    "pixel_mean": np.float32([103.53, 116.28, 123.675]).reshape(3, 1, 1),
+    "pixel_std": np.ones((3, 1, 1), np.float32),
+    "anchor_generator.cell_anchors.0": np.concatenate(
+        [np.tile([-0.5, 0.5], (3, 1)).repeat(2, 1) * np.tile(SIDES, 2) * scale for scale in SCALES]
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({}, None),
+        ({"pixel_std": np.float32([57.4, 57.1, 58.4])}, "--config.input.order, .mean and .std"),
+        ({"pixel_mean": SETTINGS["pixel_mean"][::-1]}, "--config.input.order, .mean and .std"),
+        ({"anchor_generator.cell_anchors.0": np.zeros((9, 4))}, "--config.anchors.base_scale"),
+        ({"anchor_generator.cell_anchors.0": np.zeros((3, 4))}, "--config.anchors.base_scale"),
+    ],
+)
+def test_settings_in_a_file_of_detectron2_must_be_those_of_the_config(changes, flag):
+    config = preset_config("detectron2")
+    check = functools.partial(check_buffers, config=config, preset="configs/detectron2.py:3x")
+    if not flag:
+        check(SETTINGS)
+        check({})
+        return
+    with pytest.raises(
+        ValueError, match=f"its {next(iter(changes))} is .*:3x give {flag}"
+    ) as caught:
+        check(SETTINGS | changes)
+    assert len(str(caught.value)) < 400
