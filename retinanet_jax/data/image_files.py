@@ -19,12 +19,11 @@ from retinanet_jax.data.image_formats import (
     pillow_reason,
 )
 from retinanet_jax.data.value_range import FIELD, ValueRange, parse_value_range, to_8_bits
+from retinanet_jax.utils.paths import SYSTEM_NAMES
 from retinanet_jax.utils.progress import one_line
 
 # Text files, of which there may be one for each image, are not opened to look for images.
 TEXT_SUFFIXES = (".csv", ".json", ".md", ".txt", ".xml", ".yaml", ".yml")
-# What operating systems add to folders of images; macOS also adds files that begin with "._".
-SYSTEM_NAMES = (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX")
 NUM_NAMES = 3  # in a message
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray

@@ -22,12 +22,12 @@ from retinanet_jax.data_report.findings import (
     MAX_EXAMPLES,
     WARNING,
     Finding,
-    first_few,
     flags,
     shorten,
 )
 from retinanet_jax.data_report.proposals import propose
 from retinanet_jax.data_report.views import View, label_counts, make_matcher
+from retinanet_jax.utils.progress import join_first
 
 CONFIGURED = "configured"  # the name of the config's own anchors in a report
 
@@ -119,14 +119,14 @@ def check_coverage(config: ConfigDict, source: Source, fit: AnchorFit) -> Findin
         return Finding(INFO, "coverage", message)
     poor = configured.classes.poor.tolist()
     if poor:
-        message += f", of {first_few([_class_label(source, configured, k) for k in poor])}"
+        message += f", of {join_first([_class_label(source, configured, k) for k in poor])}"
     message += f": {_causes(config, boxes)}"
     advice = "no other anchors and no other image size were found that cover notably more"
     if fit.proposals:
         best = fit.proposals[0]
         advice = f"{flags(best.fields)} leaves {best.uncovered:.1%}"
         if poor:
-            advice += f", of {first_few([_class_label(source, best, k) for k in poor])}"
+            advice += f", of {join_first([_class_label(source, best, k) for k in poor])}"
         if len(fit.proposals) > 1:
             advice += "; other choices are in the table of anchors below"
     # The boxes of the categories that are judged poor come first.

@@ -3,7 +3,7 @@
 import itertools
 import shlex
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from retinanet_jax.utils.progress import one_line
@@ -11,7 +11,6 @@ from retinanet_jax.utils.progress import one_line
 ERROR, WARNING, INFO = "error", "warning", "info"
 SEVERITIES = (ERROR, WARNING, INFO)  # worst first
 MAX_EXAMPLES = 20  # per finding
-MAX_LISTED = 3  # names in a sentence
 MAX_NAME = 50  # characters of a name in a sentence
 
 
@@ -28,12 +27,6 @@ class Finding(NamedTuple):
 def first_examples(examples: Iterable[str]) -> tuple[str, ...]:
     """Return the first examples, at most `MAX_EXAMPLES`."""
     return tuple(itertools.islice(examples, MAX_EXAMPLES))
-
-
-def first_few(texts: Sequence[str]) -> str:
-    """Return the first texts, at most `MAX_LISTED`, and the number of the others."""
-    omitted = len(texts) - MAX_LISTED
-    return ", ".join(texts[:MAX_LISTED]) + (f", and {omitted} more" if omitted > 0 else "")
 
 
 def shorten(text: str, limit: int = MAX_NAME) -> str:

@@ -1,7 +1,10 @@
-"""Lists of paths in a config field."""
+"""Lists of paths in a config field, and the files that operating systems add to folders."""
 
 import os
 from collections.abc import Callable
+
+# What operating systems add to folders of images; other files of macOS begin with "._".
+SYSTEM_NAMES = (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX")
 
 
 def split_list(text: str, exists: Callable[[str], bool] = os.path.exists) -> list[str]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 PROGRESS_INTERVAL = 5.0  # seconds between two lines of progress
 MIN_MEASURED = 1.0  # seconds of work from which a speed is computed
@@ -93,6 +93,17 @@ def format_duration(seconds: float) -> str:
 def format_count(count: int, noun: str) -> str:
     """Return a number with its noun: "1 image", "2 images"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def join_first(texts: Sequence[str], count: int = 3) -> str:
+    """Return the first of several texts, separated by commas, and how many more there are.
+
+    Args:
+        texts: Any number of texts, such as names in an error message.
+        count: The largest number of texts to return.
+    """
+    more = [f"and {len(texts) - count} more"] if len(texts) > count else []
+    return ", ".join([*texts[:count], *more])
 
 
 def one_line(text: object) -> str:

@@ -204,7 +204,7 @@ def test_each_xml_requires_exactly_one_image_of_its_own(tmp_path, image):
     (tmp_path / "a.jpg").write_bytes(image)
     (tmp_path / "a.png").write_bytes(image)
     with pytest.raises(
-        ValueError, match=r"a\.xml: may be of a\.jpg or of a\.png, and has <filename>"
+        ValueError, match=r"a\.xml: may describe a\.jpg or a\.png, and has <filename>"
     ):
         load()
     (tmp_path / "a.png").unlink()

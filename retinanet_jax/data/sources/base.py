@@ -3,7 +3,7 @@
 Plans, pipelines, training, evaluation and the dataset report use only `Source`, which the other
 modules of this folder implement for each format. Whatever a file contains is parsed once, into
 `Source.objects`; training, report and evaluation all read that. Subsets, such as the training and
-validation images of a split, are sources, too.
+held-out images of a split, are sources, too.
 """
 
 import abc
@@ -25,6 +25,11 @@ class Category(NamedTuple):
 
     id: int
     name: str
+
+
+def number_categories(names: Iterable[str]) -> list[Category]:
+    """Return categories of these names, with ids from 1 in their order."""
+    return [Category(category_id, name) for category_id, name in enumerate(names, start=1)]
 
 
 class Annotations(NamedTuple):

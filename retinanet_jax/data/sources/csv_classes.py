@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int32
 
-from retinanet_jax.data.sources.base import Category
+from retinanet_jax.data.sources.base import Category, number_categories
 from retinanet_jax.data.sources.csv_tables import open_table
 from retinanet_jax.data.sources.fields import FieldError, parse_name, show
 
@@ -35,7 +35,7 @@ class Classes:
             ValueError: If a line is invalid; the message contains the file and line.
         """
         self.listing = str(path or ("data.categories" if names else ""))
-        self._categories = _number(names)
+        self._categories = number_categories(names)
         self._class_of: dict[str, int] = {name: k for k, name in enumerate(names)}
         if path:
             self._categories, labels = _read_file(path)
@@ -75,12 +75,7 @@ class Classes:
         new_index = np.zeros(len(names), np.int32)
         for class_index, name in enumerate(names):
             new_index[self._class_of[name]] = class_index
-        return _number(names), new_index[classes]
-
-
-def _number(names: Sequence[str]) -> list[Category]:
-    """Return categories of these names; ids are numbered from 1."""
-    return [Category(category_id, name) for category_id, name in enumerate(names, start=1)]
+        return number_categories(names), new_index[classes]
 
 
 def _read_file(path: pathlib.Path) -> tuple[list[Category], dict[str, str]]:
@@ -92,7 +87,7 @@ def _read_file(path: pathlib.Path) -> tuple[list[Category], dict[str, str]]:
         raise ValueError(f"{path}: lists no classes; write a line class,id for each, from id 0.")
     if rows[0][1][0].startswith(ID_PREFIXES):
         names = _read_pairs(path, rows, "/m/...,name")
-        return _number(list(names.values())), names
+        return number_categories(names.values()), names
     ids = _read_pairs(path, rows, "class,id, with ids from 0")
     return sorted(Category(int(text), name) for name, text in ids.items()), {}
 

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from retinanet_jax.data.decoding import DEFAULT_DECODING, Decoding
-from retinanet_jax.data.sources.base import Category
+from retinanet_jax.data.sources.base import number_categories
 from retinanet_jax.data.sources.fields import (
     FieldError,
     parse_edges,
@@ -21,6 +21,7 @@ from retinanet_jax.data.sources.fields import (
     parse_number,
     parse_side,
     show,
+    unknown_category,
 )
 from retinanet_jax.data.sources.image_folder import ImageFolderSource
 from retinanet_jax.data.sources.layouts import find_image_folder
@@ -80,8 +81,7 @@ class CvatSource(ImageFolderSource):
         unknown = sorted(used - set(names))
         if unknown:
             raise ValueError(
-                f"{path}: has shapes with the label {unknown[0]!r}, but the categories are "
-                f"{', '.join(names)[:200]}; correct them, or add it to data.categories."
+                f"{path}: has a shape with the label {unknown_category(unknown[0], names)}."
             )
         class_of = {name: k for k, name in enumerate(names)}
         objects, shape_labels = ObjectList(), []
@@ -97,7 +97,7 @@ class CvatSource(ImageFolderSource):
             image_ids=[image.id + 1 for image in parsed],
             file_names=file_names,
             sizes=np.array([image.size for image in parsed], np.int32).reshape(-1, 2),
-            categories=[Category(k, name) for k, name in enumerate(names, 1)],
+            categories=number_categories(names),
             objects=objects.to_objects(),
             label=lambda annotation_id: shape_labels[annotation_id - 1],
             decoding=decoding,

@@ -10,8 +10,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from retinanet_jax.utils.progress import join_first
+
 MAX_SIDE = 1_000_000  # pixels; a larger image is a mistake, and its area may exceed 64 bits
 MAX_TEXT = 60  # characters of a value in a message
+MAX_NAMES = 10  # of categories in a message
 # Fractions of an image are rounded, and boxes may extend beyond it by a few pixels.
 FRACTION_TOLERANCE = 0.01
 FLAGS = {
@@ -28,6 +31,19 @@ def show(value: Any) -> str:
     """Return a value as it appears in messages, cut to `MAX_TEXT` characters."""
     text = repr(value)
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}..."
+
+
+def unknown_category(name: str, names: Sequence[str]) -> str:
+    """Return what is wrong with the category of an object, and what to do.
+
+    Args:
+        name: The category's name.
+        names: The names of the categories that there are.
+    """
+    return (
+        f"{show(name)}, but the categories are {join_first(names, MAX_NAMES)}; correct it, or add "
+        "it to data.categories"
+    )
 
 
 def parse_number(name: str, value: Any) -> float:
@@ -135,7 +151,7 @@ def parse_flag(name: str, value: Any) -> bool:
         value: The value in the file.
 
     Raises:
-        FieldError: If the value is not 0, 1, true or false, also as text or as a float.
+        FieldError: If the value is none of `FLAGS`, as a number, a boolean or text.
     """
     if value is None:
         return False

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from absl import logging
 
 from retinanet_jax.data.image_formats import has_image_suffix
+from retinanet_jax.utils.paths import SYSTEM_NAMES
 
-SYSTEM_FILES = ("Thumbs.db", "desktop.ini", "__MACOSX")  # other ones of macOS begin with a dot
 # What a path that leads elsewhere begins with: the drive of Windows, the scheme of a URL, / or ../
 ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|/|\.\./")
 
@@ -53,7 +53,7 @@ def is_hidden(name: str) -> bool:
     Args:
         name: Its name, without the folder that it is in.
     """
-    return name.startswith(".") or name in SYSTEM_FILES
+    return name.startswith(".") or name in SYSTEM_NAMES
 
 
 def find_image_files(
@@ -233,9 +233,9 @@ class _Files:
 
 
 def _closest(file_name: str, paths: list[str], any_suffix: bool) -> tuple[list[str], str]:
-    """Return the paths that agree with a name in the fewest forms, and the forms that it took.
+    """Return the paths that equal a name after the fewest spellings, and those spellings.
 
-    All paths agree with the name, or its end, in all forms.
+    After all spellings, all paths equal the name or its end.
     """
     written, used = os.path.normpath(file_name), {path: [] for path in paths}
     written_paths = dict(zip(paths, paths, strict=True))
@@ -260,7 +260,7 @@ def _ends_with(path: str, end: str, any_suffix: bool) -> bool:
 
 
 def _existing(folder: pathlib.Path, file_names: Sequence[str]) -> list[bool]:
-    """Return whether each file name is one of a file."""
+    """Return whether a file of each name exists."""
     listed = [os.path.normpath(file_name) for file_name in file_names]
     existing = set()
     for parent in {os.path.dirname(file_name) for file_name in listed}:

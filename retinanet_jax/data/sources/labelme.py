@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from retinanet_jax.data.decoding import DEFAULT_DECODING, Decoding
-from retinanet_jax.data.sources.base import Category
+from retinanet_jax.data.sources.base import number_categories
 from retinanet_jax.data.sources.fields import (
     FieldError,
     parse_flag,
@@ -19,6 +19,7 @@ from retinanet_jax.data.sources.fields import (
     parse_number,
     parse_side,
     show,
+    unknown_category,
 )
 from retinanet_jax.data.sources.image_folder import ImageFolderSource
 from retinanet_jax.data.sources.layouts import IMAGE_FOLDERS, list_files, list_folders
@@ -75,8 +76,7 @@ class LabelmeSource(ImageFolderSource):
             for position, shape in enumerate(file.shapes, 1):
                 if shape.label not in class_of:
                     raise ValueError(
-                        f"{file.path}: has a shape {shape.label!r}, but the categories are "
-                        f"{', '.join(names)[:200]}; correct it, or add it to data.categories."
+                        f"{file.path}: has a shape {unknown_category(shape.label, names)}."
                     )
                 labels.append(f"shape {position} of {file.path.name}")
                 objects.append(
@@ -89,7 +89,7 @@ class LabelmeSource(ImageFolderSource):
             image_ids=list(range(1, len(files) + 1)),
             file_names=[file.image_name(image_folder) for file in files],
             sizes=np.array([file.size for file in files], np.int32),
-            categories=[Category(k, name) for k, name in enumerate(names, 1)],
+            categories=number_categories(names),
             objects=objects.to_objects(),
             label=lambda annotation_id: labels[annotation_id - 1],
             image_label=lambda index: files[index].path.name,

@@ -15,7 +15,8 @@ from absl import logging
 
 from retinanet_jax.data.decoding import DEFAULT_DECODING, Decoding
 from retinanet_jax.data.image_formats import has_image_suffix
-from retinanet_jax.data.sources.base import Category
+from retinanet_jax.data.sources.base import number_categories
+from retinanet_jax.data.sources.fields import unknown_category
 from retinanet_jax.data.sources.image_folder import ImageFolderSource
 from retinanet_jax.data.sources.image_lookup import is_hidden
 from retinanet_jax.data.sources.objects import ObjectList, Objects
@@ -89,7 +90,7 @@ class VocSource(ImageFolderSource):
             image_ids=list(range(1, len(parsed) + 1)),
             file_names=file_names,
             sizes=np.array([xml.size for xml in parsed], np.int32).reshape(-1, 2),
-            categories=[Category(k, name) for k, name in enumerate(names, start=1)],
+            categories=number_categories(names),
             objects=objects,
             label=label,
             image_label=lambda index: f"{files.xml_paths[index].name} ({file_names[index]})",
@@ -139,7 +140,7 @@ def _find_files(root: pathlib.Path, split: str) -> _Files:
 
 
 def _split_names(root: pathlib.Path) -> list[str]:
-    """Return the splits, except those of a single class, such as cat_train, if there are others."""
+    """Return the splits; those of a class, such as cat_train, only if there are no others."""
     names = sorted(path.stem for path in (root / "ImageSets" / "Main").glob("*.txt"))
     return [name for name in names if "_" not in name] or names
 
@@ -172,7 +173,7 @@ def _read_split(root: pathlib.Path, listing: pathlib.Path) -> list[pathlib.Path]
 
 
 def _possible_stems(line: str) -> Iterator[str]:
-    """Yield what a line of a split may name: also with a class's flag, a suffix, or a path."""
+    """Yield the stems that a line may name: it may have a class's flag, a folder, or a suffix."""
     yield line
     name, _, flag = line.rpartition(" ")
     if flag in CLASS_FLAGS:
@@ -229,7 +230,7 @@ def _visible_files(folder: pathlib.Path) -> set[str]:
 
 
 def _find_images(files: _Files, folder: pathlib.Path, parsed: Sequence[VocAnnotation]) -> list[str]:
-    """Return the name of the image of every XML file; it may exist in another spelling only."""
+    """Return the name of the image of every XML file, possibly in another spelling than it has."""
     existing = _visible_files(folder) if folder.is_dir() else set()
     names_of_stem = collections.defaultdict(list)
     for name in sorted(filter(has_image_suffix, existing)):
@@ -241,8 +242,8 @@ def _find_images(files: _Files, folder: pathlib.Path, parsed: Sequence[VocAnnota
             own = [name for name in own if name == file_name] or own
         if len(own) > 1:
             raise ValueError(
-                f"{path}: may be of {own[0]} or of {own[1]}, and has <filename> {file_name!r}; "
-                "correct <filename>, or remove one of them."
+                f"{path}: may describe {own[0]} or {own[1]}, and has <filename> {file_name!r}; "
+                "correct <filename>, or remove one of the images."
             )
         chosen += own or [file_name or path.stem]
         if own and file_name != own[0] and file_name in existing:
@@ -282,8 +283,7 @@ def _stack_objects(files: _Files, parsed: Sequence[VocAnnotation], names: Sequen
         for name, (x1, y1, x2, y2), difficult, _ in annotation.objects:
             if name not in class_of:
                 raise ValueError(
-                    f"{annotation.path}: has an object {name!r}, but the categories are "
-                    f"{', '.join(names)}; correct it, or add it to data.categories."
+                    f"{annotation.path}: has an object {unknown_category(name, names)}."
                 )
             box = (y1 - files.first_pixel, x1 - files.first_pixel, y2, x2)
             objects.append(next(annotation_ids), index, class_of[name], box, crowd=difficult)

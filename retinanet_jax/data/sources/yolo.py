@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from retinanet_jax.data.decoding import DEFAULT_DECODING, Decoding
-from retinanet_jax.data.sources.base import Category
+from retinanet_jax.data.sources.base import Category, number_categories
 from retinanet_jax.data.sources.fields import (
     FieldError,
     parse_fractions,
@@ -127,7 +127,7 @@ class _Classes:
         self._names = layout.names or dict(enumerate(names))
         self._listing = "data.categories" if names else str(layout.listing)
         self.categories = (
-            [Category(category_id, name) for category_id, name in enumerate(names, start=1)]
+            number_categories(names)
             if names
             else [Category(index, name) for index, name in sorted(layout.names.items())]
         )
