@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from retinanet_jax.models import ARCHITECTURES
+from retinanet_jax.utils.progress import join_first
 
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
@@ -224,8 +225,7 @@ def _is_finite(value: np.ndarray) -> bool:
 
 def join_names(names: Sequence[str]) -> str:
     """Return the first MAX_NAMES names, each up to MAX_LENGTH, and how many more there are."""
-    more = [f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
-    return ", ".join([*(name[:MAX_LENGTH] for name in names[:MAX_NAMES]), *more])
+    return join_first([name[:MAX_LENGTH] for name in names], MAX_NAMES)
 
 
 def variables(leaves: Mapping[Path, np.ndarray], norm: str) -> dict[str, dict]:

@@ -25,10 +25,15 @@ TORCHVISION_MODEL = {"norm_epsilon": 1e-5, "stride_in_1x1": False}
 def is_unused(name: str) -> bool:
     """Whether a backbone does not need an array of a classifier's state dict.
 
-    Unused are the classifier's last layer and the numbers of batches that its norms have counted,
-    which PyTorch itself ignores with a fixed momentum.
+    Unused are the classifier's last layer, the numbers of batches that its norms have counted,
+    which PyTorch itself ignores with a fixed momentum, and anchors that a wrapper has saved, which
+    are in our config.
     """
-    return name in ("fc.weight", "fc.bias") or name.endswith(".num_batches_tracked")
+    return (
+        name in ("fc.weight", "fc.bias")
+        or name.startswith("anchor_generator.cell_anchors.")
+        or name.endswith(".num_batches_tracked")
+    )
 
 
 TORCHVISION = BackboneFormat("torchvision", torchvision_name, is_unused)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from retinanet_jax.utils.progress import join_first
 from retinanet_jax.weights.unpickle import MAX_LENGTH, Array, Inert
 
 # The usual keys of a state dict.
@@ -232,6 +233,4 @@ def _describe(value: Any) -> str:
 
 def _join(names: Iterable[str]) -> str:
     """Return the first names in quotes, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(repr(name[:MAX_LENGTH]) for name in names[:MAX_NAMES]) + more
+    return join_first([repr(name[:MAX_LENGTH]) for name in names], MAX_NAMES)

@@ -207,6 +207,11 @@ def test_arrays_that_a_network_does_not_need_are_allowed(arrays_of):
         to_variables("detectron2", arrays | {"proposal.a": np.zeros(3)})
 
 
+def test_anchors_that_a_wrapper_has_saved_are_allowed(arrays_of):
+    arrays = arrays_of("torchvision_v2")
+    to_variables("torchvision_v2", arrays | {"anchor_generator.cell_anchors.0": np.zeros((9, 4))})
+
+
 def test_counters_are_written_if_the_norms_have_them(arrays_of, source):
     arrays = to_arrays(source, to_variables(source, arrays_of(source)))
     counters = [value for name, value in arrays.items() if name.endswith("num_batches_tracked")]
