@@ -196,7 +196,7 @@ def test_training_and_evaluation_data_must_have_the_same_categories(
     other = tmp_path / "other.json"
     other.write_text(json.dumps(content))
     user_config.data.eval.update(annotations=str(other), images=str(synthetic_dataset / "images"))
-    with pytest.raises(ValueError, match=r"ellipse.*other\.json.*egg.*same ids and names"):
+    with pytest.raises(ValueError, match=r"other\.json have .*ellipse.*egg.*same ids and names"):
         datasets.open_sources(user_config, tmp_path)
 
 

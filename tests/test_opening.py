@@ -90,3 +90,22 @@ def test_an_unknown_rule_for_exif_is_an_error(config):
     config.data.exif = "yes"
     with pytest.raises(ValueError, match=r"data\.exif='yes' must be one of auto, applied, ignored"):
         check_fields(config)
+
+
+def test_the_error_for_different_categories_lists_only_those_that_differ(
+    config, copy_dataset, tmp_path
+):
+    for part in ("train", "eval"):
+        folder = copy_dataset(part)
+        config.data[part].update(
+            annotations=f"{folder}/instances.json", images=f"{folder}/images", source="coco"
+        )
+    path = tmp_path / "eval/instances.json"
+    content = json.loads(path.read_bytes())
+    content["categories"] += [{"id": 100 + k, "name": f"new {k}"} for k in range(1000)]
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"only in the former: none; only in the latter: 100 new 0, 101 new 1"
+    ) as caught:
+        datasets.open_sources(config, tmp_path)
+    assert "and 990 more" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Checks of a dataset's image files: that they can be read, have the annotated size and differ."""
+"""Checks of a dataset's images: their files, sizes, pixel values, orientations and duplicates."""
 
 import collections
 import contextlib

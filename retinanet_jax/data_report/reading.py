@@ -34,12 +34,10 @@ def open_parts(config: ConfigDict, output: pathlib.Path) -> tuple[dict[str, Sour
 
 def _open_parts(config: ConfigDict, output: pathlib.Path) -> dict[str, Source]:
     """Return the datasets by name."""
-    evaluation = config.data.eval
     has_evaluation = (
         datasets.splits_training_data(config)
-        or evaluation.annotations
-        or evaluation.images
-        or evaluation.source == "shapes"
+        or datasets.names_evaluation_data(config)
+        or config.data.eval.source == "shapes"
     )
     if not has_evaluation:
         return {"train": datasets.open_training(config, output)}

@@ -1,7 +1,8 @@
 """The dataset report: the problems of a dataset, and of a config that reads it, before training.
 
 `make_report` prints the findings, the most severe first, each with advice, and then the numbers
-that they are based on. It reads every image once; anchors are matched on a random sample.
+that they are based on. It reads the files of all images, and decodes a random sample and matches it
+with anchors.
 """
 
 import pathlib

@@ -9,6 +9,7 @@ from retinanet_jax.data.sources.coco import coco_json
 from retinanet_jax.data.sources.detection import detect_dataset
 from retinanet_jax.datasets.opening import (
     LIST_FIELDS,
+    names_evaluation_data,
     open_both,
     open_source,
     splits_training_data,
@@ -39,7 +40,7 @@ def use_dataset(config: ConfigDict, path: pathlib.Path, given: Collection[str]) 
             if f"data.{part}.{name}" not in given:
                 config.data[part][name] = fields.get(name, "")
     description = f"data: {detected.description}"
-    if config.data.eval.annotations or config.data.eval.images:
+    if names_evaluation_data(config):
         return description
     if not config.data.validation_fraction and "data.validation_fraction" not in given:
         config.data.validation_fraction = VALIDATION_FRACTION
@@ -59,7 +60,7 @@ def use_all_images(config: ConfigDict, trained: ConfigDict, given: Collection[st
     Returns:
         A line about the images that are evaluated; empty if nothing is special about them.
     """
-    if config.data.eval.annotations or config.data.eval.images:
+    if names_evaluation_data(config):
         return ""
     if splits_training_data(config) and "data.validation_fraction" in given:
         return ""
@@ -94,7 +95,7 @@ def convert_dataset(config: ConfigDict, output: pathlib.Path) -> Iterator[str]:
     if output.suffix.lower() != ".json":
         raise ValueError(f"--output={output}: give a name that ends with .json.")
     outputs = [output]
-    if config.data.eval.annotations or config.data.eval.images:
+    if names_evaluation_data(config):
         outputs.append(output.with_stem(f"{output.stem}_eval"))
     for file in outputs:
         check_absent(file, "file")

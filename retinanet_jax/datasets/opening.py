@@ -21,7 +21,7 @@ from retinanet_jax.data.sources.voc import VocSource
 from retinanet_jax.data.sources.yolo import YoloSource
 from retinanet_jax.data.value_range import parse_value_range
 from retinanet_jax.utils.paths import split_list
-from retinanet_jax.utils.progress import make_progress
+from retinanet_jax.utils.progress import join_first, make_progress
 
 PARTS = ("train", "eval")  # the sections of config.data that name datasets
 SOURCES = ("coco", "yolo", "voc", "csv", "labelme", "cvat", "tfds", "packed", "shapes")
@@ -29,7 +29,7 @@ SOURCES = ("coco", "yolo", "voc", "csv", "labelme", "cvat", "tfds", "packed", "s
 UNLISTED_CATEGORIES = ("voc", "csv", "labelme")
 # The fields of a section that may be lists separated by commas, with an entry for each dataset.
 LIST_FIELDS = ("source", "annotations", "images", "split", "classes", "official")
-MAX_TEXT = 200  # characters of the categories in an error message
+MAX_NAMES = 10  # of categories in an error message
 # The values that an error message suggests for missing fields.
 FIELD_EXAMPLES = {
     "annotations": "FILE_OR_FOLDER",
@@ -50,20 +50,26 @@ def open_sources(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Sou
         ValueError: If their categories differ, or as in `open_source`.
     """
     train, evaluation = open_both(config, workdir)
-    if train.categories != evaluation.categories:
-        remedy = "both files must list the same ids and names"
-        if any(finds_categories(config, part) for part in PARTS):
-            names = {category.name for category in (*train.categories, *evaluation.categories)}
-            remedy = f'list them: --config.data.categories="{tuple(sorted(names))}"'
-        train_list, eval_list = (
-            ", ".join(f"{category.id} {category.name}" for category in source.categories)
-            for source in (train, evaluation)
-        )
-        raise ValueError(
-            f"{train.name} has the categories {train_list[:MAX_TEXT]}; {evaluation.name} has "
-            f"{eval_list[:MAX_TEXT]}; {remedy}."
-        )
-    return train, evaluation
+    if train.categories == evaluation.categories:
+        return train, evaluation
+    advice = "list the same ids and names in both"
+    if any(finds_categories(config, part) for part in PARTS):
+        names = {category.name for category in (*train.categories, *evaluation.categories)}
+        listed = str(tuple(sorted(names))) if len(names) <= MAX_NAMES else "(NAME, ...)"
+        advice = f'list all of them: --config.data.categories="{listed}"'
+    raise ValueError(
+        f"{train.name} and {evaluation.name} have different categories (only in the former: "
+        f"{_list_others(train, evaluation)}; only in the latter: "
+        f"{_list_others(evaluation, train)}); {advice}."
+    )
+
+
+def _list_others(source: Source, other: Source) -> str:
+    """Return the ids and names of the categories that another dataset lacks, for a message."""
+    others = sorted(set(source.categories) - set(other.categories))
+    return (
+        join_first([f"{category_id} {name}" for category_id, name in others], MAX_NAMES) or "none"
+    )
 
 
 def open_both(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Source]:
@@ -120,10 +126,14 @@ def open_evaluation(config: ConfigDict, workdir: pathlib.Path) -> Source:
     return open_source(config, "eval", workdir)
 
 
+def names_evaluation_data(config: ConfigDict) -> bool:
+    """Return whether config.data.eval names files; the dataset `shapes` requires none."""
+    return bool(config.data.eval.annotations or config.data.eval.images)
+
+
 def splits_training_data(config: ConfigDict) -> bool:
     """Return whether part of the training data is held out, as there is no evaluation data."""
-    has_eval_data = config.data.eval.annotations or config.data.eval.images
-    return bool(config.data.validation_fraction) and not has_eval_data
+    return bool(config.data.validation_fraction) and not names_evaluation_data(config)
 
 
 def open_split(config: ConfigDict, workdir: pathlib.Path) -> tuple[Source, Source]:

@@ -60,7 +60,7 @@ def test_other_conventions_are_named(seed):
     }
     for name, numbers in columns.items():
         message, is_certain = recognized(read_xywh(np.stack(numbers, axis=1)))
-        assert f"these read as {name}" in message
+        assert f"read as {name}" in message
         assert is_certain
     scale = np.array([HEIGHT, WIDTH, HEIGHT, WIDTH])
     message, is_certain = recognized(np.stack([y1, x1, y2, x2], 1) / scale)

@@ -1,8 +1,8 @@
 """Recognition of boxes that a dataset's file has in another convention than its format.
 
 A box of [x1, y1, x2, y2] that is read as [x, y, width, height] is still a box, and training would
-learn it. Over a whole dataset such boxes are conspicuous: many extend beyond their images, and all
-of them would fit if they were read in the other way.
+learn it. The boxes of a whole dataset show the mistake: many extend beyond their images, and nearly
+all would fit if they were read in the other way.
 """
 
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from jaxtyping import Bool, Float64, Int32
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data.sources.objects import clip_to_image
 
-MIN_MISFITS = 2  # boxes that do not fit their image as they are read,
-MISFIT_FRACTION = 0.1  # and the fraction of all boxes that they are
-FIT_FRACTION = 0.99  # of the boxes fit their image if they are read in the other way
-MIN_BOXES = 20  # from which the largest and smallest coordinates mean something
-MIN_AT_EDGES = 3  # boxes at the first, and at the last pixel of their images
+# Another reading is tried if so many boxes, and this fraction of all, do not fit their images.
+MIN_MISFITS, MISFIT_FRACTION = 2, 0.1
+FIT_FRACTION = 0.99  # of the boxes that fit in the reading that is recognized
+MIN_BOXES = 20  # fewer may lie within 100 pixels by chance
+MIN_AT_EDGES = 3  # box edges at 1, and as many at the end of the image
 MIN_SIDE_OF_FRACTIONS = 8  # pixels; in a smaller image a box may have sides below 1
 MIN_SIDE_OF_PERCENT = 200  # pixels; in a smaller image all boxes may lie within 100 pixels
 
@@ -77,8 +77,8 @@ def _recognize_other_order(
     for name, other, is_certain in _other_readings(boxes):
         if _fits(other, sizes).mean() >= FIT_FRACTION:
             return Convention(
-                f"{misfits} of {len(boxes)} boxes do not fit their image, but all do if they are "
-                f"read as {name}: these read as {name}",
+                f"{misfits} of {len(boxes)} boxes do not fit their image, but nearly all would if "
+                f"they were read as {name}",
                 "convert them",
                 is_certain,
             )
@@ -90,9 +90,9 @@ def _other_readings(
 ) -> Iterator[tuple[str, Float64[np.ndarray, "n 4"], bool]]:
     """Yield the name, the yxyx boxes and the certainty of each other reading of the same numbers.
 
-    Corners are recognized in formats of [x, y, width, height], of which the boxes are sums. In a
-    format of corners, sides are errors of single boxes already, since a side is often smaller than
-    the first corner.
+    Corners are only recognized in formats of [x, y, width, height], where the second corner of
+    `boxes` is a sum. Sides in a format of corners are errors when the file is read, because a side
+    is often smaller than the first corner.
     """
     low, high = boxes[:, :2], boxes[:, 2:]
     sides = high - low
@@ -124,7 +124,7 @@ def _recognize_percent(
 def _recognize_first_pixel(
     boxes: Float64[np.ndarray, "n 4"], sizes: Int32[np.ndarray, "n 2"]
 ) -> Convention | None:
-    """Recognize pixels that are counted from 1 in a format of edges, and from 0 in a devkit."""
+    """Recognize pixels counted from 1 in a format of edges, or from 0 in a devkit of VOC."""
     low, high = boxes[:, :2], boxes[:, 2:]
     if (boxes != np.round(boxes)).any():
         return None

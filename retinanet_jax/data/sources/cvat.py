@@ -26,6 +26,7 @@ from retinanet_jax.data.sources.fields import (
 from retinanet_jax.data.sources.image_folder import ImageFolderSource
 from retinanet_jax.data.sources.layouts import find_image_folder
 from retinanet_jax.data.sources.objects import ObjectList
+from retinanet_jax.utils.progress import join_first
 
 EDGES = ("xtl", "ytl", "xbr", "ybr")
 SUBSET = re.compile(rb'<image\b[^<>]*\ssubset="([^"<>]+)"')
@@ -150,7 +151,7 @@ def _select_split(
     selected = [element for element in elements if split in ("", element.get("subset"))]
     if split and not selected:
         subsets = sorted({element.get("subset", "") for element in elements} - {""})
-        advice = f"give one of {', '.join(subsets)[:200]}" if subsets else "give no split"
+        advice = f"give one of {join_first(subsets)}" if subsets else "give no split"
         raise ValueError(f"{path}: has no image of the subset {split!r}; {advice}.")
     return selected
 

@@ -7,6 +7,7 @@ from retinanet_jax.data.sources.format_detectors import FILE_DETECTORS, FOLDER_D
 from retinanet_jax.data.sources.image_lookup import is_hidden
 from retinanet_jax.data.sources.layouts import MAX_LISTED, DetectedDataset, list_folders
 from retinanet_jax.data.sources.unsupported import recognize_unsupported
+from retinanet_jax.utils.progress import join_first
 
 LOOKED_FOR = (
     "COCO (a .json with images, annotations and categories), "
@@ -71,5 +72,4 @@ def _describe(path: pathlib.Path) -> str:
     names = sorted(entry.name for entry in path.iterdir() if not is_hidden(entry.name))
     if not names:
         return "an empty folder"
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return f"a folder of {', '.join(names[:MAX_LISTED])}{more},"
+    return f"a folder of {join_first(names, MAX_LISTED)},"

@@ -1,8 +1,8 @@
 """Whether the boxes of a dataset were drawn on images with their EXIF orientation applied.
 
-Annotation tools differ in it, and half a rotation shows in no declared size. So it is decided for
-the dataset, by the images with an orientation that exchanges the sides: their size, or their boxes,
-fit only one way.
+Annotation tools differ in this. An orientation that keeps the sides, such as a rotation by 180
+degrees, does not show it. So it is decided for the whole dataset by the images with an orientation
+that exchanges the sides: their declared size, or else their boxes, fit only one of the two ways.
 """
 
 import collections
@@ -37,7 +37,7 @@ class ExifDecision(NamedTuple):
     num_examined: int
 
     def __str__(self) -> str:
-        """Return the decision and its reasons as a sentence without its end."""
+        """Return the decision and its reasons as a sentence without a period."""
         applied_or_not = "with" if self.exif == "applied" else "without"
         if not self.num_applied + self.num_ignored + self.num_unknown:
             return f"none of {self.num_examined} examined images has an EXIF orientation"
@@ -54,12 +54,12 @@ def decide_exif(
     sizes: Int[np.ndarray, "N 2"],
     objects: Objects,
 ) -> ExifDecision:
-    """Return how most images show that they were annotated; "applied" if there are as many of both.
+    """Decide by the majority of the images that show it; "applied" if neither is the majority.
 
     Args:
         headers: The headers that were read, by the indices of the images.
-        sizes: The declared heights and widths of all images in pixels; 0 if an image has none. Its
-            boxes then show it, if they fit in the image only one way.
+        sizes: The declared heights and widths of all images in pixels; 0 if an image has none. Such
+            an image counts if its boxes fit in it only one way.
         objects: The annotated objects, with boxes in pixels.
     """
     rotated = {index: header for index, header in headers.items() if header.orientation != 1}

@@ -56,6 +56,8 @@ def parse_number(name: str, value: Any) -> float:
     Raises:
         FieldError: If the value is no finite number.
     """
+    if type(value) is float and math.isfinite(value):  # nearly all values of a large file
+        return value
     number = math.nan
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
@@ -208,7 +210,7 @@ def parse_xywh(name: str, value: Any) -> tuple[float, float, float, float]:
     numbers = value if isinstance(value, list) and len(value) == 4 else [None]
     try:
         # The sum of two finite numbers may be infinite.
-        x, y, width, height = (parse_number(name, number) for number in numbers)
+        x, y, width, height = [parse_number(name, number) for number in numbers]
         parse_number(name, abs(x) + abs(y) + abs(width) + abs(height))
     except ValueError:
         raise FieldError(f"{name}={show(value)}, not four finite numbers [x, y, w, h]") from None

@@ -26,16 +26,19 @@ COPY_SUFFIX = re.compile(
     re.IGNORECASE,
 )
 # The name of a frame is that of its video and a number. The video's name has a number itself or one
-# of these words: photographs and files of a category have neither (IMG_0042, cat12, 2008_000123).
+# of the words below; names of photographs and of files by category have neither (IMG_0042, cat12,
+# 2008_000123).
 FRAME = re.compile(r"(.*?)(\d+)$", re.DOTALL)
 YEAR = re.compile(r"(?<!\d)(19|20)\d\d(?!\d)")
 VIDEO_WORD = re.compile(r"frame|video|clip|seq|scene|shot", re.IGNORECASE)
-MAX_OF_TARGET = 1.5  # a group of more than so many times the held-out images is no single scene
-LARGEST_FRACTION = 0.5  # of the images in one group, from which the content is ignored
+# Numbered files are one scene only if they are not more than so many times the images to hold out.
+MAX_OF_TARGET = 1.5
+# If a larger fraction of the images is one group by content, images are grouped by name only.
+LARGEST_FRACTION = 0.5
 
 
 def split_by_hash(source: Source, fraction: float) -> tuple[Source, Source]:
-    """Split a dataset into training images and a fraction of images for validation.
+    """Split a dataset into training images and a fraction of images that are held out.
 
     An image is assigned to a part by the hash of its file name only, so that adding or removing
     other images does not move it. If one part would be empty, it receives the image with the
@@ -43,41 +46,41 @@ def split_by_hash(source: Source, fraction: float) -> tuple[Source, Source]:
 
     Args:
         source: The dataset to split.
-        fraction: The expected fraction of validation images, between 0 and 1.
+        fraction: The expected fraction of held-out images, between 0 and 1.
 
     Returns:
-        The training part and the validation part.
+        The training images and the held-out images.
 
     Raises:
         ValueError: If `fraction` is not between 0 and 1, or if the dataset does not have two
             different file names.
     """
     positions = _positions(source, fraction)
-    is_validation = positions < fraction
-    if not is_validation.any():
-        is_validation = positions == positions.min()
-    if is_validation.all():
-        is_validation = positions != positions.max()
-    return _parts(source, is_validation)
+    is_evaluation = positions < fraction
+    if not is_evaluation.any():
+        is_evaluation = positions == positions.min()
+    if is_evaluation.all():
+        is_evaluation = positions != positions.max()
+    return _parts(source, is_evaluation)
 
 
 def split_by_groups(
     source: Source, fraction: float, rule: str, progress: Callable[[int], None]
 ) -> tuple[Source, Source]:
-    """Split a dataset into training images and a fraction of images for validation, by groups.
+    """Split a dataset into training images and a fraction of held-out images, by groups.
 
-    The groups are ordered by the hash of a file name, and the first ones are held out, as many as
-    bring the number of images closest to the fraction. A group is not held out if the training
-    images would lack one of its categories.
+    The groups are ordered by the lowest hash of their file names, and the first ones are held out,
+    as many as bring the number of images closest to the fraction. A group is not held out if the
+    training images would lack one of its categories.
 
     Args:
         source: The dataset to split.
-        fraction: The fraction of validation images, between 0 and 1.
+        fraction: The fraction of held-out images, between 0 and 1.
         rule: As in `group_images`.
         progress: As in `group_images`.
 
     Returns:
-        The training part and the validation part.
+        The training images and the held-out images.
 
     Raises:
         ValueError: If `fraction` is not between 0 and 1, the dataset does not have two different
@@ -86,14 +89,14 @@ def split_by_groups(
     positions = _positions(source, fraction)
     target = min(max(round(fraction * len(source)), 1), len(source) - 1)
     group_of = group_images(source, target, rule, progress)
-    is_validation = _choose(source, group_of, positions, target)
-    if is_validation.all():
+    is_evaluation = _choose(source, group_of, positions, target)
+    if is_evaluation.all():
         logging.warning(
             "%s: its images form one group, which cannot be split; they are split one by one.",
             source.name,
         )
-        is_validation = positions <= np.sort(positions)[target - 1]
-    return _parts(source, is_validation)
+        is_evaluation = positions <= np.sort(positions)[target - 1]
+    return _parts(source, is_evaluation)
 
 
 def group_images(
@@ -134,12 +137,12 @@ def group_images(
 def _positions(source: Source, fraction: float) -> np.ndarray:
     """Return the position in [0, 1) of each image; raise ValueError if a split is impossible."""
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction={fraction} must lie between 0 and 1; try 0.1.")
+        raise ValueError(f"data.validation_fraction={fraction} must lie between 0 and 1; try 0.1.")
     positions = np.array([_position(source.file_name(index)) for index in range(len(source))])
     if len(np.unique(positions)) < 2:
         raise ValueError(
-            f"{source.name}: {len(source)} images cannot be split into training and validation; "
-            "add images, or give separate validation annotations."
+            f"{source.name}: {len(source)} images cannot be split into training and held-out "
+            "images; add images, or give separate evaluation data."
         )
     return positions
 
@@ -150,10 +153,10 @@ def _position(file_name: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _parts(source: Source, is_validation: Bool[np.ndarray, " N"]) -> tuple[Source, Source]:
-    """Return the training part and the validation part."""
+def _parts(source: Source, is_evaluation: Bool[np.ndarray, " N"]) -> tuple[Source, Source]:
+    """Return the training images and the held-out images."""
     training, validation = (
-        np.flatnonzero(part).tolist() for part in (~is_validation, is_validation)
+        np.flatnonzero(part).tolist() for part in (~is_evaluation, is_evaluation)
     )
     return subset(source, training), subset(source, validation)
 
@@ -188,8 +191,8 @@ def _names_of_scenes(file_names: Sequence[str], target: int) -> list[str]:
         size = len(numbered)
         if size > MAX_OF_TARGET * target:
             if not VIDEO_WORD.search(video):
-                continue  # a series of photographs, not of one scene
-            # Only the first and the last frame of a part have neighbors on the other side.
+                continue  # numbered photographs of many scenes
+            # A long video is split into parts, of which only the ends are similar to other parts.
             size = max(1, target // 2)
         for position, (_, original) in enumerate(sorted(numbered)):
             scene_of[original] = f"{video}*{position // size}"
@@ -197,7 +200,7 @@ def _names_of_scenes(file_names: Sequence[str], target: int) -> list[str]:
 
 
 def _is_video(name: str) -> bool:
-    """Return whether the beginning of an image's name has a number, except a year, or a word."""
+    """Return whether the name before a number is that of a video: it has a number or a word."""
     return re.search(r"\d", YEAR.sub("", name)) is not None or VIDEO_WORD.search(name) is not None
 
 
@@ -238,7 +241,7 @@ def _choose(
         classes[group].add(k)
     # The number of groups in training that have each class.
     remaining = collections.Counter(k for group in classes.values() for k in group)
-    is_validation, count = np.zeros(len(source), bool), 0
+    is_evaluation, count = np.zeros(len(source), bool), 0
     # The first group with an object comes first: without one, AP is undefined.
     with_objects = [
         group for group in members if classes[group] and _is_spared(classes[group], remaining)
@@ -247,13 +250,13 @@ def _choose(
         indices = members[group]
         is_closer = abs(count + len(indices) - target) < abs(count - target)
         if is_closer and _is_spared(classes[group], remaining):
-            is_validation[indices] = True
+            is_evaluation[indices] = True
             count += len(indices)
             remaining.subtract(classes[group])
     if not count:
         nearest = min(members.values(), key=lambda indices: abs(len(indices) - target))
-        is_validation[nearest] = True
-    return is_validation
+        is_evaluation[nearest] = True
+    return is_evaluation
 
 
 def _is_spared(classes: Iterable[int], remaining: Mapping[int, int]) -> bool:
