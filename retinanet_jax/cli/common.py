@@ -90,15 +90,23 @@ def define_config(
     )
 
 
-def define_data(values: flags.FlagValues) -> None:
-    """Define --data."""
+def define_data(
+    values: flags.FlagValues,
+    meaning: str = "The dataset, instead of config.data, of which fields that are given, too, have "
+    "precedence",
+) -> None:
+    """Define --data.
+
+    Args:
+        values: The flags.
+        meaning: The beginning of its help.
+    """
     flags.DEFINE_string(
         "data",
         None,
-        "The dataset, instead of config.data: a folder or a file of annotations in COCO's, YOLO's, "
-        "Pascal VOC's, LabelMe's or CVAT's format, CSV, TFDS, or packed. The format, the splits "
-        "and the folder of the images are detected and printed; fields of config.data that are "
-        "given, too, have precedence.",
+        f"{meaning}: a folder or a file of annotations in COCO's, YOLO's, Pascal VOC's, LabelMe's "
+        "or CVAT's format, CSV, TFDS, or packed. The format, the splits and the folder of the "
+        "images are detected and printed.",
         flag_values=values,
         allow_overwrite=False,
     )

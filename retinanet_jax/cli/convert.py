@@ -12,7 +12,7 @@ from retinanet_jax.datasets import convert_dataset, use_dataset
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     """Define the flags of `convert`."""
-    define_data(values)
+    define_data(values, "The dataset")
     flags.DEFINE_string(
         "output",
         None,

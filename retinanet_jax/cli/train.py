@@ -250,7 +250,7 @@ def train_or_evaluate(config: ConfigDict, workdir: str | None, mode: str) -> Non
         train(config, folder, evaluates=mode == MODES[0])
         print(
             f"the checkpoints, metrics and evaluations are in {workdir}; to detect objects:\n"
-            f"  retinanet-jax predict --checkpoint={workdir} --output=DIR IMAGES"
+            f"  retinanet-jax predict --weights={workdir} --output=DIR IMAGES"
         )
 
 
@@ -267,7 +267,7 @@ def create_workdir(folder: pathlib.Path) -> pathlib.Path:
 
 COMMAND = Command(
     usage=(
-        "retinanet-jax train --workdir=DIR [--weights=NAME_OR_DIR_OR_FILE] "
+        "retinanet-jax train --workdir=DIR [--data=FOLDER_OR_FILE] [--weights=NAME_OR_DIR_OR_FILE] "
         "[--config=FILE[:ARGUMENT]] [--config.FIELD=VALUE ...]"
     ),
     description=(
