@@ -1,16 +1,14 @@
 """Your own images: torchvision's detector of COCO becomes a detector of your classes.
 
-Command:  retinanet-jax train --config=configs/finetune.py --workdir=runs/mine
-            --config.data.train.annotations=mine/train.json --config.data.train.images=mine/train
-Give --config.data.eval.annotations and .images as well if there is a validation set; otherwise a
-fifth of the training images is held out, chosen by a hash of the file name, so that it is always
-the same fifth. The names and the number of the classes come from the dataset.
+Command:  retinanet-jax train --config=configs/finetune.py --data=mine --workdir=runs/mine
+A fifth of the training images is held out for evaluation unless the dataset has evaluation data.
+The names and the number of the classes come from the dataset.
 The argument names the weights to start from; without one they are torchvision_v2, which are
-downloaded (146 MB) and converted at the first use.
+downloaded (153 MB) and converted at the first use.
             :torchvision_v1, :torchvision_v2, :detectron2_r50_1x, :detectron2_r50_3x (also
             :detectron2) and :detectron2_r101_3x are detectors of COCO. All weights are transferred
             except those of classes that only one of the datasets has; the run prints a table.
-            :imagenet is an ImageNet ResNet-50, with a smaller network on it.
+            :imagenet is an ImageNet ResNet-50, with a smaller pyramid and heads.
             --weights=NAME starts from any weights of retinanet_jax/weights/named.py, and
             --weights=DIR_OR_FILE from a detector that was trained here or is in a file; both with
             the network that these require.
@@ -45,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def base_config() -> ConfigDict:
-    """Return the config without weights to start from, unlocked, with a network for a backbone."""
+    """Return the config without weights, unlocked; its network suits the weights of a backbone."""
     config = r50_fpn.get_config().unlock()
     config.update(total_steps=2_500, checkpoint_every=250, evaluate_every=500)
     config.data.train.update(annotations="", images="")

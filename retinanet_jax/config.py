@@ -65,16 +65,19 @@ def default_config() -> ConfigDict:
     # Several datasets are merged: each of source, annotations, images, split, classes and official
     # may be a list separated by commas.
     config.data.train = dict(
-        # coco, voc, csv, yolo, tfds, packed, shapes (synthetic, generated into `images`)
+        # coco, voc, csv, yolo, labelme, cvat, tfds, packed, shapes (synthetic, generated into
+        # `images`)
         source="coco",
         # coco: instances JSON; voc: folder of XML files, or of VOCdevkit/VOC2007; csv: file with a
         # line for each box, read by its header or as path,x1,y1,x2,y2,name; yolo: data.yaml,
-        # obj.data or the dataset's folder; tfds: builder, for example coco/2017
+        # obj.data or the dataset's folder; labelme: folder of JSON files; cvat: XML file; tfds:
+        # builder, for example coco/2017
         annotations="data/coco/annotations/instances_train2017.json",
-        # folder; yolo: empty for that of the split; tfds: data_dir; packed: output of pack
+        # folder; empty for that of the split (yolo), the one that annotations name or that is next
+        # to them (voc, csv, labelme, cvat); tfds: data_dir; packed: output of pack
         images="data/coco/train2017",
         # tfds: train, validation or train+validation; voc: file in ImageSets/Main; yolo: train,
-        # val or test
+        # val or test; cvat: subset
         split="",
         classes="",  # csv: file of name,id, or empty for the names in the boxes
         official="",  # tfds: instances JSON with the areas that AP by size is computed from
@@ -101,8 +104,8 @@ def default_config() -> ConfigDict:
     # file's type; image: the smallest and the largest of each image; or LOW,HIGH. Images of 8 bits
     # are never scaled.
     config.data.value_range = "type"
-    # voc, csv without `classes`, yolo: names in the order of their ids, which start from 1.
-    # (): those of the dataset; of voc and csv those that are present, sorted.
+    # voc, csv without `classes`, yolo, labelme, cvat: names in the order of their ids, which start
+    # from 1. (): those of the dataset; of voc, csv and labelme those that are present, sorted.
     config.data.categories = ()
     config.data.batch_size = 16
     config.data.eval_batch_size = 8

@@ -1,7 +1,7 @@
-"""Settings that some files contain beside the weights, checked against the config.
+"""Settings that some files contain next to the weights, checked against the config.
 
-Detectors of detectron2 before 2021 have the anchors and the pixels' mean and deviation in their
-state dicts. In the others nothing shows them.
+State dicts of detectron2 before 2021 have the anchors, and the mean and standard deviation of the
+pixels. Others contain neither.
 """
 
 from collections.abc import Iterator, Mapping
