@@ -30,9 +30,9 @@ resnet.ARCHITECTURES["toy"] = {{"stage_sizes": (1, 1, 1, 1), "bottleneck": False
 import jax
 from retinanet_jax.evaluation import evaluator
 coco_metrics = evaluator.coco_metrics
-def coco_metrics_of_the_first_host(*arguments):
+def coco_metrics_of_the_first_host(*arguments, **options):
     assert jax.process_index() == 0
-    return coco_metrics(*arguments)
+    return coco_metrics(*arguments, **options)
 evaluator.coco_metrics = coco_metrics_of_the_first_host
 """
 

@@ -28,7 +28,7 @@ from retinanet_jax.data_report import annotation_checks
 from retinanet_jax.evaluation.coco_metrics import coco_metrics
 
 # The first and the number of the changes of each type and format.
-COUNTS = [(0, 20), pytest.param((20, 400), marks=pytest.mark.slow)]
+COUNTS = [(0, 20), pytest.param((20, 120), marks=pytest.mark.slow)]
 MAX_LINE = 1200  # characters of a message, of which the path of the temporary folder is a part
 CONTENT = Content(
     sizes={"küche 1.jpg": (60, 80), "b.jpg": (70, 50), "c.jpg": (40, 40)},

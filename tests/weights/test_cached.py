@@ -53,7 +53,14 @@ def assert_equal_trees(tree, other):
     jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
-@pytest.mark.parametrize("name", ["torchvision_v1", "torchvision_v2", "detectron2_r50_3x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision_v2",
+        pytest.param("torchvision_v1", marks=pytest.mark.slow),
+        pytest.param("detectron2_r50_3x", marks=pytest.mark.slow),
+    ],
+)
 def test_a_name_is_downloaded_and_converted_once(
     name, publish, server, places, capsys, monkeypatch, arrays_of
 ):
