@@ -8,6 +8,7 @@ import types
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from retinanet_jax import datasets, input_pipeline
 from retinanet_jax.data.sources.coco import CocoSource
@@ -63,6 +64,35 @@ def test_an_invalid_image_of_a_small_dataset_is_named_before_the_run(
         datasets.check_images(source)
     monkeypatch.setattr(datasets.checks, "MAX_IMAGES_TO_CHECK", len(source) - 1)
     datasets.check_images(source)
+
+
+def test_exchanged_sizes_of_images_are_named_before_boxes_that_seem_to_be_exchanged(tmp_path):
+    """Boxes inside a wide image extend beyond the tall one that is declared."""
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    boxes = [[44, 10 + k, 10, 10] for k in range(3)]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 48, "height": 64}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {"id": k, "image_id": 1, "category_id": 1, "bbox": box} for k, box in enumerate(boxes)
+        ],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"a\.png: the image has height and width \(48, 64\)"):
+        datasets.check_training_data(CocoSource(tmp_path / "a.json", tmp_path))
+
+
+def test_a_run_logs_boxes_that_are_only_probably_in_another_convention(
+    synthetic_dataset, tmp_path, caplog
+):
+    caplog.set_level("WARNING", logger="absl")
+    content = json.loads((synthetic_dataset / "instances.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [2 * value for value in annotation["bbox"]]
+    (tmp_path / "twice.json").write_text(json.dumps(content))
+    source = CocoSource(tmp_path / "twice.json", synthetic_dataset / "images")
+    datasets.check_training_data(source)
+    assert any("drawn on an image of another size" in message for message in caplog.messages)
 
 
 def test_training_data_without_a_box_is_an_error(synthetic_dataset, tmp_path):

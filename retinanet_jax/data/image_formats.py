@@ -22,6 +22,16 @@ ImageBytes = io.BytesIO | io.BufferedReader
 # Formats that contain no pixels, or for which Pillow reads only a header or calls other programs.
 WITHOUT_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+HEIF_BRANDS = (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")  # from byte 4 of a HEIF file
+# What files that should be images begin with.
+OTHER_CONTENT = {
+    b"version https://git-lf": "a pointer of Git LFS; run git lfs pull",
+    b"<!DOCTYPE": "a web page; download the image again",
+    b"<html": "a web page; download the image again",
+    b"<?xml": "XML or SVG; save it as PNG",
+    b"<svg": "SVG; save it as PNG",
+    b"%PDF": "PDF; save its pages as PNG",
+}
 HEIF_ADVICE = "HEIF images require another package: pip install pillow-heif, or save them as JPEG"
 UNKNOWN_PIXELS = "unknown pixel mode"  # Pillow's error for a sound TIFF that it cannot read
 PREFIX_SIZE = 16  # bytes by which the formats recognize a file
@@ -50,7 +60,7 @@ def open_image(file: ImageBytes, name: str) -> ImageFile.ImageFile:
             with _without_pixel_limit():
                 image = _identify(file, excluded=())
     except Exception as error:  # broken content makes Pillow's decoders raise almost anything
-        raise unreadable(name, error) from None
+        raise _not_an_image(file, name) or unreadable(name, error) from None
     check_memory(image.size, file, name)
     return image
 
@@ -72,6 +82,20 @@ def load_pixels(image: Image.Image, name: str) -> None:
         image.load()
     except Exception as error:  # as in `open_image`
         raise unreadable(name, error) from None
+
+
+def _not_an_image(file: ImageBytes, name: str) -> ValueError | None:
+    """Return the error for a file that is empty, or has content that is often taken for an image."""
+    file.seek(0)
+    start = file.read(64)
+    if not start:
+        return ValueError(f"{name}: the file is empty; replace or remove it.")
+    if start[4:].startswith(HEIF_BRANDS):
+        return ValueError(f"{name}: {HEIF_ADVICE}.")
+    for content, problem in OTHER_CONTENT.items():
+        if start.lstrip().lower().startswith(content.lower()):
+            return ValueError(f"{name}: is no image but {problem}, or remove it.")
+    return None
 
 
 @contextlib.contextmanager

@@ -1,12 +1,14 @@
 """Scaling the values of images of more than 8 bits a channel to 0..255."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Num, UInt8
 
 FIELD = "config.data.value_range"
+MIN_FILLED_BITS = 7  # of the 8 bits that reach the network
 # "type", "image", or the values that become 0 and 255.
 ValueRange = str | tuple[float, float]
 
@@ -88,6 +90,43 @@ def filled_bits(
     """
     distance = int(scaled.max()) - int(scaled.min())
     return FilledBits(*finite_range(values), distance.bit_length())
+
+
+class UnfilledImages(NamedTuple):
+    """The images that are nearly of one brightness once scaled."""
+
+    message: str
+    advice: str
+    examples: list[str]  # each image with its values
+
+
+def find_unfilled(all_bits: Mapping[str, FilledBits]) -> UnfilledImages | None:
+    """Find the images of more than 8 bits a channel that fill too few of the 8 bits.
+
+    Args:
+        all_bits: How much images of more than 8 bits a channel fill, by their names.
+
+    Returns:
+        These images, or None if there are none.
+    """
+    few = {name: filled for name, filled in all_bits.items() if filled.bits < MIN_FILLED_BITS}
+    if not few:
+        return None
+    examples = [
+        f"{name}: values {low:.10g} to {high:.10g}, {bits} bits"
+        for name, (low, high, bits) in few.items()
+    ]
+    low = min(filled.low for filled in few.values())
+    high = max(filled.high for filled in few.values())
+    if 0 <= low < high / 2 and high > 255:  # of a camera with so many bits
+        low, high = 0, 2 ** int(high).bit_length() - 1
+    return UnfilledImages(
+        f"{len(few)} of {len(all_bits)} images of more than 8 bits a channel fill fewer than "
+        f"{MIN_FILLED_BITS} of the 8 bits that reach the network (first: {examples[0]})",
+        f"set --{FIELD}={low:.10g},{high:.10g} so that these become 0 and 255, or --{FIELD}=image "
+        "to use the smallest and the largest value of each image",
+        examples,
+    )
 
 
 def finite_range(values: Num[np.ndarray, "H W *C"]) -> tuple[float, float]:

@@ -10,14 +10,13 @@ from retinanet_jax.data.decoding import decode_image, filled_bits_of_file
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data.sources.similarity import hash_images, near_pairs
 from retinanet_jax.data.sources.split import MAX_COMPARED
-from retinanet_jax.data.value_range import FIELD, FilledBits
+from retinanet_jax.data.value_range import FilledBits, find_unfilled
 from retinanet_jax.data_report.findings import ERROR, INFO, WARNING, Finding, first_examples
 from retinanet_jax.utils.progress import make_progress, one_line
 from retinanet_jax.utils.threads import map_ahead
 
 NUM_READERS = 8  # threads
 LEAK_FRACTION = 0.05  # of the evaluation images, from which near-duplicates are an error
-MIN_FILLED_BITS = 7  # of the 8 bits that reach the network
 
 
 class Fingerprints(NamedTuple):
@@ -87,28 +86,13 @@ def check_readable(fingerprints: Fingerprints) -> Finding:
 
 def check_value_range(source: Source, fingerprints: Fingerprints) -> list[Finding]:
     """Report images of more than 8 bits a channel that are nearly of one brightness once scaled."""
-    all_bits = fingerprints.filled_bits
-    few = {index: filled for index, filled in all_bits.items() if filled.bits < MIN_FILLED_BITS}
-    message = (
-        f"{len(few)} of {len(all_bits)} images of more than 8 bits a channel fill fewer than "
-        f"{MIN_FILLED_BITS} of the 8 bits that reach the network"
-    )
-    if not few:
-        return [Finding(INFO, "value range", message)] if all_bits else []
-    examples = [
-        f"{source.file_name(index)}: values {low:.10g} to {high:.10g}, {bits} bits"
-        for index, (low, high, bits) in few.items()
-    ]
-    low = min(filled.low for filled in few.values())
-    high = max(filled.high for filled in few.values())
-    if 0 <= low < high / 2 and high > 255:  # of a camera with so many bits
-        low, high = 0, 2 ** int(high).bit_length() - 1
-    advice = (
-        f"set --{FIELD}={low:.10g},{high:.10g} so that these become 0 and 255, or --{FIELD}=image "
-        "to use the smallest and the largest value of each image."
-    )
-    message += f" (first: {examples[0]})"
-    return [Finding(WARNING, "value range", message, advice, first_examples(examples))]
+    names = {source.file_name(index): bits for index, bits in fingerprints.filled_bits.items()}
+    unfilled = find_unfilled(names)
+    if unfilled:
+        message, advice, examples = unfilled
+        return [Finding(WARNING, "value range", message, f"{advice}.", first_examples(examples))]
+    message = f"{len(names)} images of more than 8 bits a channel fill the bits that are used"
+    return [Finding(INFO, "value range", message)] if names else []
 
 
 def check_exif(source: Source) -> list[Finding]:

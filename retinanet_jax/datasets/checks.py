@@ -1,10 +1,14 @@
 """Checks of datasets before a run."""
 
+import contextlib
+
 from absl import logging
 
+from retinanet_jax.data.decoding import filled_bits_of_file
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data.sources.conventions import recognize_convention
 from retinanet_jax.data.sources.dense_images import find_dense_images
+from retinanet_jax.data.value_range import FilledBits, find_unfilled
 from retinanet_jax.utils.threads import map_ahead
 
 # Decoding this many images takes seconds, but an invalid image may end a run after hours.
@@ -23,8 +27,8 @@ def check_training_data(source: Source) -> None:
             f"{source.name}: {why_no_object(source)}; there is nothing to learn. Give the file "
             "that contains the annotations, or correct them."
         )
+    check_images(source)  # where sizes are wrong, boxes may seem to be
     _check_convention(source)
-    check_images(source)
 
 
 def check_evaluation_data(source: Source, *, max_detections: int) -> None:
@@ -58,10 +62,17 @@ def check_evaluation_data(source: Source, *, max_detections: int) -> None:
 
 
 def _check_convention(source: Source) -> None:
-    """Raise ValueError if boxes are certainly in another convention than that of their format."""
+    """Log that boxes may be in another convention than that of their format.
+
+    Raises:
+        ValueError: If they certainly are.
+    """
     convention = recognize_convention(source)
-    if convention and convention.is_certain:
-        raise ValueError(f"{source.name}: {convention.message}; {convention.advice}.")
+    if convention:
+        line = f"{source.name}: {convention.message}; {convention.advice}."
+        if convention.is_certain:
+            raise ValueError(line)
+        logging.warning("%s", line)
 
 
 def why_no_object(source: Source) -> str:
@@ -77,13 +88,31 @@ def why_no_object(source: Source) -> str:
 def check_images(source: Source) -> None:
     """Decode all images of a small dataset, so that invalid ones are reported before the run.
 
-    For a large dataset, which takes minutes, use `retinanet-jax inspect`.
+    Images that are nearly of one brightness, because their values fill few of their bits, are
+    logged. For a large dataset, which takes minutes, use `retinanet-jax inspect`.
 
     Raises:
         ValueError: If an image is invalid.
         OSError: If an image cannot be read.
     """
-    if len(source) <= MAX_IMAGES_TO_CHECK:
-        # The threads return shapes instead of the images, which would fill the memory.
-        for _ in map_ahead(lambda index: source.image(index).shape, range(len(source))):
-            pass  # an invalid image raises its error
+    if len(source) > MAX_IMAGES_TO_CHECK:
+        return
+    # The threads return bits instead of the images, which would fill the memory.
+    all_bits = map_ahead(lambda index: _check_image(source, index), range(len(source)))
+    names = {source.file_name(index): bits for index, bits in enumerate(all_bits) if bits}
+    unfilled = find_unfilled(names)
+    if unfilled:
+        logging.warning("%s: %s; %s.", source.name, unfilled.message, unfilled.advice)
+
+
+def _check_image(source: Source, index: int) -> FilledBits | None:
+    """Decode an image, and return how much it fills of its bits if it has more than 8 a channel."""
+    source.image(index)
+    data = source.read(index)
+    if data is None:
+        return None
+    with contextlib.suppress(ValueError):  # color of which only the upper bytes are read
+        return filled_bits_of_file(
+            data, source.file_name(index), source.decoding_of(index).value_range
+        )
+    return None

@@ -121,8 +121,8 @@ def open_data(
     """
     if evaluates:
         train_data, eval_data = datasets.open_sources(config, workdir)
-        datasets.check_evaluation_data(eval_data, max_detections=config.detections.max_detections)
         datasets.check_images(eval_data)
+        datasets.check_evaluation_data(eval_data, max_detections=config.detections.max_detections)
     else:
         train_data, eval_data = datasets.open_training(config, workdir), None
     datasets.check_training_data(train_data)

@@ -107,6 +107,10 @@ INVALID = {
     "infinite": (replace("annotations", 0, bbox=[9, 9, float("inf"), 4]), "101 .*four finite"),
     "text": (replace("annotations", 0, bbox=[9, 9, "wide", 4]), "101 .*four finite"),
     "infinite corner": (replace("annotations", 0, bbox=[1e308, 9, 1e308, 4]), "101 .*four finite"),
+    "infinite area of a box": (
+        replace("annotations", 0, bbox=[0, 0, 1e200, 1e200]),
+        "101 .*four finite",
+    ),
     "true as number": (replace("annotations", 0, bbox=[True, 9, 3, 4]), "101 .*four finite"),
     "box as text": (replace("annotations", 0, bbox="9 9 3 4"), "101 .*four finite"),
     "area in a list": (replace("annotations", 0, area=[1]), r"101 \(1.img\) has area=\[1\], not a"),

@@ -125,6 +125,34 @@ def test_boxes_inside_their_images_and_a_few_careless_ones_are_not_suspected(
         assert recognized(np.minimum(boxes, (HEIGHT, WIDTH, HEIGHT, WIDTH))) is None
 
 
+def test_corners_and_a_first_corner_in_a_format_of_centers_are_named():
+    y1, x1, y2, x2 = random_boxes(3).T
+    for name, numbers, certain in (
+        ("corners [x1, y1, x2, y2]", (x1, y1, x2, y2), True),
+        ("[x, y, width, height] of a corner", (x1, y1, x2 - x1, y2 - y1), False),
+    ):
+        x, y, width, height = numbers
+        as_centers = np.stack([y - height / 2, x - width / 2, y + height / 2, x + width / 2], 1)
+        message, is_certain = recognized(as_centers)
+        assert f"read as {name}" in message
+        assert is_certain == certain
+
+
+@pytest.mark.parametrize(("scale", "text"), [(2, "another size"), (0.5, "smaller copies")])
+def test_boxes_drawn_on_a_larger_or_smaller_image_are_named(scale, text):
+    message, is_certain = recognized(random_boxes(0) * scale)
+    assert text in message
+    assert not is_certain
+
+
+def test_a_few_fractions_among_pixels_are_named_but_not_refused():
+    boxes = random_boxes(0)
+    boxes[:3] /= (HEIGHT, WIDTH, HEIGHT, WIDTH)
+    message, is_certain = recognized(boxes)
+    assert message.startswith("3 of 60 boxes lie within the first 2 pixels")
+    assert not is_certain
+
+
 def test_no_box_and_one_box():
     assert recognized([]) is None
     assert recognized([[10, 10, 20, 20]]) is None

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int32
 
 from retinanet_jax.data.sources.base import Source
-from retinanet_jax.data.sources.objects import clip_to_image
+from retinanet_jax.data.sources.objects import OUTSIDE_TOLERANCE, clip_to_image
 
 # Another reading is tried if so many boxes, and this fraction of all, do not fit their images.
 MIN_MISFITS, MISFIT_FRACTION = 2, 0.1
@@ -21,6 +21,7 @@ MIN_BOXES = 20  # fewer may lie within 100 pixels by chance
 MIN_AT_EDGES = 3  # box edges at 1, and as many at the end of the image
 MIN_SIDE_OF_FRACTIONS = 8  # pixels; in a smaller image a box may have sides below 1
 MIN_SIDE_OF_PERCENT = 200  # pixels; in a smaller image all boxes may lie within 100 pixels
+MAX_OF_SMALLER = 0.6  # of the image's sides, within which all boxes drawn on a smaller copy lie
 
 
 class Convention(NamedTuple):
@@ -45,6 +46,7 @@ def recognize_convention(source: Source) -> Convention | None:
         _recognize_fractions(boxes, sizes)
         or _recognize_other_order(boxes, sizes)
         or _recognize_percent(boxes, sizes)
+        or _recognize_other_size(boxes, sizes)
         or _recognize_first_pixel(boxes, sizes)
     )
 
@@ -52,18 +54,19 @@ def recognize_convention(source: Source) -> Convention | None:
 def _recognize_fractions(
     boxes: Float64[np.ndarray, "n 4"], sizes: Int32[np.ndarray, "n 2"]
 ) -> Convention | None:
-    """Recognize coordinates from 0 to 1."""
-    if boxes.min() < 0 or boxes.max() > 2 or sizes.min() < MIN_SIDE_OF_FRACTIONS:
-        return None
+    """Recognize coordinates from 0 to 1, of all boxes or of some."""
     sides = boxes[:, 2:] - boxes[:, :2]
     # In [x, y, width, height], the sum of two fractions is at most 1; in the center form, 1.5.
-    if sides.max() > 1 or (boxes[:, 2:] == np.round(boxes[:, 2:])).all():
+    is_small = (boxes.min(axis=1) >= 0) & (boxes.max(axis=1) <= 2) & (sides.max(axis=1) <= 1)
+    mask = is_small & (sizes.min(axis=1) >= MIN_SIDE_OF_FRACTIONS)
+    if not mask.any() or (boxes[mask, 2:] == np.round(boxes[mask, 2:])).all():
         return None
+    count = "all" if mask.all() else f"{mask.sum()} of"
     return Convention(
-        f"all {len(boxes)} boxes lie within the first 2 pixels of their images: they read as "
+        f"{count} {len(boxes)} boxes lie within the first 2 pixels of their images: they read as "
         "fractions of the image from 0 to 1",
         "multiply them by the width and height of the image",
-        is_certain=True,
+        is_certain=bool(mask.all()),
     )
 
 
@@ -90,13 +93,14 @@ def _other_readings(
 ) -> Iterator[tuple[str, Float64[np.ndarray, "n 4"], bool]]:
     """Yield the name, the yxyx boxes and the certainty of each other reading of the same numbers.
 
-    Corners are only recognized in formats of [x, y, width, height], where the second corner of
-    `boxes` is a sum. Sides in a format of corners are errors when the file is read, because a side
-    is often smaller than the first corner.
+    Corners are only recognized in formats of a corner or center and the sides, where `boxes` are
+    sums. Sides in a format of corners are errors when the file is read, because a side is often
+    smaller than the first corner.
     """
     low, high = boxes[:, :2], boxes[:, 2:]
-    sides = high - low
+    sides, center = high - low, low / 2 + high / 2
     yield "corners [x1, y1, x2, y2]", np.concatenate([low, sides], 1), True
+    yield "corners [x1, y1, x2, y2]", np.concatenate([center, sides], 1), True
     yield "[y, x, ...], with exchanged axes", boxes[:, [1, 0, 3, 2]], True
     yield "width and height exchanged", np.concatenate([low, low + sides[:, ::-1]], 1), False
     yield (
@@ -104,6 +108,12 @@ def _other_readings(
         np.concatenate([low - sides / 2, low + sides / 2], 1),
         False,
     )
+    if low.min() < -OUTSIDE_TOLERANCE:  # the first corner in a format of centers
+        yield (
+            "[x, y, width, height] of a corner",
+            np.concatenate([center, center + sides], 1),
+            False,
+        )
 
 
 def _recognize_percent(
@@ -117,6 +127,31 @@ def _recognize_percent(
         f"all {len(boxes)} boxes lie within the first 100 pixels of larger images: they may be "
         "percent of the image",
         "if so, convert them to pixels",
+        is_certain=False,
+    )
+
+
+def _recognize_other_size(
+    boxes: Float64[np.ndarray, "n 4"], sizes: Int32[np.ndarray, "n 2"]
+) -> Convention | None:
+    """Recognize boxes that were drawn on larger or smaller copies of the images."""
+    centers = boxes[:, :2] / 2 + boxes[:, 2:] / 2
+    outside = int(((centers < 0) | (centers > sizes)).any(axis=1).sum())
+    advice = "scale the boxes, or give the images that they were drawn on"
+    if outside >= max(MIN_MISFITS, MISFIT_FRACTION * len(boxes)):
+        return Convention(
+            f"the centers of {outside} of {len(boxes)} boxes are outside their image: they may "
+            "have been drawn on an image of another size",
+            advice,
+            is_certain=False,
+        )
+    used = float((boxes[:, 2:] / sizes).max())
+    if used > MAX_OF_SMALLER or len(np.unique(boxes, axis=0)) < MIN_BOXES:
+        return None
+    return Convention(
+        f"all {len(boxes)} boxes lie within the first {used:.0%} of the height and width of their "
+        "images: they may have been drawn on smaller copies",
+        f"if so, {advice}",
         is_certain=False,
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 from retinanet_jax.utils.progress import join_first
 
 MAX_SIDE = 1_000_000  # pixels; a larger image is a mistake, and its area may exceed 64 bits
+MAX_COORDINATE = 1e12  # pixels; with larger ones, an area may not be finite
 MAX_TEXT = 60  # characters of a value in a message
 MAX_NAMES = 10  # of categories in a message
 # Fractions of an image are rounded, and boxes may extend beyond it by a few pixels.
@@ -180,6 +181,14 @@ def parse_name(name: str, value: Any) -> str:
     return text
 
 
+def _parse_coordinate(name: str, value: Any) -> float:
+    """Return a coordinate or a side of a box in pixels."""
+    number = parse_number(name, value)
+    if abs(number) > MAX_COORDINATE:
+        raise FieldError(f"{name}={show(value)}, beyond {MAX_COORDINATE:g} pixels")
+    return number
+
+
 def parse_edges(texts: dict[str, Any]) -> tuple[float, float, float, float]:
     """Return x1, y1, x2 and y2 of a box.
 
@@ -187,9 +196,9 @@ def parse_edges(texts: dict[str, Any]) -> tuple[float, float, float, float]:
         texts: The values of x1, y1, x2 and y2, in that order, by their names in the format.
 
     Raises:
-        FieldError: If a value is no finite number, or x1 > x2 or y1 > y2.
+        FieldError: If a value is no finite number or too large, or x1 > x2 or y1 > y2.
     """
-    x1, y1, x2, y2 = (parse_number(name, value) for name, value in texts.items())
+    x1, y1, x2, y2 = (_parse_coordinate(name, value) for name, value in texts.items())
     names = tuple(texts)
     for low, high, low_name, high_name in ((x1, x2, *names[::2]), (y1, y2, *names[1::2])):
         if low > high:
@@ -209,11 +218,11 @@ def parse_xywh(name: str, value: Any) -> tuple[float, float, float, float]:
     """
     numbers = value if isinstance(value, list) and len(value) == 4 else [None]
     try:
-        # The sum of two finite numbers may be infinite.
-        x, y, width, height = [parse_number(name, number) for number in numbers]
-        parse_number(name, abs(x) + abs(y) + abs(width) + abs(height))
-    except ValueError:
-        raise FieldError(f"{name}={show(value)}, not four finite numbers [x, y, w, h]") from None
+        x, y, width, height = [_parse_coordinate(name, number) for number in numbers]
+    except FieldError:
+        raise FieldError(
+            f"{name}={show(value)}, not four finite numbers [x, y, w, h] up to {MAX_COORDINATE:g}"
+        ) from None
     if width < 0 or height < 0:
         raise FieldError(f"{name}={show(value)} with a negative size; it is [x, y, w, h]")
     return x, y, width, height

@@ -32,6 +32,7 @@ COCO_LISTS = tuple(
 )
 FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 LABELME_FIELDS = (re.compile(rb'"shapes"\s*:\s*\['), re.compile(rb'"image(Path|Height|Data)"'))
+ROOT_TAG = re.compile(rb"<(annotations?)[ >]")
 VERSION = re.compile(r"\d+\.\d+\.\d+")  # of a TFDS dataset
 
 
@@ -189,8 +190,11 @@ def _root_tag(file: pathlib.Path) -> str:
         with file.open("rb") as opened:
             for _, element in ElementTree.iterparse(opened, ["start"]):
                 return element.tag
-    except (ElementTree.ParseError, LookupError, OSError, ValueError):
-        pass
+    except (ElementTree.ParseError, OSError):
+        return ""
+    except (LookupError, ValueError):  # an encoding that only Python reads, such as GBK
+        match = ROOT_TAG.search(file.read_bytes())
+        return match[1].decode() if match else ""
     return ""
 
 

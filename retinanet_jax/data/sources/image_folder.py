@@ -139,6 +139,7 @@ def _sizes_and_decision(
 
 
 def _log_decision(name: str, decision: ExifDecision) -> None:
-    """Log a decision that is not the usual one, or that some images contradict."""
-    if decision.exif != "applied" or decision.num_ignored:
+    """Log a decision that is not the usual one, or that no image or not every image shows."""
+    is_unshown = decision.num_unknown and not decision.num_applied
+    if decision.exif != "applied" or decision.num_ignored or is_unshown:
         logging.warning("%s: %s.", name, decision)

@@ -20,6 +20,7 @@ from absl import logging
 from retinanet_jax.data.image_formats import has_image_suffix
 from retinanet_jax.utils.paths import SYSTEM_NAMES
 
+URL_QUERY = re.compile(r"(?<=[^:/?#])[?#].*")  # after the path of a URL
 # What a path that leads elsewhere begins with: the drive of Windows, the scheme of a URL, / or ../
 ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|/|\.\./")
 
@@ -191,7 +192,8 @@ class _Files:
 
     def match(self, file_name: str) -> tuple[list[str], str]:
         """Return the files that a name may mean, and why the name itself is not one of them."""
-        path = _normalize(file_name)
+        is_url = "://" in file_name
+        path = _normalize(URL_QUERY.sub("", file_name) if is_url else file_name)
         stem = _stem(path) if has_image_suffix(path) else path
         for target, by_path, by_name, cause in (
             (path, self._by_path, self._by_name, ""),

@@ -9,6 +9,7 @@ from jaxtyping import Int32
 
 from retinanet_jax.data.decoding import DEFAULT_DECODING, Decoding
 from retinanet_jax.data.sources.base import Category, Source
+from retinanet_jax.data.sources.fields import show
 from retinanet_jax.data.sources.objects import OUTSIDE_TOLERANCE, Objects, clip_to_image
 
 WITHOUT_AREA = (
@@ -74,7 +75,23 @@ class InstancesSource(Source):
             objects=objects,
             decoding=decoding,
         )
+        self._warn_of_similar_names()
         self._warn_of_invalid_boxes(label)
+
+    def _warn_of_similar_names(self) -> None:
+        """Log which categories differ only in letter case or spaces; they may be the same."""
+        groups = collections.defaultdict(list)
+        for category in self.categories:
+            groups["".join(category.name.casefold().split())].append(category.name)
+        similar = [names for names in groups.values() if len(names) > 1]
+        if similar:
+            logging.warning(
+                "%s: %d categories differ from another one only in letter case or spaces (first: "
+                "%s and %s); if they are the same, give them one name.",
+                self.name,
+                sum(len(names) - 1 for names in similar),
+                *map(show, similar[0][:2]),
+            )
 
     def _warn_of_invalid_boxes(self, label: Callable[[int], str]) -> None:
         """Log how many boxes have no area or extend beyond their image."""

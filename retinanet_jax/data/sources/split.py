@@ -22,7 +22,8 @@ MAX_COMPARED = 20_000  # images; comparing the content of more takes minutes
 # What tools append to an image's name when they copy or augment it: Roboflow "_jpg.rf.HASH", others
 # "_aug3", "-flipped", "_rot90" or " - copy".
 COPY_SUFFIX = re.compile(
-    r"((_(jpe?g|png|bmp|webp))?\.rf\.[0-9a-z]+|[ _-]+(aug|flip|rot|copy)[a-z]*[ _-]*\d*)$",
+    r"((_(jpe?g|png|bmp|webp))?\.rf\.[0-9a-z]+"
+    r"|[ _-]+(aug|[hv]?flip|mirror|rot|blur|noise|bright|copy)[a-z]*[ _-]*\d*)$",
     re.IGNORECASE,
 )
 # The name of a frame is that of its video and a number. The video's name has a number itself or one
@@ -129,7 +130,16 @@ def group_images(
         return by_name
     pairs = near_pairs(hash_images(source, progress))
     joined = _join(by_name, pairs)
-    if np.bincount(joined).max() > LARGEST_FRACTION * len(source):
+    largest = int(np.bincount(joined).max())
+    if largest > LARGEST_FRACTION * len(source):
+        if largest > np.bincount(by_name).max():
+            logging.warning(
+                "%s: %d of %d images are nearly identical to others, too many to keep together; "
+                "AP will count what was memorized.",
+                source.name,
+                largest,
+                len(source),
+            )
         return by_name
     return joined
 

@@ -118,7 +118,7 @@ def _recognize_content(file: pathlib.Path) -> str:
         return f"is not JSON ({error}); write or export it again"
     if not isinstance(parsed, dict):
         return ""
-    if parsed.keys() >= COCO_LISTS:
+    if all(isinstance(parsed.get(name), list) for name in COCO_LISTS):
         return "is not in UTF-8; save it in UTF-8"
     if {"images", "annotations"} & parsed.keys():
         return "has not all of COCO's lists images, annotations and categories; export it again"

@@ -18,7 +18,7 @@ from retinanet_jax.data.image_formats import has_image_suffix
 from retinanet_jax.data.sources.base import number_categories
 from retinanet_jax.data.sources.fields import unknown_category
 from retinanet_jax.data.sources.image_folder import ImageFolderSource
-from retinanet_jax.data.sources.image_lookup import is_hidden
+from retinanet_jax.data.sources.image_lookup import is_hidden, show_path
 from retinanet_jax.data.sources.objects import ObjectList, Objects
 from retinanet_jax.data.sources.voc_xml import VocAnnotation, parse_xml
 
@@ -248,6 +248,8 @@ def _find_images(files: _Files, folder: pathlib.Path, parsed: Sequence[VocAnnota
         chosen += own or [file_name or path.stem]
         if own and file_name != own[0] and file_name in existing:
             renamed.append(f"{path.name}: {own[0]}, not {file_name}")
+    if folder == pathlib.Path(files.listing):  # another one may be that of several splits
+        _log_images_without_xml(folder, set(filter(has_image_suffix, existing)) - set(chosen))
     if renamed:
         logging.warning(
             "%s: %d XML files name another existing image in <filename> than the one of their own "
@@ -257,6 +259,17 @@ def _find_images(files: _Files, folder: pathlib.Path, parsed: Sequence[VocAnnota
             renamed[0],
         )
     return chosen
+
+
+def _log_images_without_xml(folder: pathlib.Path, names: set[str]) -> None:
+    """Log how many images of a folder no XML file describes, if there are any."""
+    if names:
+        logging.warning(
+            "%s: %d images have no XML file and are not read (first: %s).",
+            folder,
+            len(names),
+            show_path(min(names)),
+        )
 
 
 def _log_outlines(
