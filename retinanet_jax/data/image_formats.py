@@ -85,7 +85,7 @@ def load_pixels(image: Image.Image, name: str) -> None:
 
 
 def _not_an_image(file: ImageBytes, name: str) -> ValueError | None:
-    """Return the error for a file that is empty, or has content that is often taken for an image."""
+    """Return the error for a file that is empty, or often taken for an image; None for others."""
     file.seek(0)
     start = file.read(64)
     if not start:

@@ -139,7 +139,7 @@ def test_corners_and_a_first_corner_in_a_format_of_centers_are_named():
 
 
 @pytest.mark.parametrize(("scale", "text"), [(2, "another size"), (0.5, "smaller copies")])
-def test_boxes_drawn_on_a_larger_or_smaller_image_are_named(scale, text):
+def test_boxes_of_a_larger_or_smaller_image_are_named(scale, text):
     message, is_certain = recognized(random_boxes(0) * scale)
     assert text in message
     assert not is_certain
