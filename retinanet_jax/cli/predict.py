@@ -3,10 +3,12 @@
 It requires neither TensorFlow nor pycocotools.
 """
 
+import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
 from retinanet_jax.cli.common import (
     Command,
@@ -18,10 +20,13 @@ from retinanet_jax.cli.common import (
     weights_of,
 )
 from retinanet_jax.compilation import use_compilation_cache
-from retinanet_jax.data.image_files import find_images
+from retinanet_jax.data.image_files import find_images, find_unfilled_files
+from retinanet_jax.data.value_range import FIELD
 from retinanet_jax.detector import Detector
 from retinanet_jax.evaluation.predictions import COLUMNS, predict_files
 from retinanet_jax.utils.progress import one_line
+
+MAX_IMAGES_TO_CHECK = 1_000  # of which the value range is examined before detection
 
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:
@@ -81,6 +86,7 @@ def run(values: Any, arguments: list[str]) -> int:
         categories=values.categories or None,
         **detection_limits(values),
     )
+    _warn_of_unfilled(images[:MAX_IMAGES_TO_CHECK], detector.checkpoint.config.data.value_range)
     unreadable = predict_files(
         detector,
         images,
@@ -93,6 +99,19 @@ def run(values: Any, arguments: list[str]) -> int:
         count = f"{len(unreadable)} of {len(images)} images could not be read:"
         print(count, *map(one_line, unreadable), sep="\n  ", file=sys.stderr)
     return bool(unreadable)
+
+
+def _warn_of_unfilled(images: Sequence[pathlib.Path], value_range: str) -> None:
+    """Log which images are nearly of one brightness in the value range of the detector."""
+    unfilled = find_unfilled_files(images, value_range)
+    if unfilled:
+        logging.warning(
+            "%s, as the detector was trained with %s=%s; give images that are scaled as those that "
+            "it was trained on.",
+            one_line(unfilled.message),
+            FIELD,
+            value_range,
+        )
 
 
 COMMAND = Command(

@@ -1,5 +1,6 @@
 """The inputs that users pass as images: files, folders, patterns, Pillow images and arrays."""
 
+import contextlib
 import glob
 import os
 import pathlib
@@ -10,7 +11,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from retinanet_jax.data.decoding import Decoding, decode_image, oriented_pixels
+from retinanet_jax.data.decoding import (
+    Decoding,
+    decode_image,
+    filled_bits_of_file,
+    oriented_pixels,
+)
 from retinanet_jax.data.image_formats import (
     HEIF_ADVICE,
     HEIF_SUFFIXES,
@@ -18,9 +24,18 @@ from retinanet_jax.data.image_formats import (
     is_image,
     pillow_reason,
 )
-from retinanet_jax.data.value_range import FIELD, ValueRange, parse_value_range, to_8_bits
+from retinanet_jax.data.value_range import (
+    FIELD,
+    FilledBits,
+    UnfilledImages,
+    ValueRange,
+    find_unfilled,
+    parse_value_range,
+    to_8_bits,
+)
 from retinanet_jax.utils.paths import SYSTEM_NAMES
 from retinanet_jax.utils.progress import one_line
+from retinanet_jax.utils.threads import map_ahead
 
 # Text files, of which there may be one for each image, are not opened to look for images.
 TEXT_SUFFIXES = (".csv", ".json", ".md", ".txt", ".xml", ".yaml", ".yml")
@@ -116,6 +131,25 @@ def read_image(image: object, value_range: str = "type") -> UInt8[np.ndarray, "H
     if isinstance(image, Image.Image):
         return _pillow_pixels(image, name, decoding)
     return _array_pixels(image, name, decoding.value_range)
+
+
+def find_unfilled_files(files: Iterable[pathlib.Path], value_range: str) -> UnfilledImages | None:
+    """Find the image files that are nearly of one brightness once scaled.
+
+    Args:
+        files: The files; those that cannot be read are passed over.
+        value_range: As in `read_image`.
+    """
+    parsed = parse_value_range(value_range)
+
+    def bits(file: pathlib.Path) -> FilledBits | None:
+        with contextlib.suppress(OSError, ValueError):
+            return filled_bits_of_file(file.read_bytes(), str(file), parsed)
+        return None
+
+    files = list(files)
+    pairs = zip(map(str, files), map_ahead(bits, files), strict=True)
+    return find_unfilled({name: filled for name, filled in pairs if filled})
 
 
 def _pillow_pixels(image: Image.Image, name: str, decoding: Decoding) -> UInt8[np.ndarray, "H W 3"]:

@@ -1,6 +1,7 @@
 """The flags of `predict`, and its errors in one line."""
 
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -8,12 +9,15 @@ from PIL import Image
 
 from retinanet_jax.cli import predict
 from retinanet_jax.cli.common import run_command
+from retinanet_jax.config import default_config
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.evaluation.detections import Detections
 
 
 class CatDetector:
     """A detector of a cat at .9 and a dog at .2 in every image that is not empty."""
+
+    checkpoint = types.SimpleNamespace(config=default_config())
 
     def batch_with_errors(self, images, batch_size):
         assert batch_size == 2

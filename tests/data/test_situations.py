@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from retinanet_jax import datasets
+from retinanet_jax.cli import predict
 from retinanet_jax.data.image_files import read_image
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.data.sources.detection import detect_dataset
@@ -71,6 +72,17 @@ def test_a_run_names_images_that_are_nearly_black(write_coco, tmp_path, warnings
     datasets.check_images(source)
     assert "3 of 3 images of more than 8 bits a channel fill fewer than 7" in warnings()
     assert "set --config.data.value_range=0,4095" in warnings()
+
+
+def test_predict_names_images_that_are_nearly_black(tmp_path, warnings):
+    pixels = np.linspace(0, 4095, 2000).astype(np.uint16).reshape(40, 50)
+    Image.fromarray(pixels).save(tmp_path / "deep.png")
+    Image.new("RGB", (50, 40)).save(tmp_path / "plain.png")
+    predict._warn_of_unfilled(sorted(tmp_path.glob("*.png")), "0,4095")
+    assert warnings() == ""
+    predict._warn_of_unfilled(sorted(tmp_path.glob("*.png")), "type")
+    assert "1 of 1 images of more than 8 bits a channel fill fewer than 7" in warnings()
+    assert "deep.png: values 0 to 4095, 4 bits" in warnings()
 
 
 def test_images_that_are_all_alike_are_split_with_a_warning(write_coco, tmp_path, warnings):
