@@ -143,14 +143,13 @@ def test_an_image_with_a_broken_exif_block_is_decoded(encode):
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.9])
 def test_a_truncated_image_is_named_in_one_line(encode, file_format, fraction):
     data = encode(smooth(64, 64), file_format)
-    with pytest.raises(ValueError, match=r"x/a\.jpg: the image is corrupt") as caught:
+    problem = "image is corrupt" if fraction else "file is empty"
+    with pytest.raises(ValueError, match=rf"x/a\.jpg: the {problem}") as caught:
         decoding.decode_image(data[: int(fraction * len(data))], "x/a.jpg")
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"hello", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n" + b"9" * 50]
-)
+@pytest.mark.parametrize("data", [b"hello", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n" + b"9" * 50])
 def test_a_file_that_is_not_an_image_is_named(data):
     with pytest.raises(ValueError, match=r"a\.jpg: the image is corrupt"):
         decoding.decode_image(data, "a.jpg")
