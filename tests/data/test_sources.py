@@ -111,7 +111,13 @@ def write_voc(folder, boxes, images):
     return lambda: VocSource(folder, images=images, split="", categories=())
 
 
-@pytest.mark.parametrize("write", [write_coco, write_csv, write_voc])
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_coco,
+        *(pytest.param(write, marks=pytest.mark.slow) for write in (write_csv, write_voc)),
+    ],
+)
 def test_memory_has_every_box_once_in_less_than_72_bytes(tmp_path, encode, measure_memory, write):
     """The numbers of a box, in float64, are 32 of these; a dict of them takes several hundred."""
     images = tmp_path / "images"
