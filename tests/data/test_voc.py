@@ -193,22 +193,25 @@ def test_the_message_for_a_devkit_without_splits_names_the_folder_of_xml(devkit)
 
 
 def test_each_xml_requires_exactly_one_image_of_its_own(tmp_path, image):
-    def load():
-        return VocSource(tmp_path, images=None, split="", categories=())
+    folder = tmp_path / "xml"  # next to which there are no folders of other tests
+    folder.mkdir()
 
-    (tmp_path / "a.xml").write_text(voc_xml(voc_object("cat", 1, 1, 9, 9), file_name="x.jpg"))
+    def load():
+        return VocSource(folder, images=None, split="", categories=())
+
+    (folder / "a.xml").write_text(voc_xml(voc_object("cat", 1, 1, 9, 9), file_name="x.jpg"))
     with pytest.raises(
         FileNotFoundError, match=r"1 of 1 .*\(first: a\.xml \(x\.jpg\)\); the folder"
     ):
         load()
-    (tmp_path / "a.jpg").write_bytes(image)
-    (tmp_path / "a.png").write_bytes(image)
+    (folder / "a.jpg").write_bytes(image)
+    (folder / "a.png").write_bytes(image)
     with pytest.raises(
         ValueError, match=r"a\.xml: may describe a\.jpg or a\.png, and has <filename>"
     ):
         load()
-    (tmp_path / "a.png").unlink()
-    (tmp_path / "b.xml").write_text(voc_xml(file_name="A.jpg"))
+    (folder / "a.png").unlink()
+    (folder / "b.xml").write_text(voc_xml(file_name="A.jpg"))
     used_twice = r"a\.jpg belongs to a\.xml \(a\.jpg\) and to b\.xml \(A\.jpg\); keep one"
     with pytest.raises(ValueError, match=used_twice):
         load()
