@@ -1,5 +1,6 @@
 """Decoding image files to RGB pixels of 8 bits, oriented by their EXIF tag."""
 
+import contextlib
 import io
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from retinanet_jax.data.deep_pixels import DeepPixels, deep_pixels
 from retinanet_jax.data.image_formats import load_pixels, open_image
 from retinanet_jax.data.value_range import FilledBits, ValueRange, filled_bits, to_8_bits
 
+JPEG_START = b"\xff\xd8"  # of every JPEG file; Pillow decodes only those of 8 bits
 # The steps that each EXIF orientation requires: (transpose, then flip top to bottom, then flip left
 # to right).
 ORIENTATIONS = {
@@ -109,15 +111,14 @@ def filled_bits_of_file(data: bytes, name: str, value_range: ValueRange) -> Fill
         value_range: As in `Decoding`.
 
     Returns:
-        The bits, or None for an image of 8 bits a channel, which is not scaled.
-
-    Raises:
-        ValueError: As in `decode_image`.
+        The bits, or None for an image of 8 bits a channel, which is not scaled, and for one that
+        cannot be read, or only the upper bytes of its color.
     """
-    deep = deep_pixels(open_image(io.BytesIO(data), name), name, data)
-    if deep is None:
-        return None
-    return filled_bits(deep.values, _to_8_bits(deep, value_range, name))
+    with contextlib.suppress(ValueError):
+        deep = deep_pixels(open_image(io.BytesIO(data), name), name, data)
+        if deep is not None:
+            return filled_bits(deep.values, _to_8_bits(deep, value_range, name))
+    return None
 
 
 def valid_orientation(
@@ -168,7 +169,7 @@ def is_plain_jpeg(
     Raises:
         ValueError: If the image does not have the declared size.
     """
-    if not data.startswith(b"\xff\xd8"):
+    if not data.startswith(JPEG_START):
         return False
     try:
         image = open_image(io.BytesIO(data), name)

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from retinanet_jax.data.decoding import (
+    JPEG_START,
     Decoding,
     decode_image,
     filled_bits_of_file,
@@ -143,8 +144,10 @@ def find_unfilled_files(files: Iterable[pathlib.Path], value_range: str) -> Unfi
     parsed = parse_value_range(value_range)
 
     def bits(file: pathlib.Path) -> FilledBits | None:
-        with contextlib.suppress(OSError, ValueError):
-            return filled_bits_of_file(file.read_bytes(), str(file), parsed)
+        with contextlib.suppress(OSError), file.open("rb") as opened:
+            start = opened.read(len(JPEG_START))
+            if start != JPEG_START:  # all JPEG files have 8 bits, and reading them here takes time
+                return filled_bits_of_file(start + opened.read(), str(file), parsed)
         return None
 
     files = list(files)

@@ -1,17 +1,16 @@
 """Checks of a dataset's images: their files, sizes, pixel values, orientations and duplicates."""
 
 import collections
-import contextlib
 import hashlib
 from collections.abc import Callable, Container, Mapping
 from typing import NamedTuple
 
-from retinanet_jax.data.decoding import decode_image, filled_bits_of_file
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data.sources.similarity import hash_images, near_pairs
 from retinanet_jax.data.sources.split import MAX_COMPARED
 from retinanet_jax.data.value_range import FilledBits, find_unfilled
 from retinanet_jax.data_report.findings import ERROR, INFO, WARNING, Finding, first_examples
+from retinanet_jax.datasets.checks import check_image
 from retinanet_jax.utils.progress import make_progress, one_line
 from retinanet_jax.utils.threads import map_ahead
 
@@ -57,7 +56,7 @@ def take_fingerprints(
 
 def _fingerprint(source: Source, index: int, decode: bool) -> tuple[str, str, FilledBits | None]:
     """Return (digest, error message, filled bits) of an image; one of the first two is empty."""
-    name, decoding, filled = source.file_name(index), source.decoding_of(index), None
+    filled = None
     try:
         data = source.read(index)
         if data is None:
@@ -65,10 +64,7 @@ def _fingerprint(source: Source, index: int, decode: bool) -> tuple[str, str, Fi
             content = repr(pixels.shape).encode() + pixels.tobytes()
             return hashlib.sha1(content).hexdigest(), "", None
         if decode:
-            height, width = source.sizes[index].tolist()
-            decode_image(data, name, size=(height, width), decoding=decoding)
-            with contextlib.suppress(ValueError):  # color of which only the upper bytes are read
-                filled = filled_bits_of_file(data, name, decoding.value_range)
+            filled = check_image(source, index, data)
     except (OSError, ValueError) as error:
         return "", one_line(error), None
     return hashlib.sha1(data).hexdigest(), "", filled

@@ -1,7 +1,5 @@
 """Checks of datasets before a run."""
 
-import contextlib
-
 from absl import logging
 
 from retinanet_jax.data.decoding import filled_bits_of_file
@@ -98,21 +96,28 @@ def check_images(source: Source) -> None:
     if len(source) > MAX_IMAGES_TO_CHECK:
         return
     # The threads return bits instead of the images, which would fill the memory.
-    all_bits = map_ahead(lambda index: _check_image(source, index), range(len(source)))
+    all_bits = map_ahead(
+        lambda index: check_image(source, index, source.read(index)), range(len(source))
+    )
     names = {source.file_name(index): bits for index, bits in enumerate(all_bits) if bits}
     unfilled = find_unfilled(names)
     if unfilled:
         logging.warning("%s: %s; %s.", source.name, unfilled.message, unfilled.advice)
 
 
-def _check_image(source: Source, index: int) -> FilledBits | None:
-    """Decode an image, and return how much it fills of its bits if it has more than 8 a channel."""
-    source.image(index)
-    data = source.read(index)
+def check_image(source: Source, index: int, data: bytes | None) -> FilledBits | None:
+    """Decode an image, and return how much it fills of its bits if it has more than 8 a channel.
+
+    Args:
+        source: The dataset.
+        index: The index of the image.
+        data: What `source.read` has returned; None if the dataset stores pixels.
+
+    Raises:
+        ValueError: If the image is invalid.
+    """
     if data is None:
+        source.image(index)
         return None
-    with contextlib.suppress(ValueError):  # color of which only the upper bytes are read
-        return filled_bits_of_file(
-            data, source.file_name(index), source.decoding_of(index).value_range
-        )
-    return None
+    source.decode(index, data)
+    return filled_bits_of_file(data, source.file_name(index), source.decoding_of(index).value_range)

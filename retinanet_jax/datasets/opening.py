@@ -12,6 +12,7 @@ from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.data.sources.csv_files import CsvSource
 from retinanet_jax.data.sources.cvat import CvatSource
+from retinanet_jax.data.sources.fields import MAX_NAMES
 from retinanet_jax.data.sources.labelme import LabelmeSource
 from retinanet_jax.data.sources.merged import merge
 from retinanet_jax.data.sources.packed import PackedSource
@@ -29,7 +30,6 @@ SOURCES = ("coco", "yolo", "voc", "csv", "labelme", "cvat", "tfds", "packed", "s
 UNLISTED_CATEGORIES = ("voc", "csv", "labelme")
 # The fields of a section that may be lists separated by commas, with an entry for each dataset.
 LIST_FIELDS = ("source", "annotations", "images", "split", "classes", "official")
-MAX_NAMES = 10  # of categories in an error message
 # The values that an error message suggests for missing fields.
 FIELD_EXAMPLES = {
     "annotations": "FILE_OR_FOLDER",

@@ -1,13 +1,16 @@
-"""A COCO dataset of a few images that tests modify, and a measurement of memory."""
+"""Datasets of COCO and Pascal VOC that tests modify, and a measurement of memory."""
 
 import gc
+import io
 import json
 import pathlib
 import tracemalloc
 
 import numpy as np
 import pytest
+from PIL import Image
 from seeded_images import encode_image
+from voc_files import Devkit
 
 from retinanet_jax.data.sources.coco import CocoSource
 
@@ -56,6 +59,19 @@ class CocoFolder:
 @pytest.fixture
 def folder(tmp_path) -> CocoFolder:
     return CocoFolder(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def image() -> bytes:
+    """Return a JPEG file of 60 x 40 pixels."""
+    file = io.BytesIO()
+    Image.new("RGB", (60, 40)).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def devkit(tmp_path, image) -> Devkit:
+    return Devkit(tmp_path / "VOC2007", image)
 
 
 @pytest.fixture

@@ -209,3 +209,14 @@ def test_a_jpeg_and_a_png_of_one_image_are_similar(encode):
     encoded = [file.getvalue(), encode(pixels, "PNG"), encode(smooth(2, 480, 640), "PNG")]
     source = FileSource(["a.jpg", "b.png", "c.png"], [pixels] * 3)
     assert near_pairs(hash_images(source, lambda count: None)).tolist() == [[0, 1]]
+
+
+def test_images_beyond_pillows_limit_of_pixels_are_compared_too(encode, monkeypatch):
+    class FileSource(NamedSource):
+        def read(self, index):
+            return encoded[index]
+
+    encoded = [encode(smooth(1), "JPEG"), encode(smooth(1), "PNG")]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 96 * 128 // 3)
+    source = FileSource(["a.jpg", "b.png"])
+    assert near_pairs(hash_images(source, lambda count: None)).tolist() == [[0, 1]]

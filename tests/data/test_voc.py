@@ -1,14 +1,12 @@
 """Pascal VOC in both layouts: the same boxes as in COCO JSON and CSV."""
 
 import collections
-import io
 import json
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from voc_files import Devkit, voc_object, voc_xml
 
 from retinanet_jax.data.sources.coco import CocoSource
@@ -17,18 +15,6 @@ from retinanet_jax.data.sources.voc import VocSource
 from retinanet_jax.evaluation.coco_metrics import coco_metrics
 
 CARDS = ("nine", "ten", "jack", "queen", "king", "ace")  # by their ids in cards/*.json
-
-
-@pytest.fixture(scope="module")
-def image() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (60, 40)).save(file, "JPEG")
-    return file.getvalue()
-
-
-@pytest.fixture
-def devkit(tmp_path, image) -> Devkit:
-    return Devkit(tmp_path / "VOC2007", image)
 
 
 def test_images_and_boxes_of_a_devkit(devkit):

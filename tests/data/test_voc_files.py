@@ -1,26 +1,12 @@
 """XML files, splits and folders of Pascal VOC as tools write them; invalid ones are refused."""
 
-import io
 import pathlib
 
 import numpy as np
 import pytest
-from PIL import Image
-from voc_files import Devkit, voc_object, voc_xml
+from voc_files import voc_object, voc_xml
 
 from retinanet_jax.data.sources.voc import VocSource
-
-
-@pytest.fixture(scope="module")
-def image() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (60, 40)).save(file, "JPEG")
-    return file.getvalue()
-
-
-@pytest.fixture
-def devkit(tmp_path, image) -> Devkit:
-    return Devkit(tmp_path / "VOC2007", image)
 
 
 def write_folder(folder: pathlib.Path, image: bytes, file_names: dict[str, str], *images: str):

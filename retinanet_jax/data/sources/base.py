@@ -136,6 +136,18 @@ class Source(abc.ABC):
         """
         data = self.read(index)
         assert data is not None, f"{type(self).__name__} must implement `read` or `image`"
+        return self.decode(index, data)
+
+    def decode(self, index: int, data: bytes) -> UInt8[np.ndarray, "H W 3"]:
+        """Return the pixels of the encoded image at `index`, as `image` does.
+
+        Args:
+            index: The index of the image.
+            data: What `read` has returned.
+
+        Raises:
+            ValueError: If the image is corrupt, or its size is not `sizes[index]`.
+        """
         height, width = self.sizes[index].tolist()
         return decode_image(
             data, self.file_names[index], size=(height, width), decoding=self.decoding_of(index)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8, UInt64
 from PIL import Image
 
+from retinanet_jax.data.image_formats import open_image
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.utils.threads import map_ahead
 
@@ -93,8 +94,8 @@ def _thumbnail(source: Source, index: int) -> UInt8[np.ndarray, "16 17"]:
     if data is None:
         image = Image.fromarray(source.image(index))
     else:
-        image = Image.open(io.BytesIO(data))
+        image = open_image(io.BytesIO(data), source.file_name(index))
         image.draft("L", (8 * SIDE, 8 * SIDE))  # a JPEG is decoded at an eighth of its size
         if image.mode not in ("L", "RGB"):
-            image = Image.fromarray(source.image(index))
+            image = Image.fromarray(source.decode(index, data))
     return np.asarray(image.convert("L").resize(size, Image.Resampling.BOX))
