@@ -20,6 +20,7 @@ from retinanet_jax.utils.progress import CLOCK, format_count
 R = TypeVar("R")
 Compiler = futures.Executor  # threads that compile; XLA releases Python's lock while it compiles
 MAX_THREADS = 8  # each needs about 500 MB for a ResNet-50
+POLL_SECONDS = 0.1
 
 
 @contextlib.contextmanager
@@ -45,10 +46,19 @@ class CompiledByShape:
         name: Name of the function in the progress lines.
         jitted: The jitted function.
         compiler: The threads that compile, from `start_compiler`.
+        while_waiting: Called several times a second while a call waits for its program; it may
+            raise to end the call.
     """
 
-    def __init__(self, name: str, jitted: Any, compiler: Compiler) -> None:
+    def __init__(
+        self,
+        name: str,
+        jitted: Any,
+        compiler: Compiler,
+        while_waiting: Callable[[], None] = lambda: None,
+    ) -> None:
         self._name, self._jitted, self._compiler = name, jitted, compiler
+        self._while_waiting = while_waiting
         self._programs: dict[tuple[int, ...], futures.Future[Any]] = {}
         self._tracing = threading.Lock()
         self._num_compiled = itertools.count(1)
@@ -75,9 +85,15 @@ class CompiledByShape:
         with CLOCK.stopped():
             if jax.default_backend() != "cpu":
                 # An accelerator's compiler times kernels on the device, which no step may disturb.
-                futures.wait(self._programs.values())
+                self._wait(self._programs.values())
+            self._wait([self._programs[batch.images.shape]])
             program = self._programs[batch.images.shape].result()
         return program(state, batch)
+
+    def _wait(self, programs: Iterable[futures.Future[Any]]) -> None:
+        """Wait until these programs are compiled."""
+        while futures.wait(programs, POLL_SECONDS).not_done:
+            self._while_waiting()
 
     def _compile(self, state: Any, batch: Batch) -> Any:
         """Return the compiled function for the shapes of a state and a batch."""

@@ -17,13 +17,14 @@ if not CONFIGS.is_dir():  # in a checkout, the folder is next to the package
     CONFIGS = CONFIGS.parent.parent / "configs"
 
 # The version of the config fields, which every checkpoint stores; that of 0.1.0 was 1.
-CONFIG_VERSION = 4
+CONFIG_VERSION = 5
 # The changes of each version: renamed fields, and new fields with the value that reproduces the
 # behavior of earlier versions.
 RENAMED_FIELDS = {
     2: {"data.validation_share": "data.validation_fraction", "data.quarter_turns": "data.rot90"},
     3: {},
     4: {},
+    5: {},
 }
 ADDED_FIELDS: dict[int, dict[str, Any]] = {
     2: {},
@@ -38,6 +39,7 @@ ADDED_FIELDS: dict[int, dict[str, Any]] = {
         "data.exif": "applied",
         "data.split_groups": "none",
     },
+    5: {"nonfinite": "stop", "shard_optimizer": False},
 }
 
 
@@ -60,6 +62,10 @@ def default_config() -> ConfigDict:
     # Parameters, outputs and losses are in at least float32.
     config.dtype = "float32"
     config.space = 1  # number of devices per image, split by height; all others split the batch
+    config.shard_optimizer = False  # split the optimizer's state over the devices of the batch
+    # What a step with a loss, gradient or update that is not finite does: stop the run, with a file
+    # for --replay, or skip: it changes nothing, and the run counts it.
+    config.nonfinite = "stop"
 
     config.data = ConfigDict()
     # Several datasets are merged: each of source, annotations, images, split, classes and official

@@ -13,6 +13,7 @@ from retinanet_jax.data.value_range import parse_value_range
 MAX_LEVELS = (5, 6, 7)  # of the feature pyramid, which begins at level 3
 DTYPES = ("float32", "bfloat16", "float64")
 EXIF_RULES = ("auto", "applied", "ignored")
+NONFINITE_RULES = ("stop", "skip")
 
 
 def check_fields(config: ConfigDict) -> None:
@@ -38,6 +39,8 @@ def check_fields(config: ConfigDict) -> None:
     check_levels(config)
     check_padding(config)
     parse_value_range(config.data.value_range)
+    if config.nonfinite not in NONFINITE_RULES:
+        raise unknown_choice("nonfinite", config.nonfinite, NONFINITE_RULES)
     if config.data.exif not in EXIF_RULES:
         raise unknown_choice("data.exif", config.data.exif, EXIF_RULES)
 

@@ -51,6 +51,7 @@ class CheckpointManager:
     def __init__(
         self, workdir: pathlib.Path, config: ConfigDict, categories: Sequence[Category]
     ) -> None:
+        self.workdir = workdir
         self._config = config
         self._categories = tuple(categories)
         self._folder = (workdir / FOLDER).absolute()
@@ -96,6 +97,13 @@ class CheckpointManager:
                 categories=ocp.args.JsonSave(categories),
             ),
         )
+
+    def confirm(self, step: int) -> None:
+        """Confirm the checkpoints up to a step: the losses of the steps after them are finite."""
+
+    def check_for_errors(self) -> None:
+        """Raise OSError if a checkpoint that is being saved could not be written."""
+        self._manager.check_for_errors()
 
     def is_complete(self, step: int) -> bool:
         """Return whether the checkpoint of a step is completely written."""

@@ -6,9 +6,9 @@ from retinanet_jax.cli.common import Command
 from retinanet_jax.cli.train import define_run_flags, run_mode
 
 
-def run(values: Any, _: list[str]) -> None:
+def run(values: Any, _: list[str]) -> int:
     """Evaluate the best checkpoint in the workdir."""
-    run_mode(values, "evaluate")
+    return run_mode(values, "evaluate")
 
 
 COMMAND = Command(

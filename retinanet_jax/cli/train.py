@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import os
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -110,13 +111,17 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     )
 
 
-def run(values: Any, _: list[str]) -> None:
+def run(values: Any, _: list[str]) -> int:
     """Train or evaluate, depending on --mode."""
-    run_mode(values, values.mode)
+    return run_mode(values, values.mode)
 
 
-def run_mode(values: Any, mode: str) -> None:
-    """Join the other hosts, if there are any, and train or evaluate in `mode`, one of MODES."""
+def run_mode(values: Any, mode: str) -> int:
+    """Join the other hosts, if there are any, and train or evaluate in `mode`, one of MODES.
+
+    Returns:
+        The exit status: 0, or 128 and the number of the signal that stopped the run.
+    """
     if values.deterministic:  # jax reads it when it initializes its devices, which is later
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_FLAG}"
     join_hosts(
@@ -134,7 +139,7 @@ def run_mode(values: Any, mode: str) -> None:
         use_data(values, config)
         if mode == "evaluate" and values.data and values.workdir:
             use_all_images(values, config)
-        train_or_evaluate(config, values.workdir, mode)
+        return train_or_evaluate(config, values.workdir, mode)
 
 
 def use_all_images(values: Any, config: ConfigDict) -> None:
@@ -220,13 +225,16 @@ def join_hosts(
         ) from None
 
 
-def train_or_evaluate(config: ConfigDict, workdir: str | None, mode: str) -> None:
+def train_or_evaluate(config: ConfigDict, workdir: str | None, mode: str) -> int:
     """Check what can be checked early, then train or evaluate.
 
     Args:
         config: The config, locked or not.
         workdir: The run's folder.
         mode: One of MODES.
+
+    Returns:
+        The exit status.
 
     Raises:
         ValueError: If there is no workdir, or the config has unknown or missing fields.
@@ -242,16 +250,19 @@ def train_or_evaluate(config: ConfigDict, workdir: str | None, mode: str) -> Non
         from retinanet_jax.evaluation.evaluator import evaluate
 
         evaluate(config, folder)
-    else:
-        from retinanet_jax.training.loop import train
-        from retinanet_jax.training.metrics import check_metrics
+        return 0
+    from retinanet_jax.training.loop import train
+    from retinanet_jax.training.metrics import check_metrics
 
-        check_metrics(folder)
-        train(config, folder, evaluates=mode == MODES[0])
-        print(
-            f"the checkpoints, metrics and evaluations are in {workdir}; to detect objects:\n"
-            f"  retinanet-jax predict --weights={workdir} --output=DIR IMAGES"
-        )
+    check_metrics(folder)
+    if signal := train(config, folder, evaluates=mode == MODES[0]):
+        print("stopped; the same command resumes from the newest checkpoint", file=sys.stderr)
+        return 128 + signal
+    print(
+        f"the checkpoints, metrics and evaluations are in {workdir}; to detect objects:\n"
+        f"  retinanet-jax predict --weights={workdir} --output=DIR IMAGES"
+    )
+    return 0
 
 
 def create_workdir(folder: pathlib.Path) -> pathlib.Path:

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +49,8 @@ class Evaluator:
         source: The dataset.
         mesh: The devices, with axes `data` and `space`.
         compiler: The threads that compile; nothing is compiled before `run`.
+        before_batch: Called before each batch, and while a compilation is awaited; it may raise to
+            end the evaluation.
 
     Attributes:
         source: The dataset.
@@ -64,10 +66,11 @@ class Evaluator:
         source: Source,
         mesh: jax.sharding.Mesh,
         compiler: Compiler,
+        before_batch: Callable[[], None] = lambda: None,
     ) -> None:
         sharding.check_batch_size("data.eval_batch_size", config.data.eval_batch_size, mesh)
         self.source = source
-        self._config, self._mesh = config, mesh
+        self._config, self._mesh, self._before_batch = config, mesh, before_batch
         self._plan = input_pipeline.eval_plan(
             config, source.sizes, batch_size=config.data.eval_batch_size
         )
@@ -84,7 +87,7 @@ class Evaluator:
             in_shardings=(sharding.replicated(mesh), sharding.batch_shardings(mesh)),
             out_shardings=sharding.replicated(mesh),
         )
-        self._detect = CompiledByShape("evaluation", detect_replicated, compiler)
+        self._detect = CompiledByShape("evaluation", detect_replicated, compiler, before_batch)
 
     @functools.cached_property
     def largest_batch(self) -> Batch:
@@ -143,6 +146,7 @@ class Evaluator:
         self._detect.prepare(variables, batch_shapes(self.source, self._plan, steps))
         host_batches = input_pipeline.host_batches(self._config, self.source, self._plan, steps)
         for host_batch in host_batches:
+            self._before_batch()
             yield self._detect(variables, sharding.put_batch(host_batch, shardings))
 
 

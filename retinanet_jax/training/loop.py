@@ -1,12 +1,10 @@
 """The training loop: a jitted, sharded step, with logging, evaluations and checkpoints."""
 
-import collections
 import contextlib
 import pathlib
 
 import jax
 import numpy as np
-from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from retinanet_jax import datasets, input_pipeline, sharding
@@ -18,23 +16,26 @@ from retinanet_jax.data.sources.base import Source
 from retinanet_jax.evaluation import coco_metrics, records
 from retinanet_jax.evaluation.evaluator import Evaluator
 from retinanet_jax.modeling import build_model
+from retinanet_jax.stopping import Stopping
 from retinanet_jax.training.evaluations import TrainingEvaluations
 from retinanet_jax.training.initialization import restore_or_initialize
 from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.training.objective import normalizer_shape
 from retinanet_jax.training.optimizer import make_optimizer, scaled_learning_rate
-from retinanet_jax.training.step import TrainState, make_train_step
+from retinanet_jax.training.step import TrainState, jit_train_step
+from retinanet_jax.training.steps import StepLoop
 
-MAX_STEPS_AHEAD = 2  # the devices compute one step while the next one waits
 
-
-def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None:
+def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> int:
     """Train to config.total_steps, from the newest checkpoint in `workdir` if there is one.
 
     Args:
         config: The run's config.
         workdir: The run's working directory, for checkpoints, metrics and evaluations.
         evaluates: Whether to evaluate on config.data.eval every config.evaluate_every steps.
+
+    Returns:
+        The signal that stopped the run; 0 if all steps are done.
 
     Raises:
         ValueError: If the config, the datasets, the devices or the checkpoint do not fit together.
@@ -54,26 +55,21 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
     train_data, eval_data = open_data(config, workdir, evaluates)
     plan = input_pipeline.train_plan(config, train_data)
     model = build_model(config, len(train_data.categories))
-    shardings = sharding.batch_shardings(mesh)
-    train_step = jax.jit(
-        make_train_step(model, optimizer, config),
-        in_shardings=(sharding.replicated(mesh), shardings),
-        out_shardings=sharding.replicated(mesh),
-        donate_argnums=0,
-    )
     with (
+        Stopping() as stopping,
         CheckpointManager(workdir, config, train_data.categories) as checkpoints,
         start_compiler() as compiler,
     ):
         state = restore_or_initialize(config, train_data.categories, optimizer, checkpoints, mesh)
         start, total = int(state.step), config.total_steps
         print_summary(config, train_data, eval_data, plan, state, mesh)
-        compiled_step = CompiledByShape("training", train_step, compiler)
-        evaluator = Evaluator(config, model, eval_data, mesh, compiler) if eval_data else None
+        train_step = jit_train_step(model, optimizer, config, mesh)
+        compiled_step = CompiledByShape("training", train_step, compiler, stopping.check)
+        evaluator = None
+        if eval_data:
+            evaluator = Evaluator(config, model, eval_data, mesh, compiler, stopping.check)
         steps = range(start, total)
         state = run_largest_shapes(compiled_step, evaluator, state, train_data, plan, steps, mesh)
-        host_batches = input_pipeline.host_batches(config, train_data, plan, steps)
-        running: collections.deque[Array] = collections.deque()
         with (
             MetricWriter(
                 workdir,
@@ -86,23 +82,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> None
             if evaluator
             else contextlib.nullcontext() as evaluations,
         ):
-            for step, host_batch in enumerate(writer.measure_idle_time(host_batches), start + 1):
-                state, metrics = compiled_step(state, sharding.put_batch(host_batch, shardings))
-                writer.watch_step(metrics["loss"])
-                wait_for_earlier_steps(running, metrics["loss"])
-                if is_due(step, config.log_every, total):
-                    log_step(step, metrics, config, writer)
-                is_evaluated = evaluates and is_due(step, config.evaluate_every, total)
-                if is_evaluated or is_due(step, config.checkpoint_every, total):
-                    finite_metrics(step, metrics, config)  # a diverged state must not be resumed
-                    if evaluations and is_evaluated:
-                        with writer.measure_evaluation():
-                            evaluations.evaluate(state.variables, step)
-                    else:
-                        records.remove_evaluation(workdir, step)
-                    checkpoints.save(step, state.variables, state.training, awaits_ap=is_evaluated)
-                if evaluations:
-                    evaluations.report()
+            loop = StepLoop(config, compiled_step, mesh, checkpoints, writer, evaluations, stopping)
+            loop.run(state, input_pipeline.host_batches(config, train_data, plan, steps))
+    return stopping.signal
 
 
 def open_data(
@@ -173,20 +155,6 @@ def run_largest_shapes(
     return sharding.put_replicated(on_host, mesh)
 
 
-def wait_for_earlier_steps(running: collections.deque[Array], result: Array) -> None:
-    """Wait until at most MAX_STEPS_AHEAD steps are running or waiting on the devices.
-
-    Each of them has a batch in the devices' memory.
-
-    Args:
-        running: Results of the latest steps, to which `result` is added.
-        result: A result of the step that was just started.
-    """
-    running.append(result)
-    if len(running) > MAX_STEPS_AHEAD:
-        running.popleft().block_until_ready()
-
-
 def check_intervals(config: ConfigDict) -> None:
     """Raise ValueError if the run or one of its intervals has no steps."""
     for name in ("total_steps", "log_every", "checkpoint_every", "evaluate_every"):
@@ -203,52 +171,6 @@ def check_steps_left(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"config.total_steps={config.total_steps}. Give a larger --config.total_steps to train "
             "on, --mode=evaluate to evaluate, or another --workdir."
         )
-
-
-def is_due(step: int, every: int, total: int) -> bool:
-    """Return whether `step` is a multiple of `every` or the last of `total` steps."""
-    return step % every == 0 or step == total
-
-
-def log_step(
-    step: int, metrics: dict[str, Array], config: ConfigDict, writer: MetricWriter
-) -> None:
-    """Fetch and write the metrics of one step.
-
-    Args:
-        step: Number of steps done.
-        metrics: The metrics that the train step returns.
-        config: The run's config.
-        writer: The writer of the run's metrics.
-
-    Raises:
-        FloatingPointError: If the loss or its gradient is not finite.
-    """
-    writer.write_step(step, finite_metrics(step, metrics, config), config.data.batch_size)
-
-
-def finite_metrics(step: int, metrics: dict[str, Array], config: ConfigDict) -> dict[str, float]:
-    """Return the metrics of one step as numbers.
-
-    Args:
-        step: Number of steps done.
-        metrics: The metrics that the train step returns.
-        config: The run's config.
-
-    Raises:
-        FloatingPointError: If the loss or its gradient is not finite. Only logged steps are
-            checked, so the message names all steps since the last logged one.
-    """
-    values = {name: float(value) for name, value in metrics.items()}
-    for name in ("loss", "gradient_norm"):
-        if not np.isfinite(values[name]):
-            raise FloatingPointError(
-                f"the {name} became {values[name]} within steps "
-                f"{max(step - config.log_every, 0) + 1}..{step} (classification "
-                f"{values['loss/classification']}, box {values['loss/box']}); try a lower "
-                "--config.optimizer.learning_rate or more --config.optimizer.warmup_steps."
-            )
-    return values
 
 
 def print_summary(
