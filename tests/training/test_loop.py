@@ -1,6 +1,5 @@
 """The training loop: whole runs, and runs that resume bit for bit after any interruption."""
 
-import collections
 import json
 import os
 import pathlib
@@ -20,29 +19,15 @@ from retinanet_jax.evaluation import evaluator
 from retinanet_jax.training import loop
 from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.training.step import TrainState
+from retinanet_jax.training.steps import is_due
+from retinanet_jax.training.tripwire import Tripwire
 
 # ---- parts of the loop
 
 
 def test_an_action_every_few_steps_is_also_due_at_the_last_step():
-    assert [step for step in range(1, 12) if loop.is_due(step, 5, 11)] == [5, 10, 11]
-    assert [step for step in range(1, 4) if loop.is_due(step, 100, 3)] == [3]
-
-
-@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(config, tmp_path, name, value):
-    finite = {"loss": 2.0, "loss/classification": 1.0, "loss/box": 1.0, "gradient_norm": 3.0}
-    metrics = finite | {name: value}
-    with (
-        MetricWriter(tmp_path, start_step=0, total_steps=100, writes=True) as writer,
-        pytest.raises(
-            FloatingPointError, match=f"the {name} became {value} within steps 41..60 .*lower"
-        ) as error,
-    ):
-        loop.log_step(60, metrics, config, writer)
-    assert "\n" not in str(error.value)
-    assert (tmp_path / "metrics.jsonl").read_text() == ""
+    assert [step for step in range(1, 12) if is_due(step, 5, 11)] == [5, 10, 11]
+    assert [step for step in range(1, 4) if is_due(step, 100, 3)] == [3]
 
 
 @pytest.mark.parametrize("name", ["log_every", "checkpoint_every", "evaluate_every"])
@@ -86,18 +71,23 @@ class Device:
         self.waiting += 1
         return self
 
-    def block_until_ready(self):
+    def __bool__(self):
         self.waiting -= 1
+        return True
 
 
 def test_the_program_is_at_most_two_steps_ahead_of_the_devices():
     """Each step that waits has a batch in the device's memory, whatever log_every is."""
-    device, running, most = Device(), collections.deque(), 0
-    for _ in range(100):
+    device, tripwire, most = Device(), Tripwire(), 0
+    for step in range(1, 101):
         most = max(most, device.start().waiting)
-        loop.wait_for_earlier_steps(running, device)
+        tripwire.watch(step, None, {"is_finite": device})
         assert device.waiting <= 2
+        assert tripwire.last_finite == (step - 2 if step > 2 else -1)
     assert most == 3  # the third is the one being started
+    tripwire.finish()
+    assert device.waiting == 0
+    assert tripwire.last_finite == 100
 
 
 class Step:
@@ -384,15 +374,15 @@ def test_fine_tuning_with_a_validation_fraction_and_an_interruption(
     (stopped / "eval").mkdir(parents=True)
     for name in ("2.json", "2.jpg", "2_detections.json"):
         shutil.copy(whole / "eval" / name.replace("2", "6"), stopped / "eval" / name)
-    log_step = loop.log_step
+    write_step = MetricWriter.write_step
 
-    def failing(step, *arguments):
+    def failing(self, step, *arguments):
         if step == 5:
             raise OSError("no space left")
-        log_step(step, *arguments)
+        write_step(self, step, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "log_step", failing)
+        patch.setattr(MetricWriter, "write_step", failing)
         with pytest.raises(OSError, match="no space left"):
             loop.train(finetune_config, stopped, evaluates=True)
     assert [line["step"] for line in logged(stopped)] == [1, 2, 3, 4]
