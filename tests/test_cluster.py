@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import yaml
@@ -49,7 +50,7 @@ def environment(programs: pathlib.Path, **variables: str) -> dict[str, str]:
     } | variables
 
 
-def parse_train(arguments: list[str]) -> dict[str, object]:
+def parse_train(arguments: list[str]) -> dict[str, Any]:
     """Return the flags of a `train` command, after parsing them as the program does."""
     parsed = {}
     command = COMMAND._replace(run=lambda values, _: parsed.update(values.flag_values_dict()))
@@ -105,6 +106,7 @@ def test_slurm_job_of_two_processes_saves_at_sigterm_and_finishes(program, tmp_p
     with subprocess.Popen(
         command, env=variables, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as job:
+        assert job.stdout
         next(line for line in job.stdout if line.startswith("step 2/"))
         os.killpg(job.pid, signal.SIGTERM)
         printed = job.stdout.read()
@@ -122,7 +124,7 @@ def test_slurm_job_of_two_processes_saves_at_sigterm_and_finishes(program, tmp_p
 
 def test_jobset_starts_train_on_every_host_of_the_slice():
     jobset = yaml.safe_load((CLUSTER / "gke.yaml").read_text())
-    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
     (replicated,) = jobset["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
     pod = job["template"]["spec"]
