@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from retinanet_jax.config import CONFIGS, default_config, find_config, flatten, unknown_field
 from retinanet_jax.datasets import use_dataset
+from retinanet_jax.utils.paths import is_remote, to_path
 from retinanet_jax.utils.progress import one_line
 
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended, by the convention of shells
@@ -136,7 +137,7 @@ def use_data(values: Any, config: ConfigDict) -> None:
     """
     if values.data:
         given = config_flags.get_override_values(values["config"])
-        print(use_dataset(config, output_path(values.data), set(given)), flush=True)
+        print(use_dataset(config, to_path(values.data), set(given)), flush=True)
 
 
 def define_weights(values: flags.FlagValues) -> None:
@@ -208,8 +209,13 @@ def weights_of(values: flags.FlagValues) -> str:
 
 
 def output_path(value: str) -> pathlib.Path:
-    """Return the absolute path of a folder or file that the user names."""
-    return pathlib.Path(os.path.expanduser(value)).absolute()
+    """Return the absolute path of a folder or file to write; ValueError if it is not local."""
+    if is_remote(value):
+        raise ValueError(
+            f"--output={value}: must be on a local disk, from which you can copy it; only the "
+            "--workdir of train and evaluate may be in remote storage."
+        )
+    return to_path(value)
 
 
 def with_equals_sign(arguments: Sequence[str]) -> list[str]:

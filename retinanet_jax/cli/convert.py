@@ -1,6 +1,5 @@
 """The command `retinanet-jax convert`, which writes a dataset of any format as COCO's JSON."""
 
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -8,6 +7,7 @@ from absl import flags
 from retinanet_jax.cli.common import Command, define_data, output_path, require
 from retinanet_jax.config import default_config
 from retinanet_jax.datasets import convert_dataset, use_dataset
+from retinanet_jax.utils.paths import to_path
 
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:
@@ -34,8 +34,8 @@ def run(values: Any, _: list[str]) -> None:
     require(values, data="FOLDER_OR_FILE", output="FILE.json")
     config = default_config()
     config.data.categories = tuple(values.categories)
-    print(use_dataset(config, output_path(values.data), given=("data.validation_fraction",)))
-    for line in convert_dataset(config, pathlib.Path(output_path(values.output))):
+    print(use_dataset(config, to_path(values.data), given=("data.validation_fraction",)))
+    for line in convert_dataset(config, output_path(values.output)):
         print(line, flush=True)
 
 

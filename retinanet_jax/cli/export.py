@@ -1,6 +1,6 @@
 """The command `retinanet-jax export`, which writes a detector that runs without this package."""
 
-import pathlib
+import os
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from retinanet_jax.cli.common import (
 from retinanet_jax.compilation import use_compilation_cache
 from retinanet_jax.export import verification
 from retinanet_jax.export.artifact import FORMATS, export_detector, load_servables
+from retinanet_jax.utils.remote import local_copy
 from retinanet_jax.weights import cached
 
 
@@ -68,7 +69,7 @@ def run(values: Any, _: list[str]) -> None:
         batch_size=batch_size,
         **detection_limits(values),
     )
-    images = pathlib.Path(values.images).expanduser() if values.images else None
+    images = local_copy(os.path.expanduser(values.images)) if values.images else None
     verifications = export_detector(values.format, servables, output, images)
     for servable, (folder, outcome) in zip(servables, verifications.items(), strict=True):
         print(verification.summary(outcome))

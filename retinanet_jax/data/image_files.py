@@ -36,6 +36,7 @@ from retinanet_jax.data.value_range import (
 )
 from retinanet_jax.utils.paths import SYSTEM_NAMES
 from retinanet_jax.utils.progress import one_line
+from retinanet_jax.utils.remote import local_copy
 from retinanet_jax.utils.threads import map_ahead
 
 # Text files, of which there may be one for each image, are not opened to look for images.
@@ -196,8 +197,11 @@ def _reason(error: Exception) -> str:
 
 
 def _expand_user(path: str | os.PathLike) -> pathlib.Path:
-    """Return a path with ~ as the user's folder; ~NAME is unchanged if there is no such user."""
-    return pathlib.Path(os.path.expanduser(os.fsdecode(path)))
+    """Return a path with ~ as the user's folder; ~NAME is unchanged if there is no such user.
+
+    Of what is in remote storage, this is the path of a local copy.
+    """
+    return local_copy(os.path.expanduser(os.fsdecode(path)))
 
 
 def _matching(pattern: pathlib.Path) -> Iterator[pathlib.Path]:

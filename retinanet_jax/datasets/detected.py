@@ -15,6 +15,7 @@ from retinanet_jax.datasets.opening import (
     splits_training_data,
 )
 from retinanet_jax.utils.files import check_absent, make_writable, write_json
+from retinanet_jax.utils.remote import local_copy, with_remote_names
 
 VALIDATION_FRACTION = 0.2  # of the images of a detected dataset without evaluation data
 
@@ -26,20 +27,26 @@ def use_dataset(config: ConfigDict, path: pathlib.Path, given: Collection[str]) 
 
     Args:
         config: The config of the run; its fields of `data` are set.
-        path: As in `detect_dataset`.
+        path: As in `detect_dataset`, or a folder in remote storage.
         given: Fields that keep their values, by dotted names such as data.train.images.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
         ValueError: If no format is detected.
     """
-    detected = detect_dataset(path)
+    local = local_copy(path)
+    if local != path and local.is_file():
+        raise ValueError(
+            f"--data={path}: a dataset in remote storage is given as a folder; give that of this "
+            "file and its images, or name both in the fields of config.data.train."
+        )
+    detected = detect_dataset(local)
     parts = {"train": detected.train, "eval": detected.evaluation or {"source": "coco"}}
     for part, fields in parts.items():
         for name in LIST_FIELDS:
             if f"data.{part}.{name}" not in given:
-                config.data[part][name] = fields.get(name, "")
-    description = f"data: {detected.description}"
+                config.data[part][name] = with_remote_names(fields.get(name, ""))
+    description = f"data: {with_remote_names(detected.description)}"
     if names_evaluation_data(config):
         return description
     if not config.data.validation_fraction and "data.validation_fraction" not in given:

@@ -21,8 +21,9 @@ from retinanet_jax.data.sources.tfds import TfdsSource
 from retinanet_jax.data.sources.voc import VocSource
 from retinanet_jax.data.sources.yolo import YoloSource
 from retinanet_jax.data.value_range import parse_value_range
-from retinanet_jax.utils.paths import split_list
+from retinanet_jax.utils.paths import is_remote, split_list
 from retinanet_jax.utils.progress import join_first, make_progress
+from retinanet_jax.utils.remote import copy_path, local_copy, local_folder
 
 PARTS = ("train", "eval")  # the sections of config.data that name datasets
 SOURCES = ("coco", "yolo", "voc", "csv", "labelme", "cvat", "tfds", "packed", "shapes")
@@ -185,6 +186,7 @@ def _open_dataset(
     section: ConfigDict, config: ConfigDict, part: str, workdir: pathlib.Path
 ) -> Source:
     """Open one dataset; `section` is config.data[part] with one entry in each field."""
+    _use_local_copies(section)
     decoding = Decoding(parse_value_range(config.data.value_range), config.data.exif)
     options = {
         "images": section.images or None,
@@ -223,6 +225,17 @@ def _open_dataset(
             raise unknown_choice(f"data.{part}.source", unknown, SOURCES)
 
 
+def _use_local_copies(section: ConfigDict) -> None:
+    """Replace the paths in remote storage by those of local copies, which are made or updated."""
+    if section.source == "tfds" and is_remote(section.images):  # of the datasets in a data_dir, one
+        builder = section.annotations.replace(":", "/")
+        local_copy(f"{section.images.rstrip('/')}/{builder}")
+        section.images = str(copy_path(section.images))
+    for name in ("annotations", "images", "classes", "official"):
+        if is_remote(section[name]):
+            section[name] = str(local_copy(section[name]))
+
+
 def _require(section: ConfigDict, part: str, *names: str) -> None:
     """Raise ValueError, with the missing flags, if one of the fields is empty."""
     missing = [name for name in names if not section[name]]
@@ -250,7 +263,8 @@ def _open_shapes(section: ConfigDict, part: str, workdir: pathlib.Path) -> CocoS
             f"data.{part}.annotations={section.annotations} would not be read: "
             f"data.{part}.source is 'shapes', which generates its own; set it to 'coco'."
         )
-    folder = pathlib.Path(section.images or workdir / "data" / f"shapes-{section.seed}")
+    default = local_folder(workdir, "data") / f"shapes-{section.seed}"
+    folder = pathlib.Path(section.images or default)
     print(f"shapes: {section.count} images in {folder}, generated now if they do not exist")
     written = synthetic.write_shapes(
         folder, seed=section.seed, num_images=section.count, image_size=section.image_size

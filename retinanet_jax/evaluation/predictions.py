@@ -13,6 +13,7 @@ from PIL import Image
 from retinanet_jax.evaluation.detections import Detections
 from retinanet_jax.utils.files import OutputFolder, to_json
 from retinanet_jax.utils.progress import format_count, make_progress
+from retinanet_jax.utils.remote import with_remote_names
 from retinanet_jax.utils.threads import map_ahead
 
 if TYPE_CHECKING:
@@ -65,8 +66,9 @@ def predict_files(
         if isinstance(outcome, ValueError):
             errors.append(str(outcome))
         else:
-            results += [{**result, "file_name": str(path)} for result in outcome.to_coco(image_id)]
-            rows += [(path, d.class_name, d.category_id, d.score, *d.box) for d in outcome]
+            name = with_remote_names(str(path))
+            results += [{**result, "file_name": name} for result in outcome.to_coco(image_id)]
+            rows += [(name, d.class_name, d.category_id, d.score, *d.box) for d in outcome]
         if image_id % batch_size == 0 or image_id == len(image_paths):
             print_progress(image_id)
     folder.write(RESULTS, to_json(results))

@@ -23,6 +23,7 @@ from retinanet_jax.data.sources.objects import id_array
 from retinanet_jax.datasets import splits_training_data
 from retinanet_jax.stored_config import plain
 from retinanet_jax.utils.files import write_json
+from retinanet_jax.utils.paths import is_remote
 
 FOLDER = "eval"
 # The config fields, or beginnings of their names, that determine the detections of a dataset.
@@ -63,7 +64,9 @@ def dataset_fields(config: ConfigDict) -> dict[str, Any]:
     if splits_training_data(config):
         part, names = "train", ["categories", "validation_fraction"]
     paths = {
-        name: os.path.abspath(value) if value and isinstance(value, str) else value
+        name: os.path.abspath(value)
+        if value and isinstance(value, str) and not is_remote(value)
+        else value
         for name, value in data[part].items()
     }
     return {**paths, **{name: data[name] for name in names}}

@@ -1,10 +1,83 @@
-"""Lists of paths in a config field, and the files that operating systems add to folders."""
+"""Paths that a user gives: on a local disk or in remote storage, one or a list of them."""
 
 import os
+import pathlib
+import re
 from collections.abc import Callable
+from typing import cast
 
 # What operating systems add to folders of images; other files of macOS begin with "._".
 SYSTEM_NAMES = (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX")
+# The schemes of remote storage that etils.epath reads, and the package that each one requires.
+PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+# What pathlib makes of a URL: one of the slashes is missing.
+PATHLIB_SCHEME = re.compile(rf"({'|'.join(PACKAGES)}):/(?=[^/])")
+
+
+def to_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Return a path that a user gives as an absolute one.
+
+    Args:
+        path: A local path, in which ~ is the user's folder, or a URL of remote storage, such as
+            gs://BUCKET/FOLDER.
+
+    Returns:
+        A `pathlib.Path`; for remote storage an `etils.epath.Path`, which has the same methods,
+        except that its `absolute` and `resolve` are wrong, and os and shutil cannot use it.
+
+    Raises:
+        ValueError: If the scheme is unknown, or the package that it requires is not installed.
+    """
+    text = PATHLIB_SCHEME.sub(r"\1://", os.fspath(path))
+    match = SCHEME.match(text)
+    if not match:
+        return pathlib.Path(os.path.expanduser(text)).absolute()
+    scheme = match[1]
+    if scheme not in PACKAGES:
+        known = ", ".join(f"{name}:// (pip install {PACKAGES[name]})" for name in PACKAGES)
+        raise ValueError(
+            f"{text}: {scheme}:// is no known remote storage; give a local path, or one that "
+            f"begins with {known}."
+        )
+    if not text[match.end() :].strip("/"):
+        raise ValueError(f"{text}: names no bucket; give {scheme}://BUCKET/FOLDER.")
+    _use_fsspec(scheme, text)
+    from etils import epath
+
+    return cast(pathlib.Path, epath.Path(text))
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is the URL of remote storage, of a known scheme or not."""
+    text = os.fspath(path)
+    return bool(SCHEME.match(text) or PATHLIB_SCHEME.match(text))
+
+
+def _use_fsspec(scheme: str, url: str) -> None:
+    """Let epath access a scheme by fsspec; ValueError with the URL if its package is missing."""
+    import fsspec
+    from etils.epath import gpath
+
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError:
+        raise ValueError(
+            f"{url}: {scheme}:// requires a package that is not installed: pip install "
+            f"{PACKAGES[scheme]}."
+        ) from None
+    # Where TensorFlow is installed, epath prefers it, which does not know s3:// and raises errors
+    # of its own. epath remembers its choice, for which it has no public function.
+    os.environ["EPATH_USE_TF"] = "false"
+    gpath._is_tf_installed.cache_clear()
+    # Other processes and libraries write to the same folders, which a remembered listing misses.
+    fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
+
+
+def cache_folder() -> pathlib.Path:
+    """Return the user's folder of downloaded files and their conversions."""
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(cache) / "retinanet_jax"
 
 
 def split_list(text: str, exists: Callable[[str], bool] = os.path.exists) -> list[str]:

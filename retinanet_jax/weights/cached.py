@@ -19,6 +19,8 @@ import retinanet_jax
 from retinanet_jax import checkpoint
 from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.utils.files import write_folder
+from retinanet_jax.utils.paths import to_path
+from retinanet_jax.utils.remote import is_file, local_copy
 from retinanet_jax.weights import convert, download, named
 from retinanet_jax.weights.presets import preset_config
 from retinanet_jax.weights.resnet import join_names
@@ -39,16 +41,19 @@ def checkpoint_folder(weights: str | os.PathLike[str]) -> pathlib.Path:
     Args:
         weights: A working directory, the folder of one step's checkpoint, the file of a detector
             of another library (a path, a URL or a published file's name), or one of
-            `named.DETECTORS`. A file, or a folder with a checkpoint, precedes a name.
+            `named.DETECTORS`. Paths may be in remote storage. A file, or a folder with a
+            checkpoint, precedes a name.
 
     Raises:
         FileNotFoundError: If there is no such folder or file, and the name is unknown.
         OSError: If the file cannot be downloaded.
         ValueError: If its checksum is wrong, or it is not a detector's.
     """
-    path, name = pathlib.Path(weights).expanduser(), name_of(weights)
-    if path.is_file() or str(weights).startswith(download.SCHEMES):
+    if str(weights).startswith(download.SCHEMES):
         return _converted_file(download.locate(weights))
+    if is_file(path := to_path(weights)):
+        return _converted_file(local_copy(path))
+    name = name_of(weights)
     if name in named.DETECTORS:
         return _converted_name(name)
     if path.is_dir():
@@ -77,9 +82,10 @@ def _check_folder(path: pathlib.Path) -> None:
 
 def name_of(weights: str | os.PathLike[str]) -> str | None:
     """Return which of named.NAMES an argument means; None if it means a path or a URL."""
-    with contextlib.suppress(FileNotFoundError):
-        checkpoint.find(pathlib.Path(weights).expanduser())
-        return None
+    if not str(weights).startswith(download.SCHEMES):
+        with contextlib.suppress(FileNotFoundError):
+            checkpoint.find(to_path(weights))
+            return None
     return named.find_name(weights)
 
 

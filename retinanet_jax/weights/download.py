@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from retinanet_jax.utils.files import make_writable
+from retinanet_jax.utils.paths import cache_folder
 from retinanet_jax.utils.progress import make_progress
 
 SCHEMES = ("http://", "https://")
@@ -151,12 +152,6 @@ def locate_checked(name: str) -> pathlib.Path:
     path = locate(name)
     _check(path, KNOWN[name], fix=f"remove {path} and run this again")
     return path
-
-
-def cache_folder() -> pathlib.Path:
-    """Return the user's folder of downloaded files and their conversions."""
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(cache) / "retinanet_jax"
 
 
 def fetch(name_or_url: str, folder: pathlib.Path) -> pathlib.Path:

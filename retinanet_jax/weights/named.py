@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from retinanet_jax.stored_config import NETWORK_SECTIONS
+from retinanet_jax.utils.paths import to_path
+from retinanet_jax.utils.remote import is_file, local_copy
 from retinanet_jax.weights import download, keras, msra, torchvision
 from retinanet_jax.weights.presets import preset_config
 
@@ -105,26 +107,26 @@ def locate(weights: str | os.PathLike[str]) -> pathlib.Path:
     """Return the path of a file of weights, which is downloaded if necessary.
 
     Args:
-        weights: A path, a URL, the name of a published file, or one of NAMES; a file of this path
-            precedes a name.
+        weights: A path, which may be in remote storage, a URL, the name of a published file, or one
+            of NAMES; a file of this path precedes a name.
 
     Raises:
         FileNotFoundError: If it is none of these.
         OSError: If the file cannot be downloaded.
         ValueError: If its checksum is wrong.
     """
-    path = pathlib.Path(weights).expanduser()
-    if path.is_file():
-        return path
+    is_url = str(weights).startswith(download.SCHEMES)
+    if not is_url and is_file(path := to_path(weights)):
+        return local_copy(path)
     name = find_name(weights)
-    if name is None and not str(weights).startswith(download.SCHEMES):
+    if name is None and not is_url:
         raise unknown_name(str(weights))
     return download.locate(NAMES[name].file if name else weights)
 
 
 def unknown_name(weights: str) -> FileNotFoundError:
     """Return the error for an argument that is neither the path of a file nor a name."""
-    if pathlib.Path(weights).expanduser().is_dir():
+    if to_path(weights).is_dir():
         return FileNotFoundError(f"{weights} is a folder; give a file of weights in it.")
     if pathlib.PurePath(weights).suffix or len(pathlib.PurePath(weights).parts) > 1:
         return FileNotFoundError(

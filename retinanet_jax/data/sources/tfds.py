@@ -30,6 +30,7 @@ from retinanet_jax.data.sources.objects import Objects, box_sides
 from retinanet_jax.data.sources.tfds_index import Index, cached_index, to_pixels
 from retinanet_jax.data.sources.tfds_info import detection_features, read_info
 from retinanet_jax.data.sources.tfds_shards import open_shards
+from retinanet_jax.utils.paths import cache_folder
 
 
 class TfdsSource(InstancesSource):
@@ -251,7 +252,6 @@ def _check_official(
 
 def _index_paths(data_dir: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path]:
     """Return the possible files of an index: hidden next to the shards, and in the user's cache."""
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     digest = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16]
-    cached = cache / "retinanet_jax" / f"tfds-{digest}-{split}.npz"
+    cached = cache_folder() / f"tfds-{digest}-{split}.npz"
     return data_dir / f".retinanet_jax-{split}.npz", cached
