@@ -66,6 +66,7 @@ def initialize(config: ConfigDict, num_classes: int, seed: int) -> dict[str, Any
     return {"batch_stats": {}, **variables}
 
 
+@jax.named_scope("input")
 def network_input(batch: Batch, config: ConfigDict, *, train: bool) -> Float[Array, "B H W 3"]:
     """Return the batch's images as the network expects them: normalized, and zero in the padding.
 
@@ -207,4 +208,5 @@ def detect(
             **config.detections,
         )
 
-    return map_images(detect_in_image)(outputs.logits, outputs.deltas, batch.sizes, batch.scales)
+    with jax.named_scope("detections"):
+        return map_images(detect_in_image)(*outputs, batch.sizes, batch.scales)

@@ -42,6 +42,7 @@ class LossTerms(NamedTuple):
     normalizer: Float[Array, "*groups"]  # the moving averages; changed only by "ema"
 
 
+@jax.named_scope("loss")
 def batch_loss(
     outputs: Outputs, batch: Batch, normalizer: Float[Array, "*groups"], config: ConfigDict
 ) -> LossTerms:
@@ -84,6 +85,7 @@ def batch_loss(
     )
 
 
+@jax.named_scope("targets")
 def assign_batch_targets(
     anchors: Float[Array, "A 4"], batch: Batch, matching: Mapping[str, Any]
 ) -> core.Targets:
