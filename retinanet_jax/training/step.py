@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from retinanet_jax import sharding
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.modeling import network_input, valid_sizes
-from retinanet_jax.models import RetinaNet
-from retinanet_jax.training.objective import batch_loss
+from retinanet_jax.models import Outputs, RetinaNet
+from retinanet_jax.training.objective import LossTerms, batch_loss
 from retinanet_jax.training.optimizer import make_schedule
 
 
@@ -27,8 +27,8 @@ class TrainState(NamedTuple):
     batch_stats: dict[str, Any]  # statistics of batch norms; all arrays of frozen norms
     opt_state: optax.OptState
     normalizer: Float[Array, "*groups"]  # moving averages of num_foreground, for "ema"
-    # With nonfinite="stop": False after the first step that was not finite; the steps after it
-    # change nothing either, until the host has seen it.
+    # False if steps change nothing in this state: with nonfinite="stop", after the first one that
+    # was not finite, until the host has seen it.
     is_finite: Bool[Array, ""] | np.bool_ = np.True_
 
     @property
@@ -42,12 +42,60 @@ class TrainState(NamedTuple):
         return {"step": self.step, "opt_state": self.opt_state, "normalizer": self.normalizer}
 
 
+class Update(NamedTuple):
+    """What a step computes from a state and a batch, before it is known to be finite."""
+
+    outputs: Outputs
+    terms: LossTerms
+    gradients: optax.Params
+    updates: optax.Updates  # what the optimizer adds to the parameters
+    state: TrainState  # after the step
+
+
+def make_update(
+    model: RetinaNet, optimizer: optax.GradientTransformation, config: ConfigDict
+) -> Callable[[TrainState, Batch], Update]:
+    """Return the pure function `(state, batch) -> Update`.
+
+    Args:
+        model: The network that `modeling.build_model` returns for `config`.
+        optimizer: The optimizer that `make_optimizer` returns for `config`.
+        config: A run's config.
+    """
+
+    def update(state: TrainState, batch: Batch) -> Update:
+        def objective(params):
+            outputs, updated = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                network_input(batch, config, train=True),
+                train=True,
+                sizes=valid_sizes(batch),
+                mutable=["batch_stats"],
+            )
+            terms = batch_loss(outputs, batch, state.normalizer, config)
+            return terms.total, (outputs, terms, updated.get("batch_stats", {}))
+
+        gradients, aux = jax.grad(objective, has_aux=True)(state.params)
+        outputs, terms, batch_stats = aux
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        after = TrainState(
+            state.step + 1, params, batch_stats, opt_state, terms.normalizer, state.is_finite
+        )
+        return Update(outputs, terms, gradients, updates, after)
+
+    return update
+
+
 def make_train_step(
     model: RetinaNet, optimizer: optax.GradientTransformation, config: ConfigDict
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Return the pure function `(state, batch) -> (state, metrics)` that `jit_train_step` compiles.
 
-    A step with a loss, gradient or update that is not finite changes nothing.
+    A step is finite if its loss, the norm of its gradient, all arrays of its batch and all arrays
+    of the state after it are. Another step changes nothing: with nonfinite="stop" not even the
+    number of steps, and neither do those after it.
 
     Args:
         model: The network that `modeling.build_model` returns for `config`.
@@ -59,24 +107,14 @@ def make_train_step(
         learning rate, the number of foreground anchors, the number of boxes that cropping dropped,
         and whether the step is finite.
     """
-    schedule = make_schedule(config)
+    schedule, update = make_schedule(config), make_update(model, optimizer, config)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        def objective(params):
-            outputs, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                network_input(batch, config, train=True),
-                train=True,
-                sizes=valid_sizes(batch),
-                mutable=["batch_stats"],
-            )
-            terms = batch_loss(outputs, batch, state.normalizer, config)
-            return terms.total, (terms, updated.get("batch_stats", {}))
-
-        gradients, (terms, batch_stats) = jax.grad(objective, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        _, terms, gradients, _, updated = update(state, batch)
         gradient_norm = optax.tree.norm(gradients)
-        is_finite = jnp.isfinite(terms.total + gradient_norm + optax.tree.norm(updates))
+        # The ground truth is among them: a box that is not finite matches no anchor, which would
+        # make its object background at a loss that is finite.
+        is_finite = all_finite((terms.total, gradient_norm, batch, updated))
         metrics = {
             "loss": terms.total,
             "loss/classification": terms.classification,
@@ -87,18 +125,42 @@ def make_train_step(
             "gradient_norm": gradient_norm,
             "is_finite": is_finite,
         }
-        params = optax.apply_updates(state.params, updates)
-        updated = TrainState(
-            state.step + 1, params, batch_stats, opt_state, terms.normalizer, state.is_finite
-        )
         if config.nonfinite == "stop":
-            unchanged, is_applied = state._replace(is_finite=np.False_), state.is_finite & is_finite
+            unchanged = state._replace(is_finite=np.False_)
         else:
-            unchanged, is_applied = state._replace(step=state.step + 1), is_finite
-        select = functools.partial(jnp.where, is_applied)
-        return jax.tree.map(select, updated, unchanged), metrics
+            unchanged = skip_step(state, updated)
+        after = jax.tree.map(functools.partial(jnp.where, is_finite), updated, unchanged)
+        # A step changes nothing in a state that has stopped.
+        return jax.tree.map(functools.partial(jnp.where, state.is_finite), after, state), metrics
 
     return train_step
+
+
+def all_finite(tree: Any) -> Bool[Array, ""]:
+    """Return whether all numbers of a tree of arrays are finite."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]).all()
+
+
+def skip_step(state: TrainState, updated: TrainState) -> TrainState:
+    """Return the state after a step that is skipped: only the counters of the steps are updated.
+
+    Args:
+        state: The state before the step.
+        updated: The state that the step would have led to.
+    """
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    # The schedule's own counter, too: the learning rate is that of the step's number.
+    opt_state = jax.tree.map(
+        lambda after, before: after if is_schedule(after) else before,
+        updated.opt_state,
+        state.opt_state,
+        is_leaf=is_schedule,
+    )
+    return state._replace(step=updated.step, opt_state=opt_state)
 
 
 def jit_train_step(
@@ -115,9 +177,34 @@ def jit_train_step(
         config: A run's config.
         mesh: The devices, with axes `data` and `space`.
     """
+
+    def initial_opt_state() -> optax.OptState:
+        image = jnp.zeros((1, 64, 64, 3))
+        return optimizer.init(model.init(jax.random.key(0), image, train=False)["params"])
+
+    of_state = state_shardings(jax.eval_shape(initial_opt_state), config, mesh)
     return jax.jit(
         make_train_step(model, optimizer, config),
-        in_shardings=(sharding.replicated(mesh), sharding.batch_shardings(mesh)),
-        out_shardings=sharding.replicated(mesh),
+        in_shardings=(of_state, sharding.batch_shardings(mesh)),
+        out_shardings=(of_state, sharding.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def state_shardings(
+    opt_state: optax.OptState, config: ConfigDict, mesh: jax.sharding.Mesh
+) -> TrainState:
+    """Return the sharding of each field of a state: copies, except for a split optimizer state.
+
+    Args:
+        opt_state: The state of the optimizer, as arrays or shapes.
+        config: A run's config; its `shard_optimizer` is used.
+        mesh: The devices, with axes `data` and `space`.
+
+    Returns:
+        A `TrainState` with one sharding in each field, but with one for each array of `opt_state`.
+    """
+    copies = TrainState(*[sharding.replicated(mesh)] * len(TrainState._fields))
+    if not config.shard_optimizer:
+        return copies
+    return copies._replace(opt_state=sharding.split_over_data(opt_state, mesh))

@@ -32,6 +32,7 @@ def step_shapes(config):
 def test_bfloat16_computes_but_parameters_outputs_and_losses_stay_float32(toy_config):
     toy_config.dtype = "bfloat16"
     outputs, (state, metrics) = step_shapes(toy_config)
+    assert metrics.pop("is_finite").dtype == bool
     in_float32 = (outputs, state.params, state.batch_stats, state.normalizer, metrics)
     assert {x.dtype for x in jax.tree.leaves(in_float32)} == {jnp.dtype("float32")}
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
