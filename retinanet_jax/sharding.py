@@ -15,6 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from retinanet_jax.data.batch import Batch
 
+MIN_SPLIT_SIZE = 2**12  # numbers; smaller arrays are a ten-thousandth of a ResNet-50
+
 
 def make_mesh(space: int, devices: Sequence[Any] | None = None) -> Mesh:
     """Return a mesh with axes (data, space) of all devices.
@@ -125,7 +127,43 @@ def put_replicated(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, replicated(mesh))
 
 
-def replicated_shapes(tree: Any, mesh: Mesh) -> Any:
-    """Return the shapes and types of the arrays of `tree`, to be restored onto every device."""
-    sharding = replicated(mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+def split_over_data(shapes: Any, mesh: Mesh) -> Any:
+    """Return the shardings that split a state that is not needed whole over the axis `data`.
+
+    With it, an optimizer is sharded as in ZeRO, stage 1 (https://arxiv.org/abs/1910.02054): each
+    device updates its part of the parameters. The compiler derives the exchange.
+
+    Args:
+        shapes: A tree of arrays, or their shapes.
+        mesh: The devices.
+
+    Returns:
+        A tree with the sharding of each array: split along its largest axis that the devices
+        divide. Small arrays, and those without such an axis, are replicated.
+    """
+    num_devices = mesh.shape["data"]
+
+    def split(x: Any) -> NamedSharding:
+        axes = [axis for axis, length in enumerate(x.shape) if length % num_devices == 0]
+        if x.size < MIN_SPLIT_SIZE or not axes:
+            return replicated(mesh)
+        largest = max(axes, key=lambda axis: x.shape[axis])
+        return NamedSharding(mesh, P(*[None] * largest, "data"))
+
+    return jax.tree.map(split, shapes)
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """Return the shapes and types of arrays, to be restored with these shardings.
+
+    Args:
+        shapes: A tree of arrays, or their shapes.
+        shardings: The same tree with shardings, or a prefix of it: one sharding for a whole branch.
+    """
+
+    def with_sharding(sharding: NamedSharding, branch: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), branch
+        )
+
+    return jax.tree.map(with_sharding, shardings, shapes)

@@ -21,7 +21,7 @@ from retinanet_jax.stored_config import network_differences
 from retinanet_jax.training import transfer
 from retinanet_jax.training.objective import normalizer_shape
 from retinanet_jax.training.optimizer import print_rate_change
-from retinanet_jax.training.step import TrainState
+from retinanet_jax.training.step import TrainState, state_shardings
 from retinanet_jax.weights import cached, download, named
 from retinanet_jax.weights.resnet import join_names
 
@@ -40,14 +40,15 @@ def restore_or_initialize(
         categories: The dataset's categories, in the order of their classes.
         optimizer: The optimizer that `make_optimizer` returns for `config`.
         checkpoints: The checkpoints of the run's working directory.
-        mesh: The devices, on each of which the state is replicated.
+        mesh: The devices.
     """
     step = checkpoints.latest_step()
     if step is None:
-        return sharding.put_replicated(initial_train_state(config, categories, optimizer), mesh)
+        state = initial_train_state(config, categories, optimizer)
+        return jax.device_put(state, state_shardings(state.opt_state, config, mesh))
     # Restoring needs only shapes: no random network is compiled, no weights file is read.
     shapes = jax.eval_shape(lambda: random_train_state(config, len(categories), optimizer))
-    target = sharding.replicated_shapes(shapes, mesh)
+    target = sharding.with_shardings(shapes, state_shardings(shapes.opt_state, config, mesh))
     variables, training = checkpoints.restore(step, target.variables, target.training)
     print_rate_change(checkpoints.saved_config(step), config, step)
     return TrainState(**variables, **training)

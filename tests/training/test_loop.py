@@ -102,9 +102,10 @@ class Step:
 
     def __call__(self, state, batch):
         self.called.append(batch.images.shape[1:3])
-        changed = jax.tree.map(lambda x: x + 1, state)
+        # Nothing changes in a state that has stopped.
+        after = jax.tree.map(lambda x: x + 1 if state.is_finite else x.copy(), state)
         jax.tree.map(lambda x: x.delete(), state)
-        return changed
+        return after, {}
 
 
 def mixed_config(config, synthetic_dataset):
@@ -151,6 +152,7 @@ def start(config, synthetic_dataset):
         after = loop.run_largest_shapes(step, evaluator, state, source, plan, steps, mesh)
         assert jax.tree.map(np.asarray, after).params["kernel"].tolist() == [1.5, 2]
         assert int(after.step) == 3
+        assert after.is_finite
         assert after.params["kernel"].sharding == sharding.replicated(mesh)
         return step, evaluated
 
