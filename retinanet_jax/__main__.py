@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import retinanet_jax
+from retinanet_jax.stopping import run_program
 
 # The module in `cli` and the summary of each command, by its name.
 COMMANDS = {
@@ -24,6 +25,7 @@ COMMANDS = {
         "Write a checkpoint's weights for torchvision or detectron2.",
     ),
     "export": ("export", "Write a detector that runs without this package."),
+    "plan": ("plan", "Compile a config for TPUs or GPUs that are not here: does it fit?"),
     "configs": ("configs", "List the configs with the average precision to expect."),
 }
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
@@ -33,12 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that `argv` names and return its exit status.
 
     Args:
-        argv: The program's name, the command's name and its arguments; None for `sys.argv`.
+        argv: The program's name, the command's name and its arguments; None for `sys.argv`: then
+            this does not return.
 
     Raises:
         SystemExit: With an error message of one line if there is no such command.
     """
-    program, *arguments = sys.argv if argv is None else argv
+    if argv is None:
+        run_program(lambda: main(sys.argv))
+    program, *arguments = argv
     name = arguments[0] if arguments else "--help"
     if name in COMMANDS:
         from retinanet_jax.cli.common import run_command
@@ -78,4 +83,4 @@ def versions() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -25,6 +25,7 @@ LAYERS = (
         "visualize",
     ),
     ("training", "evaluation", "detector", "data_report", "export"),
+    ("planning",),
     ("cli", "main", "__main__"),
 )
 LAYER_OF = {name: index for index, layer in enumerate(LAYERS) for name in layer}
