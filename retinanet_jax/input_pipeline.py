@@ -6,7 +6,7 @@ Importing this module imports neither flax nor the network.
 import pathlib
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ from retinanet_jax.datasets import (
     splits_training_data,
 )
 from retinanet_jax.utils.progress import format_duration, make_progress
+from retinanet_jax.utils.threads import in_background
 
 
 def train_plan(config: ConfigDict, source: Source) -> TrainPlan:
@@ -73,9 +74,24 @@ def eval_plan(config: ConfigDict, sizes: Int[np.ndarray, "N 2"], *, batch_size: 
     )
 
 
-def host_batches(config: ConfigDict, source: Source, plan: Plan, steps: range) -> Iterator[Batch]:
-    """Yield this host's part of the batches of these steps, which must be consecutive."""
-    return batches(
+def host_batches(
+    config: ConfigDict,
+    source: Source,
+    plan: Plan,
+    steps: range,
+    while_waiting: Callable[[], None] = lambda: None,
+) -> Iterator[Batch]:
+    """Yield this host's part of the batches of these steps, which must be consecutive.
+
+    Args:
+        config: The run's config.
+        source: The images and annotations.
+        plan: The plan of the batches.
+        steps: The steps.
+        while_waiting: Called several times a second while a batch is awaited; it may raise to end
+            the wait, also that for a file that cannot be read.
+    """
+    loaded = batches(
         source,
         plan,
         start_step=steps.start,
@@ -87,6 +103,7 @@ def host_batches(config: ConfigDict, source: Source, plan: Plan, steps: range) -
         loader=config.data.loader,
         min_visible=config.data.min_visible,
     )
+    return in_background(loaded, while_waiting)
 
 
 def pack_datasets(config: ConfigDict, parts: Sequence[str], output: pathlib.Path) -> list[str]:

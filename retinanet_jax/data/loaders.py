@@ -18,8 +18,9 @@ from jaxtyping import Bool, Float32, Int32, UInt8
 from retinanet_jax.data import tf_transforms, transforms
 from retinanet_jax.data.decoding import decode_image, is_plain_jpeg
 from retinanet_jax.data.plan import BatchPlan
+from retinanet_jax.data.reading import read_patiently
 from retinanet_jax.data.sources.base import Source
-from retinanet_jax.utils.threads import map_ahead
+from retinanet_jax.utils.threads import DaemonThreads, map_ahead
 
 
 class LoadedImages(NamedTuple):
@@ -79,7 +80,7 @@ def load_by_threads(
     errors are those of `load_by_tf`; for `num_threads`, None means the number of cores.
     """
     reader = _ImageReader(source)
-    workers = futures.ThreadPoolExecutor(num_threads or os.cpu_count())
+    workers = DaemonThreads(num_threads or os.cpu_count() or 1)
 
     def load(image: np.ndarray, batch_plan: BatchPlan, example: int) -> None:
         geometry = batch_plan.geometry(example)
@@ -107,7 +108,7 @@ def load_by_threads(
             yield loaded
     finally:
         started.close()
-        workers.shutdown(cancel_futures=True)
+        workers.close()
 
 
 class _ImageReader:
@@ -119,7 +120,7 @@ class _ImageReader:
 
     def file(self, index: int) -> tuple[bytes, bool]:
         """Return the file, empty if the source has pixels, and whether TensorFlow decodes it."""
-        data = self._source.read(index)
+        data = read_patiently(self._source, index, self._source.read)
         if data is None:
             return b"", False
         name, size = self._name_and_size(index)
@@ -132,7 +133,7 @@ class _ImageReader:
 
     def pixels(self, index: int, resized: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
         """Return the image that is to be resized to `resized`, (height, width)."""
-        image = self._source.image(index)
+        image = read_patiently(self._source, index, self._source.image)
         original_height = int(self._source.sizes[index, 0])
         if image.shape[0] < min(resized[0], original_height) and not self._has_warned:
             self._has_warned = True
@@ -274,8 +275,8 @@ def _find_error(
     reader = _ImageReader(source)
     for index in batch_plan.index.tolist():
         try:
-            source.image(index)
             file, is_plain = reader.file(index)
+            source.decode(index, file) if file else source.image(index)
             if is_plain:
                 tf_transforms.decode_jpeg(file)
         except tf.errors.OpError:

@@ -5,7 +5,7 @@ resumed run gets bit-equal batches from any step. A loader reads and transforms 
 time and in parallel; the boxes are added here.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -33,7 +33,7 @@ def batches(
     num_threads: int | None = None,
     loader: str,
     min_visible: float,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield this host's part of each batch, in the order of the steps.
 
     Args:

@@ -1,14 +1,112 @@
 """Computing results ahead of time, by threads or on the device, and yielding them in order."""
 
 import collections
+import contextlib
 import os
+import queue
+import threading
+import time
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from concurrent import futures
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 NUM_THREADS = min(16, os.cpu_count() or 1)
+POLL_SECONDS = 0.1
+CLOSE_SECONDS = 2.0  # how long the end of a pool waits for calls that are running
+
+
+class DaemonThreads:
+    """Threads that call functions, as a ThreadPoolExecutor does, but never keep a program running.
+
+    A call may last for ever, as the read of a file on a server that is gone. Then its thread is
+    left behind, and ends with the program.
+
+    Args:
+        num_threads: The number of threads.
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, daemon=True) for _ in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, function: Callable[..., R], *arguments: Any) -> futures.Future[R]:
+        """Call a function in one of the threads, and return its result as a future."""
+        future: futures.Future[R] = futures.Future()
+
+        def call() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(*arguments))
+                except BaseException as error:
+                    future.set_exception(error)
+
+        self._calls.put(call)
+        return future
+
+    def close(self, last: Callable[[], object] = lambda: None) -> None:
+        """Drop the calls that have not begun, and wait up to CLOSE_SECONDS for the others.
+
+        Args:
+            last: Called in one of the threads before they end.
+        """
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._calls.get_nowait()
+        self.submit(last)
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for _ in self._threads:
+            self._calls.put(None)
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _work(self) -> None:
+        while call := self._calls.get():
+            call()
+            del call  # and with it the result, while the thread waits for the next call
+
+
+def wait_for(awaited: Iterable[futures.Future[Any]], while_waiting: Callable[[], None]) -> None:
+    """Wait for all futures.
+
+    Args:
+        awaited: The futures.
+        while_waiting: Called several times a second until they are done; it may raise to end the
+            wait.
+    """
+    awaited = list(awaited)
+    while futures.wait(awaited, POLL_SECONDS).not_done:
+        while_waiting()
+
+
+def in_background(
+    items: Generator[T, None, None], while_waiting: Callable[[], None]
+) -> Generator[T, None, None]:
+    """Yield the items, each taken by a thread while the caller uses the item before it.
+
+    So the wait for an item can be ended, whatever the computation of the item waits for.
+
+    Args:
+        items: A generator, which runs and is closed in the thread.
+        while_waiting: As in `wait_for`, while the caller waits for an item.
+    """
+    end = object()
+    thread = DaemonThreads(1)
+    try:
+        taken = thread.submit(next, items, end)
+        while True:
+            wait_for([taken], while_waiting)
+            if (item := taken.result()) is end:
+                return
+            taken = thread.submit(next, items, end)
+            yield item
+    finally:
+        thread.close(last=items.close)
 
 
 def map_ahead(
@@ -30,17 +128,17 @@ def map_ahead(
         num_ahead: The number of results that are computed ahead while the caller uses one.
         num_threads: The number of threads.
     """
-    with futures.ThreadPoolExecutor(num_threads) as workers:
-        pending: collections.deque[futures.Future[R]] = collections.deque()
-        try:
-            for item in items:
-                pending.append(workers.submit(function, item))
-                if len(pending) > num_ahead:
-                    yield pending.popleft().result()
-            while pending:
+    workers = DaemonThreads(num_threads)
+    pending: collections.deque[futures.Future[R]] = collections.deque()
+    try:
+        for item in items:
+            pending.append(workers.submit(function, item))
+            if len(pending) > num_ahead:
                 yield pending.popleft().result()
-        finally:
-            workers.shutdown(cancel_futures=True)
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        workers.close()
 
 
 def grouped(

@@ -1,10 +1,21 @@
 """Results are computed ahead, by threads or on the device, and yielded in order."""
 
+import threading
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinanet_jax.utils.threads import grouped, in_order, map_ahead, one_in_flight
+from retinanet_jax.utils import threads
+from retinanet_jax.utils.threads import (
+    DaemonThreads,
+    grouped,
+    in_background,
+    in_order,
+    map_ahead,
+    one_in_flight,
+)
 
 
 @given(st.lists(st.integers(0, 3)), st.integers(1, 5), st.integers(0, 8))
@@ -37,6 +48,59 @@ def test_map_ahead_keeps_the_order_of_results_and_errors():
     assert next(values) == 10
     with pytest.raises(ZeroDivisionError):
         next(values)
+
+
+def test_closing_threads_drops_what_has_not_begun_and_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr(threads, "CLOSE_SECONDS", 0.1)
+    before, released, called = threading.active_count(), threading.Event(), []
+    workers = DaemonThreads(2)
+    assert workers.submit(max, 3, 5).result() == 5
+    stuck = [workers.submit(released.wait) for _ in range(2)]
+    workers.submit(called.append, 1)
+    workers.close()
+    assert not any(future.done() for future in stuck)
+    released.set()
+    while threading.active_count() > before:
+        time.sleep(0.01)
+    assert called == []
+
+
+def test_background_items_are_taken_one_ahead_and_closed_in_their_thread():
+    events = []
+
+    def items():
+        try:
+            for i in range(9):
+                events.append(i)
+                yield i
+        finally:
+            events.append(threading.current_thread() is threading.main_thread())
+
+    background = in_background(items(), lambda: None)
+    assert events == []
+    assert next(background) == 0
+    while events != [0, 1]:
+        time.sleep(0.01)
+    background.close()
+    assert events == [0, 1, False]
+    assert list(in_background((x for x in (1, 2)), lambda: None)) == [1, 2]
+
+
+def test_an_error_of_a_background_item_is_raised_in_the_caller():
+    results = in_background((1 / x for x in (1, 0)), lambda: None)
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_the_wait_for_a_background_item_can_be_ended():
+    def check():
+        raise InterruptedError
+
+    released = threading.Event()
+    with pytest.raises(InterruptedError):
+        next(in_background((released.wait(1) for _ in range(1)), check))
+    released.set()
 
 
 def test_an_item_in_flight_is_yielded_after_the_next_has_started():
