@@ -2,7 +2,7 @@
 
 Like an object store it has no folders, no append and no rename: an object appears when all of it is
 written. `use_object_store(ROOT)` lets fsspec, and through it `etils.epath`, read and write gs://
-there, and TensorStore, through a server on this machine that answers Google's JSON API.
+there; `serve()` does so for TensorStore, by a server here that answers Google's JSON API.
 """
 
 import datetime
@@ -20,9 +20,13 @@ import uuid
 
 import fsspec
 
-PREAMBLE = (  # of a program that is to see the objects under {root}
-    "sys.path.insert(0, 'tests'); import object_store; object_store.use_object_store({root!r})"
-)
+
+def preamble(root: str | os.PathLike) -> str:
+    """Return the code that lets a program read and write gs:// in the objects under `root`."""
+    return (
+        "sys.path.insert(0, 'tests'); import object_store; "
+        f"object_store.use_object_store({os.fspath(root)!r}); object_store.serve()"
+    )
 
 
 class Objects:
@@ -55,19 +59,15 @@ class ObjectFileSystem(fsspec.AbstractFileSystem):
 
     protocol = ("gs", "gcs")
     cachable = False
-    objects: Objects
-
-    def __init__(self, **options):
-        super().__init__(**options)
-        self.objects = type(self).objects
+    objects: Objects  # set by `use_object_store`
 
     def ls(self, path, detail=True, **_):
         path = self._strip_protocol(path).rstrip("/")
         keys = self.objects.keys(path)
         inside = [key for key in keys if key.startswith(f"{path}/")]
-        names = {key[len(path) + 1 :].partition("/")[::2] for key in inside if key != f"{path}/"}
-        entries = [self.objects.info(f"{path}/{name}") for name, rest in names if name and not rest]
-        folders = {f"{path}/{name}" for name, rest in names if rest}
+        parts = {key[len(path) + 1 :].partition("/")[:2] for key in inside if key != f"{path}/"}
+        entries = [self.objects.info(f"{path}/{name}") for name, slash in parts if not slash]
+        folders = {f"{path}/{name}" for name, slash in parts if slash}
         entries += [{"name": name, "type": "directory", "size": 0} for name in sorted(folders)]
         if path in keys:
             entries = [self.objects.info(path)]
@@ -122,7 +122,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     """The requests of TensorStore's driver "gcs"."""
 
     protocol_version = "HTTP/1.1"
-    objects: Objects
+
+    @property
+    def objects(self) -> Objects:
+        return ObjectFileSystem.objects
 
     def log_message(self, *_):
         pass
@@ -201,12 +204,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def use_object_store(root: str | os.PathLike) -> Objects:
     """Let this process read and write gs:// in the objects under a folder."""
-    objects = Objects(root)
-    system = type("ObjectFileSystemOfRoot", (ObjectFileSystem,), {"objects": objects})
+    ObjectFileSystem.objects = Objects(root)
     for protocol in ObjectFileSystem.protocol:
-        fsspec.register_implementation(protocol, system, clobber=True)
-    handler = type("HandlerOfRoot", (_Handler,), {"objects": objects})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        fsspec.register_implementation(protocol, ObjectFileSystem, clobber=True)
+    return ObjectFileSystem.objects
+
+
+def serve() -> None:
+    """Let TensorStore and Orbax, in this process, use the object store."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     os.environ["TENSORSTORE_GCS_HTTP_URL"] = f"http://127.0.0.1:{server.server_port}"
     os.environ["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "token"
@@ -217,4 +223,3 @@ def use_object_store(root: str | os.PathLike) -> Objects:
     cloud = types.ModuleType("google.cloud")
     cloud.storage = storage
     sys.modules |= {"google.cloud": cloud, "google.cloud.storage": storage}
-    return objects

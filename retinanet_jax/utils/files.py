@@ -10,6 +10,7 @@ and that may be run again with it, uses an `OutputFolder`, which knows the files
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -18,7 +19,10 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
+
+from retinanet_jax.utils.paths import is_remote
+from retinanet_jax.utils.remote import remote_errors
 
 RECORD = ".retinanet_jax_files"  # in an OutputFolder: a line of JSON for each file written
 
@@ -169,6 +173,12 @@ def make_writable(folder: pathlib.Path) -> None:
     Raises:
         OSError: If the folder cannot be created, or no file can be created in it.
     """
+    if is_remote(folder):  # which has no folders, only files with the folder in their names
+        file = folder / f".{secrets.token_hex(8)}.partial"
+        with remote_errors(folder, "written"):
+            file.write_bytes(b"1")
+            file.unlink()
+        return
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
 
@@ -183,12 +193,32 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
+    with open_atomically(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def open_atomically(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """Open a file that is complete, or unchanged, at the end of a `with` statement.
+
+    Args:
+        path: The file, local or remote; a local folder must exist.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    if is_remote(path):  # where a file appears when all of it is written
+        content = io.BytesIO()
+        yield content
+        with remote_errors(path, "written"):
+            path.write_bytes(content.getvalue())
+        return
     # A random name is that of no other file. It does not contain the name of the file, which may be
     # as long as the file system allows.
     partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         with partial.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

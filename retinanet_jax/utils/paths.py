@@ -15,12 +15,13 @@ SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 PATHLIB_SCHEME = re.compile(rf"({'|'.join(PACKAGES)}):/(?=[^/])")
 
 
-def to_path(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Return a path that a user gives as an absolute one.
+def to_path(path: str | os.PathLike[str], *, absolute: bool = True) -> pathlib.Path:
+    """Return what a user gives as a path.
 
     Args:
         path: A local path, in which ~ is the user's folder, or a URL of remote storage, such as
             gs://BUCKET/FOLDER.
+        absolute: Whether a relative path becomes an absolute one.
 
     Returns:
         A `pathlib.Path`; for remote storage an `etils.epath.Path`, which has the same methods,
@@ -32,7 +33,8 @@ def to_path(path: str | os.PathLike[str]) -> pathlib.Path:
     text = PATHLIB_SCHEME.sub(r"\1://", os.fspath(path))
     match = SCHEME.match(text)
     if not match:
-        return pathlib.Path(os.path.expanduser(text)).absolute()
+        local = pathlib.Path(os.path.expanduser(text))
+        return local.absolute() if absolute else local
     scheme = match[1]
     if scheme not in PACKAGES:
         known = ", ".join(f"{name}:// (pip install {PACKAGES[name]})" for name in PACKAGES)
@@ -50,8 +52,14 @@ def to_path(path: str | os.PathLike[str]) -> pathlib.Path:
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Return whether a path is the URL of remote storage, of a known scheme or not."""
+    return bool(scheme_of(path))
+
+
+def scheme_of(path: str | os.PathLike[str]) -> str:
+    """Return the scheme of a URL, such as "gs"; "" for a local path."""
     text = os.fspath(path)
-    return bool(SCHEME.match(text) or PATHLIB_SCHEME.match(text))
+    match = SCHEME.match(text) or PATHLIB_SCHEME.match(text)
+    return match[1] if match else ""
 
 
 def _use_fsspec(scheme: str, url: str) -> None:

@@ -57,7 +57,7 @@ def local_copy(path: str | os.PathLike[str]) -> pathlib.Path:
     path = to_path(path)
     target = copy_path(path)
     with remote_errors(path, "read"):
-        system, files = _list_files(path, target)
+        system, files = _find(path, target)
     stale = [file for file in files if not file.is_copied()]
     _remove_others(target, {file.copy for file in files})
     if not stale:
@@ -89,6 +89,16 @@ def local_copy(path: str | os.PathLike[str]) -> pathlib.Path:
             if done < len(stale):  # a short copy has no line but the first
                 progress(done)
     return target
+
+
+def list_files(folder: pathlib.Path) -> list[str]:
+    """Return all files in a local or remote folder and its subfolders, relative to it, sorted."""
+    if not is_remote(folder):
+        files = filter(pathlib.Path.is_file, folder.rglob("*"))
+        return sorted(file.relative_to(folder).as_posix() for file in files)
+    with remote_errors(folder, "read"):
+        _, found = _find(folder, pathlib.Path())
+    return sorted(file.copy.as_posix() for file in found)
 
 
 def is_file(path: pathlib.Path) -> bool:
@@ -138,6 +148,8 @@ def remote_errors(path: str | os.PathLike[str], action: str) -> Iterator[None]:
     """
     try:
         yield
+    except ValueError:  # of this package
+        raise
     except Exception as error:  # the file systems' libraries have errors of their own types
         if not is_remote(path):
             raise
@@ -150,8 +162,11 @@ def remote_errors(path: str | os.PathLike[str], action: str) -> Iterator[None]:
         ) from None
 
 
-def _list_files(path: pathlib.Path, target: pathlib.Path) -> tuple[Any, list[RemoteFile]]:
-    """Return a path's file system, and the files in it, or the file that it is."""
+def _find(path: pathlib.Path, target: pathlib.Path) -> tuple[Any, list[RemoteFile]]:
+    """Return the file system of a remote path, and the files in it, or the file that it is.
+
+    Their copies are at, or in, `target`.
+    """
     import fsspec
 
     system, root = fsspec.core.url_to_fs(str(path))
@@ -163,8 +178,9 @@ def _list_files(path: pathlib.Path, target: pathlib.Path) -> tuple[Any, list[Rem
     for key, entry in entries.items():
         relative = key.removeprefix(root).strip("/")
         if ".." in relative.split("/"):
-            raise ValueError(f"the name {key!r} leads out of its folder")
-        if not key.endswith("/"):  # such an object only stands for an empty folder
+            raise ValueError(f"{path}: the name {key!r} leads out of its folder; rename the file.")
+        # Some tools write an object that only stands for a folder.
+        if entry["type"] == "file" and not key.endswith("/"):
             files.append(RemoteFile(key, target / relative, entry["size"], _modified(entry)))
     return system, files
 

@@ -51,7 +51,7 @@ def checkpoint_folder(weights: str | os.PathLike[str]) -> pathlib.Path:
     """
     if str(weights).startswith(download.SCHEMES):
         return _converted_file(download.locate(weights))
-    if is_file(path := to_path(weights)):
+    if is_file(path := to_path(weights, absolute=False)):
         return _converted_file(local_copy(path))
     name = name_of(weights)
     if name in named.DETECTORS:
@@ -84,7 +84,7 @@ def name_of(weights: str | os.PathLike[str]) -> str | None:
     """Return which of named.NAMES an argument means; None if it means a path or a URL."""
     if not str(weights).startswith(download.SCHEMES):
         with contextlib.suppress(FileNotFoundError):
-            checkpoint.find(to_path(weights))
+            checkpoint.find(to_path(weights, absolute=False))
             return None
     return named.find_name(weights)
 

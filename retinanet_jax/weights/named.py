@@ -116,7 +116,7 @@ def locate(weights: str | os.PathLike[str]) -> pathlib.Path:
         ValueError: If its checksum is wrong.
     """
     is_url = str(weights).startswith(download.SCHEMES)
-    if not is_url and is_file(path := to_path(weights)):
+    if not is_url and is_file(path := to_path(weights, absolute=False)):
         return local_copy(path)
     name = find_name(weights)
     if name is None and not is_url:
