@@ -21,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax
 import pytest
 from ml_collections import ConfigDict
+from object_store import Objects, use_object_store
 
 from retinanet_jax import sharding
 from retinanet_jax.__main__ import COMMANDS
@@ -84,6 +85,13 @@ def one_device(monkeypatch):
     devices = jax.devices()[:1]
     make_mesh = sharding.make_mesh
     monkeypatch.setattr(sharding, "make_mesh", lambda space: make_mesh(space, devices=devices))
+
+
+@pytest.fixture
+def object_store(tmp_path, monkeypatch) -> Objects:
+    """Let gs:// be a folder of this test, and return the objects in it; the cache is empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return use_object_store(tmp_path / "objects")
 
 
 @pytest.fixture(scope="session")
