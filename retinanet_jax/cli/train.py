@@ -24,6 +24,8 @@ from retinanet_jax.config_checks import check_fields
 from retinanet_jax.stored_config import NETWORK_SECTIONS
 from retinanet_jax.training.initialization import start_from
 from retinanet_jax.utils.files import make_writable
+from retinanet_jax.utils.paths import PACKAGES, scheme_of, to_path
+from retinanet_jax.utils.remote import local_folder
 from retinanet_jax.weights import cached, named
 
 DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
@@ -56,8 +58,8 @@ def define_run_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string(
         "workdir",
         None,
-        "The folder of the run's checkpoints, metrics and evaluations. Training with the same "
-        "folder again resumes the run.",
+        "The folder of the run's checkpoints, metrics and evaluations, on a local disk or in "
+        "gs://. Training with the same folder again resumes the run.",
         flag_values=values,
     )
     _define_cluster_flags(values)
@@ -144,9 +146,9 @@ def run_mode(values: Any, mode: str) -> int:
 
 def use_all_images(values: Any, config: ConfigDict) -> None:
     """Let `evaluate` read all images of --data, except where the run held some out of training."""
-    folder = checkpoint.find(pathlib.Path(values.workdir).expanduser().absolute())
+    trained_with = checkpoint.best_config(to_path(values.workdir))
     given = config_flags.get_override_values(values["config"])
-    message = datasets.use_all_images(config, checkpoint.read_config(folder), set(given))
+    message = datasets.use_all_images(config, trained_with, set(given))
     if message:
         print(message, flush=True)
 
@@ -181,7 +183,7 @@ def finetune_config(weights: str) -> ConfigDict:
     if name:
         finetune.start_from_name(config, name)
     else:
-        trained_with = checkpoint.read_config(checkpoint.find(cached.checkpoint_folder(weights)))
+        trained_with = checkpoint.best_config(cached.checkpoint_folder(weights))
         network = {section: trained_with[section].to_dict() for section in NETWORK_SECTIONS}
         finetune.start_from_detector(config, weights, network)
     return config.lock()
@@ -243,9 +245,10 @@ def train_or_evaluate(config: ConfigDict, workdir: str | None, mode: str) -> int
     if not workdir:
         raise ValueError("no --workdir: give a folder for the run's checkpoints and metrics.")
     check_fields(config)
-    folder = create_workdir(pathlib.Path(workdir).expanduser().absolute())
+    folder = create_workdir(workdir)
     # A run that is started again or resumed finds its programs compiled.
-    jax.config.update("jax_compilation_cache_dir", str(folder / "compilation_cache"))
+    programs = local_folder(folder, "compilation_cache")
+    jax.config.update("jax_compilation_cache_dir", str(programs))
     if mode == "evaluate":
         from retinanet_jax.evaluation.evaluator import evaluate
 
@@ -265,11 +268,25 @@ def train_or_evaluate(config: ConfigDict, workdir: str | None, mode: str) -> int
     return 0
 
 
-def create_workdir(folder: pathlib.Path) -> pathlib.Path:
-    """Create the folder and return it; raise OSError if no files can be written to it."""
+def create_workdir(workdir: str) -> pathlib.Path:
+    """Create the working directory, which may be in remote storage, and return its path.
+
+    Raises:
+        ValueError: If it is in remote storage that Orbax cannot write to.
+        OSError: If no files can be written to it.
+    """
+    scheme = scheme_of(workdir)
+    if scheme in PACKAGES and scheme != "gs":
+        raise ValueError(
+            f"--workdir={workdir}: checkpoints cannot be written to {scheme}://, only to a local "
+            f"disk or gs://; data and weights may be in {scheme}://."
+        )
+    folder = to_path(workdir)
     try:
         make_writable(folder)
     except OSError as error:
+        if scheme:  # the message says what to check
+            raise
         raise OSError(
             f"--workdir={folder} cannot be written ({error.strerror}); give another folder."
         ) from None
