@@ -15,6 +15,7 @@ import tensorboardX
 from jaxtyping import UInt8
 
 from retinanet_jax.utils.files import write_atomically
+from retinanet_jax.utils.mirror import GrowingFiles
 from retinanet_jax.utils.progress import CLOCK, format_count, format_duration
 
 T = TypeVar("T")
@@ -56,11 +57,12 @@ class MetricWriter:
         self._step_end: futures.Future[float] | None = None  # when the latest step ends
         self._idle_seconds = 0.0  # since _last_time
         if writes:
-            path = workdir / METRICS
+            self._growing_files = GrowingFiles(workdir, METRICS)
+            path = self._growing_files.folder / METRICS
             remove_lines_after(path, start_step)
             self._file = path.open("a", encoding="utf-8")
             self._tensorboard = tensorboardX.SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=start_step + 1
+                str(path.parent / "tensorboard"), purge_step=start_step + 1
             )
 
     def __enter__(self) -> "MetricWriter":
@@ -71,6 +73,12 @@ class MetricWriter:
         if self._writes:
             self._file.close()
             self._tensorboard.close()
+            self._growing_files.close()
+
+    def update_files(self) -> None:
+        """Let a remote working directory have all that was written; OSError if that fails."""
+        if self._writes:
+            self._growing_files.update()
 
     @contextlib.contextmanager
     def measure_evaluation(self) -> Iterator[None]:
