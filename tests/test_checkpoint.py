@@ -51,12 +51,13 @@ def save(workdir, config, aps: dict[int, float | None], categories=CATEGORIES):
     with CheckpointManager(workdir, config, categories) as checkpoints:
         for step, ap in aps.items():
             checkpoints.save(step, variables(step), training(step), awaits_ap=ap is not None)
+            checkpoints.confirm(step)
             if ap is not None:
                 checkpoints.record_ap(step, ap)
 
 
 def steps(workdir):
-    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    return sorted(int(folder.name) for folder in checkpoint.step_folders(workdir / "checkpoints"))
 
 
 def assert_same(a, b):
@@ -92,6 +93,7 @@ def test_a_checkpoint_of_8_devices_loads_on_1(tmp_path, config):
     saved = sharding.put_replicated((variables(5), training(5)), sharding.make_mesh(1))
     with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
         checkpoints.save(5, *saved)
+        checkpoints.confirm(5)
     load = (
         "import sys, jax\n"
         "from retinanet_jax import checkpoint\n"
@@ -149,12 +151,13 @@ def test_an_ap_that_is_known_late_still_decides(tmp_path, config):
     with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
         for step, awaits_ap in ((1, True), (2, False), (3, True), (4, False)):
             checkpoints.save(step, variables(step), training(step), awaits_ap=awaits_ap)
+        checkpoints.save(5, variables(5), training(5))
         checkpoints.record_ap(1, 0.5)
         assert steps(tmp_path) == [1, 3, 4]
         assert checkpoint.load(tmp_path).step == 1
         checkpoints.record_ap(3, 0.6)
         assert steps(tmp_path) == [3, 4]
-        checkpoints.save(5, variables(5), training(5))
+        checkpoints.confirm(5)
     assert steps(tmp_path) == [3, 5]
     assert checkpoint.load(tmp_path).step == 3
     assert checkpoint.newest_step(tmp_path) == 5
@@ -183,9 +186,9 @@ def test_a_partial_checkpoint_does_not_count_and_is_removed(tmp_path, config):
     partial = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
     (partial / "variables").mkdir(parents=True)
     assert checkpoint.load(tmp_path).step == 1
-    with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
-        assert not partial.exists()  # not later, by a thread that may outlive the manager
-        assert checkpoints.latest_step() == 1
+    checkpoint.recover(tmp_path)
+    assert not partial.exists()
+    assert steps(tmp_path) == [1]
     save(tmp_path, config, {2: None})
     assert checkpoint.load(tmp_path).step == 2
 

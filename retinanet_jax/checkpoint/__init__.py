@@ -3,7 +3,8 @@
 A checkpoint has four items: `variables` (parameters and batch statistics, all that prediction
 needs), `training` (the rest of the training state, for resuming), `config` and `categories`. For
 imported weights, which were not trained here, `training` is only the step, which is 0. When an
-evaluation during training has finished, its AP is added as a fifth item, `metrics`.
+evaluation during training has finished, its AP is added as a fifth item, `metrics`. The file
+`digests.json` has the SHA-256 of every other file.
 
 Later versions of this package can read a checkpoint: its item `config` contains the version of the
 config's fields, and `stored_config.config_from_json` reads those of earlier versions.
@@ -15,34 +16,40 @@ from retinanet_jax.checkpoint.checks import (
     check_shapes,
     check_split,
 )
+from retinanet_jax.checkpoint.integrity import DamagedError
 from retinanet_jax.checkpoint.manager import CheckpointManager, write_imported
 from retinanet_jax.checkpoint.reading import (
     FOLDER,
     NOT_MEASURED,
     Checkpoint,
-    ap_file,
+    best_config,
     find,
+    has_ap,
     load,
     newest_step,
     read_config,
     saved_ap,
     step_folders,
 )
+from retinanet_jax.checkpoint.recovery import recover
 
 __all__ = [
     "FOLDER",
     "NOT_MEASURED",
     "Checkpoint",
     "CheckpointManager",
-    "ap_file",
+    "DamagedError",
+    "best_config",
     "check_categories",
     "check_model",
     "check_shapes",
     "check_split",
     "find",
+    "has_ap",
     "load",
     "newest_step",
     "read_config",
+    "recover",
     "saved_ap",
     "step_folders",
     "write_imported",

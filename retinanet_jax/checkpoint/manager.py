@@ -2,17 +2,20 @@
 
 import heapq
 import pathlib
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from ml_collections import ConfigDict
-from orbax.checkpoint.checkpoint_managers import preservation_policy
+from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from retinanet_jax import stored_config
+from retinanet_jax.checkpoint import integrity
 from retinanet_jax.checkpoint.checks import (
     check_averages,
     check_categories,
@@ -22,28 +25,65 @@ from retinanet_jax.checkpoint.checks import (
     check_split,
     print_differences,
 )
+from retinanet_jax.checkpoint.failures import errors_are_not_logged, save_error
+from retinanet_jax.checkpoint.finite import not_finite
 from retinanet_jax.checkpoint.reading import (
+    AP_FILE,
     FOLDER,
     NOT_MEASURED,
-    ap_file,
     item_handlers,
+    read_categories,
     read_config,
     saved_ap,
     step_folders,
-    to_categories,
+    step_of_first_host,
 )
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.utils.files import write_json
+from retinanet_jax.utils.paths import is_remote
+from retinanet_jax.utils.progress import join_first
+from retinanet_jax.utils.threads import DaemonThreads
+
+
+class Saving:
+    """A checkpoint that is being saved, and whether it is known to be good.
+
+    Attributes:
+        step: Its step.
+        awaits_ap: Whether its AP is being computed.
+        num_bytes: The size of its arrays.
+        outcome: The `Future` of the thread that completes it.
+    """
+
+    def __init__(self, step: int, awaits_ap: bool, num_bytes: int) -> None:
+        self.step, self.awaits_ap, self.num_bytes = step, awaits_ap, num_bytes
+        self.outcome: futures.Future[None] = futures.Future()
+        self._is_good = False
+        self._decided = threading.Event()
+
+    def decide(self, is_good: bool) -> None:
+        """Set whether the checkpoint is good; only the first decision counts."""
+        if not self._decided.is_set():
+            self._is_good = is_good
+            self._decided.set()
+
+    def is_good(self) -> bool:
+        """Wait for the decision, and return it."""
+        self._decided.wait()
+        return self._is_good
 
 
 class CheckpointManager:
     """The checkpoints of a working directory, saved in the background during training.
 
-    It keeps the newest checkpoints, the one with the highest AP, and those that await their AP.
-    Only the first host, which is the one that deletes checkpoints, must know the AP.
+    A checkpoint counts when the digests of its files are written. That is when it is confirmed: the
+    loss of the next step is finite. It keeps the newest of these checkpoints, the one with the
+    highest AP, and those that await their AP. The first host confirms and deletes checkpoints; only
+    it must know the AP.
 
     Args:
-        workdir: The working directory; its folder `checkpoints` is created if necessary.
+        workdir: The working directory; its folder `checkpoints` is created if necessary. `recover`
+            has made what earlier runs left there fit to go on with.
         config: The run's config, stored with each checkpoint.
         categories: The dataset's categories, stored with each checkpoint.
     """
@@ -54,30 +94,43 @@ class CheckpointManager:
         self.workdir = workdir
         self._config = config
         self._categories = tuple(categories)
-        self._folder = (workdir / FOLDER).absolute()
-        if jax.process_index() == 0:
-            remove_partial_checkpoints(self._folder)
-        # AP by step; None while it is awaited.
-        self._aps: dict[int, float | None] = {
-            int(folder.name): saved_ap(folder) for folder in step_folders(self._folder)
-        }
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            item_handlers=item_handlers(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=_PreserveSteps(self._preserved_steps)
-            ),
+        self._folder = workdir / FOLDER
+        self._saving: Saving | None = None  # the latest one
+        self._is_first_host = jax.process_index() == 0
+        # AP by step, of the complete checkpoints; None while it is awaited. Two threads change it.
+        self._aps: dict[int, float | None] = {}
+        self._aps_lock = threading.Lock()
+        if self._is_first_host:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            steps = step_folders(self._folder)
+            self._aps.update({int(folder.name): saved_ap(folder) for folder in steps})
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(**item_handlers())
         )
+        self._thread = DaemonThreads(1)  # completes the checkpoints
+        self._silence = errors_are_not_logged()
 
     def __enter__(self) -> "CheckpointManager":
+        self._silence.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __exit__(self, error_type: object, *_: object) -> None:
+        try:
+            if self._saving:
+                self._saving.decide(is_good=False)  # unless it is confirmed
+            if error_type is None:
+                self._wait()
+            elif self._saving:
+                self._saving.outcome.exception()
+            self._checkpointer.close()
+        finally:
+            self._thread.close()
+            self._silence.__exit__(None, None, None)
 
     def save(self, step: int, variables: Any, training: Any, *, awaits_ap: bool = False) -> None:
-        """Start to save a checkpoint; it is complete when the manager is closed.
+        """Start to save a checkpoint, which is complete some time after `confirm`.
+
+        Earlier checkpoints are confirmed, because the loss of this step must be finite.
 
         Args:
             step: The number of steps done.
@@ -85,29 +138,82 @@ class CheckpointManager:
             training: The rest of the training state, for resuming.
             awaits_ap: Whether the AP of this step is being computed, and `record_ap` follows. Until
                 then the checkpoint is preserved.
+
+        Raises:
+            FloatingPointError: If an array is not finite.
+            OSError: If this checkpoint, or the one before, cannot be written.
         """
-        self._aps[step] = None if awaits_ap else NOT_MEASURED
+        arrays = {**variables, **training}
         categories: Any = [category._asdict() for category in self._categories]
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(variables),
-                training=ocp.args.StandardSave(training),
-                config=ocp.args.JsonSave(stored_config.config_to_json(self._config)),
-                categories=ocp.args.JsonSave(categories),
-            ),
-        )
+        if names := not_finite(arrays):
+            raise FloatingPointError(
+                f"the checkpoint of step {step} is not saved, because these arrays are not finite: "
+                f"{join_first(names)}."
+            )
+        self.confirm(step - 1)
+        self._wait()
+        saving = Saving(step, awaits_ap, sum(x.nbytes for x in jax.tree.leaves(arrays)))
+        try:
+            if self._is_first_host and not is_remote(self._folder) and not self._folder.exists():
+                raise FileNotFoundError("the working directory was removed")
+            self._checkpointer.save(
+                self._folder / str(step),
+                args=ocp.args.Composite(
+                    variables=ocp.args.StandardSave(variables),
+                    training=ocp.args.StandardSave(training),
+                    config=ocp.args.JsonSave(stored_config.config_to_json(self._config)),
+                    categories=ocp.args.JsonSave(categories),
+                ),
+            )
+        except Exception as error:
+            raise self._error(saving, error) from None
+        saving.outcome = self._thread.submit(self._complete, saving)
+        self._saving = saving
+
+    def _complete(self, saving: Saving) -> None:
+        """Wait until a checkpoint is written and confirmed, then write its digests, in a thread."""
+        folder = self._folder / str(saving.step)
+        try:
+            self._checkpointer.wait_until_finished()
+            if not self._is_first_host:
+                return
+            digests = integrity.compute_digests(folder)
+            if saving.is_good():
+                integrity.write_digests(folder, digests)
+                self._add_ap(saving.step, None if saving.awaits_ap else NOT_MEASURED)
+            else:
+                remove(folder)
+                print(f"{folder}: removed, no finite step has followed", flush=True)
+        except Exception as error:
+            raise self._error(saving, error) from None
+
+    def _wait(self) -> None:
+        """Wait for the checkpoint that is being saved, if any."""
+        if self._saving:
+            self._saving.outcome.result()
+
+    def _error(self, saving: Saving, error: Exception) -> OSError:
+        """Return the error of a checkpoint that cannot be saved, and remove what was written."""
+        folder = self._folder / str(saving.step)
+        newest = max(self._aps, default=None)
+        if self._is_first_host:
+            for partial in self._folder.glob(f"{saving.step}{TMP_DIR_SUFFIX}*"):
+                remove(partial)
+        return save_error(folder, error, num_bytes=saving.num_bytes, newest=newest)
 
     def confirm(self, step: int) -> None:
         """Confirm the checkpoints up to a step: the losses of the steps after them are finite."""
+        if self._saving and self._saving.step <= step:
+            self._saving.decide(is_good=True)
 
     def check_for_errors(self) -> None:
         """Raise OSError if a checkpoint that is being saved could not be written."""
-        self._manager.check_for_errors()
+        if self._saving and self._saving.outcome.done():
+            self._saving.outcome.result()
 
     def is_complete(self, step: int) -> bool:
-        """Return whether the checkpoint of a step is completely written."""
-        return (self._folder / str(step)).is_dir()
+        """Return whether the checkpoint of a step is completely written and confirmed."""
+        return integrity.is_complete(self._folder / str(step))
 
     def record_ap(self, step: int, ap: float) -> None:
         """Add the AP to the checkpoint of a step, and delete the checkpoints that it supersedes.
@@ -115,25 +221,35 @@ class CheckpointManager:
         It is called on the first host only.
 
         Args:
-            step: A step that was saved with `awaits_ap`, or in an earlier run.
+            step: A step that was saved with `awaits_ap` and confirmed, or in an earlier run.
             ap: COCO AP; NOT_MEASURED if it is undefined. The checkpoint with the highest is best.
+
+        Raises:
+            OSError: If it cannot be written, or the checkpoint could not be.
         """
-        self._manager.wait_until_finished()
-        file = ap_file(self._folder / str(step))
+        if self._saving and self._saving.step == step:
+            self._wait()
+        folder = self._folder / str(step)
+        file = folder / AP_FILE
         file.parent.mkdir(exist_ok=True)
         write_json(file, {"AP": ap})
-        self._aps[step] = ap
-        for superseded in self._aps.keys() - self._preserved_steps():
-            shutil.rmtree(self._folder / str(superseded), ignore_errors=True)
-            del self._aps[superseded]
-        self._manager.reload()
+        digests = integrity.read_digests(folder)
+        if digests is not None:  # as in all versions since 0.5.0
+            integrity.write_digests(folder, {**digests, AP_FILE: integrity.digest(file)})
+        self._add_ap(step, ap)
 
-    def _preserved_steps(self) -> set[int]:
-        return steps_to_preserve(self._aps, self._config.keep_checkpoints)
+    def _add_ap(self, step: int, ap: float | None) -> None:
+        """Set the AP of a complete checkpoint, and delete those that it supersedes."""
+        with self._aps_lock:
+            self._aps[step] = ap
+            preserved = steps_to_preserve(self._aps, self._config.keep_checkpoints)
+            for superseded in self._aps.keys() - preserved:
+                remove(self._folder / str(superseded))
+                del self._aps[superseded]
 
     def latest_step(self) -> int | None:
         """Return the step of the newest complete checkpoint, or None if there is none."""
-        return self._manager.latest_step()
+        return step_of_first_host(lambda: max(self._aps, default=None))
 
     def saved_config(self, step: int) -> ConfigDict:
         """Return the config that the checkpoint of a step stores."""
@@ -152,20 +268,19 @@ class CheckpointManager:
                 another optimizer or other moving averages, or contains imported weights.
         """
         folder = self._folder / str(step)
-        metadata = self._manager.item_metadata(step)
-        check_resumable(folder, metadata["training"])
-        args = ocp.args.Composite(categories=ocp.args.JsonRestore())
-        saved_categories = self._manager.restore(step, args=args)["categories"]
-        check_categories(folder, to_categories(saved_categories), self._categories)
+        handlers = item_handlers()
+        saved = {name: handlers[name].metadata(folder / name) for name in ("variables", "training")}
+        check_resumable(folder, saved["training"])
+        check_categories(folder, read_categories(folder), self._categories)
         saved_config = self.saved_config(step)
         check_model(folder, saved_config, self._config)
         check_split(folder, saved_config, self._config)
         print_differences(folder, saved_config, self._config)
-        check_shapes(folder, metadata["variables"], variables, "weights of another network")
-        check_averages(folder, metadata["training"], training, self._config.data.batch_size)
-        check_shapes(folder, metadata["training"], training, "state of another optimizer")
-        restored = self._manager.restore(
-            step,
+        check_shapes(folder, saved["variables"], variables, "weights of another network")
+        check_averages(folder, saved["training"], training, self._config.data.batch_size)
+        check_shapes(folder, saved["training"], training, "state of another optimizer")
+        restored = self._checkpointer.restore(
+            folder,
             args=ocp.args.Composite(
                 variables=ocp.args.StandardRestore(variables),
                 training=ocp.args.StandardRestore(training),
@@ -174,20 +289,10 @@ class CheckpointManager:
         return restored["variables"], restored["training"]
 
 
-class _PreserveSteps(preservation_policy.PreservationPolicy):
-    """Orbax's interface to a function that returns the steps to preserve."""
-
-    def __init__(self, preserved_steps: Callable[[], set[int]]) -> None:
-        self._preserved_steps = preserved_steps
-
-    def should_preserve(
-        self,
-        checkpoints: Sequence[Any],
-        *,
-        context: preservation_policy.PreservationContext,
-    ) -> list[bool]:
-        preserved = self._preserved_steps()
-        return [checkpoint.step in preserved for checkpoint in checkpoints]
+def remove(folder: pathlib.Path) -> None:
+    """Remove a checkpoint; if this process is killed meanwhile, the rest of it is incomplete."""
+    (folder / integrity.DIGESTS).unlink(missing_ok=True)
+    epath.Path(folder).rmtree(missing_ok=True)
 
 
 def steps_to_preserve(aps: Mapping[int, float | None], num_newest: int) -> set[int]:
@@ -203,15 +308,6 @@ def steps_to_preserve(aps: Mapping[int, float | None], num_newest: int) -> set[i
     return {*heapq.nlargest(num_newest, aps), *best, *awaited}
 
 
-def remove_partial_checkpoints(folder: pathlib.Path) -> None:
-    """Remove the incomplete checkpoints that a killed run left in `folder`.
-
-    Orbax itself would do so in a thread that outlives its manager and interferes with the next one.
-    """
-    for partial in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
-        shutil.rmtree(partial)
-
-
 def write_imported(
     workdir: pathlib.Path, variables: Any, config: ConfigDict, categories: Sequence[Category]
 ) -> None:
@@ -224,6 +320,11 @@ def write_imported(
         variables: The network's parameters and batch statistics.
         config: The config that the weights were trained with.
         categories: The classes, in the order of the network's outputs.
+
+    Raises:
+        FloatingPointError: If an array is not finite.
+        OSError: If the checkpoint cannot be written.
     """
     with CheckpointManager(workdir, config, categories) as checkpoints:
         checkpoints.save(0, variables, {"step": np.zeros((), np.int32)})
+        checkpoints.confirm(0)

@@ -2,23 +2,32 @@
 
 import contextlib
 import json
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from retinanet_jax import stored_config
+from retinanet_jax.checkpoint import integrity
+from retinanet_jax.checkpoint.finite import not_finite
+from retinanet_jax.checkpoint.integrity import DamagedError
 from retinanet_jax.data.sources.base import Category
+from retinanet_jax.utils.paths import scheme_of, to_path
+from retinanet_jax.utils.progress import join_first, one_line
+from retinanet_jax.utils.remote import local_copy
 
 FOLDER = "checkpoints"
+AP_FILE = "metrics/metrics"  # in the folder of a checkpoint
 NOT_MEASURED = -1.0  # AP of a checkpoint that was not evaluated: lower than any other
 
 
-def item_handlers() -> dict[str, ocp.CheckpointHandler]:
+def item_handlers() -> dict[str, Any]:
     """Return each item's handler; without them Orbax cannot read what another process wrote."""
     return {
         "variables": ocp.StandardCheckpointHandler(),
@@ -38,40 +47,132 @@ class Checkpoint(NamedTuple):
     folder: pathlib.Path
 
 
-def load(path: str | pathlib.Path) -> Checkpoint:
+def load(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint to the host, whatever devices it was saved on.
+
+    Its files are compared with their digests first. All hosts read what the first host has chosen.
 
     Args:
         path: A working directory, of which the checkpoint with the highest AP is read (the newest
-            if none was evaluated), or the folder of one step.
+            if none was evaluated), or the folder of one step. In a working directory, damaged
+            checkpoints are skipped with a line that names the file.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
+        DamagedError: If the checkpoint, or each of those in the working directory, is damaged.
         ValueError: If another version of this package wrote it, with fields that are unknown here.
     """
-    folder = find(pathlib.Path(path).expanduser().absolute())
+    path = to_path(path)
+    while True:
+        folder = _choose_together(path)
+        try:
+            return _read(folder)
+        except Exception:
+            # A run that goes on may have deleted it since it was chosen, in favor of a better one.
+            if folder.exists() and integrity.is_complete(folder):
+                raise
+
+
+def _choose_together(path: pathlib.Path) -> pathlib.Path:
+    """Return, on all hosts, the folder that `choose` returns on the first one."""
+
+    def step() -> int | None:
+        folder = choose(path)
+        return None if folder == path else int(folder.name)
+
+    chosen = step_of_first_host(step)
+    return path if chosen is None else _steps_folder(path) / str(chosen)
+
+
+def step_of_first_host(choose_step: Callable[[], int | None]) -> int | None:
+    """Return, on all hosts, the step that a function returns on the first one, or None."""
+    step = choose_step() if jax.process_index() == 0 else None
+    if jax.process_count() > 1:
+        common = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
+        step = None if common < 0 else common
+    return step
+
+
+def choose(path: pathlib.Path) -> pathlib.Path:
+    """Return the folder of the best checkpoint that is not damaged, and print which are.
+
+    Args:
+        path: A working directory, or the folder of one step.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        DamagedError: If all of them are damaged.
+    """
+    damage: list[DamagedError] = []
+    for folder in candidates(path):
+        try:
+            check(folder)
+        except DamagedError as error:
+            if not folder.exists():  # deleted by a run that goes on
+                return choose(path)
+            damage.append(error)
+        else:
+            for error in damage:
+                print(f"{error}; skipped, {folder} is used", flush=True)
+            return folder
+    others = f"; {len(damage) - 1} other checkpoints here are damaged, too" if damage[1:] else ""
+    raise DamagedError(f"{damage[0]}{others}; give another checkpoint.")
+
+
+def check(folder: pathlib.Path) -> None:
+    """Check that all files of a checkpoint are as they were written.
+
+    One of an earlier version, which has no digests, is read instead, and must be finite.
+
+    Raises:
+        DamagedError: If a file is missing, altered or unreadable, or an array is not finite.
+    """
+    if not integrity.verify(folder):
+        with unreadable_is_damaged(folder):
+            variables = _read(folder).variables
+            handlers = {"training": ocp.PyTreeCheckpointHandler()}
+            training = _restore(folder, handlers, training=ocp.args.PyTreeRestore())["training"]
+        if names := not_finite(jax.tree.map(np.asarray, [variables, training])):
+            raise DamagedError(f"{folder} has arrays that are not finite: {join_first(names)}")
+
+
+@contextlib.contextmanager
+def unreadable_is_damaged(folder: pathlib.Path) -> Iterator[None]:
+    """Raise DamagedError in place of the errors with which reading a checkpoint may end.
+
+    Orbax, tensorstore and the parsers below them raise errors of a dozen types.
+    """
+    try:
+        yield
+    except (DamagedError, PermissionError, MemoryError):
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {one_line(error)[:200]}"
+        raise DamagedError(f"{folder} is damaged: it cannot be read ({cause})") from None
+
+
+def _read(folder: pathlib.Path) -> Checkpoint:
+    """Read a checkpoint to this host."""
+    files = folder if scheme_of(folder) in ("", "gs") else local_copy(folder)  # Orbax reads these
     # Unlike the standard handler, this handler can read a part of an item.
     handlers = {**item_handlers(), "training": ocp.PyTreeCheckpointHandler()}
-    shapes = handlers["variables"].metadata(folder / "variables").tree
+    shapes = handlers["variables"].metadata(files / "variables").tree
     step = {"step": np.zeros((), np.int32)}
-    handler = ocp.CompositeCheckpointHandler(**handlers)
-    with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
-        saved = checkpointer.restore(
-            folder,
-            args=ocp.args.Composite(
-                # Without a target Orbax requires the devices that the arrays were saved on.
-                variables=ocp.args.StandardRestore(
-                    jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
-                ),
-                training=ocp.args.PyTreeRestore(
-                    step,
-                    restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), step),
-                    partial_restore=True,
-                ),
-                config=ocp.args.JsonRestore(),
-                categories=ocp.args.JsonRestore(),
-            ),
-        )
+    saved = _restore(
+        files,
+        handlers,
+        # Without a target Orbax requires the devices that the arrays were saved on.
+        variables=ocp.args.StandardRestore(
+            jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
+        ),
+        training=ocp.args.PyTreeRestore(
+            step,
+            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), step),
+            partial_restore=True,
+        ),
+        config=ocp.args.JsonRestore(),
+        categories=ocp.args.JsonRestore(),
+    )
     return Checkpoint(
         variables={"batch_stats": {}, **saved["variables"]},
         config=_parse_config(folder, saved["config"]),
@@ -81,14 +182,47 @@ def load(path: str | pathlib.Path) -> Checkpoint:
     )
 
 
+def _restore(folder: pathlib.Path, handlers: Mapping[str, Any], **items: Any) -> dict[str, Any]:
+    """Return items of a checkpoint, without waiting for other hosts."""
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+    handler = ocp.CompositeCheckpointHandler(**handlers)
+    with contextlib.closing(
+        ocp.Checkpointer(handler, multiprocessing_options=alone)
+    ) as checkpointer:
+        return checkpointer.restore(folder, args=ocp.args.Composite(**items))
+
+
 def read_config(folder: pathlib.Path) -> ConfigDict:
     """Return the config of the checkpoint in `folder`; a single host may call this.
 
     Raises:
+        DamagedError: If it cannot be read.
         ValueError: If another version of this package wrote it, with fields that are unknown here.
     """
     # Not with Orbax, which waits for all hosts.
-    return _parse_config(folder, json.loads((folder / "config" / "metadata").read_text()))
+    file = folder / "config" / "metadata"
+    with unreadable_is_damaged(folder):
+        stored = json.loads(file.read_text())
+    return _parse_config(folder, stored)
+
+
+def best_config(path: pathlib.Path) -> ConfigDict:
+    """Return the config of the best checkpoint of a working directory that has a readable one.
+
+    Args:
+        path: A working directory, or the folder of one step.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        DamagedError: If none has a readable config.
+        ValueError: As in `read_config`.
+    """
+    folders = candidates(path)
+    for folder in folders[:-1]:
+        with contextlib.suppress(DamagedError):
+            return read_config(folder)
+    return read_config(folders[-1])
 
 
 def _parse_config(folder: pathlib.Path, stored: Mapping[str, Any]) -> ConfigDict:
@@ -102,19 +236,47 @@ def _parse_config(folder: pathlib.Path, stored: Mapping[str, Any]) -> ConfigDict
 def find(path: pathlib.Path) -> pathlib.Path:
     """Return the folder of one step's checkpoint: `path` itself, or the best one in it.
 
+    Its files are not checked.
+
     Raises:
         FileNotFoundError: If there is no checkpoint.
     """
-    if (path / "variables").is_dir():
-        return path
-    folder = path if path.name == FOLDER else path / FOLDER
-    steps = step_folders(folder)
+    return candidates(path)[0]
+
+
+def candidates(path: pathlib.Path) -> list[pathlib.Path]:
+    """Return the complete checkpoints of a working directory, best first, or that of one step.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+    """
+    if any((path / name).exists() for name in ("variables", "config", integrity.DIGESTS)):
+        if not integrity.is_complete(path):
+            raise FileNotFoundError(
+                f"{path}: an incomplete checkpoint, which a run has not finished to write; give "
+                "another one, or the working directory of the run."
+            )
+        return [path]
+    steps = step_folders(_steps_folder(path))
     if not steps:
         raise FileNotFoundError(
             f"{path}: no checkpoint here; give the working directory of a training run, or one of "
             f"its {FOLDER}/STEP folders."
         )
-    return max(steps, key=lambda step: (saved_ap(step), int(step.name)))
+    return sorted(steps, key=lambda step: (_rank(step), int(step.name)), reverse=True)
+
+
+def _steps_folder(path: pathlib.Path) -> pathlib.Path:
+    """Return the folder of the checkpoints of a working directory, which may be given itself."""
+    return path if path.name == FOLDER else path / FOLDER
+
+
+def _rank(folder: pathlib.Path) -> float:
+    """Return the AP of a checkpoint; a damaged one is first, so that the damage is found."""
+    try:
+        return saved_ap(folder)
+    except DamagedError:
+        return float("inf")
 
 
 def newest_step(workdir: pathlib.Path) -> int:
@@ -123,19 +285,36 @@ def newest_step(workdir: pathlib.Path) -> int:
 
 
 def step_folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Return the complete checkpoints in a folder, in any order."""
-    return [p for p in folder.glob("*") if p.name.isdigit() and (p / "variables").is_dir()]
+    """Return the complete checkpoints in a folder, in any order; they may be damaged."""
+    return [p for p in folder.glob("*") if p.name.isdigit() and integrity.is_complete(p)]
 
 
-def ap_file(folder: pathlib.Path) -> pathlib.Path:
-    """Return the file with the AP of a checkpoint; it is absent until the AP is known."""
-    return folder / "metrics" / "metrics"
+def has_ap(folder: pathlib.Path) -> bool:
+    """Return whether the AP of a checkpoint was recorded, even if it is undefined."""
+    digests = integrity.read_digests(folder)
+    return (folder / AP_FILE).exists() if digests is None else AP_FILE in digests
 
 
 def saved_ap(folder: pathlib.Path) -> float:
-    """Return the AP of a checkpoint; NOT_MEASURED if it is undefined or not (yet) known."""
-    file = ap_file(folder)
-    return json.loads(file.read_text())["AP"] if file.exists() else NOT_MEASURED
+    """Return the AP of a checkpoint; NOT_MEASURED if it is undefined or not (yet) known.
+
+    Raises:
+        DamagedError: If it cannot be read, or was altered.
+    """
+    if not has_ap(folder):
+        return NOT_MEASURED
+    file = folder / AP_FILE
+    if digests := integrity.read_digests(folder):
+        integrity.verify_file(file, digests[AP_FILE])
+    try:
+        return float(json.loads(file.read_text())["AP"])
+    except (ValueError, KeyError, TypeError):
+        raise DamagedError(f"{file} is damaged: it has no AP") from None
+
+
+def read_categories(folder: pathlib.Path) -> tuple[Category, ...]:
+    """Return the categories of the checkpoint in `folder`; a single host may call this."""
+    return to_categories(json.loads((folder / "categories" / "metadata").read_text()))
 
 
 def to_categories(saved: Sequence[Mapping[str, Any]]) -> tuple[Category, ...]:

@@ -203,6 +203,17 @@ def remove_evaluation(workdir: pathlib.Path, step: int) -> None:
         (workdir / FOLDER / f"{step}{ending}").unlink(missing_ok=True)
 
 
+def interruption_file(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """Return the file that marks a step whose evaluation was interrupted, and is still due."""
+    return workdir / FOLDER / f"{step}_interrupted"
+
+
+def has_work_left(workdir: pathlib.Path) -> bool:
+    """Return whether evaluations of a run's checkpoints were interrupted or await their AP."""
+    step = checkpoint.newest_step(workdir)
+    return bool(steps_without_ap(workdir)) or interruption_file(workdir, step).exists()
+
+
 def steps_without_ap(workdir: pathlib.Path) -> list[int]:
     """Return the steps with a checkpoint that awaits an AP, which a killed run did not compute.
 
@@ -211,6 +222,6 @@ def steps_without_ap(workdir: pathlib.Path) -> list[int]:
     return sorted(
         int(folder.name)
         for folder in checkpoint.step_folders(workdir / checkpoint.FOLDER)
-        if not checkpoint.ap_file(folder).exists()
+        if not checkpoint.has_ap(folder)
         if detections_file(workdir / FOLDER, int(folder.name)).exists()
     )
