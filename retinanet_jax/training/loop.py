@@ -8,13 +8,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from retinanet_jax import datasets, input_pipeline, sharding
-from retinanet_jax.checkpoint import CheckpointManager, newest_step
+from retinanet_jax.checkpoint import CheckpointManager, newest_step, recover
 from retinanet_jax.compilation import CompiledByShape, black_batch, start_compiler
 from retinanet_jax.data.pipeline import batch_shapes
 from retinanet_jax.data.plan import TrainPlan
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.evaluation import coco_metrics, records
 from retinanet_jax.evaluation.evaluator import Evaluator
+from retinanet_jax.hosts.comparison import check_hosts_agree
 from retinanet_jax.modeling import build_model
 from retinanet_jax.stopping import Stopping
 from retinanet_jax.training.evaluations import TrainingEvaluations
@@ -24,6 +25,7 @@ from retinanet_jax.training.objective import normalizer_shape
 from retinanet_jax.training.optimizer import make_optimizer, scaled_learning_rate
 from retinanet_jax.training.step import TrainState, jit_train_step
 from retinanet_jax.training.steps import StepLoop
+from retinanet_jax.training.tripwire import Examiner, Tripwire
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> int:
@@ -38,12 +40,14 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> int:
         The signal that stopped the run; 0 if all steps are done.
 
     Raises:
-        ValueError: If the config, the datasets, the devices or the checkpoint do not fit together.
+        ValueError: If the config, the datasets, the devices or the checkpoint do not fit together,
+            or all checkpoints are damaged.
         FloatingPointError: If the loss or its gradient is not finite.
     """
     check_intervals(config)
-    # A run that ended before its last AP was known is not done: it computes the AP first.
-    if not (evaluates and records.steps_without_ap(workdir)):
+    recover(workdir)
+    # A run that ended before its last AP was known is not done.
+    if not (evaluates and records.has_work_left(workdir)):
         check_steps_left(config, workdir)
     optimizer = make_optimizer(config)
     normalizer_shape(config)  # raises now if the batch cannot be split into groups
@@ -60,14 +64,16 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> int:
         CheckpointManager(workdir, config, train_data.categories) as checkpoints,
         start_compiler() as compiler,
     ):
+        datasets_by_name = {"data.train": train_data, "data.eval": eval_data}
+        check_hosts_agree(config, datasets_by_name, checkpoints.latest_step() or 0, plan)
         state = restore_or_initialize(config, train_data.categories, optimizer, checkpoints, mesh)
         start, total = int(state.step), config.total_steps
         print_summary(config, train_data, eval_data, plan, state, mesh)
         train_step = jit_train_step(model, optimizer, config, mesh)
-        compiled_step = CompiledByShape("training", train_step, compiler, stopping.check)
+        compiled_step = CompiledByShape("training", train_step, compiler, stopping)
         evaluator = None
         if eval_data:
-            evaluator = Evaluator(config, model, eval_data, mesh, compiler, stopping.check)
+            evaluator = Evaluator(config, model, eval_data, mesh, compiler, stopping)
         steps = range(start, total)
         state = run_largest_shapes(compiled_step, evaluator, state, train_data, plan, steps, mesh)
         with (
@@ -78,13 +84,24 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> int:
                 evaluate_every=config.evaluate_every if evaluates else None,
                 writes=jax.process_index() == 0,
             ) as writer,
-            TrainingEvaluations(config, evaluator, workdir, checkpoints, writer)
+            TrainingEvaluations(config, evaluator, workdir, checkpoints, writer, stopping)
             if evaluator
             else contextlib.nullcontext() as evaluations,
         ):
-            loop = StepLoop(config, compiled_step, mesh, checkpoints, writer, evaluations, stopping)
-            loop.run(state, input_pipeline.host_batches(config, train_data, plan, steps))
-    return stopping.signal
+            tripwire = Tripwire(Examiner(config, train_data, workdir, mesh, start))
+            loop = StepLoop(
+                config,
+                compiled_step,
+                mesh,
+                checkpoints,
+                writer,
+                evaluations,
+                tripwire,
+                stopping,
+            )
+            batches = input_pipeline.host_batches(config, train_data, plan, steps, stopping.check)
+            loop.run(state, batches)
+    return stopping.signal if stopping.leaves_work else 0
 
 
 def open_data(
@@ -148,11 +165,12 @@ def run_largest_shapes(
         evaluator.run_largest(state.variables)
     if batches[0].images.shape == largest.images.shape:
         return state  # the first step has this shape
-    on_host = jax.tree.map(np.array, jax.device_get(state))
     host_part = jax.tree.map(lambda x: x[: len(x) // jax.process_count()], largest)
     device_batch = sharding.put_batch(host_part, sharding.batch_shardings(mesh))
-    jax.block_until_ready(compiled_step(state, device_batch))
-    return sharding.put_replicated(on_host, mesh)
+    # A step changes nothing in a state that has stopped.
+    stopped = state._replace(is_finite=sharding.put_replicated(np.False_, mesh))
+    unchanged, _ = jax.block_until_ready(compiled_step(stopped, device_batch))
+    return unchanged._replace(is_finite=sharding.put_replicated(np.True_, mesh))
 
 
 def check_intervals(config: ConfigDict) -> None:

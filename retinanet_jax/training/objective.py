@@ -42,6 +42,15 @@ class LossTerms(NamedTuple):
     normalizer: Float[Array, "*groups"]  # the moving averages; changed only by "ema"
 
 
+class ImageLosses(NamedTuple):
+    """The sums over the anchors of each image, and the counts by which they are divided."""
+
+    classification: Float[Array, " B"]
+    box: Float[Array, " B"]
+    num_foreground: Float[Array, " B"]
+    num_selected: Int[Array, " B"] | None  # hard examples; None without OHEM
+
+
 @jax.named_scope("loss")
 def batch_loss(
     outputs: Outputs, batch: Batch, normalizer: Float[Array, "*groups"], config: ConfigDict
@@ -58,6 +67,18 @@ def batch_loss(
             ignored.
         normalizer: Moving averages of the number of foreground anchors before this batch, for
             loss.normalizer="ema"; see `normalizer_shape`.
+        config: A run's config; its `anchors`, `matching` and `loss` are used.
+    """
+    sums = image_losses(outputs, batch, config)
+    return reduce_losses(*sums, batch.weights, normalizer, config.loss)
+
+
+def image_losses(outputs: Outputs, batch: Batch, config: ConfigDict) -> ImageLosses:
+    """Return the losses of each image of a batch, which are not normalized.
+
+    Args:
+        outputs: As in `batch_loss`.
+        batch: Images and ground truth.
         config: A run's config; its `anchors`, `matching` and `loss` are used.
     """
     anchors = image_anchors(batch.images.shape[1:3], config)
@@ -80,9 +101,7 @@ def batch_loss(
             core.Targets(*(x[:, level] for x in targets)),
         )
     num_foreground = jax.vmap(core.count_foreground)(targets.labels).astype(class_sums.dtype)
-    return reduce_losses(
-        class_sums, box_sums, num_foreground, num_selected, batch.weights, normalizer, config.loss
-    )
+    return ImageLosses(class_sums, box_sums, num_foreground, num_selected)
 
 
 @jax.named_scope("targets")

@@ -94,8 +94,8 @@ def make_train_step(
     """Return the pure function `(state, batch) -> (state, metrics)` that `jit_train_step` compiles.
 
     A step is finite if its loss, the norm of its gradient, all arrays of its batch and all arrays
-    of the state after it are. Another step changes nothing: with nonfinite="stop" not even the
-    number of steps, and neither do those after it.
+    of the state after it are. Another step changes nothing but the counters of the steps; with
+    nonfinite="stop" not even these, and the steps after it change nothing either.
 
     Args:
         model: The network that `modeling.build_model` returns for `config`.
@@ -128,7 +128,7 @@ def make_train_step(
         if config.nonfinite == "stop":
             unchanged = state._replace(is_finite=np.False_)
         else:
-            unchanged = skip_step(state, updated)
+            unchanged = count_steps(state, 1)
         after = jax.tree.map(functools.partial(jnp.where, is_finite), updated, unchanged)
         # A step changes nothing in a state that has stopped.
         return jax.tree.map(functools.partial(jnp.where, state.is_finite), after, state), metrics
@@ -142,25 +142,24 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
     return jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]).all()
 
 
-def skip_step(state: TrainState, updated: TrainState) -> TrainState:
-    """Return the state after a step that is skipped: only the counters of the steps are updated.
+def count_steps(state: TrainState, steps: int) -> TrainState:
+    """Return a state with its counters of the steps increased, and nothing else changed.
 
     Args:
-        state: The state before the step.
-        updated: The state that the step would have led to.
+        state: The state.
+        steps: The number that is added.
     """
 
     def is_schedule(node: Any) -> bool:
         return isinstance(node, optax.ScaleByScheduleState)
 
-    # The schedule's own counter, too: the learning rate is that of the step's number.
+    # The schedule has a counter of its own: the learning rate is that of the step's number.
     opt_state = jax.tree.map(
-        lambda after, before: after if is_schedule(after) else before,
-        updated.opt_state,
+        lambda x: x._replace(count=x.count + steps) if is_schedule(x) else x,
         state.opt_state,
         is_leaf=is_schedule,
     )
-    return state._replace(step=updated.step, opt_state=opt_state)
+    return state._replace(step=state.step + steps, opt_state=opt_state)
 
 
 def jit_train_step(

@@ -1,5 +1,6 @@
 """The loop over the steps of a run: training, logging, evaluations, checkpoints, and the stop."""
 
+import contextlib
 from collections.abc import Iterable
 
 import jax
@@ -7,7 +8,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from retinanet_jax import sharding
-from retinanet_jax.checkpoint import CheckpointManager
+from retinanet_jax.checkpoint import CheckpointManager, newest_step
 from retinanet_jax.compilation import CompiledByShape
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.evaluation import records
@@ -28,6 +29,7 @@ class StepLoop:
         checkpoints: The run's checkpoints.
         writer: The writer of the run's metrics.
         evaluations: The run's evaluations; None if there are none.
+        tripwire: Checks that each step is finite.
         stopping: Raises where the run may stop, after a signal.
     """
 
@@ -39,12 +41,13 @@ class StepLoop:
         checkpoints: CheckpointManager,
         writer: MetricWriter,
         evaluations: TrainingEvaluations | None,
+        tripwire: Tripwire,
         stopping: Stopping,
     ) -> None:
         self._config, self._compiled_step = config, compiled_step
         self._shardings = sharding.batch_shardings(mesh)
         self._checkpoints, self._writer, self._evaluations = checkpoints, writer, evaluations
-        self._stopping, self._tripwire = stopping, Tripwire()
+        self._stopping, self._tripwire = stopping, tripwire
 
     def run(self, state: TrainState, host_batches: Iterable[Batch]) -> None:
         """Train from `state` on this host's batches, to the last one or to a signal.
@@ -59,16 +62,17 @@ class StepLoop:
             FloatingPointError: If a step is not finite.
             OSError: If a checkpoint cannot be saved.
         """
-        step = saved = int(state.step)
-        batch = None
-        try:
+        first = step = saved = int(state.step)
+        with contextlib.suppress(Stopped):
+            self._stopping.begin(lambda: self._progress(first))
+            if self._evaluations:
+                self._evaluations.resume(state.variables, step)
             for batch in self._writer.measure_idle_time(host_batches):
-                self._stopping.check()
                 state, metrics = self._step(state, batch)
                 step += 1
-                self._after_step(step, batch, metrics)
+                self._after_step(step, batch, state, metrics)
                 if self._evaluations and self._evaluates_after(step):
-                    self._tripwire.finish()
+                    self._finish_steps()
                     with self._writer.measure_evaluation():
                         self._evaluations.evaluate(state.variables, step)
                 if self._saves_after(step):
@@ -76,27 +80,45 @@ class StepLoop:
                     saved = step
                 if self._evaluations:
                     self._evaluations.report()
-        except Stopped:
-            if step > saved:
-                self._save(state, step, awaits_ap=False)
-        if batch is not None:
-            self._confirm_last(state, batch)
+        self._stopping.end()
+        if step > saved:  # stopped
+            self._save(state, step, awaits_ap=False)
+        if self._evaluations:
+            self._evaluations.record_interruption()
+        self._confirm_last(state)
+
+    def _progress(self, first: int) -> tuple[int, int]:
+        """Return the numbers of steps that were started since `first`, and that are saved."""
+        started = first + self._stopping.launched[self._compiled_step.name]
+        return started, newest_step(self._checkpoints.workdir)
 
     def _step(self, state: TrainState, host_batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """Start a step, and return the next state and the metrics, which are being computed."""
         return self._compiled_step(state, sharding.put_batch(host_batch, self._shardings))
 
-    def _after_step(self, step: int, host_batch: Batch, metrics: dict[str, Array]) -> None:
+    def _after_step(
+        self, step: int, host_batch: Batch, state: TrainState, metrics: dict[str, Array]
+    ) -> None:
         """Check the earlier steps, and log this one if it is due."""
         self._writer.watch_step(metrics["loss"])
-        self._tripwire.watch(step, host_batch, metrics)
-        # A checkpoint is confirmed by the finite loss of the step after it.
-        self._checkpoints.confirm(self._tripwire.last_finite - 1)
+        self._tripwire.watch(step, host_batch, state, metrics)
+        self._confirm()
         if self._is_due("log_every", step):
-            self._tripwire.finish()
+            self._finish_steps()
             values = {name: float(x) for name, x in metrics.items() if name != "is_finite"}
+            if self._tripwire.num_skipped is not None:
+                values["skipped_steps"] = self._tripwire.num_skipped
             self._writer.write_step(step, values, self._config.data.batch_size)
             self._checkpoints.check_for_errors()
+
+    def _finish_steps(self) -> None:
+        """Wait for all steps, and check each."""
+        self._tripwire.finish()
+        self._confirm()
+
+    def _confirm(self) -> None:
+        """Confirm the checkpoints that a finite step has followed."""
+        self._checkpoints.confirm(self._tripwire.last_finite - 1)
 
     def _evaluates_after(self, step: int) -> bool:
         """Return whether an evaluation is due after a step."""
@@ -108,19 +130,20 @@ class StepLoop:
 
     def _save(self, state: TrainState, step: int, *, awaits_ap: bool) -> None:
         """Start to save a checkpoint."""
-        self._tripwire.finish()
+        self._finish_steps()
         if not awaits_ap:
             records.remove_evaluation(self._checkpoints.workdir, step)
+        self._writer.update_files()  # a run that resumes from the checkpoint finds its metrics
         self._checkpoints.save(step, state.variables, state.training, awaits_ap=awaits_ap)
 
-    def _confirm_last(self, state: TrainState, host_batch: Batch) -> None:
+    def _confirm_last(self, state: TrainState) -> None:
         """Confirm the last checkpoint by a step that is not part of the run."""
-        self._tripwire.finish()
-        step = int(state.step)
-        _, metrics = self._step(state, host_batch)
-        self._tripwire.watch(step + 1, host_batch, metrics)
-        self._tripwire.finish()
-        self._checkpoints.confirm(step)
+        self._finish_steps()
+        step, host_batch = int(state.step) + 1, self._tripwire.finite_batch
+        if host_batch is not None:
+            state, metrics = self._step(state, host_batch)
+            self._tripwire.watch(step, host_batch, state, metrics)
+            self._finish_steps()
 
     def _is_due(self, interval: str, step: int) -> bool:
         """Return whether `step` is a multiple of a config field, or the last step."""
