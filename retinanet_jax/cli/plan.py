@@ -99,14 +99,17 @@ def run(values: Any, _: list[str]) -> None:
         compile_bucket(workload, topology, bucket, f"{index}/{len(buckets)}")
         for index, bucket in enumerate(buckets, 1)
     ]
-    largest = None
+    warnings = report.warnings(workload, programs, topology)
+    print(*(f"warning: {text}" for text in warnings), report.NOT_MEASURED, sep="\n", flush=True)
+    results = functools.partial(report.as_json, workload, topology, programs, warnings)
+    if output:  # now, too: the search takes minutes more
+        write_json(output, results(None))
     if values.largest_batch != "none":
         verifies = values.largest_batch == "verify"
         largest = print_largest_batch(workload, topology, programs, verifies=verifies)
-    warnings = report.warnings(workload, programs, topology)
-    print(*(f"warning: {text}" for text in warnings), report.NOT_MEASURED, sep="\n", flush=True)
+        if output:
+            write_json(output, results(largest))
     if output:
-        write_json(output, report.as_json(workload, topology, programs, largest, warnings))
         print(f"written to {values.output}")
 
 

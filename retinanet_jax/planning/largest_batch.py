@@ -8,6 +8,9 @@ from retinanet_jax.planning.programs import Program
 
 MAX_TRIES = 3  # compilations that verify an estimate
 CLOSE = 1.05  # an estimate that is larger than a size that fits by less is not compiled
+# Memory is not quite linear, and may even fall from one size to the next: estimates leave a little
+# of it free, and are lower than a size that did not fit by more than one image.
+TARGET, LOWER = 0.98, 0.95
 
 
 class LargestBatch(NamedTuple):
@@ -89,9 +92,9 @@ def estimated_size(programs: Mapping[int, Program], units: Sequence[int], limit:
     if len(points) < 2 or (points[0][1] - points[1][1]) * (points[0][0] - points[1][0]) <= 0:
         return fits  # nothing can be concluded
     slope = (points[0][1] - points[1][1]) / (points[0][0] - points[1][0])
-    estimate = multiple(points[0][0] + (limit - points[0][1]) / slope, units)
+    estimate = points[0][0] + (TARGET * limit - points[0][1]) / slope
     too_large = [size for size, program in programs.items() if not program.fits(limit)]
-    return estimate if estimate < min(too_large, default=math.inf) else fits
+    return max(fits, multiple(min(estimate, LOWER * min(too_large, default=math.inf)), units))
 
 
 def measured(programs: Mapping[int, Program]) -> list[tuple[int, int]]:

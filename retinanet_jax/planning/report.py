@@ -126,8 +126,8 @@ def warnings(workload: Workload, programs: Sequence[Program], topology: Topology
         )
     if config.dtype == "float32":
         texts.append(
-            "dtype=float32 needs twice the memory for activations; --config.dtype=bfloat16 is "
-            "what the matrix units of this device compute in."
+            "dtype=float32 takes about twice the memory and memory traffic of bfloat16, in which "
+            "accelerators are fastest; try --config.dtype=bfloat16."
         )
     texts += memory_warnings(workload, programs, topology)
     return texts
@@ -172,8 +172,8 @@ def as_json(
     workload: Workload,
     topology: Topology,
     programs: Sequence[Program],
-    largest: LargestBatch | None,
     texts: Sequence[str],
+    largest: LargestBatch | None,
 ) -> dict[str, Any]:
     """Return everything that `plan` found, as JSON.
 
@@ -181,8 +181,8 @@ def as_json(
         workload: What was compiled.
         topology: The devices.
         programs: The programs of all buckets.
-        largest: The largest batch size; None if it was not searched.
         texts: The warnings.
+        largest: The largest batch size; None if it was not searched.
     """
     return {
         "note": NOT_MEASURED,
