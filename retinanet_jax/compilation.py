@@ -14,13 +14,14 @@ import jax
 import numpy as np
 
 from retinanet_jax.data.batch import Batch
+from retinanet_jax.stopping import Stopping
 from retinanet_jax.utils.files import make_writable
 from retinanet_jax.utils.progress import CLOCK, format_count
+from retinanet_jax.utils.threads import wait_for
 
 R = TypeVar("R")
 Compiler = futures.Executor  # threads that compile; XLA releases Python's lock while it compiles
 MAX_THREADS = 8  # each needs about 500 MB for a ResNet-50
-POLL_SECONDS = 0.1
 
 
 @contextlib.contextmanager
@@ -33,7 +34,9 @@ def start_compiler() -> Iterator[Compiler]:
     try:
         yield threads
     finally:
-        threads.shutdown(cancel_futures=True)
+        # Nothing can end a compilation that has begun. The process waits for it when it exits,
+        # unless it was stopped.
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 class CompiledByShape:
@@ -46,8 +49,7 @@ class CompiledByShape:
         name: Name of the function in the progress lines.
         jitted: The jitted function.
         compiler: The threads that compile, from `start_compiler`.
-        while_waiting: Called several times a second while a call waits for its program; it may
-            raise to end the call.
+        stopping: Ends a call that waits for its program, or is about to start it, after a signal.
     """
 
     def __init__(
@@ -55,10 +57,10 @@ class CompiledByShape:
         name: str,
         jitted: Any,
         compiler: Compiler,
-        while_waiting: Callable[[], None] = lambda: None,
+        stopping: Stopping | None = None,
     ) -> None:
-        self._name, self._jitted, self._compiler = name, jitted, compiler
-        self._while_waiting = while_waiting
+        self.name, self._jitted, self._compiler = name, jitted, compiler
+        self._stopping = stopping or Stopping()
         self._programs: dict[tuple[int, ...], futures.Future[Any]] = {}
         self._tracing = threading.Lock()
         self._num_compiled = itertools.count(1)
@@ -77,23 +79,19 @@ class CompiledByShape:
             self._programs[shape] = self._compiler.submit(self._compile, *structs)
         if new:
             shapes = format_count(len(new), "image shape")
-            print(f"compiling {self._name} for {shapes}", flush=True)
+            print(f"compiling {self.name} for {shapes}", flush=True)
 
     def __call__(self, state: Any, batch: Batch) -> Any:
         """Return the jitted function's result, after waiting for the compiler if necessary."""
         self.prepare(state, [batch])
         with CLOCK.stopped():
-            if jax.default_backend() != "cpu":
+            if jax.default_backend() != "cpu" and not self._stopping.is_ending:
                 # An accelerator's compiler times kernels on the device, which no step may disturb.
-                self._wait(self._programs.values())
-            self._wait([self._programs[batch.images.shape]])
+                wait_for(self._programs.values(), self._stopping.check)
+            wait_for([self._programs[batch.images.shape]], self._stopping.check)
             program = self._programs[batch.images.shape].result()
+        self._stopping.launch(self.name)
         return program(state, batch)
-
-    def _wait(self, programs: Iterable[futures.Future[Any]]) -> None:
-        """Wait until these programs are compiled."""
-        while futures.wait(programs, POLL_SECONDS).not_done:
-            self._while_waiting()
 
     def _compile(self, state: Any, batch: Batch) -> Any:
         """Return the compiled function for the shapes of a state and a batch."""
@@ -104,7 +102,7 @@ class CompiledByShape:
         program = lowered.compile()
         height, width = batch.images.shape[1:3]
         print(
-            f"compiled {self._name} {next(self._num_compiled)}/{len(self._programs)}: "
+            f"compiled {self.name} {next(self._num_compiled)}/{len(self._programs)}: "
             f"{height} x {width}, {time.monotonic() - start:.1f} s",
             flush=True,
         )

@@ -8,6 +8,7 @@ import sys
 
 from retinanet_jax.cli.common import run_command
 from retinanet_jax.cli.train import COMMAND
+from retinanet_jax.stopping import run_program
 
 if __name__ == "__main__":
-    sys.exit(run_command(COMMAND, sys.argv))
+    run_program(lambda: run_command(COMMAND, sys.argv))

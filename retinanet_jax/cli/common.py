@@ -19,10 +19,10 @@ from ml_collections import ConfigDict, config_flags
 
 from retinanet_jax.config import CONFIGS, default_config, find_config, flatten, unknown_field
 from retinanet_jax.datasets import use_dataset
+from retinanet_jax.stopping import status_of
 from retinanet_jax.utils.paths import is_remote, to_path
 from retinanet_jax.utils.progress import one_line
 
-INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended, by the convention of shells
 HELP_FLAGS = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 HELP_WIDTH = 100
 # How Python's and absl's errors about the value of a flag begin, and the type that it must have.
@@ -54,8 +54,8 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
         argv: The program's name, then flags and positional arguments.
 
     Raises:
-        SystemExit: With an error message of one line if the input is invalid, and with the status
-            `INTERRUPTED` after Ctrl-C.
+        SystemExit: With an error message of one line if the input is invalid, and after a signal
+            with the status 128 + its number, by the convention of shells.
     """
     values = flags.FlagValues()
     with flag_errors_in_one_line():
@@ -306,11 +306,11 @@ def errors_in_one_line(command: Command, traceback: bool) -> Iterator[None]:
         if traceback:
             raise
         sys.exit(f"error: {one_line(error)}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if traceback:
             raise
         print(command.interrupted, file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(status_of(error))
     except jax.errors.JaxRuntimeError as error:
         if traceback or "RESOURCE_EXHAUSTED" not in str(error):
             raise

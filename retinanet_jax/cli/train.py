@@ -11,7 +11,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from retinanet_jax import checkpoint, datasets
+from retinanet_jax import checkpoint, datasets, hosts
 from retinanet_jax.cli.common import (
     Command,
     default_config_file,
@@ -24,8 +24,10 @@ from retinanet_jax.config_checks import check_fields
 from retinanet_jax.stored_config import NETWORK_SECTIONS
 from retinanet_jax.training.initialization import start_from
 from retinanet_jax.utils.files import make_writable
+from retinanet_jax.utils.paths import to_path
 from retinanet_jax.utils.paths import PACKAGES, scheme_of, to_path
 from retinanet_jax.utils.remote import local_folder
+from retinanet_jax.utils.run_lock import RunLock
 from retinanet_jax.weights import cached, named
 
 DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
@@ -92,6 +94,14 @@ def _define_cluster_flags(values: flags.FlagValues) -> None:
         "The index of this process, from 0; only required if the cluster does not provide it.",
         flag_values=values,
     )
+    flags.DEFINE_float(
+        "host_timeout",
+        30.0,
+        "A host that has not answered for this many seconds is lost, and ends the run on all "
+        "others. The default is 30.",
+        lower_bound=5.0,
+        flag_values=values,
+    )
     flags.DEFINE_bool(
         "deterministic",
         False,
@@ -111,11 +121,41 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "default is train_and_evaluate.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "replay",
+        None,
+        "The file of a step that was not finite, WORKDIR/replay/step_S.npz. The step is repeated "
+        "on the devices of this machine, without a dataset, and its numbers that are not finite "
+        "are listed. Of the other flags only --config.FIELD=VALUE is used: do the numbers stay "
+        "finite with --config.dtype=float32? The exit status is 0 if they do.",
+        flag_values=values,
+    )
 
 
 def run(values: Any, _: list[str]) -> int:
-    """Train or evaluate, depending on --mode."""
+    """Train or evaluate, depending on --mode, or repeat a step."""
+    if values.replay:
+        replay_step(values)
+        return 0
     return run_mode(values, values.mode)
+
+
+def replay_step(values: Any) -> None:
+    """Repeat the step of --replay.
+
+    Raises:
+        FloatingPointError: If it is not finite.
+        ValueError: If another flag is given, or the file is damaged.
+    """
+    for name in ("config", "data", "weights", "workdir", "mode", "distributed"):
+        if values[name].present:
+            raise ValueError(f"--{name} is not used with --replay, of which the file has all.")
+    from retinanet_jax.compilation import use_compilation_cache
+    from retinanet_jax.training.replay import replay
+
+    use_compilation_cache()
+    overrides = config_flags.get_override_values(values["config"])
+    replay(to_path(values.replay), overrides)
 
 
 def run_mode(values: Any, mode: str) -> int:
@@ -131,6 +171,7 @@ def run_mode(values: Any, mode: str) -> int:
         coordinator_address=values.coordinator_address,
         num_processes=values.num_processes,
         process_id=values.process_id,
+        timeout=values.host_timeout,
     )
     with contextlib.ExitStack() as stack:
         if values.distributed and jax.process_index():
@@ -195,6 +236,7 @@ def join_hosts(
     coordinator_address: str | None,
     num_processes: int | None,
     process_id: int | None,
+    timeout: float,
 ) -> None:
     """Connect this process to the others of a run, before jax initializes its devices.
 
@@ -203,6 +245,7 @@ def join_hosts(
         coordinator_address: HOST:PORT of process 0; None where the cluster provides it.
         num_processes: The number of processes; None where the cluster provides it.
         process_id: The index of this process, from 0; None where the cluster provides it.
+        timeout: A host of which nothing was heard for this many seconds is lost.
 
     Raises:
         ValueError: If the other processes cannot be joined, or if an argument is given although
@@ -219,7 +262,7 @@ def join_hosts(
                 raise ValueError(f"--{name}={value} is only used with --distributed; add it.")
         return
     try:
-        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+        hosts.join(coordinator_address, num_processes, process_id, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"--distributed found no hosts to join ({error}); without a cluster's own settings, "
@@ -240,7 +283,8 @@ def train_or_evaluate(config: ConfigDict, workdir: str | None, mode: str) -> int
 
     Raises:
         ValueError: If there is no workdir, or the config has unknown or missing fields.
-        OSError: If the workdir cannot be written, or contains the metrics of another program.
+        OSError: If the workdir cannot be written, contains the metrics of another program, or is in
+            use by another run.
     """
     if not workdir:
         raise ValueError("no --workdir: give a folder for the run's checkpoints and metrics.")
@@ -258,7 +302,9 @@ def train_or_evaluate(config: ConfigDict, workdir: str | None, mode: str) -> int
     from retinanet_jax.training.metrics import check_metrics
 
     check_metrics(folder)
-    if signal := train(config, folder, evaluates=mode == MODES[0]):
+    with RunLock(folder) if jax.process_index() == 0 else contextlib.nullcontext():
+        signal = train(config, folder, evaluates=mode == MODES[0])
+    if signal:
         print("stopped; the same command resumes from the newest checkpoint", file=sys.stderr)
         return 128 + signal
     print(

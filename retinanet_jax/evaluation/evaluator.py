@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +19,11 @@ from retinanet_jax.data.pipeline import batch_shapes
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.evaluation import records
 from retinanet_jax.evaluation.coco_metrics import coco_api, coco_metrics, coco_results
+from retinanet_jax.hosts.comparison import check_hosts_agree
 from retinanet_jax.modeling import build_model, detect
 from retinanet_jax.models import RetinaNet
-from retinanet_jax.utils.files import write_json
+from retinanet_jax.stopping import Stopping
+from retinanet_jax.utils.files import open_atomically, write_json
 from retinanet_jax.utils.progress import format_count, make_progress
 from retinanet_jax.utils.threads import one_in_flight
 
@@ -49,8 +51,7 @@ class Evaluator:
         source: The dataset.
         mesh: The devices, with axes `data` and `space`.
         compiler: The threads that compile; nothing is compiled before `run`.
-        before_batch: Called before each batch, and while a compilation is awaited; it may raise to
-            end the evaluation.
+        stopping: Ends the evaluation between two batches, after a signal.
 
     Attributes:
         source: The dataset.
@@ -66,11 +67,11 @@ class Evaluator:
         source: Source,
         mesh: jax.sharding.Mesh,
         compiler: Compiler,
-        before_batch: Callable[[], None] = lambda: None,
+        stopping: Stopping | None = None,
     ) -> None:
         sharding.check_batch_size("data.eval_batch_size", config.data.eval_batch_size, mesh)
         self.source = source
-        self._config, self._mesh, self._before_batch = config, mesh, before_batch
+        self._config, self._mesh, self._stopping = config, mesh, stopping or Stopping()
         self._plan = input_pipeline.eval_plan(
             config, source.sizes, batch_size=config.data.eval_batch_size
         )
@@ -87,7 +88,7 @@ class Evaluator:
             in_shardings=(sharding.replicated(mesh), sharding.batch_shardings(mesh)),
             out_shardings=sharding.replicated(mesh),
         )
-        self._detect = CompiledByShape("evaluation", detect_replicated, compiler, before_batch)
+        self._detect = CompiledByShape("evaluation", detect_replicated, compiler, self._stopping)
 
     @functools.cached_property
     def largest_batch(self) -> Batch:
@@ -144,9 +145,10 @@ class Evaluator:
         shardings = sharding.batch_shardings(self._mesh)
         steps = range(self._plan.num_batches)
         self._detect.prepare(variables, batch_shapes(self.source, self._plan, steps))
-        host_batches = input_pipeline.host_batches(self._config, self.source, self._plan, steps)
+        host_batches = input_pipeline.host_batches(
+            self._config, self.source, self._plan, steps, self._stopping.check
+        )
         for host_batch in host_batches:
-            self._before_batch()
             yield self._detect(variables, sharding.put_batch(host_batch, shardings))
 
 
@@ -211,7 +213,8 @@ def write_evaluation(
     write_json(folder / f"{step}.json", {**metrics, **notes, **description})
     title = f"{source.name}, step {step}"
     comparison = visualize.comparison_sheet(source, results, title=title)
-    comparison.save(folder / f"{step}.jpg", quality=90)
+    with open_atomically(folder / f"{step}.jpg") as file:
+        comparison.save(file, "JPEG", quality=90)
     title = f"{source.name}: {len(source)} images after step {step}"
     summary = "\n".join([title, table, *notes.values()])
     return Evaluation(metrics, summary, comparison)
@@ -241,6 +244,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     checkpoint.check_categories(trained.folder, trained.categories, source.categories)
     checkpoint.check_model(trained.folder, trained.config, config)
     checkpoint.check_split(trained.folder, trained.config, config)
+    check_hosts_agree(config, {"data.eval": source}, trained.step)
     mesh = sharding.make_mesh(config.space)
     model = build_model(config, len(source.categories))
     variables = sharding.put_replicated(trained.variables, mesh)

@@ -4,6 +4,7 @@ import json
 import pathlib
 import threading
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -14,8 +15,10 @@ from ml_collections import ConfigDict
 from retinanet_jax.checkpoint import FOLDER, NOT_MEASURED, CheckpointManager, read_config
 from retinanet_jax.evaluation import records
 from retinanet_jax.evaluation.evaluator import Evaluation, Evaluator, write_evaluation
+from retinanet_jax.stopping import Stopping
 from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.utils.progress import format_count
+from retinanet_jax.utils.threads import POLL_SECONDS
 
 
 class PendingEvaluation(NamedTuple):
@@ -31,7 +34,7 @@ class TrainingEvaluations:
     All hosts compute the detections of a step. A thread of the first host computes their AP, one
     evaluation at a time, while training continues; then the AP is logged and added to the
     checkpoint of its step. At the end of a `with` statement this waits for the last AP, unless an
-    error ends the run.
+    error or a signal ends the run; the next start then computes it.
 
     Args:
         config: The run's config.
@@ -39,6 +42,7 @@ class TrainingEvaluations:
         workdir: The run's working directory.
         checkpoints: The run's checkpoints.
         writer: The writer of the run's metrics.
+        stopping: Ends an evaluation or the wait for an AP, after a signal.
     """
 
     def __init__(
@@ -48,11 +52,13 @@ class TrainingEvaluations:
         workdir: pathlib.Path,
         checkpoints: CheckpointManager,
         writer: MetricWriter,
+        stopping: Stopping,
     ) -> None:
         self._config, self._evaluator = config, evaluator
         self._workdir, self._folder = workdir, workdir / records.FOLDER
-        self._checkpoints, self._writer = checkpoints, writer
+        self._checkpoints, self._writer, self._stopping = checkpoints, writer, stopping
         self._pending: PendingEvaluation | None = None
+        self._interrupted: int | None = None  # the step of an evaluation that is not complete
         self._is_first_host = jax.process_index() == 0
         if self._is_first_host:
             self._description = records.describe(config, evaluator.source)
@@ -77,12 +83,33 @@ class TrainingEvaluations:
 
         Raises:
             Exception: The error of an earlier evaluation.
+            Stopped: After a signal.
         """
+        self._interrupted = step
         results = self._evaluator.run(variables, step)
+        self._interrupted = None
         self._finish()
         if self._is_first_host:
             records.write_detections(results, step, self._folder)
+            records.interruption_file(self._workdir, step).unlink(missing_ok=True)
             self._start(results, step)
+
+    def resume(self, variables: dict[str, Any], step: int) -> None:
+        """Do the evaluation of the step that the run starts from, if a signal has interrupted it.
+
+        Args:
+            variables: As in `evaluate`.
+            step: Number of steps done.
+        """
+        if records.interruption_file(self._workdir, step).exists():
+            self.evaluate(variables, step)
+            self._finish()  # while the checkpoint is there
+
+    def record_interruption(self) -> None:
+        """Let the next start do the evaluation that a signal has interrupted, if any."""
+        if self._interrupted is not None and self._is_first_host:
+            self._folder.mkdir(exist_ok=True)
+            records.interruption_file(self._workdir, self._interrupted).touch()
 
     def report(self) -> None:
         """Log the AP that is being computed, if it is known and its checkpoint is complete.
@@ -109,11 +136,18 @@ class TrainingEvaluations:
         self._pending = PendingEvaluation(step, outcome)
 
     def _finish(self) -> None:
-        """Wait for the AP that is being computed, if any, log it, and add it to its checkpoint."""
+        """Wait for the AP that is being computed, if any, log it, and add it to its checkpoint.
+
+        After a signal it is left to the next start, which has the detections.
+        """
         if not self._pending:
             return
-        step, evaluation = self._pending.step, self._pending.outcome.result()
+        step, outcome = self._pending
         self._pending = None
+        while futures.wait([outcome], POLL_SECONDS).not_done:
+            if self._stopping.drops_ap():
+                return
+        evaluation = outcome.result()
         print(evaluation.summary, flush=True)
         log_evaluation(step, evaluation, self._writer)
         self._checkpoints.record_ap(step, evaluation.ap)

@@ -17,6 +17,7 @@ from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.evaluation import coco_metrics
 from retinanet_jax.evaluation.evaluator import Evaluation
+from retinanet_jax.stopping import Stopping
 from retinanet_jax.training import evaluations
 
 STATE = {"params": {"kernel": jnp.ones(3)}}, {"step": jnp.int32(1)}
@@ -77,7 +78,9 @@ def run(synthetic_dataset, config, tmp_path):
             checkpoints.save(step, *STATE, awaits_ap=awaits_ap)
 
         def open_evaluations():
-            return evaluations.TrainingEvaluations(config, evaluator, tmp_path, checkpoints, writer)
+            return evaluations.TrainingEvaluations(
+                config, evaluator, tmp_path, checkpoints, writer, Stopping()
+            )
 
         def steps():
             checkpoints._manager.wait_until_finished()

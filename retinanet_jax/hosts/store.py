@@ -1,8 +1,6 @@
-"""The processes of a run on many hosts: joining them, and the texts that they share."""
+"""The texts that all processes of a run share."""
 
 from typing import Protocol
-
-import jax
 
 
 class Store(Protocol):
@@ -46,8 +44,3 @@ class JaxStore:
     def wait_for(self, key: str, seconds: float) -> str:
         """Wait for a text; see `Store`."""
         return self._client.blocking_key_value_get(f"retinanet_jax/{key}", int(seconds * 1000))
-
-
-def is_alone() -> bool:
-    """Return whether this process is the only one of its run."""
-    return jax.process_count() == 1

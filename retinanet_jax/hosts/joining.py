@@ -1,0 +1,81 @@
+"""Joining the other hosts of a run."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from retinanet_jax.hosts.hosts import Hosts
+from retinanet_jax.hosts.relay import Relay
+from retinanet_jax.hosts.store import JaxStore
+
+JOIN_SECONDS = 300  # that a host waits for the others to start
+# jax would abort a process whose heartbeats it misses, with a stack dump of C++. `Hosts` notices
+# such a host earlier, and ends all in one line.
+JAX_HEARTBEAT_SECONDS = 24 * 3600
+
+_joined: Hosts | None = None
+
+
+def joined() -> Hosts | None:
+    """Return the hosts that this process has joined; None if it is the only one of its run."""
+    return _joined
+
+
+def join(
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    *,
+    timeout: float,
+) -> None:
+    """Connect this process to the others of a run, before jax initializes its devices.
+
+    Args:
+        coordinator_address: HOST:PORT of process 0; None where the cluster provides it.
+        num_processes: The number of processes; None where the cluster provides it.
+        process_id: The index of this process, from 0; None where the cluster provides it.
+        timeout: A host of which nothing was heard for this many seconds is lost.
+
+    Raises:
+        RuntimeError: If the other processes cannot be joined.
+        ValueError: If there are no others, or an argument is missing.
+    """
+    import jax  # here, because `retinanet-jax --help` does not need it
+
+    global _joined
+    # jax would catch SIGTERM in C++, in place of `Stopping`.
+    jax.config.update("jax_enable_preemption_service", False)
+    with _relayed_client():
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes,
+            process_id,
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=JAX_HEARTBEAT_SECONDS,
+        )
+    if jax.process_count() > 1:
+        _joined = Hosts(JaxStore(), jax.process_index(), jax.process_count(), timeout)
+        _joined.start()
+
+
+@contextlib.contextmanager
+def _relayed_client() -> Iterator[None]:
+    """Let jax's client connect to process 0 through a `Relay`, inside a `with` statement."""
+    from jax._src.lib import _jax  # nothing public creates the client
+
+    create = _jax.get_distributed_runtime_client
+
+    def lose_store() -> None:
+        if _joined:
+            _joined.lose_store()
+
+    def create_relayed(address: str, node_id: int, **options: Any) -> Any:
+        if node_id:
+            address = Relay(address, lose_store).address
+        return create(address, node_id, **options)
+
+    _jax.get_distributed_runtime_client = create_relayed
+    try:
+        yield
+    finally:
+        _jax.get_distributed_runtime_client = create
