@@ -22,6 +22,7 @@ from retinanet_jax.datasets import use_dataset
 from retinanet_jax.stopping import status_of
 from retinanet_jax.utils.paths import is_remote, to_path
 from retinanet_jax.utils.progress import one_line
+from retinanet_jax.utils.remote import with_remote_names
 
 HELP_FLAGS = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 HELP_WIDTH = 100
@@ -305,7 +306,7 @@ def errors_in_one_line(command: Command, traceback: bool) -> Iterator[None]:
     except (ValueError, OSError, FloatingPointError) as error:
         if traceback:
             raise
-        sys.exit(f"error: {one_line(error)}")
+        sys.exit(f"error: {with_remote_names(one_line(error))}")
     except KeyboardInterrupt as error:
         if traceback:
             raise
