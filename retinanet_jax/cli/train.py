@@ -19,12 +19,12 @@ from retinanet_jax.cli.common import (
     define_data,
     use_data,
 )
+from retinanet_jax.cli.replay import define_replay, replay_step
 from retinanet_jax.config import CONFIGS
 from retinanet_jax.config_checks import check_fields
 from retinanet_jax.stored_config import NETWORK_SECTIONS
 from retinanet_jax.training.initialization import start_from
 from retinanet_jax.utils.files import make_writable
-from retinanet_jax.utils.paths import to_path
 from retinanet_jax.utils.paths import PACKAGES, scheme_of, to_path
 from retinanet_jax.utils.remote import local_folder
 from retinanet_jax.utils.run_lock import RunLock
@@ -121,15 +121,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "default is train_and_evaluate.",
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "replay",
-        None,
-        "The file of a step that was not finite, WORKDIR/replay/step_S.npz. The step is repeated "
-        "on the devices of this machine, without a dataset, and its numbers that are not finite "
-        "are listed. Of the other flags only --config.FIELD=VALUE is used: do the numbers stay "
-        "finite with --config.dtype=float32? The exit status is 0 if they do.",
-        flag_values=values,
-    )
+    define_replay(values)
 
 
 def run(values: Any, _: list[str]) -> int:
@@ -138,24 +130,6 @@ def run(values: Any, _: list[str]) -> int:
         replay_step(values)
         return 0
     return run_mode(values, values.mode)
-
-
-def replay_step(values: Any) -> None:
-    """Repeat the step of --replay.
-
-    Raises:
-        FloatingPointError: If it is not finite.
-        ValueError: If another flag is given, or the file is damaged.
-    """
-    for name in ("config", "data", "weights", "workdir", "mode", "distributed"):
-        if values[name].present:
-            raise ValueError(f"--{name} is not used with --replay, of which the file has all.")
-    from retinanet_jax.compilation import use_compilation_cache
-    from retinanet_jax.training.replay import replay
-
-    use_compilation_cache()
-    overrides = config_flags.get_override_values(values["config"])
-    replay(to_path(values.replay), overrides)
 
 
 def run_mode(values: Any, mode: str) -> int:
