@@ -223,7 +223,7 @@ def test_a_mistake_in_the_config_ends_in_one_line(error_line, tmp_path, argument
 def test_hosts_that_cannot_be_joined_are_an_error(
     error_line, tmp_path, monkeypatch, arguments, message
 ):
-    def initialize(*_):
+    def initialize(*_, **__):
         raise ValueError("nobody here")
 
     monkeypatch.setattr(train.jax.distributed, "initialize", initialize)
