@@ -40,7 +40,7 @@ ENTRY %main (p: bf16[4,8], q: bf16[8,2], s: (s32[], f32[2])) -> bf16[4,2] {
   %q = bf16[8,2]{1,0} parameter(1), metadata={op_name="state.params['backbone']['stem']"}
   %s = (s32[], f32[2]{0}) parameter(2)
   %copy = bf16[8,2]{1,0} copy(%q)
-  %fusion = bf16[4,2]{1,0} fusion(%p, %copy), kind=kOutput, calls=%fused, \
+  %fusion = bf16[4,2]{1,0} fusion(%p, %copy), calls=%fused, \
 backend_config={"window_config":{"estimated_cycles":"123"}}
   %loop = (s32[], f32[2]{0}) while(%s), condition=%condition, body=%body
   %reduced = (bf16[4,2]{1,0}, f32[2]{0}) all-reduce(%fusion, %mean), to_apply=%add, \

@@ -85,7 +85,7 @@ def test_a_fusion_reads_only_what_it_slices_and_writes_what_it_updates():
             "%p = f32[100,8]{1,0} parameter(0)",
             "%q = f32[1,8]{1,0} parameter(1)",
             "%j = s32[] parameter(2)",
-            "ROOT %f = f32[100,8]{1,0} fusion(%p, %q, %j), kind=kLoop, calls=%fused",
+            "ROOT %f = f32[100,8]{1,0} fusion(%p, %q, %j), calls=%fused",
         ],
         ("%fused", fused),
     )

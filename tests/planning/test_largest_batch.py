@@ -28,7 +28,7 @@ def linear(batch_size):
 
 @pytest.mark.parametrize("rejects", [False, True])  # as a GPU's compiler, or a TPU's
 @pytest.mark.parametrize("first", [16, 160])
-def test_the_largest_batch_is_found_where_memory_is_linear(first, rejects):
+def test_the_estimate_is_right_where_memory_is_linear(first, rejects):
     largest, _ = search(linear, first, [8], 1000, rejects=rejects)
     assert (largest.batch_size, largest.needed, largest.is_verified) == (88, 980, True)
 
