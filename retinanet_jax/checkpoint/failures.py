@@ -1,13 +1,13 @@
 """Saves that fail, on a full disk for example: each is reported once, in one line."""
 
 import contextlib
+import functools
 import logging
 import os
 import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 
 from retinanet_jax.utils.progress import one_line
 
@@ -43,13 +43,15 @@ def _free_space(folder: pathlib.Path) -> str:
     return ""
 
 
-@contextlib.contextmanager
-def errors_are_not_logged() -> Iterator[None]:
-    """Drop what Orbax, asyncio and tensorstore log, with tracebacks, about errors they raise.
+@functools.cache
+def silence_orbax() -> None:
+    """Drop what Orbax and tensorstore print, with tracebacks, about errors that they raise, too.
 
-    A full disk is otherwise a thousand lines: one traceback for each array.
+    A full disk is otherwise a thousand lines: a traceback for each array. As some are printed when
+    Python collects its garbage, this remains in force until the process ends.
     """
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_of_others)
     earlier_hook = sys.unraisablehook
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -57,17 +59,9 @@ def errors_are_not_logged() -> Iterator[None]:
         if str(unraisable.exc_value) != "Event loop is closed":
             earlier_hook(unraisable)
 
-    for logger in loggers:
-        logger.addFilter(_is_of_others)
     sys.unraisablehook = hook
-    try:
-        yield
-    finally:
-        sys.unraisablehook = earlier_hook
-        for logger in loggers:
-            logger.removeFilter(_is_of_others)
 
 
 def _is_of_others(record: logging.LogRecord) -> bool:
-    """Return whether a record is neither of Orbax nor of asyncio."""
-    return record.name != "asyncio" and "orbax" not in record.pathname
+    """Return whether a record is not about Orbax."""
+    return "orbax" not in record.pathname and "orbax" not in record.getMessage()

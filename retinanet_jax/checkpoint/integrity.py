@@ -100,7 +100,7 @@ def is_complete(folder: pathlib.Path) -> bool:
     if (folder / DIGESTS).exists():
         return True
     # Earlier versions did not write to remote storage, where nothing else tells what is complete.
-    return not is_remote(folder) and not _requires_digests(folder)
+    return not is_remote(folder) and folder.is_dir() and not _requires_digests(folder)
 
 
 def _requires_digests(folder: pathlib.Path) -> bool:

@@ -3,6 +3,7 @@
 import heapq
 import pathlib
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 from typing import Any
@@ -25,7 +26,7 @@ from retinanet_jax.checkpoint.checks import (
     check_split,
     print_differences,
 )
-from retinanet_jax.checkpoint.failures import errors_are_not_logged, save_error
+from retinanet_jax.checkpoint.failures import save_error, silence_orbax
 from retinanet_jax.checkpoint.finite import not_finite
 from retinanet_jax.checkpoint.reading import (
     AP_FILE,
@@ -43,6 +44,8 @@ from retinanet_jax.utils.files import write_json
 from retinanet_jax.utils.paths import is_remote
 from retinanet_jax.utils.progress import join_first
 from retinanet_jax.utils.threads import DaemonThreads
+
+NUM_TRIALS, PAUSE_SECONDS = 5, 0.2  # of removing what a failed save has written
 
 
 class Saving:
@@ -108,10 +111,9 @@ class CheckpointManager:
             ocp.CompositeCheckpointHandler(**item_handlers())
         )
         self._thread = DaemonThreads(1)  # completes the checkpoints
-        self._silence = errors_are_not_logged()
+        silence_orbax()
 
     def __enter__(self) -> "CheckpointManager":
-        self._silence.__enter__()
         return self
 
     def __exit__(self, error_type: object, *_: object) -> None:
@@ -125,7 +127,6 @@ class CheckpointManager:
             self._checkpointer.close()
         finally:
             self._thread.close()
-            self._silence.__exit__(None, None, None)
 
     def save(self, step: int, variables: Any, training: Any, *, awaits_ap: bool = False) -> None:
         """Start to save a checkpoint, which is complete some time after `confirm`.
@@ -198,7 +199,7 @@ class CheckpointManager:
         newest = max(self._aps, default=None)
         if self._is_first_host:
             for partial in self._folder.glob(f"{saving.step}{TMP_DIR_SUFFIX}*"):
-                remove(partial)
+                remove_partial(partial)
         return save_error(folder, error, num_bytes=saving.num_bytes, newest=newest)
 
     def confirm(self, step: int) -> None:
@@ -293,6 +294,20 @@ def remove(folder: pathlib.Path) -> None:
     """Remove a checkpoint; if this process is killed meanwhile, the rest of it is incomplete."""
     (folder / integrity.DIGESTS).unlink(missing_ok=True)
     epath.Path(folder).rmtree(missing_ok=True)
+
+
+def remove_partial(folder: pathlib.Path) -> None:
+    """Remove what a failed save has written, if possible; otherwise the next start of a run does.
+
+    Threads of tensorstore may be writing to it for a moment.
+    """
+    for _ in range(NUM_TRIALS):
+        try:
+            remove(folder)
+        except OSError:
+            time.sleep(PAUSE_SECONDS)
+        else:
+            return
 
 
 def steps_to_preserve(aps: Mapping[int, float | None], num_newest: int) -> set[int]:

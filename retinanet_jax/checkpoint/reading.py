@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import stored_config
 from retinanet_jax.checkpoint import integrity
+from retinanet_jax.checkpoint.failures import silence_orbax
 from retinanet_jax.checkpoint.finite import not_finite
 from retinanet_jax.checkpoint.integrity import DamagedError
 from retinanet_jax.data.sources.base import Category
@@ -130,9 +131,10 @@ def check(folder: pathlib.Path) -> None:
     if not integrity.verify(folder):
         with unreadable_is_damaged(folder):
             variables = _read(folder).variables
-            handlers = {"training": ocp.PyTreeCheckpointHandler()}
-            training = _restore(folder, handlers, training=ocp.args.PyTreeRestore())["training"]
-        if names := not_finite(jax.tree.map(np.asarray, [variables, training])):
+            handler = ocp.PyTreeCheckpointHandler()
+            shapes = handler.metadata(folder / "training").tree
+            training = _restore(folder, {"training": handler}, training=_as_numpy(shapes))
+        if names := not_finite({**variables, **training["training"]}):
             raise DamagedError(f"{folder} has arrays that are not finite: {join_first(names)}")
 
 
@@ -157,7 +159,6 @@ def _read(folder: pathlib.Path) -> Checkpoint:
     # Unlike the standard handler, this handler can read a part of an item.
     handlers = {**item_handlers(), "training": ocp.PyTreeCheckpointHandler()}
     shapes = handlers["variables"].metadata(files / "variables").tree
-    step = {"step": np.zeros((), np.int32)}
     saved = _restore(
         files,
         handlers,
@@ -165,11 +166,7 @@ def _read(folder: pathlib.Path) -> Checkpoint:
         variables=ocp.args.StandardRestore(
             jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
         ),
-        training=ocp.args.PyTreeRestore(
-            step,
-            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), step),
-            partial_restore=True,
-        ),
+        training=_as_numpy({"step": np.zeros((), np.int32)}),
         config=ocp.args.JsonRestore(),
         categories=ocp.args.JsonRestore(),
     )
@@ -182,8 +179,15 @@ def _read(folder: pathlib.Path) -> Checkpoint:
     )
 
 
+def _as_numpy(shapes: Any) -> ocp.args.PyTreeRestore:
+    """Return arguments for reading the arrays of a tree, which may be a part of the item."""
+    types = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), shapes)
+    return ocp.args.PyTreeRestore(shapes, restore_args=types, partial_restore=True)
+
+
 def _restore(folder: pathlib.Path, handlers: Mapping[str, Any], **items: Any) -> dict[str, Any]:
     """Return items of a checkpoint, without waiting for other hosts."""
+    silence_orbax()
     this = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
     handler = ocp.CompositeCheckpointHandler(**handlers)
