@@ -7,7 +7,7 @@ from absl import flags
 from retinanet_jax.cli.common import Command, define_data, output_path, require
 from retinanet_jax.config import default_config
 from retinanet_jax.datasets import convert_dataset, use_dataset
-from retinanet_jax.utils.paths import to_path
+from retinanet_jax.utils.paths import is_remote, to_path
 
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:
@@ -32,6 +32,11 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
 def run(values: Any, _: list[str]) -> None:
     """Convert the dataset and print what was written."""
     require(values, data="FOLDER_OR_FILE", output="FILE.json")
+    if is_remote(values.data):
+        raise ValueError(
+            f"--data={values.data}: must be on a local disk, because the file names in the JSON "
+            "are relative to its folder; copy the dataset first."
+        )
     config = default_config()
     config.data.categories = tuple(values.categories)
     print(use_dataset(config, to_path(values.data), given=("data.validation_fraction",)))
