@@ -30,7 +30,7 @@ def preamble(root: str | os.PathLike) -> str:
 
 
 class Objects:
-    """The objects, each in a file whose name is the quoted BUCKET/KEY."""
+    """The objects, each in a file with the quoted BUCKET/KEY as its name."""
 
     def __init__(self, root: str | os.PathLike):
         self.root = pathlib.Path(root)
@@ -55,9 +55,9 @@ class Objects:
 
 
 class ObjectFileSystem(fsspec.AbstractFileSystem):
-    """gs:// for fsspec."""
+    """gs:// for fsspec, and s3:// with the same objects."""
 
-    protocol = ("gs", "gcs")
+    protocol = ("gs", "gcs", "s3")
     cachable = False
     objects: Objects  # set by `use_object_store`
 

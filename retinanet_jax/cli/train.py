@@ -305,7 +305,7 @@ def create_workdir(workdir: str) -> pathlib.Path:
     try:
         make_writable(folder)
     except OSError as error:
-        if scheme:  # the message says what to check
+        if scheme:  # the message has what to check
             raise
         raise OSError(
             f"--workdir={folder} cannot be written ({error.strerror}); give another folder."

@@ -64,7 +64,7 @@ def scheme_of(path: str | os.PathLike[str]) -> str:
 
 def _use_fsspec(scheme: str, url: str) -> None:
     """Let epath access a scheme by fsspec; ValueError with the URL if its package is missing."""
-    import fsspec
+    import fsspec.config
     from etils.epath import gpath
 
     try:

@@ -97,8 +97,8 @@ def list_files(folder: pathlib.Path) -> list[str]:
         files = filter(pathlib.Path.is_file, folder.rglob("*"))
         return sorted(file.relative_to(folder).as_posix() for file in files)
     with remote_errors(folder, "read"):
-        _, found = _find(folder, pathlib.Path())
-    return sorted(file.copy.as_posix() for file in found)
+        _, files = _find(folder, pathlib.Path())
+    return sorted(file.copy.as_posix() for file in files)
 
 
 def is_file(path: pathlib.Path) -> bool:

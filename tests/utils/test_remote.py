@@ -57,7 +57,7 @@ def test_only_what_has_changed_is_copied_again_and_what_is_gone_is_removed(objec
     assert contents(copy) == {"a": b"old", "b": b"new", ".index": b"of this package"}
 
 
-def test_a_file_and_the_folder_that_it_is_in_share_one_copy(object_store, fetched):
+def test_a_file_is_not_copied_again_after_its_folder(object_store, fetched):
     object_store.write("bucket/set/a", b"a")
     local_copy("gs://bucket/set")
     assert local_copy("gs://bucket/set/a").read_bytes() == b"a"
@@ -98,7 +98,7 @@ def test_an_error_of_the_storage_names_the_path_and_what_to_check(object_store, 
         local_copy("gs://bucket/a")
 
 
-def test_too_small_a_disk_is_told_before_anything_is_copied(object_store, fetched, monkeypatch):
+def test_too_small_a_disk_is_an_error_before_anything_is_copied(object_store, fetched, monkeypatch):
     object_store.write("bucket/a", bytes(3_000_000))
     usage = shutil.disk_usage("/")._replace(free=1_000_000)
     monkeypatch.setattr(remote.shutil, "disk_usage", lambda _: usage)
