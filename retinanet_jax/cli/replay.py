@@ -6,6 +6,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from retinanet_jax.utils.paths import to_path
+from retinanet_jax.utils.remote import local_copy
 
 UNUSED = ("config", "data", "weights", "workdir", "mode", "distributed")
 
@@ -38,4 +39,4 @@ def replay_step(values: Any) -> None:
     from retinanet_jax.training.replay import replay
 
     use_compilation_cache()
-    replay(to_path(values.replay), config_flags.get_override_values(values["config"]))
+    replay(local_copy(to_path(values.replay)), config_flags.get_override_values(values["config"]))

@@ -19,7 +19,6 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from retinanet_jax import sharding, stored_config
-from retinanet_jax.checkpoint import check_shapes
 from retinanet_jax.config_checks import check_fields
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.sources.base import Category
@@ -29,6 +28,7 @@ from retinanet_jax.training.initialization import random_train_state
 from retinanet_jax.training.optimizer import make_optimizer
 from retinanet_jax.training.step import TrainState, jit_train_step, state_shardings
 from retinanet_jax.utils.files import open_atomically, to_json
+from retinanet_jax.utils.progress import join_first
 
 FOLDER = "replay"
 # What Python's and numpy's readers of zip files raise, depending on the byte that is wrong.
@@ -163,7 +163,18 @@ def restore(
     optimizer = make_optimizer(config)
     shapes = saved_part(jax.eval_shape(lambda: random_train_state(config, num_classes, optimizer)))
     names = named_arrays(shapes, "state")
-    check_shapes(path, dict(arrays), names, "a step of another network or optimizer")
+    differing = [
+        name
+        for name in sorted({*arrays, *names})
+        if np.shape(arrays.get(name)) != np.shape(names.get(name))
+        or (name in arrays) != (name in names)
+    ]
+    if differing:
+        raise ValueError(
+            f"--replay={path}: the config has another network or optimizer than the step's state, "
+            f"of which {join_first(differing)} differ; leave out the flags --config.FIELD=VALUE "
+            "that change it."
+        )
     leaves = [arrays[name] for name in names]
     return TrainState(**jax.tree.unflatten(jax.tree.structure(shapes), leaves))
 

@@ -19,7 +19,7 @@ from retinanet_jax.training.diagnosis import Diagnosis, ImageName, make_diagnose
 from retinanet_jax.training.metrics import remove_lines_after
 from retinanet_jax.training.optimizer import make_optimizer
 from retinanet_jax.training.step import TrainState, count_steps
-from retinanet_jax.utils.files import write_json
+from retinanet_jax.utils.files import write_atomically, write_json
 from retinanet_jax.utils.progress import one_line
 
 MAX_STEPS_AHEAD = 2  # the devices compute one step while the next one waits
@@ -120,7 +120,6 @@ class Examiner:
 
     Attributes:
         skips: Whether steps that are not finite are skipped.
-        num_skipped: The number of steps that were skipped since the run's first start.
     """
 
     def __init__(
@@ -131,16 +130,21 @@ class Examiner:
         mesh: jax.sharding.Mesh,
         start_step: int,
     ) -> None:
-        self.skips, self.num_skipped = config.nonfinite == "skip", 0
+        self.skips = config.nonfinite == "skip"
         self._config, self._train_data, self._workdir = config, train_data, workdir
         self._shardings = sharding.batch_shardings(mesh)
         self._writes, self._has_stored = jax.process_index() == 0, False
         model = build_model(config, len(train_data.categories))
         self._diagnose = make_diagnose(model, make_optimizer(config), config, mesh)
-        self._record = workdir / SKIPPED
+        self._record, self._skipped = workdir / SKIPPED, ""  # lines of JSON
         if self._writes and self._record.exists():
             remove_lines_after(self._record, start_step)
-            self.num_skipped = len(self._record.read_text(encoding="utf-8").splitlines())
+            self._skipped = self._record.read_text(encoding="utf-8")
+
+    @property
+    def num_skipped(self) -> int:
+        """The number of steps that were skipped since the run's first start."""
+        return self._skipped.count("\n")
 
     def examine(self, started: StartedStep, state: TrainState) -> tuple[str, list[ImageName]]:
         """Store a step that is not finite, if it is the first, and find the cause.
@@ -179,12 +183,11 @@ class Examiner:
             summary: One line about it.
             images: The images that are the cause.
         """
-        self.num_skipped += 1
+        line = {"step": step, "summary": summary, "images": [x._asdict() for x in images]}
+        self._skipped += json.dumps(line) + "\n"
         print(f"skipped ({self.num_skipped} so far): {summary}", flush=True)
         if self._writes:
-            line = {"step": step, "summary": summary, "images": [x._asdict() for x in images]}
-            with self._record.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            write_atomically(self._record, self._skipped)
 
     def _store(
         self, step: int, batch: Batch, state: TrainState, images: tuple[ImageName, ...]
@@ -203,8 +206,9 @@ class Examiner:
     def _write_diagnosis(self, diagnosis: Diagnosis) -> None:
         """Write all that is known of a step next to its file, if that is possible."""
         file = replay.path_of(self._workdir, diagnosis.step).with_suffix(".json")
-        if self._writes and file.parent.is_dir():
+        if self._writes:
             try:
+                file.parent.mkdir(exist_ok=True)
                 write_json(file, diagnosis.to_json())
             except OSError as error:
                 print(f"warning: {file} could not be written ({error.strerror})", flush=True)
