@@ -1,12 +1,17 @@
-"""The types of the training step; tests/test_sharding.py checks its results on several devices."""
+"""The types and the states of a step; tests/test_sharding.py checks its results on many devices."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
 from random_batches import NUM_CLASSES, SIZE, make_batch
 
 from retinanet_jax import modeling
+from retinanet_jax.training import step
+from retinanet_jax.training.objective import LossTerms
 from retinanet_jax.training.optimizer import make_optimizer
-from retinanet_jax.training.step import TrainState, make_train_step
+from retinanet_jax.training.step import TrainState, Update, make_train_step
 
 
 def step_shapes(config):
@@ -37,3 +42,25 @@ def test_bfloat16_computes_but_parameters_outputs_and_losses_stay_float32(toy_co
     assert {x.dtype for x in jax.tree.leaves(in_float32)} == {jnp.dtype("float32")}
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
     assert {x.dtype for x in moments} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_a_step_changes_nothing_in_a_state_that_has_stopped(toy_config, monkeypatch, nonfinite):
+    """Not even a counter: the largest shape is run in this way before a run begins."""
+    toy_config.nonfinite = nonfinite
+    one = np.float32(1)
+
+    def update(state, batch):
+        after = jax.tree.map(lambda x: x + one, state._replace(is_finite=None))
+        terms = LossTerms(one, one, one, one, one)
+        return Update(None, terms, {}, {}, after._replace(is_finite=state.is_finite))
+
+    monkeypatch.setattr(step, "make_update", lambda *_: update)
+    train_step = make_train_step(None, None, toy_config)
+    counter = optax.ScaleByScheduleState(np.int32(5))
+    state = TrainState(np.int32(5), {"kernel": one}, {}, (counter,), one, np.True_)
+    changed, _ = train_step(state, make_batch(1))
+    assert [float(x) for x in jax.tree.leaves(changed)] == [6, 2, 6, 2, True]
+    stopped = state._replace(is_finite=np.False_)
+    unchanged, _ = train_step(stopped, make_batch(1))
+    assert jax.tree.leaves(unchanged) == jax.tree.leaves(stopped)
