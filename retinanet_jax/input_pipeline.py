@@ -19,6 +19,7 @@ from retinanet_jax.data.augmentation import Augmentation
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.pipeline import batches
 from retinanet_jax.data.plan import EvalPlan, Plan, TrainPlan
+from retinanet_jax.data.reading import files_in_progress
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data.sources.packed import write_packed
 from retinanet_jax.datasets import (
@@ -29,8 +30,10 @@ from retinanet_jax.datasets import (
     open_training,
     splits_training_data,
 )
-from retinanet_jax.utils.progress import format_duration, make_progress
+from retinanet_jax.utils.progress import ACTIVITY, Phase, format_duration, make_progress
 from retinanet_jax.utils.threads import in_background
+
+WAITING = Phase("waiting for data", patience=1.0, details=files_in_progress)
 
 
 def train_plan(config: ConfigDict, source: Source) -> TrainPlan:
@@ -103,7 +106,13 @@ def host_batches(
         loader=config.data.loader,
         min_visible=config.data.min_visible,
     )
-    return in_background(loaded, while_waiting)
+    awaited = in_background(loaded, while_waiting)
+    while True:
+        with ACTIVITY.during(WAITING):
+            batch = next(awaited, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def pack_datasets(config: ConfigDict, parts: Sequence[str], output: pathlib.Path) -> list[str]:

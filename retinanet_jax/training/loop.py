@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from retinanet_jax import datasets, input_pipeline, sharding
+from retinanet_jax import datasets, hosts, input_pipeline, sharding
 from retinanet_jax.checkpoint import CheckpointManager, newest_step, recover
 from retinanet_jax.compilation import CompiledByShape, black_batch, start_compiler
 from retinanet_jax.data.pipeline import batch_shapes
@@ -22,6 +22,7 @@ from retinanet_jax.training.evaluations import TrainingEvaluations
 from retinanet_jax.training.initialization import restore_or_initialize
 from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.training.objective import normalizer_shape
+from retinanet_jax.training.observation import Observation
 from retinanet_jax.training.optimizer import make_optimizer, scaled_learning_rate
 from retinanet_jax.training.step import TrainState, jit_train_step
 from retinanet_jax.training.steps import StepLoop
@@ -44,6 +45,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> int:
             or all checkpoints are damaged.
         FloatingPointError: If the loss or its gradient is not finite.
     """
+    observation = Observation()
     check_intervals(config)
     recover(workdir)
     # A run that ended before its last AP was known is not done.
@@ -60,7 +62,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> int:
     plan = input_pipeline.train_plan(config, train_data)
     model = build_model(config, len(train_data.categories))
     with (
-        Stopping() as stopping,
+        Stopping(hosts.joined()) as stopping,
         CheckpointManager(workdir, config, train_data.categories) as checkpoints,
         start_compiler() as compiler,
     ):
@@ -79,6 +81,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> int:
         with (
             MetricWriter(
                 workdir,
+                observation,
                 start_step=start,
                 total_steps=total,
                 evaluate_every=config.evaluate_every if evaluates else None,
@@ -94,6 +97,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> int:
                 compiled_step,
                 mesh,
                 checkpoints,
+                observation,
                 writer,
                 evaluations,
                 tripwire,

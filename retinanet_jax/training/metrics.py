@@ -1,36 +1,33 @@
 """The metrics of a run: metrics.jsonl, TensorBoard files, and progress lines on the console."""
 
 import collections
-import contextlib
 import json
+import math
 import pathlib
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent import futures
-from typing import TypeVar
+from collections.abc import Mapping
 
-import jax
 import numpy as np
-import tensorboardX
 from jaxtyping import UInt8
 
+from retinanet_jax.training.observation import Observation
+from retinanet_jax.training.tensorboard import TensorBoard
 from retinanet_jax.utils.files import write_atomically
 from retinanet_jax.utils.mirror import GrowingFiles
-from retinanet_jax.utils.progress import CLOCK, format_count, format_duration
+from retinanet_jax.utils.progress import format_count, format_duration
 
-T = TypeVar("T")
 METRICS = "metrics.jsonl"
 NUM_INTERVALS = 20  # latest lines, from which the time left is predicted
 
 
 class MetricWriter:
-    """Writes the metrics of a run, and measures its speed and how long its devices are idle.
+    """Writes the metrics of a run.
 
     Only the first host writes and prints. A resumed run first removes the lines of steps after
     `start_step` from metrics.jsonl, so that the file contains each step once.
 
     Args:
         workdir: The run's working directory, to which metrics.jsonl and tensorboard/ are written.
+        observation: What the run measures of itself.
         start_step: Number of steps that were done before this run started or resumed.
         total_steps: Number of steps after which the run ends.
         evaluate_every: Number of steps between evaluations, of which one is after the last step;
@@ -41,35 +38,29 @@ class MetricWriter:
     def __init__(
         self,
         workdir: pathlib.Path,
+        observation: Observation,
         *,
         start_step: int,
         total_steps: int,
         evaluate_every: int | None = None,
         writes: bool,
     ) -> None:
-        self._writes = writes
+        self._writes, self._observation = writes, observation
         self._total_steps, self._evaluate_every = total_steps, evaluate_every
-        self._last_step, self._last_time = start_step, CLOCK.now()
-        # The steps and seconds between logged steps, and the seconds of the latest evaluation.
+        self._last_step = start_step
+        # The steps and seconds between logged steps.
         self._intervals = collections.deque[tuple[int, float]](maxlen=NUM_INTERVALS)
-        self._evaluation_seconds: float | None = None
-        self._watcher = futures.ThreadPoolExecutor(1)
-        self._step_end: futures.Future[float] | None = None  # when the latest step ends
-        self._idle_seconds = 0.0  # since _last_time
         if writes:
             self._growing_files = GrowingFiles(workdir, METRICS)
             path = self._growing_files.folder / METRICS
             remove_lines_after(path, start_step)
             self._file = path.open("a", encoding="utf-8")
-            self._tensorboard = tensorboardX.SummaryWriter(
-                str(path.parent / "tensorboard"), purge_step=start_step + 1
-            )
+            self._tensorboard = TensorBoard(path.parent / "tensorboard", start_step)
 
     def __enter__(self) -> "MetricWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._watcher.shutdown()
         if self._writes:
             self._file.close()
             self._tensorboard.close()
@@ -80,35 +71,6 @@ class MetricWriter:
         if self._writes:
             self._growing_files.update()
 
-    @contextlib.contextmanager
-    def measure_evaluation(self) -> Iterator[None]:
-        """Measure how long an evaluation takes, and exclude it from the speed of the steps."""
-        start = CLOCK.now()
-        yield
-        self._evaluation_seconds = CLOCK.now() - start
-        self._last_time += self._evaluation_seconds
-
-    def measure_idle_time(self, batches: Iterable[T]) -> Iterator[T]:
-        """Yield the batches, and measure how long the devices are idle until each arrives."""
-        requested = time.monotonic()
-        for batch in batches:
-            if self._step_end is None:
-                self._last_time = CLOCK.now()  # the first batch waited for the loader to start
-            # While a step still runs, no device is idle, however long the next batch takes.
-            elif self._step_end.done():
-                self._idle_seconds += time.monotonic() - max(requested, self._step_end.result())
-            yield batch
-            requested = time.monotonic()
-
-    def watch_step(self, result: jax.Array) -> None:
-        """Record when the step that was just started ends, that is, when `result` is ready."""
-
-        def wait_for_end() -> float:
-            result.block_until_ready()
-            return time.monotonic()
-
-        self._step_end = self._watcher.submit(wait_for_end)
-
     def write_step(self, step: int, metrics: Mapping[str, float], batch_size: int) -> None:
         """Write the metrics of one training step, with its speed, and print a progress line.
 
@@ -117,20 +79,23 @@ class MetricWriter:
             metrics: The metrics that the train step returns, as numbers.
             batch_size: Images per step, over all hosts.
         """
-        now = CLOCK.now()
-        num_steps, elapsed = step - self._last_step, now - self._last_time
+        num_steps, times = step - self._last_step, self._observation.take_times()
         metrics = {
             **metrics,
-            "images_per_second": batch_size * num_steps / elapsed if elapsed else 0.0,
-            "data_wait": self._idle_seconds / elapsed if elapsed else 0.0,
+            "images_per_second": batch_size * num_steps / times.loop if times.loop else 0.0,
+            "data_wait": times.data / times.loop if times.loop else 0.0,
+            **times.per_step(num_steps),
+            **self._observation.totals(),
         }
-        self._intervals.append((num_steps, elapsed))
-        self._last_step, self._last_time, self._idle_seconds = step, now, 0.0
+        self._intervals.append((num_steps, times.loop))
+        self._last_step = step
         if not self._writes:
             return
-        self.write_scalars(step, metrics)
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        # JSON has no NaN; a step that is skipped may have it.
+        finite = {name: x if math.isfinite(x) else None for name, x in metrics.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
+        self.write_scalars(step, metrics)
         total = self._total_steps
         print(
             f"step {step}/{total} ({step / total:.0%})  loss {metrics['loss']:.4f} = "
@@ -151,22 +116,20 @@ class MetricWriter:
         every = self._evaluate_every
         # One after each multiple of `every`, including `step` itself, and one after the last step.
         evaluations = -(-self._total_steps // every) - (step - 1) // every if every else 0
-        if self._evaluation_seconds is not None:
-            return format_duration(left + evaluations * self._evaluation_seconds)
+        if (each := self._observation.evaluation_seconds) is not None:
+            return format_duration(left + evaluations * each)
         more = f" and {format_count(evaluations, 'evaluation')}" if evaluations else ""
         return f"{format_duration(left)}{more}"
 
     def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write scalars to TensorBoard only."""
         if self._writes:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.write_scalars(step, values)
 
     def write_image(self, step: int, name: str, image: UInt8[np.ndarray, "H W 3"]) -> None:
         """Write an RGB image to TensorBoard under `name`, as an image of step `step`."""
         if self._writes:
-            self._tensorboard.add_image(name, image, step, dataformats="HWC")
-            self._tensorboard.flush()
+            self._tensorboard.write_image(step, name, image)
 
 
 def check_metrics(workdir: pathlib.Path) -> None:

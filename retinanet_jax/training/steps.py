@@ -15,6 +15,7 @@ from retinanet_jax.evaluation import records
 from retinanet_jax.stopping import Stopped, Stopping
 from retinanet_jax.training.evaluations import TrainingEvaluations
 from retinanet_jax.training.metrics import MetricWriter
+from retinanet_jax.training.observation import Observation
 from retinanet_jax.training.step import TrainState
 from retinanet_jax.training.tripwire import Tripwire
 
@@ -27,6 +28,7 @@ class StepLoop:
         compiled_step: The training step.
         mesh: The devices.
         checkpoints: The run's checkpoints.
+        observation: What the run measures of itself.
         writer: The writer of the run's metrics.
         evaluations: The run's evaluations; None if there are none.
         tripwire: Checks that each step is finite.
@@ -39,6 +41,7 @@ class StepLoop:
         compiled_step: CompiledByShape,
         mesh: jax.sharding.Mesh,
         checkpoints: CheckpointManager,
+        observation: Observation,
         writer: MetricWriter,
         evaluations: TrainingEvaluations | None,
         tripwire: Tripwire,
@@ -47,7 +50,7 @@ class StepLoop:
         self._config, self._compiled_step = config, compiled_step
         self._shardings = sharding.batch_shardings(mesh)
         self._checkpoints, self._writer, self._evaluations = checkpoints, writer, evaluations
-        self._stopping, self._tripwire = stopping, tripwire
+        self._observation, self._stopping, self._tripwire = observation, stopping, tripwire
 
     def run(self, state: TrainState, host_batches: Iterable[Batch]) -> None:
         """Train from `state` on this host's batches, to the last one or to a signal.
@@ -67,13 +70,14 @@ class StepLoop:
             self._stopping.begin(lambda: self._progress(first))
             if self._evaluations:
                 self._evaluations.resume(state.variables, step)
-            for batch in self._writer.measure_idle_time(host_batches):
+            for batch in self._observation.batches(host_batches):
+                self._observation.start_step(step + 1)
                 state, metrics = self._step(state, batch)
                 step += 1
                 self._after_step(step, batch, state, metrics)
                 if self._evaluations and self._evaluates_after(step):
                     self._finish_steps()
-                    with self._writer.measure_evaluation():
+                    with self._observation.measure("evaluation"):
                         self._evaluations.evaluate(state.variables, step)
                 if self._saves_after(step):
                     self._save(state, step, awaits_ap=self._evaluates_after(step))
@@ -100,7 +104,7 @@ class StepLoop:
         self, step: int, host_batch: Batch, state: TrainState, metrics: dict[str, Array]
     ) -> None:
         """Check the earlier steps, and log this one if it is due."""
-        self._writer.watch_step(metrics["loss"])
+        self._observation.watch_step(metrics["loss"])
         self._tripwire.watch(step, host_batch, state, metrics)
         self._confirm()
         if self._is_due("log_every", step):
@@ -134,7 +138,8 @@ class StepLoop:
         if not awaits_ap:
             records.remove_evaluation(self._checkpoints.workdir, step)
         self._writer.update_files()  # a run that resumes from the checkpoint finds its metrics
-        self._checkpoints.save(step, state.variables, state.training, awaits_ap=awaits_ap)
+        with self._observation.measure("checkpoints"):
+            self._checkpoints.save(step, state.variables, state.training, awaits_ap=awaits_ap)
 
     def _confirm_last(self, state: TrainState) -> None:
         """Confirm the last checkpoint by a step that is not part of the run."""

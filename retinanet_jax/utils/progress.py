@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 PROGRESS_INTERVAL = 5.0  # seconds between two lines of progress
 MIN_MEASURED = 1.0  # seconds of work from which a speed is computed
@@ -16,9 +17,13 @@ class WorkClock:
         self._stopped_seconds = 0.0
 
     def now(self) -> float:
-        """Return the time in seconds from an arbitrary origin."""
-        now = time.monotonic() if self._stopped_at is None else self._stopped_at
-        return now - self._stopped_seconds
+        """Return the time in seconds from an arbitrary origin; any thread may ask."""
+        return time.monotonic() - self.stopped_seconds()
+
+    def stopped_seconds(self) -> float:
+        """Return for how many seconds the clock was stopped until now."""
+        stopped_at, seconds = self._stopped_at, self._stopped_seconds
+        return seconds if stopped_at is None else seconds + time.monotonic() - stopped_at
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
@@ -35,6 +40,54 @@ class WorkClock:
 
 
 CLOCK = WorkClock()  # of all progress lines: a process measures one task at a time
+
+
+class Phase(NamedTuple):
+    """What a program does, for messages.
+
+    Attributes:
+        name: A text such as "waiting for data".
+        patience: After which multiple of a watchdog's seconds it has lasted too long.
+        details: Returns a text about its present state; "" if there is nothing to say.
+    """
+
+    name: str
+    patience: float = 10.0
+    details: Callable[[], str] = str
+
+
+class Activity:
+    """What the main thread of a program does now.
+
+    Attributes:
+        phase: The present phase.
+        since: The time of CLOCK at which it began, or made progress.
+    """
+
+    def __init__(self) -> None:
+        self.begin(Phase("starting"))
+
+    def begin(self, phase: Phase) -> None:
+        """Begin a phase, which lasts until another one begins."""
+        self.phase = phase
+        self.progressed()
+
+    def progressed(self) -> None:
+        """Record that the present phase has made progress."""
+        self.since = CLOCK.now()
+
+    @contextlib.contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        """Begin a phase, and at the end of the `with` statement go on with the phase before it."""
+        before = self.phase
+        self.begin(phase)
+        try:
+            yield
+        finally:
+            self.begin(before)
+
+
+ACTIVITY = Activity()
 
 
 def make_progress(
@@ -65,6 +118,7 @@ def make_progress(
 
     def print_progress(done: float) -> None:
         nonlocal first, last_line
+        ACTIVITY.progressed()
         now = CLOCK.now()
         first = first or (now, done)
         finished = total is not None and done >= total

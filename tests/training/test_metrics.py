@@ -1,13 +1,18 @@
 """The metrics that a run writes, and which of them a resumed run removes."""
 
 import json
-import time
+import os
+import struct
+import subprocess
+import sys
 import types
 
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from retinanet_jax.training import metrics
+from retinanet_jax.training.observation import Observation
 from retinanet_jax.utils import progress
 from retinanet_jax.utils.progress import CLOCK
 
@@ -21,9 +26,10 @@ METRICS = {
 }
 
 
-def open_writer(workdir, start_step=0, writes=True, evaluate_every=None):
+def open_writer(workdir, start_step=0, writes=True, evaluate_every=None, observation=None):
     return metrics.MetricWriter(
         workdir,
+        observation or Observation(),
         start_step=start_step,
         total_steps=20,
         evaluate_every=evaluate_every,
@@ -32,11 +38,19 @@ def open_writer(workdir, start_step=0, writes=True, evaluate_every=None):
 
 
 @pytest.fixture
+def observation(clock):
+    """Return the observation of a run that has just begun to train."""
+    observation = Observation()
+    batches = observation.batches(["first"])
+    next(batches)
+    yield observation
+
+
+@pytest.fixture
 def clock(monkeypatch):
     """Return a replacement for the module `time`, with its time in `seconds`."""
     clock = types.SimpleNamespace(seconds=100.0)
     clock.monotonic = lambda: clock.seconds
-    monkeypatch.setattr(metrics, "time", clock)
     monkeypatch.setattr(progress, "time", clock)
     return clock
 
@@ -50,20 +64,54 @@ def test_each_logged_step_is_one_json_object(tmp_path, capsys):
         writer.write_step(10, METRICS, batch_size=4)
         writer.write_image(10, "comparison", np.zeros((8, 8, 3), np.uint8))
     (line,) = read_lines(tmp_path)
-    assert line == {
-        "step": 10,
-        **METRICS,
-        "images_per_second": line["images_per_second"],
-        "data_wait": 0.0,
+    assert line.items() >= {"step": 10, **METRICS, "data_wait": 0.0}.items()
+    assert {*line} - {"step", *METRICS} == {
+        "images_per_second",
+        "data_wait",
+        "time/data",
+        "time/device",
+        "time/host",
+        "time/compile",
+        "goodput",
     }
-    assert line["images_per_second"] > 0
     printed = capsys.readouterr().out
     assert "step 10/20 (50%)  loss 3.0000 = classification 1.0000 + box 2.0000  lr 0.01" in printed
     assert "images/s" in printed
     assert printed.rstrip().endswith("left")
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"loss/classification" in events.read_bytes()
-    assert b"comparison" in events.read_bytes()
+    start, scalars, image = read_events(tmp_path)
+    assert (start.step, start.session_log.status) == (1, SessionLog.START)
+    assert {value.tag: value.simple_value for value in scalars.summary.value} == pytest.approx(
+        {name: value for name, value in line.items() if name != "step"}
+    )
+    assert image.summary.value[0].tag == "comparison"
+
+
+def read_events(workdir):
+    """Return the events of the only file of TensorBoard after the first, which has its version."""
+    (file,) = (workdir / "tensorboard").iterdir()
+    content, events = file.read_bytes(), []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        events.append(Event.FromString(content[12 : 12 + length]))
+        content = content[16 + length :]
+    return events[1:]
+
+
+def test_a_killed_run_has_all_logged_lines_in_tensorboard(tmp_path):
+    code = f"""
+import os, pathlib
+import test_metrics
+writer = test_metrics.open_writer(pathlib.Path({str(tmp_path)!r}), start_step=6)
+for step in (8, 10):
+    writer.write_step(step, test_metrics.METRICS, batch_size=4)
+os._exit(9)
+"""
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 9, done.stderr
+    # TensorBoard ignores what the files of earlier starts have about steps from 7.
+    assert [event.step for event in read_events(tmp_path)] == [7, 8, 10]
+    assert [line["step"] for line in read_lines(tmp_path)] == [8, 10]
 
 
 def last_line_end(capsys):
@@ -71,12 +119,12 @@ def last_line_end(capsys):
     return capsys.readouterr().out.splitlines()[-1].partition("waiting for data  ")[2]
 
 
-def test_speed_is_images_over_the_seconds_since_the_last_line(tmp_path, clock):
-    with open_writer(tmp_path, evaluate_every=6) as writer:
+def test_speed_is_images_over_the_seconds_since_the_last_line(tmp_path, clock, observation):
+    with open_writer(tmp_path, evaluate_every=6, observation=observation) as writer:
         clock.seconds += 10
         writer.write_step(5, METRICS, batch_size=4)  # 5 steps of 4 images in 10 s
         clock.seconds += 2
-        with writer.measure_evaluation():
+        with observation.measure("evaluation"):
             clock.seconds += 40
         clock.seconds += 4
         with CLOCK.stopped():
@@ -92,22 +140,23 @@ def test_the_wait_for_the_first_batch_is_no_training_time(tmp_path, clock, capsy
         yield "first"
         yield "second"
 
-    with open_writer(tmp_path, start_step=10) as writer:
-        for step, _ in enumerate(writer.measure_idle_time(slow_batches()), 11):
+    observation = Observation()
+    with open_writer(tmp_path, start_step=10, observation=observation) as writer:
+        for step, _ in enumerate(observation.batches(slow_batches()), 11):
             clock.seconds += 3
-            writer.watch_step(SlowResult(0))
             writer.write_step(step, METRICS, batch_size=6)
             assert last_line_end(capsys) == f"0 min {3 * (20 - step)} s left"
     assert [line["images_per_second"] for line in read_lines(tmp_path)] == [2.0, 2.0]
 
 
-def test_the_time_left_contains_the_remaining_evaluations(tmp_path, clock, capsys):
+def test_the_time_left_contains_the_remaining_evaluations(tmp_path, clock, capsys, observation):
     """After steps 5, 10, 15 and 20; until one has been measured, their number is printed."""
-    with open_writer(tmp_path, start_step=3, evaluate_every=5) as writer:
+    options = {"start_step": 3, "evaluate_every": 5, "observation": observation}
+    with open_writer(tmp_path, **options) as writer:
         clock.seconds += 4
         writer.write_step(5, METRICS, batch_size=4)  # 2 s per step
         assert last_line_end(capsys) == "0 min 30 s and 4 evaluations left"
-        with writer.measure_evaluation():
+        with observation.measure("evaluation"):
             clock.seconds += 20
             with CLOCK.stopped():
                 clock.seconds += 300  # compiling
@@ -120,52 +169,22 @@ def test_the_time_left_contains_the_remaining_evaluations(tmp_path, clock, capsy
 
 
 @pytest.mark.parametrize(("every", "text"), [(None, ""), (100, " and 1 evaluation")])
-def test_a_run_may_have_one_evaluation_or_none(tmp_path, clock, capsys, every, text):
-    with open_writer(tmp_path, evaluate_every=every) as writer:
+def test_a_run_may_have_one_evaluation_or_none(tmp_path, clock, capsys, observation, every, text):
+    with open_writer(tmp_path, evaluate_every=every, observation=observation) as writer:
         clock.seconds += 5
         writer.write_step(10, METRICS, batch_size=4)
     assert last_line_end(capsys) == f"0 min 05 s{text} left"
 
 
-def test_the_time_left_is_that_of_the_latest_lines(tmp_path, clock, capsys, monkeypatch):
+def test_the_time_left_is_that_of_the_latest_lines(
+    tmp_path, clock, capsys, monkeypatch, observation
+):
     monkeypatch.setattr(metrics, "NUM_INTERVALS", 2)
-    with open_writer(tmp_path) as writer:
+    with open_writer(tmp_path, observation=observation) as writer:
         for step, seconds in ((2, 100), (4, 4), (8, 14)):
             clock.seconds += seconds
             writer.write_step(step, METRICS, batch_size=4)
     assert last_line_end(capsys) == "0 min 36 s left"  # 18 s for 6 steps, and 12 more steps
-
-
-class SlowResult:
-    """The result of a step that takes a while."""
-
-    def __init__(self, seconds):
-        self.seconds = seconds
-
-    def block_until_ready(self):
-        time.sleep(self.seconds)
-
-
-@pytest.mark.parametrize(
-    ("step_seconds", "data_seconds", "data_wait"),
-    [(0.0, 0.2, 1.0), (0.2, 0.1, 0.0), (0.1, 0.2, 0.5)],
-    ids=["only data", "a step that takes longer than its data", "half hidden"],
-)
-def test_data_wait_is_the_fraction_of_time_without_a_running_step(
-    tmp_path, step_seconds, data_seconds, data_wait
-):
-    def slow_batches():
-        yield "first"
-        for _ in range(3):
-            time.sleep(data_seconds)
-            yield "later"
-
-    with open_writer(tmp_path) as writer:
-        for _ in writer.measure_idle_time(slow_batches()):
-            writer.watch_step(SlowResult(step_seconds))
-        writer.write_step(3, METRICS, batch_size=1)
-    (line,) = read_lines(tmp_path)
-    assert line["data_wait"] == pytest.approx(data_wait, abs=0.24)
 
 
 def test_a_resumed_run_removes_the_lines_after_its_start(tmp_path):
