@@ -68,7 +68,7 @@ DAMAGES = {"flip": flip_a_bit, "truncate": truncate, "remove": pathlib.Path.unli
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_of_any_file_is_found(workdir, damage, capsys):
+def test_damage_of_any_file_is_detected(workdir, damage, capsys):
     """Then the next best checkpoint is loaded, and the damaged one only if nothing else is."""
     folder = folder_of(workdir, 2)
     names = [file.relative_to(folder) for file in files(folder)]
@@ -116,16 +116,16 @@ def test_an_earlier_checkpoint_with_another_ap_is_renamed_too(workdir, capsys):
     file.write_text('{"AP": 0.9}')
     checkpoint.recover(workdir)
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(
-        f"{file} is damaged: it has 11 bytes, 11 were written"
-    ) or line.startswith(f"{file} is damaged: its SHA-256")
+    assert line.startswith(f"{file} is damaged: 11 bytes") or line.startswith(
+        f"{file} is damaged: its SHA-256"
+    )
     assert steps(workdir) == [1, 3]
 
 
 def test_if_all_are_damaged_no_run_starts_from_the_beginning(workdir, capsys):
     for step in (1, 2, 3):
         truncate(folder_of(workdir, step) / "config" / "metadata")
-    message = "3/config/metadata is damaged: it has .* bytes, .* were written, and .* no other"
+    message = "3/config/metadata is damaged: .* bytes, and .* were written, and .* no other"
     with pytest.raises(DamagedError, match=message):
         checkpoint.recover(workdir)
     assert steps(workdir) == [1, 2, 3]  # nothing is renamed

@@ -1,4 +1,4 @@
-"""The digests of a checkpoint's files, by which damage is found before a file is used.
+"""The digests of a checkpoint's files, by which damage is detected before a file is used.
 
 The file DIGESTS is written last, when the checkpoint is known to be good: a checkpoint without it
 is incomplete. Only those that earlier versions of this package wrote are complete without it.
@@ -84,14 +84,14 @@ def verify(folder: pathlib.Path) -> bool:
 def verify_file(file: pathlib.Path, expected: Any) -> None:
     """Raise DamagedError if a file does not exist, or has another size or digest than expected."""
     try:
-        found = digest(file)
+        actual = digest(file)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DamagedError(f"{file} is missing") from None
-    if found == expected:
+    if actual == expected:
         return
     size = expected.get("size") if isinstance(expected, dict) else None
-    if found["size"] != size:
-        raise DamagedError(f"{file} is damaged: it has {found['size']} bytes, {size} were written")
+    if actual["size"] != size:
+        raise DamagedError(f"{file} is damaged: {actual['size']} bytes, and {size} were written")
     raise DamagedError(f"{file} is damaged: its SHA-256 is not the one in {DIGESTS}")
 
 
@@ -99,7 +99,7 @@ def is_complete(folder: pathlib.Path) -> bool:
     """Return whether a checkpoint has digests, or was written by a version without them."""
     if (folder / DIGESTS).exists():
         return True
-    # Earlier versions did not write to remote storage, where nothing else tells what is complete.
+    # Earlier versions did not write to remote storage, where nothing else shows what is complete.
     return not is_remote(folder) and folder.is_dir() and not _requires_digests(folder)
 
 

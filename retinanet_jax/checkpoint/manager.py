@@ -86,7 +86,7 @@ class CheckpointManager:
 
     Args:
         workdir: The working directory; its folder `checkpoints` is created if necessary. `recover`
-            has made what earlier runs left there fit to go on with.
+            has left only checkpoints of earlier runs that can be used.
         config: The run's config, stored with each checkpoint.
         categories: The dataset's categories, stored with each checkpoint.
     """

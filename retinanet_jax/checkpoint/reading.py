@@ -69,7 +69,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         try:
             return _read(folder)
         except Exception:
-            # A run that goes on may have deleted it since it was chosen, in favor of a better one.
+            # A run that is training may have deleted it meanwhile, in favor of a better one.
             if folder.exists() and integrity.is_complete(folder):
                 raise
 
@@ -109,7 +109,7 @@ def choose(path: pathlib.Path) -> pathlib.Path:
         try:
             check(folder)
         except DamagedError as error:
-            if not folder.exists():  # deleted by a run that goes on
+            if not folder.exists():  # deleted by a run that is training
                 return choose(path)
             damage.append(error)
         else:
@@ -131,7 +131,7 @@ def check(folder: pathlib.Path) -> None:
     if not integrity.verify(folder):
         with unreadable_is_damaged(folder):
             variables = _read(folder).variables
-            handler = ocp.PyTreeCheckpointHandler()
+            handler: Any = ocp.PyTreeCheckpointHandler()
             shapes = handler.metadata(folder / "training").tree
             training = _restore(folder, {"training": handler}, training=_as_numpy(shapes))
         if names := not_finite({**variables, **training["training"]}):
@@ -188,11 +188,11 @@ def _as_numpy(shapes: Any) -> ocp.args.PyTreeRestore:
 def _restore(folder: pathlib.Path, handlers: Mapping[str, Any], **items: Any) -> dict[str, Any]:
     """Return items of a checkpoint, without waiting for other hosts."""
     silence_orbax()
-    this = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+    index = jax.process_index()
+    this_host = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
     handler = ocp.CompositeCheckpointHandler(**handlers)
     with contextlib.closing(
-        ocp.Checkpointer(handler, multiprocessing_options=alone)
+        ocp.Checkpointer(handler, multiprocessing_options=this_host)
     ) as checkpointer:
         return checkpointer.restore(folder, args=ocp.args.Composite(**items))
 

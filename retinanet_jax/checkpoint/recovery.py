@@ -23,7 +23,7 @@ DAMAGED = "damaged"  # suffix of the folder of a damaged checkpoint
 
 
 def recover(workdir: pathlib.Path) -> None:
-    """Leave only checkpoints that a run can go on with; all hosts wait until this is done.
+    """Leave only checkpoints that a run can use; all hosts wait until this is done.
 
     Incomplete checkpoints are removed. Of the others the newest is checked, and if it is damaged,
     the one before. Damaged ones are renamed if an earlier one is intact.

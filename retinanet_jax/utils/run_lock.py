@@ -1,6 +1,6 @@
 """The lock of a working directory: only one run at a time may write to it.
 
-The file NAME says which process runs where and since when. On a local disk, and on shared ones that
+The file NAME contains the process, its host and its start. On a local disk, and on shared ones that
 support it, the operating system locks the file, too, and unlocks it however the process ends. On
 others a run shows that it is alive by changing the file every few seconds.
 """
@@ -38,7 +38,7 @@ class RunLock:
         self._heart = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "RunLock":
-        """Take the lock, and print whose it was if that run ended without giving it back.
+        """Take the lock, and print which run had it, if one ended without releasing it.
 
         Raises:
             BlockingIOError: If another run holds it.
@@ -102,7 +102,7 @@ class RunLock:
                     self._write(beats)
 
     def _is_alive(self, earlier: dict[str, Any]) -> bool:
-        """Return whether the run that wrote the file goes on; watch it if that is not known."""
+        """Return whether the run that wrote the file is alive; watch it if that is not known."""
         on_this_host = earlier["host"] == self._own["host"]
         if on_this_host and (self._locked or not process_exists(earlier["pid"])):
             return False

@@ -54,7 +54,7 @@ def test_a_second_run_is_refused_until_the_first_one_is_gone(tmp_path, holder, c
         assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
 
 
-def test_the_lock_is_given_back_even_if_the_run_fails(tmp_path, capsys):
+def test_the_lock_is_released_even_if_the_run_fails(tmp_path, capsys):
     for error in (RuntimeError, KeyboardInterrupt):
         with pytest.raises(error), RunLock(tmp_path):
             raise error
