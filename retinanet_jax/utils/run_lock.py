@@ -16,6 +16,7 @@ import time
 from typing import IO, Any
 
 from retinanet_jax.utils.paths import is_remote
+from retinanet_jax.utils.remote import remote_errors
 
 NAME = "run.lock"
 BEAT_SECONDS = 10  # between two changes of the file
@@ -56,7 +57,8 @@ class RunLock:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._heart.join()
-        with contextlib.suppress(OSError):  # the folder may be gone, or the disk read-only
+        # The folder may be gone, or the disk read-only.
+        with contextlib.suppress(OSError), remote_errors(self._path, "written"):
             self._path.unlink(missing_ok=True)
         if self._locked:
             self._locked.close()
@@ -84,20 +86,22 @@ class RunLock:
 
     def _read(self) -> dict[str, Any] | None:
         """Return the content of the file; None if there is none, or a run that begins or ends."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError), remote_errors(self._path, "read"):
             content = json.loads(self._path.read_text())
             return content if {"host", "pid", "since", "time"} <= content.keys() else None
         return None
 
     def _write(self, beats: int) -> None:
-        self._path.write_text(json.dumps({**self._own, "beats": beats, "time": time.time()}))
+        with remote_errors(self._path, "written"):
+            self._path.write_text(json.dumps({**self._own, "beats": beats, "time": time.time()}))
 
     def _beat(self) -> None:
         """Change the file every few seconds, in a thread."""
         beats = 0
         while not self._ended.wait(BEAT_SECONDS):
             beats += 1
-            with contextlib.suppress(OSError):  # the next checkpoint fails, too, and reports it
+            # The next checkpoint fails, too, and reports it.
+            with contextlib.suppress(OSError), remote_errors(self._path, "read"):
                 if self._path.exists():
                     self._write(beats)
 
