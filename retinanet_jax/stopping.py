@@ -47,25 +47,25 @@ class Stopping:
     Stopped, and only where a run may stop: in `check` and `launch`. A second signal ends the
     process at once. Outside the `with` statement nothing is raised.
 
+    Args:
+        joined: The hosts that stop together; None for this process only.
+
     Attributes:
-        signal: The first signal that was received; 0 if there was none.
+        signal: The first signal, of any of the hosts; 0 if there was none.
         is_ending: Whether `end` was called.
         leaves_work: Whether the signal has ended anything that the next start has to do.
         launched: The number of programs of each name that were started since `begin`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, joined: hosts.Hosts | None = None) -> None:
         self.signal = 0
+        self._hosts = joined
         self.is_ending = self.leaves_work = False
         self.launched = collections.Counter[str]()
         self._lock = threading.Lock()  # a signal arrives either before a launch or after it
         self._received = 0.0  # the time of the first signal
         self._progress: Callable[[], tuple[int, int]] | None = None
         self._earlier: dict[int, Any] = {}
-
-    @property
-    def _hosts(self) -> hosts.Hosts | None:
-        return hosts.joined()
 
     def __enter__(self) -> "Stopping":
         if threading.current_thread() is not threading.main_thread():
@@ -131,10 +131,10 @@ class Stopping:
         Args:
             name: Its name.
         """
-        if self._hosts and not self.is_ending:
-            self._hosts.agreement.launch()
         with self._lock:
-            self.check()
+            # A program that the agreement has counted must be started.
+            if not (self._hosts and self._hosts.agreement.launch()):
+                self.check()
             self.launched[name] += 1
 
     def drops_ap(self) -> bool:

@@ -1,7 +1,6 @@
 """The command `retinanet-jax train`, which `python -m retinanet_jax.main` runs too."""
 
 import contextlib
-import importlib
 import os
 import pathlib
 import sys
@@ -19,19 +18,19 @@ from retinanet_jax.cli.common import (
     define_data,
     use_data,
 )
+from retinanet_jax.cli.initial_weights import define_initial_weights, with_weights
+from retinanet_jax.cli.observe import define_profile, define_stall_seconds, watchdog
 from retinanet_jax.cli.replay import define_replay, replay_step
 from retinanet_jax.config import CONFIGS
 from retinanet_jax.config_checks import check_fields
-from retinanet_jax.stored_config import NETWORK_SECTIONS
-from retinanet_jax.training.initialization import start_from
+from retinanet_jax.stopping import Stopping
+from retinanet_jax.training.profiling import parse_profile
 from retinanet_jax.utils.files import make_writable
 from retinanet_jax.utils.paths import PACKAGES, scheme_of, to_path
 from retinanet_jax.utils.remote import local_folder
 from retinanet_jax.utils.run_lock import RunLock
-from retinanet_jax.weights import cached, named
 
 DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
-FINETUNE = CONFIGS / "finetune.py"
 MODES = ("train_and_evaluate", "train", "evaluate")
 
 
@@ -46,17 +45,7 @@ def define_run_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "configs/finetune.py. --config.FIELD=VALUE overrides a field.",
     )
     define_data(values)
-    flags.DEFINE_string(
-        "weights",
-        None,
-        "The weights that a new run starts from, instead of config.init: the name of published "
-        f"ones (detectors: {', '.join(named.DETECTORS)}; ImageNet backbones: "
-        f"{', '.join(named.BACKBONES)}), which are downloaded once; a working directory; or the "
-        "file of a detector of another library. The config is then configs/finetune.py with the "
-        "network of these weights, if no other --config is given; evaluate a run with the same "
-        "flag.",
-        flag_values=values,
-    )
+    define_initial_weights(values)
     flags.DEFINE_string(
         "workdir",
         None,
@@ -64,6 +53,7 @@ def define_run_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "gs://. Training with the same folder again resumes the run.",
         flag_values=values,
     )
+    define_stall_seconds(values)
     _define_cluster_flags(values)
 
 
@@ -121,6 +111,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "default is train_and_evaluate.",
         flag_values=values,
     )
+    define_profile(values)
     define_replay(values)
 
 
@@ -129,11 +120,16 @@ def run(values: Any, _: list[str]) -> int:
     if values.replay:
         replay_step(values)
         return 0
-    return run_mode(values, values.mode)
+    return run_mode(values, values.mode, parse_profile(values.profile))
 
 
-def run_mode(values: Any, mode: str) -> int:
-    """Join the other hosts, if there are any, and train or evaluate in `mode`, one of MODES.
+def run_mode(values: Any, mode: str, profile: range | None = None) -> int:
+    """Join the other hosts, if there are any, and train or evaluate.
+
+    Args:
+        values: The flags.
+        mode: One of MODES.
+        profile: The steps to profile; None for none.
 
     Returns:
         The exit status: 0, or 128 and the number of the signal that stopped the run.
@@ -147,7 +143,7 @@ def run_mode(values: Any, mode: str) -> int:
         process_id=values.process_id,
         timeout=values.host_timeout,
     )
-    with contextlib.ExitStack() as stack:
+    with Stopping(hosts.joined()), contextlib.ExitStack() as stack:
         if values.distributed and jax.process_index():
             # Process 0 prints for all of them; each process prints only its own errors.
             silent = stack.enter_context(open(os.devnull, "w"))
@@ -156,7 +152,9 @@ def run_mode(values: Any, mode: str) -> int:
         use_data(values, config)
         if mode == "evaluate" and values.data and values.workdir:
             use_all_images(values, config)
-        return train_or_evaluate(config, values.workdir, mode)
+        return train_or_evaluate(
+            config, values.workdir, mode, profile=profile, stall_seconds=values.stall_seconds
+        )
 
 
 def use_all_images(values: Any, config: ConfigDict) -> None:
@@ -166,42 +164,6 @@ def use_all_images(values: Any, config: ConfigDict) -> None:
     message = datasets.use_all_images(config, trained_with, set(given))
     if message:
         print(message, flush=True)
-
-
-def with_weights(values: Any) -> ConfigDict:
-    """Return the config, which starts from --weights if they are given.
-
-    Raises:
-        OSError: If there are no such weights, or they cannot be downloaded.
-        ValueError: If they require another network than that of the config, or --config.init is
-            given, too.
-    """
-    if not values.weights:
-        return values.config
-    config, flag = values.config, values["config"]
-    for field in ("init.source", "init.path"):
-        if field in config_flags.get_override_values(flag):
-            raise ValueError(f"--weights and --config.{field} both name weights; give one of them.")
-    spec = config_flags.get_config_filename(flag)
-    if flag.using_default_value or pathlib.Path(spec).absolute() == FINETUNE.absolute():
-        config = finetune_config(values.weights)
-        config.update_from_flattened_dict(config_flags.get_override_values(flag))
-    start_from(config, values.weights)
-    return config
-
-
-def finetune_config(weights: str) -> ConfigDict:
-    """Return configs/finetune.py with the network that weights require."""
-    # In a checkout the configs are next to the package, where a type checker does not look.
-    finetune = importlib.import_module("retinanet_jax.configs.finetune")
-    config, name = finetune.base_config(), cached.name_of(weights)
-    if name:
-        finetune.start_from_name(config, name)
-    else:
-        trained_with = checkpoint.best_config(cached.checkpoint_folder(weights))
-        network = {section: trained_with[section].to_dict() for section in NETWORK_SECTIONS}
-        finetune.start_from_detector(config, weights, network)
-    return config.lock()
 
 
 def join_hosts(
@@ -244,13 +206,22 @@ def join_hosts(
         ) from None
 
 
-def train_or_evaluate(config: ConfigDict, workdir: str | None, mode: str) -> int:
+def train_or_evaluate(
+    config: ConfigDict,
+    workdir: str | None,
+    mode: str,
+    *,
+    profile: range | None,
+    stall_seconds: float,
+) -> int:
     """Check what can be checked early, then train or evaluate.
 
     Args:
         config: The config, locked or not.
         workdir: The run's folder.
         mode: One of MODES.
+        profile: The steps to profile; None for none.
+        stall_seconds: As in `Watchdog`.
 
     Returns:
         The exit status.
@@ -270,14 +241,19 @@ def train_or_evaluate(config: ConfigDict, workdir: str | None, mode: str) -> int
     if mode == "evaluate":
         from retinanet_jax.evaluation.evaluator import evaluate
 
-        evaluate(config, folder)
+        with watchdog(folder, stall_seconds):
+            evaluate(config, folder)
         return 0
     from retinanet_jax.training.loop import train
     from retinanet_jax.training.metrics import check_metrics
+    from retinanet_jax.training.observation import process_age
 
     check_metrics(folder)
-    with RunLock(folder) if jax.process_index() == 0 else contextlib.nullcontext():
-        signal = train(config, folder, evaluates=mode == MODES[0])
+    lock = RunLock(folder) if jax.process_index() == 0 else contextlib.nullcontext()
+    with lock, watchdog(folder, stall_seconds):
+        signal = train(
+            config, folder, evaluates=mode == MODES[0], profile=profile, age=process_age()
+        )
     if signal:
         print("stopped; the same command resumes from the newest checkpoint", file=sys.stderr)
         return 128 + signal

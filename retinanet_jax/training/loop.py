@@ -24,18 +24,28 @@ from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.training.objective import normalizer_shape
 from retinanet_jax.training.observation import Observation
 from retinanet_jax.training.optimizer import make_optimizer, scaled_learning_rate
+from retinanet_jax.training.profiling import Profiler, check_profile
 from retinanet_jax.training.step import TrainState, jit_train_step
 from retinanet_jax.training.steps import StepLoop
 from retinanet_jax.training.tripwire import Examiner, Tripwire
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> int:
+def train(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    evaluates: bool,
+    profile: range | None = None,
+    age: float = 0.0,
+) -> int:
     """Train to config.total_steps, from the newest checkpoint in `workdir` if there is one.
 
     Args:
         config: The run's config.
         workdir: The run's working directory, for checkpoints, metrics and evaluations.
         evaluates: Whether to evaluate on config.data.eval every config.evaluate_every steps.
+        profile: The steps to profile, numbered as in the log; None for none.
+        age: The seconds that have passed since the program was started.
 
     Returns:
         The signal that stopped the run; 0 if all steps are done.
@@ -45,12 +55,13 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> int:
             or all checkpoints are damaged.
         FloatingPointError: If the loss or its gradient is not finite.
     """
-    observation = Observation()
+    observation = Observation(Profiler(workdir, profile), age)
     check_intervals(config)
     recover(workdir)
     # A run that ended before its last AP was known is not done.
     if not (evaluates and records.has_work_left(workdir)):
         check_steps_left(config, workdir)
+    check_profile(profile, newest_step(workdir), config.total_steps)
     optimizer = make_optimizer(config)
     normalizer_shape(config)  # raises now if the batch cannot be split into groups
     if evaluates:
@@ -62,6 +73,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, evaluates: bool) -> int:
     plan = input_pipeline.train_plan(config, train_data)
     model = build_model(config, len(train_data.categories))
     with (
+        observation,
         Stopping(hosts.joined()) as stopping,
         CheckpointManager(workdir, config, train_data.categories) as checkpoints,
         start_compiler() as compiler,
