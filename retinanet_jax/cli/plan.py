@@ -17,7 +17,7 @@ from retinanet_jax.planning import report
 from retinanet_jax.planning.largest_batch import LargestBatch, find_largest_batch
 from retinanet_jax.planning.programs import BATCH_FIELDS, Program, Workload
 from retinanet_jax.planning.topologies import Topology, find_topology, make_devices
-from retinanet_jax.utils.files import check_absent, write_json
+from retinanet_jax.utils.files import check_absent, make_writable, write_json
 
 Bucket = tuple[int, int]
 
@@ -83,15 +83,14 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 def run(values: Any, _: list[str]) -> None:
     """Compile for each bucket, and print what each program needs."""
     require(values, topology="v5e-16")
-    config, output = values.config, None
+    config, topology = values.config, find_topology(values.topology)
     check_fields(config)
-    if values.output:
-        output = output_path(values.output)
-        check_absent(output, "file")
-        output.parent.mkdir(parents=True, exist_ok=True)
-    topology = find_topology(values.topology)
     buckets = parse_buckets(values.buckets, config)
     workload = make_workload(values, config, topology, buckets)
+    output = output_path(values.output) if values.output else None
+    if output:  # minutes before it is written
+        check_absent(output, "file")
+        make_writable(output.parent)
     # A program from jax's cache would have no compile time.
     jax.config.update("jax_enable_compilation_cache", False)
     print_summary(workload, topology)

@@ -243,6 +243,7 @@ def make_devices(topology: Topology) -> list[Any]:
             f"`pip install 'retinanet_jax[{extra}]'`. No {platform.upper()} device is needed."
         )
     os.environ.update(TPU_ENVIRONMENT if platform == "tpu" else {})
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA prints that it compiles slowly
     jax.config.update("jax_platforms", "cpu")  # whatever devices this machine has
     try:
         return list(topologies.get_topology_desc(**topology.arguments).devices)

@@ -8,7 +8,7 @@ import pytest
 from retinanet_jax import sharding
 from retinanet_jax.__main__ import main
 from retinanet_jax.planning import report, topologies
-from retinanet_jax.planning.programs import Program, Workload
+from retinanet_jax.planning.programs import Program, Workload, train_state_shapes, tree_bytes
 from retinanet_jax.planning.topologies import GIB, find_topology
 
 TINY = "--config=configs/r50_fpn.py:tiny"
@@ -45,6 +45,7 @@ def test_a_mistake_is_named_before_anything_is_compiled(error_line, arguments, m
     assert message in error_line("plan", TINY, *arguments)
 
 
+@pytest.mark.usefixtures("virtual_devices")
 def test_an_existing_output_is_not_overwritten(error_line, tmp_path):
     path = tmp_path / "plan.json"
     path.write_text("mine")
@@ -136,3 +137,19 @@ def test_everything_that_was_computed_is_written(mode, tmp_path):
     assert written["largest_batch"]["batch_size"] > 4
     assert ("detections" in compiled["costs"]["groups"]) == (mode == "predict")
     assert written["config"]["data"]["batch_size"] == 4
+
+
+@pytest.mark.slow
+def test_a_sharded_optimizer_needs_less_memory(toy_config):
+    """With the compiler for CPUs: of four parts of the optimizer's state a device has one."""
+    mesh = sharding.make_mesh(1, devices=jax.devices()[:4])
+
+    def bytes_of_arguments(*, is_sharded):
+        toy_config.shard_optimizer = is_sharded
+        workload = Workload(toy_config, "train", mesh, 3, 8, {})
+        return workload.compile((64, 64), 4).memory["arguments"]
+
+    state = tree_bytes(train_state_shapes(toy_config, 3).opt_state)
+    saved = bytes_of_arguments(is_sharded=False) - bytes_of_arguments(is_sharded=True)
+    # Small arrays have no side that four devices can split.
+    assert saved == pytest.approx(0.75 * state, rel=0.1)
