@@ -19,7 +19,7 @@ from retinanet_jax.cli.common import (
     use_data,
 )
 from retinanet_jax.cli.initial_weights import define_initial_weights, with_weights
-from retinanet_jax.cli.observe import define_profile, define_stall_seconds, watchdog
+from retinanet_jax.cli.observe import STALL_SECONDS, define_profile, define_stall_seconds, watchdog
 from retinanet_jax.cli.replay import define_replay, replay_step
 from retinanet_jax.config import CONFIGS
 from retinanet_jax.config_checks import check_fields
@@ -211,8 +211,8 @@ def train_or_evaluate(
     workdir: str | None,
     mode: str,
     *,
-    profile: range | None,
-    stall_seconds: float,
+    profile: range | None = None,
+    stall_seconds: float = STALL_SECONDS,
 ) -> int:
     """Check what can be checked early, then train or evaluate.
 

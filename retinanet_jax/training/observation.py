@@ -2,12 +2,16 @@
 
 import collections
 import contextlib
+import os
+import pathlib
+import time
 from collections.abc import Iterable, Iterator
 from concurrent import futures
 from typing import NamedTuple, TypeVar
 
 import jax
 
+from retinanet_jax.training.profiling import Profiler
 from retinanet_jax.utils.progress import ACTIVITY, CLOCK, Phase, format_duration
 from retinanet_jax.utils.threads import DaemonThreads
 
@@ -34,7 +38,9 @@ class Times(NamedTuple):
 
 
 class Observation:
-    """Measures what the wall time of a run is spent on.
+    """Measures what the wall time of a run is spent on, and prints it at the end.
+
+    It is printed at the end of a `with` statement, in which the run was started and ended.
 
     At any time it is spent on one of
 
@@ -51,13 +57,15 @@ class Observation:
     several hosts, it includes the wait for the other ones.
 
     Args:
+        profiler: Records a profile of some steps.
         age: The seconds that have passed since the program was started.
 
     Attributes:
         evaluation_seconds: How long the latest evaluation took; None before the first one.
     """
 
-    def __init__(self, age: float = 0.0) -> None:
+    def __init__(self, profiler: Profiler, age: float = 0.0) -> None:
+        self._profiler = profiler
         self._seconds = collections.Counter[str](start=age)
         self._doing, self._mark = "start", CLOCK.now()
         self._compiled_before = CLOCK.stopped_seconds()
@@ -67,6 +75,15 @@ class Observation:
         self._step_end: futures.Future[float] | None = None  # when the latest step ends
         self._taken = Times()  # the times at the latest `take_times`
         self.evaluation_seconds: float | None = None
+
+    def __enter__(self) -> "Observation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._profiler.close()
+        self._watcher.close()
+        if self._step_end is not None:
+            print(self.summary(), flush=True)
 
     def batches(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield the batches of the steps, and measure how long the devices wait for each."""
@@ -86,17 +103,25 @@ class Observation:
             self._charge()
             self._doing = "end"
 
-    def start_step(self, step: int) -> None:
-        """Record that a batch is about to be passed to the devices.
+    @contextlib.contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Measure a step, which is started inside a `with` statement, from its batch on.
 
         Args:
             step: Number of steps done after the step of the batch.
         """
         ACTIVITY.begin(Phase(f"training step {step}"))
         self._step_start = CLOCK.now()
+        with self._profiler.step(step):
+            yield
 
-    def watch_step(self, result: jax.Array) -> None:
-        """Record when the step that was just started ends, that is, when `result` is ready."""
+    def watch_step(self, step: int, result: jax.Array) -> None:
+        """Record when the step that was just started ends.
+
+        Args:
+            step: Number of steps done after it.
+            result: An array that is ready when it ends.
+        """
         start, earlier = self._step_start, self._step_end
 
         def wait_for_end() -> float:
@@ -106,6 +131,7 @@ class Observation:
             return end
 
         self._step_end = self._watcher.submit(wait_for_end)
+        self._profiler.finish_step(step, result)
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
@@ -166,6 +192,16 @@ class Observation:
         self._seconds[self._doing] += now - self._mark
         self._mark = now
         return now
+
+
+def process_age() -> float:
+    """Return for how many seconds this process has run; 0 where that is unknown."""
+    try:
+        fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        booted = time.clock_gettime(time.CLOCK_BOOTTIME)
+        return booted - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (AttributeError, OSError):  # not on Linux
+        return 0.0
 
 
 def device_memory() -> dict[str, float]:

@@ -71,8 +71,8 @@ class StepLoop:
             if self._evaluations:
                 self._evaluations.resume(state.variables, step)
             for batch in self._observation.batches(host_batches):
-                self._observation.start_step(step + 1)
-                state, metrics = self._step(state, batch)
+                with self._observation.step(step + 1):
+                    state, metrics = self._step(state, batch)
                 step += 1
                 self._after_step(step, batch, state, metrics)
                 if self._evaluations and self._evaluates_after(step):
@@ -104,7 +104,7 @@ class StepLoop:
         self, step: int, host_batch: Batch, state: TrainState, metrics: dict[str, Array]
     ) -> None:
         """Check the earlier steps, and log this one if it is due."""
-        self._observation.watch_step(metrics["loss"])
+        self._observation.watch_step(step, metrics["loss"])
         self._tripwire.watch(step, host_batch, state, metrics)
         self._confirm()
         if self._is_due("log_every", step):

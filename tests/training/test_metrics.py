@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import struct
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from retinanet_jax.training import metrics
 from retinanet_jax.training.observation import Observation
+from retinanet_jax.training.profiling import Profiler
 from retinanet_jax.utils import progress
 from retinanet_jax.utils.progress import CLOCK
 
@@ -26,10 +28,14 @@ METRICS = {
 }
 
 
+def observe():
+    return Observation(Profiler(pathlib.Path("unused"), None))
+
+
 def open_writer(workdir, start_step=0, writes=True, evaluate_every=None, observation=None):
     return metrics.MetricWriter(
         workdir,
-        observation or Observation(),
+        observation or observe(),
         start_step=start_step,
         total_steps=20,
         evaluate_every=evaluate_every,
@@ -40,10 +46,11 @@ def open_writer(workdir, start_step=0, writes=True, evaluate_every=None, observa
 @pytest.fixture
 def observation(clock):
     """Return the observation of a run that has just begun to train."""
-    observation = Observation()
+    observation = observe()
     batches = observation.batches(["first"])
     next(batches)
     yield observation
+    batches.close()
 
 
 @pytest.fixture
@@ -140,7 +147,7 @@ def test_the_wait_for_the_first_batch_is_no_training_time(tmp_path, clock, capsy
         yield "first"
         yield "second"
 
-    observation = Observation()
+    observation = observe()
     with open_writer(tmp_path, start_step=10, observation=observation) as writer:
         for step, _ in enumerate(observation.batches(slow_batches()), 11):
             clock.seconds += 3

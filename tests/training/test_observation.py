@@ -1,5 +1,6 @@
 """What a run measures of itself: the parts of its wall time sum up to it."""
 
+import pathlib
 import threading
 import types
 
@@ -8,6 +9,7 @@ import pytest
 
 from retinanet_jax.training import observation as module
 from retinanet_jax.training.observation import Observation
+from retinanet_jax.training.profiling import Profiler
 from retinanet_jax.utils import progress
 from retinanet_jax.utils.progress import ACTIVITY, CLOCK
 
@@ -21,13 +23,18 @@ def clock(monkeypatch):
     return clock
 
 
+def observe(**options):
+    return Observation(Profiler(pathlib.Path("unused"), None), **options)
+
+
 class Step:
     """A step on the devices, which ends when the test lets it end."""
 
     def __init__(self, observation, number):
         self._ended, self._observation = threading.Event(), observation
-        observation.start_step(number)
-        observation.watch_step(self)
+        with observation.step(number):
+            pass
+        observation.watch_step(number, self)
 
     def block_until_ready(self):
         assert self._ended.wait(10)
@@ -39,7 +46,7 @@ class Step:
 
 def test_a_step_is_split_into_data_device_and_host(clock):
     """Two steps: 2 s on the host, 3 s and 1 s on the devices, 4 s without a batch."""
-    observation = Observation()
+    observation = observe()
 
     def slow_batches():
         clock.seconds += 50  # the loader starts
@@ -59,7 +66,7 @@ def test_a_step_is_split_into_data_device_and_host(clock):
 
 
 def test_data_that_arrives_while_a_step_runs_costs_nothing(clock):
-    observation = Observation()
+    observation = observe()
 
     def slow_batches():
         yield "first"
@@ -76,22 +83,21 @@ def test_data_that_arrives_while_a_step_runs_costs_nothing(clock):
 
 
 def test_a_step_that_waits_for_the_one_before_it_is_not_counted_twice(clock):
-    observation = Observation()
+    observation = observe()
     batches = observation.batches(["first", "second"])
     next(batches)
     first = Step(observation, 1)
     next(batches)
     clock.seconds += 5
     first.end()
-    observation.start_step(2)
-    clock.seconds += 2
-    second = types.SimpleNamespace(block_until_ready=lambda: None)
-    observation.watch_step(second)
+    with observation.step(2):
+        clock.seconds += 2
+    observation.watch_step(2, types.SimpleNamespace(block_until_ready=lambda: None))
     assert observation.take_times().device == 7
 
 
 def test_goodput_is_the_fraction_of_the_wall_time_that_trained(clock):
-    observation = Observation(age=6.0)  # imports
+    observation = observe(age=6.0)  # imports
     clock.seconds += 4
 
     def batches():
@@ -117,7 +123,7 @@ def test_goodput_is_the_fraction_of_the_wall_time_that_trained(clock):
 
 
 def test_a_stopped_run_has_a_summary(clock):
-    observation = Observation()
+    observation = observe()
     batches = observation.batches(iter(["first", "second"]))
     next(batches)
     clock.seconds += 1
@@ -132,9 +138,9 @@ def test_memory_is_that_of_the_fullest_device(monkeypatch):
         return types.SimpleNamespace(memory_stats=lambda: statistics)
 
     monkeypatch.setattr(jax, "local_devices", lambda: [device(2**30), device(3 * 2**30)])
-    totals = Observation().totals()
+    totals = observe().totals()
     assert (totals["memory/peak"], totals["memory/limit"]) == (3 * 2**30, 2**33)
-    assert Observation().summary().endswith("; device memory at most 3.0 of 8.0 GiB")
+    assert observe().summary().endswith("; device memory at most 3.0 of 8.0 GiB")
 
 
 def test_a_cpu_reports_no_memory():

@@ -6,7 +6,7 @@ import pytest
 
 from retinanet_jax import checkpoint
 from retinanet_jax import config as config_module
-from retinanet_jax.cli.train import finetune_config
+from retinanet_jax.cli.initial_weights import finetune_config
 from retinanet_jax.config import load_config
 from retinanet_jax.models import ARCHITECTURES
 from retinanet_jax.stored_config import differences, network_differences

@@ -11,6 +11,7 @@ from absl import flags
 
 from retinanet_jax import checkpoint, stored_config, weights
 from retinanet_jax.cli.common import resolve_config
+from retinanet_jax.cli.initial_weights import with_weights
 from retinanet_jax.config import default_config, flatten, load_config
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
@@ -92,7 +93,6 @@ def test_predict_and_fine_tuning_have_the_folder(tmp_path):
 @pytest.mark.parametrize("source", list(PRESETS))
 def test_fine_tuning_uses_all_arrays_of_the_import(source, tmp_path):
     """As printed, whatever the imported network and its anchors are."""
-    train_command = importlib.import_module("retinanet_jax.cli.train")
     for index, changes in enumerate(CHANGES.values()):
         example = imported(source, changes, tmp_path / str(index))
         config, count = example.checkpoint.config, len(COCO_CATEGORIES)
@@ -100,7 +100,7 @@ def test_fine_tuning_uses_all_arrays_of_the_import(source, tmp_path):
         variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
         checkpoint.write_imported(tmp_path / str(index), variables, config, COCO_CATEGORIES)
         _, values = parsed(convert.next_commands(example)[2])
-        finetune = train_command.with_weights(values)
+        finetune = with_weights(values)
         assert finetune.init.path == str(tmp_path / str(index))
         trained = checkpoint.load(tmp_path / str(index))
         fine_tuned = jax.eval_shape(lambda c=finetune, count=count: initialize(c, count, 0))

@@ -47,7 +47,11 @@ def config_of(monkeypatch):
 
     def config_of(*flags, command=train.COMMAND):
         given = []
-        monkeypatch.setattr(train, "train_or_evaluate", lambda *arguments: given.append(arguments))
+
+        def record(*arguments, **_):
+            given.append(arguments)
+
+        monkeypatch.setattr(train, "train_or_evaluate", record)
         run_command(command, ["program", "--workdir=run", *flags])
         return given[0][0]
 
