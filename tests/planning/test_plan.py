@@ -151,5 +151,5 @@ def test_a_sharded_optimizer_needs_less_memory(toy_config):
 
     state = tree_bytes(train_state_shapes(toy_config, 3).opt_state)
     saved = bytes_of_arguments(is_sharded=False) - bytes_of_arguments(is_sharded=True)
-    # Small arrays have no side that four devices can split.
-    assert saved == pytest.approx(0.75 * state, rel=0.1)
+    # Three quarters, but for arrays with no side that four devices can split: in this toy, many.
+    assert 0.5 * state < saved <= 0.75 * state
