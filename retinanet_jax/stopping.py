@@ -5,14 +5,17 @@ for a device or for a file. Here a thread answers each signal at once.
 """
 
 import collections
+import contextlib
+import io
+import os
 import signal
 import socket
 import sys
 import threading
 import time
 import types
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TextIO
 
 from retinanet_jax import hosts
 from retinanet_jax.utils.ending import in_seconds, leave, say
@@ -64,6 +67,7 @@ class Stopping:
         self.launched = collections.Counter[str]()
         self._lock = threading.Lock()  # a signal arrives either before a launch or after it
         self._received = 0.0  # the time of the first signal
+        self._asked = 0.0  # when the wait for data has seen it
         self._progress: Callable[[], tuple[int, int]] | None = None
         self._earlier: dict[int, Any] = {}
 
@@ -124,6 +128,23 @@ class Stopping:
                 return
             self.leaves_work = True
             raise Stopped if self._progress else Interrupted(self.signal)
+
+    def check_data(self) -> None:
+        """Do as `check` while the data of the next program is awaited.
+
+        Raises:
+            OSError: If other hosts have started that program and wait, and after a signal the data
+                does not arrive for as long as a host may be silent.
+        """
+        self.check()
+        if self.is_asked and self._hosts and not self.is_ending:
+            self._asked = self._asked or time.monotonic()
+            if time.monotonic() - self._asked > self._hosts.timeout:
+                raise OSError(
+                    "the data of the next step, which other hosts have started, has not arrived "
+                    f"for {self._hosts.timeout:g} s after the signal; the steps after the newest "
+                    "checkpoint are lost."
+                )
 
     def launch(self, name: str) -> None:
         """Raise as `check` does, or count the program that the caller then starts on the devices.
@@ -194,6 +215,37 @@ class Stopping:
             return NOT_TO_SAVE
         step, saved = self._progress()
         return f"steps {saved + 1} to {step} are not saved" if step > saved else "all is saved"
+
+
+class RunOutput(io.TextIOBase):
+    """A text stream that turns the end of its reader into SIGHUP, so that a run saves its steps.
+
+    Args:
+        stream: The output of the process.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, if there is a reader."""
+        with self._hanging_up():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream, if there is a reader."""
+        with self._hanging_up():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _hanging_up(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            # Python would fail again when it flushes the stream at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            os.kill(os.getpid(), signal.SIGHUP)
 
 
 def status_of(interruption: KeyboardInterrupt) -> int:

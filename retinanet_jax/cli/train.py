@@ -23,7 +23,7 @@ from retinanet_jax.cli.observe import STALL_SECONDS, define_profile, define_stal
 from retinanet_jax.cli.replay import define_replay, replay_step
 from retinanet_jax.config import CONFIGS
 from retinanet_jax.config_checks import check_fields
-from retinanet_jax.stopping import Stopping
+from retinanet_jax.stopping import RunOutput, Stopping
 from retinanet_jax.training.profiling import parse_profile
 from retinanet_jax.utils.files import make_writable
 from retinanet_jax.utils.paths import PACKAGES, scheme_of, to_path
@@ -148,6 +148,8 @@ def run_mode(values: Any, mode: str, profile: range | None = None) -> int:
             # Process 0 prints for all of them; each process prints only its own errors.
             silent = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silent))
+        else:
+            stack.enter_context(contextlib.redirect_stdout(RunOutput(sys.stdout)))
         config = with_weights(values)
         use_data(values, config)
         if mode == "evaluate" and values.data and values.workdir:

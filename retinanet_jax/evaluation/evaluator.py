@@ -146,7 +146,7 @@ class Evaluator:
         steps = range(self._plan.num_batches)
         self._detect.prepare(variables, batch_shapes(self.source, self._plan, steps))
         host_batches = input_pipeline.host_batches(
-            self._config, self.source, self._plan, steps, self._stopping.check
+            self._config, self.source, self._plan, steps, self._stopping.check_data
         )
         for host_batch in host_batches:
             yield self._detect(variables, sharding.put_batch(host_batch, shardings))

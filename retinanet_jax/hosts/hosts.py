@@ -34,12 +34,13 @@ class Hosts:
     Attributes:
         agreement: The point at which all hosts stop after a signal.
         is_first: Whether this is process 0, which prints for all.
+        timeout: As the argument.
     """
 
     def __init__(self, store: Store, index: int, count: int, timeout: float) -> None:
         self.agreement = StopAgreement(store, index, count)
         self.is_first = index == 0
-        self._store, self._index, self._count, self._timeout = store, index, count, timeout
+        self._store, self._index, self._count, self.timeout = store, index, count, timeout
         self._names = {index: socket.gethostname()}
         self._beats: dict[int, tuple[str, float]] = {}  # the latest sign of life, and when it came
         self._contact = time.monotonic()  # when the store has answered
@@ -65,7 +66,7 @@ class Hosts:
         """
         # The devices of all hosts fail if one is lost, which is known after the timeout.
         is_of_devices = type(error).__name__ == "JaxRuntimeError"
-        time.sleep(self._timeout + MAX_BEAT_SECONDS if is_of_devices else 2 * POLL_SECONDS)
+        time.sleep(self.timeout + MAX_BEAT_SECONDS if is_of_devices else 2 * POLL_SECONDS)
         self._is_ending.set()
         if isinstance(error, Exception):
             traceback.print_exception(error)
@@ -131,17 +132,17 @@ class Hosts:
 
     @property
     def _beat_seconds(self) -> float:
-        return min(MAX_BEAT_SECONDS, self._timeout / 5)
+        return min(MAX_BEAT_SECONDS, self.timeout / 5)
 
     def _watch_store(self) -> None:
         """Notice that process 0 does not answer, in a thread."""
         while not self._is_ending.wait(POLL_SECONDS):
-            if time.monotonic() - self._contact > self._timeout:
+            if time.monotonic() - self._contact > self.timeout:
                 self._end_because(0, self._silence)
 
     @property
     def _silence(self) -> str:
-        return f"is lost: it has not answered for {self._timeout:g} s (--host_timeout)"
+        return f"is lost: it has not answered for {self.timeout:g} s (--host_timeout)"
 
     def _find_lost(self, alive: Mapping[str, str]) -> None:
         """End this process if a host has given no sign of life for too long."""
@@ -150,7 +151,7 @@ class Hosts:
             self._names[index] = text.partition(" ")[2]
             if self._beats.get(index, ("", 0))[0] != text:
                 self._beats[index] = text, now
-            elif now - self._beats[index][1] > self._timeout:
+            elif now - self._beats[index][1] > self.timeout:
                 self._store.set(f"news/failed-{index}", self._silence)
                 self._end_because(index, self._silence)
 

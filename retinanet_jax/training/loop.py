@@ -115,7 +115,9 @@ def train(
                 tripwire,
                 stopping,
             )
-            batches = input_pipeline.host_batches(config, train_data, plan, steps, stopping.check)
+            batches = input_pipeline.host_batches(
+                config, train_data, plan, steps, stopping.check_data
+            )
             loop.run(state, batches)
     return stopping.signal if stopping.leaves_work else 0
 

@@ -1,0 +1,254 @@
+"""Signals: a run says at once what it does, saves all its steps, and the same command goes on."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from retinanet_jax import checkpoint, stopping
+from retinanet_jax.stopping import Interrupted, RunOutput, Stopped, Stopping
+
+# ---- the class
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What is said, and how the process would have ended."""
+    said = []
+    monkeypatch.setattr(stopping, "say", said.append)
+    monkeypatch.setattr(stopping, "leave", lambda status: said.append(status))
+    monkeypatch.setattr(stopping, "in_seconds", lambda *_: None)
+    return said
+
+
+def send(number: int) -> None:
+    """Send a signal to this process, and give its thread time to answer."""
+    os.kill(os.getpid(), number)
+    time.sleep(0.05)
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+def test_before_the_first_step_a_signal_interrupts_the_main_thread(said, number):
+    with Stopping() as caught:
+        with pytest.raises(Interrupted) as error:
+            send(number)
+        until(lambda: said)
+    assert error.value.signal == caught.signal == number
+    assert stopping.status_of(error.value) == 128 + number
+    assert said == [f"received {signal.Signals(number).name}: stopping; there is nothing to save"]
+
+
+def test_during_the_steps_a_signal_stops_the_run_before_the_next_program(said):
+    with Stopping() as caught:
+        caught.begin(lambda: (caught.launched["training"], 0))
+        caught.launch("training")
+        send(signal.SIGTERM)
+        until(lambda: caught.signal)
+        with pytest.raises(Stopped):
+            caught.launch("training")
+        with pytest.raises(Stopped):
+            caught.check()
+        caught.end()
+        caught.launch("training")  # the step that confirms the last checkpoint
+    assert said == ["received SIGTERM: stopping after step 1, saving"]
+    assert caught.leaves_work
+
+
+def test_a_signal_after_the_last_step_leaves_no_work(said):
+    with Stopping() as caught:
+        caught.begin(lambda: (8, 8))
+        caught.end()
+        send(signal.SIGTERM)
+        until(lambda: said)
+        caught.check()
+    assert not caught.leaves_work
+    assert caught.drops_ap()  # unless an AP is not known yet
+    assert caught.leaves_work
+
+
+def test_a_second_signal_ends_the_process_at_once_and_names_what_is_lost(said):
+    with Stopping() as caught:
+        caught.begin(lambda: (57, 40))
+        send(signal.SIGTERM)
+        time.sleep(stopping.SECONDS_OF_ONE_SIGNAL)
+        send(signal.SIGHUP)  # some supervisors send it after SIGTERM
+        send(signal.SIGINT)
+        until(lambda: len(said) == 3)
+    assert said[1:] == [
+        "received a second signal, SIGINT: ended at once; steps 41 to 57 are not saved",
+        130,
+    ]
+
+
+def test_a_signal_is_answered_while_the_main_thread_waits_in_c(said):
+    with Stopping() as caught:
+        caught.begin(lambda: (3, 0))
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        lock = np.zeros(1)  # any call into C that lasts
+        deadline = time.monotonic() + 20
+        while not said and time.monotonic() < deadline:
+            lock.sort()
+    assert said == ["received SIGTERM: stopping after step 3, saving"]
+
+
+def test_the_handlers_of_a_program_are_restored():
+    before = [signal.getsignal(number) for number in stopping.SIGNALS]
+    with Stopping():
+        assert signal.getsignal(signal.SIGHUP) != before[2]
+    assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
+
+
+def test_an_ignored_signal_stays_ignored(said):
+    """Under nohup, SIGHUP is."""
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stopping() as caught:
+            send(signal.SIGHUP)
+        assert not caught.signal
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
+
+
+def test_the_end_of_the_reader_of_the_output_is_a_signal(said):
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream, Stopping() as caught:
+        caught.begin(lambda: (3, 0))
+        output = RunOutput(stream)
+        print("one", file=output, flush=True)
+        os.close(reader)
+        print("two", file=output, flush=True)
+        print("three", file=output, flush=True)
+        until(lambda: said)
+    assert said == ["received SIGHUP: stopping after step 3, saving"]
+
+
+# ---- processes
+
+PROMPT = 30.0  # seconds, of a machine that does other work too
+
+
+@pytest.fixture
+def workdir(tiny_run, tmp_path) -> pathlib.Path:
+    """A working directory that finds what has been compiled."""
+    workdir = tmp_path / "signaled"
+    workdir.mkdir()
+    shutil.copytree(tiny_run.workdir / "compilation_cache", workdir / "compilation_cache")
+    return workdir
+
+
+def stop_at(process: subprocess.Popen, text: str, *signals: int) -> tuple[int, str, float]:
+    """Send signals when a line has a text; return the status, stderr and the seconds until it."""
+    try:
+        assert any(text in line for line in process.stdout), process.stderr.read()
+        started = time.monotonic()
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.2)
+        _, stderr = process.communicate(timeout=120)
+        return process.returncode, stderr, time.monotonic() - started
+    finally:
+        process.kill()
+
+
+def assert_equal_runs(workdir: pathlib.Path, other: pathlib.Path) -> None:
+    first, second = (checkpoint.load(w / "checkpoints" / "8").variables for w in (workdir, other))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    for name in ("4.json", "8.json"):
+        ours, theirs = (json.loads((w / "eval" / name).read_text()) for w in (workdir, other))
+        assert ours == theirs, name
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_again_and_again_loses_no_step(tiny_run, program, workdir):
+    """In a step, in an evaluation that is compiled or computed, and at the end."""
+    command = ("main", *tiny_run.arguments, f"--workdir={workdir}")
+    moments = {
+        "compiling training": (signal.SIGINT, None),
+        "step 2/8": (signal.SIGTERM, None),
+        "step 3/8": (signal.SIGHUP, None),
+        "compiling evaluation": (signal.SIGTERM, 4),
+        "step 8/8": (signal.SIGINT, 8),
+    }
+    for text, (number, saved) in moments.items():
+        before = checkpoint.newest_step(workdir)
+        status, stderr, seconds = stop_at(program.start(*command), text, number)
+        assert status == 128 + number, stderr
+        first, last = stderr.splitlines()
+        assert first.startswith(f"received {signal.Signals(number).name}: stopping"), stderr
+        assert last == "stopped; the same command resumes from the newest checkpoint"
+        assert seconds < PROMPT
+        after = checkpoint.newest_step(workdir)
+        if "after step" in first:
+            assert first.endswith(f"stopping after step {after}, saving")
+        assert after > before or text == "compiling training"
+        assert saved in (None, after)
+    status, _, stderr = program.run(*command)
+    assert status == 0, stderr
+    assert_equal_runs(workdir, tiny_run.workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", ["tf", "numpy"])
+def test_a_run_whose_data_hangs_saves_its_steps(tiny_run, program, workdir, loader):
+    """A read that never returns, as from a server that is gone, can be stopped."""
+    folder = tiny_run.workdir / "data" / "shapes-1"
+    data = workdir / "data" / "copy"
+    shutil.copytree(folder, data)
+    image = sorted((data / "images").iterdir())[3]
+    image.unlink()
+    os.mkfifo(image)
+    process = program.start(
+        "main",
+        *tiny_run.arguments,
+        "--mode=train",
+        "--config.data.train.source=coco",
+        f"--config.data.train.annotations={data / 'instances.json'}",
+        f"--config.data.train.images={data / 'images'}",
+        "--config.data.prefetch=1",
+        "--config.data.threads=1",
+        f"--config.data.loader={loader}",
+        f"--workdir={workdir}",
+    )
+    status, stderr, seconds = stop_at(process, "waiting for data", signal.SIGTERM)
+    assert status == 143, stderr
+    assert seconds < PROMPT
+
+
+@pytest.mark.slow
+def test_a_second_signal_does_not_wait_for_the_save(tiny_run, program, workdir):
+    process = program.start("main", *tiny_run.arguments, f"--workdir={workdir}")
+    status, stderr, seconds = stop_at(process, "step 3/8", signal.SIGINT, signal.SIGINT)
+    assert status == 130
+    assert "received a second signal, SIGINT: ended at once; " in stderr
+    assert seconds < PROMPT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_evaluation_ends_in_one_line(tiny_run, program, number):
+    before = sorted((tiny_run.workdir / "eval").rglob("*"))
+    command = ("evaluate", *tiny_run.arguments, f"--workdir={tiny_run.workdir}")
+    status, stderr, seconds = stop_at(program.start(*command), "compiling", number)
+    assert status == 128 + number
+    assert stderr.splitlines() == [
+        f"received {number.name}: stopping; there is nothing to save",
+        "stopped",
+    ]
+    assert seconds < PROMPT
+    assert sorted((tiny_run.workdir / "eval").rglob("*")) == before
