@@ -3,7 +3,9 @@
 import json
 import pathlib
 import re
+import shutil
 import socket
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -21,6 +23,7 @@ ARGUMENTS = (
     "--config.anchors.scales=(1.0,)",
     "--config.detections.score_threshold=0.001",
 )
+SPLIT = "--config.shard_optimizer=True"
 PREAMBLE = """
 import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count={devices}"
@@ -37,36 +40,54 @@ evaluator.coco_metrics = coco_metrics_of_the_first_host
 """
 
 
-def run(program, workdir: pathlib.Path, *arguments: str, processes: int) -> list[str]:
-    """Run the processes with two devices in total; return what each of them prints."""
+def run_processes(
+    program, workdir: pathlib.Path, *arguments: str, own: Sequence[Sequence[str]]
+) -> list[tuple[int, str, str]]:
+    """Run the processes with two devices in total; return the status and the output of each.
+
+    Args:
+        program: The fixture.
+        workdir: The folder of the run.
+        arguments: Arguments of all processes.
+        own: Arguments of each process.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     started = []
     try:
-        for process_id in range(processes):
+        for process_id, more in enumerate(own):
             hosts = (
                 "--distributed",
                 f"--coordinator_address=localhost:{port}",
-                f"--num_processes={processes}",
+                f"--num_processes={len(own)}",
                 f"--process_id={process_id}",
             )
             started.append(
                 program.start(
                     "main",
-                    *(*ARGUMENTS, *arguments, f"--workdir={workdir}"),
-                    *(hosts if processes > 1 else ()),
-                    preamble=PREAMBLE.format(devices=2 // processes),
+                    *(*ARGUMENTS, *arguments, *more, f"--workdir={workdir}"),
+                    *(hosts if len(own) > 1 else ()),
+                    preamble=PREAMBLE.format(devices=2 // len(own)),
                 )
             )
         outputs = [process.communicate(timeout=1200) for process in started]
     finally:
         for process in started:
             process.kill()
-    for process, (_, stderr) in zip(started, outputs, strict=True):
-        assert process.returncode == 0, stderr
     # The library of the collectives prints a line of its own.
-    return [re.sub(r"\[Gloo\].*\n", "", stdout) for stdout, _ in outputs]
+    return [
+        (process.returncode, re.sub(r"\[Gloo\].*\n", "", stdout), stderr)
+        for process, (stdout, stderr) in zip(started, outputs, strict=True)
+    ]
+
+
+def run(program, workdir: pathlib.Path, *arguments: str, processes: int) -> list[str]:
+    """Run the processes without an error; return what each of them prints."""
+    finished = run_processes(program, workdir, *arguments, own=[()] * processes)
+    for status, _, stderr in finished:
+        assert status == 0, stderr
+    return [stdout for _, stdout, _ in finished]
 
 
 def read(path: pathlib.Path):
@@ -101,7 +122,7 @@ def test_two_processes_train_like_one(program, tmp_path):
         workdir.mkdir()
         program.use_shared_cache(workdir)
     (printed,) = run(program, single, processes=1)
-    first, second = run(program, double, processes=2)
+    first, second = run(program, double, SPLIT, processes=2)
     assert "2 x 1 devices" in printed
     assert "2 x 1 devices" in first
     assert "step 2/2" in first
@@ -119,13 +140,27 @@ def test_two_processes_train_like_one(program, tmp_path):
         )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), of_double, of_single)
 
-    # Both processes resume from the same checkpoint, and evaluate it.
-    (double / "checkpoints/2").rename(tmp_path / "away")
-    first, _ = run(program, double, processes=2)
-    assert "training from step 1 to 2" in first
-    assert_same_run(double, single)
+    # Both processes resume from the same checkpoint, of whose optimizer state each has written a
+    # part, also with a state that is not split any more; and they evaluate it.
+    for arguments in ((), (SPLIT,)):
+        shutil.rmtree(double / "checkpoints/2")
+        first, _ = run(program, double, *arguments, processes=2)
+        assert "training from step 1 to 2" in first
+        assert_same_run(double, single)
     before = read(double / "eval/2.json")
     first, second = run(program, double, "--mode=evaluate", processes=2)
     assert "Average Precision" in first
     assert second == ""
     assert read(double / "eval/2.json") == before
+
+
+@pytest.mark.slow
+def test_hosts_with_other_configs_end_with_the_difference(program, tmp_path):
+    program.use_shared_cache(tmp_path)
+    ended = run_processes(program, tmp_path, own=[(), ("--config.loss.gamma=1.5",)])
+    line = (
+        "error: the hosts differ: config.loss.gamma is 2.0 on host 0 and 1.5 on host 1. Start the "
+        "same command on each host, with the same data and versions.\n"
+    )
+    assert [(status, stderr) for status, _, stderr in ended] == [(1, line)] * 2
+    assert not list(tmp_path.glob("checkpoints/*"))

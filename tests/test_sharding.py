@@ -1,19 +1,25 @@
 """The mesh: its checks, and one step with equal results on any number of devices."""
 
+import functools
+import itertools
+import pathlib
+import socket
+import subprocess
+import sys
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import PartitionSpec as P
+from sharded_steps import TOY, CompiledStep, make_batch
 
-from retinanet_jax import modeling, sharding
+from retinanet_jax import sharding
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.training.optimizer import make_optimizer
-from retinanet_jax.training.step import TrainState, make_train_step
+from retinanet_jax.models import resnet
 
-NUM_CLASSES = 3
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(("space", "shape"), [(1, (8, 1)), (2, (4, 2)), (8, (1, 8))])
@@ -68,27 +74,6 @@ def test_images_must_be_split_evenly():
         sharding.check_heights(((960, 64), (1024, 64)), 7, mesh)
 
 
-def make_batch() -> Batch:
-    """8 different images with boxes and crowds, with 4 rows on level 7; the last is a filler."""
-    rng = np.random.default_rng(0)
-    corners = rng.uniform(0, 40, (8, 3, 2))
-    boxes = np.concatenate([corners, corners + rng.uniform(8, 60, (8, 3, 2))], axis=-1)
-    batch = Batch.of_images(
-        rng.integers(0, 256, (8, 512, 64, 3), np.uint8),
-        sizes=np.stack([rng.integers(70, 129, 8), rng.integers(40, 65, 8)], 1).astype(np.float32),
-        scales=np.ones((8, 2), np.float32),
-    )
-    return batch._replace(
-        boxes=boxes.astype(np.float32),
-        classes=rng.integers(0, NUM_CLASSES, (8, 3), np.int32),
-        mask=rng.random((8, 3)) < 0.6,
-        crowd_boxes=np.tile(np.float32([60, 0, 120, 40]), (8, 1, 1)),
-        crowd_mask=rng.random((8, 1)) < 0.5,
-        weights=np.float32([1] * 7 + [0]),
-        colors=rng.uniform([0.6, 0.6, 0.6, -0.1], [1.4, 1.4, 1.4, 0.1], (8, 4)).astype(np.float32),
-    )
-
-
 def test_a_batch_is_split_over_data_and_heights_over_space():
     mesh = sharding.make_mesh(2)
     batch = make_batch()
@@ -96,73 +81,164 @@ def test_a_batch_is_split_over_data_and_heights_over_space():
     for name, host, device in zip(Batch._fields, batch, global_batch, strict=True):
         np.testing.assert_array_equal(device, host)
         assert device.sharding.spec == (P("data", "space") if name == "images" else P("data"))
-    assert global_batch.images.addressable_shards[0].data.shape == (2, 256, 64, 3)
+    assert global_batch.images.addressable_shards[0].data.shape == (2, 128, 64, 3)
     assert global_batch.boxes.addressable_shards[0].data.shape == (2, 3, 4)
 
 
-def floats_to_64(tree):
-    return jax.tree.map(
-        lambda x: x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
-    )
+def test_an_optimizer_state_is_split_along_its_largest_axis():
+    mesh = sharding.make_mesh(2)  # 4 devices along data
+    shapes = {
+        "kernel": (3, 3, 256, 256),  # of equal axes the first
+        "projection": (1, 1, 64, 256),
+        "odd": (64, 999),  # 4 does not divide the larger axis
+        "indivisible": (99, 99),
+        "small": (4, 512),
+        "count": (),
+    }
+    arrays = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    assert {name: x.spec for name, x in sharding.split_over_data(arrays, mesh).items()} == {
+        "kernel": P(None, None, "data"),
+        "projection": P(None, None, None, "data"),
+        "odd": P("data"),
+        "indivisible": P(),
+        "small": P(),
+        "count": P(),
+    }
 
 
-@pytest.fixture
-def double_step(toy_config):
-    """`(devices, space) -> (state, metrics)` after one step in float64."""
-    toy_config.dtype = "float64"
-    toy_config.model.update(head_norm="group", norm="batch")
-    toy_config.matching.crowd_ioa = 0.5
-    toy_config.anchors.update(scales=(1.0,))
-    toy_config.data.color_jitter.update(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
-    model = modeling.build_model(toy_config, NUM_CLASSES)
-    optimizer = make_optimizer(toy_config)
-    with jax.enable_x64(True):
-        shapes = jax.eval_shape(
-            lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
-        )
-    rng = np.random.default_rng(1)
-    # Sampled here, because compiling the network's own initialization takes longer than the step.
-    variables = jax.tree_util.tree_map_with_path(
-        lambda path, x: (
-            rng.uniform(0.5, 1.5, x.shape)
-            if path[-1].key in ("scale", "var")
-            else rng.normal(0, 0.1, x.shape)
-        ),
-        shapes,
-    )
+def test_a_checkpoint_is_restored_with_other_shardings_and_devices(tmp_path):
+    """Bit by bit: split over 8 devices and then over 2, or not at all; and the reverse."""
+    state = np.random.default_rng(0).normal(size=(8, 4096)).astype(np.float32)
+    meshes = [sharding.make_mesh(1), sharding.make_mesh(2, devices=jax.devices()[:4])]
+    split = [sharding.split_over_data(state, mesh) for mesh in meshes]
+    assert [x.shard_shape(state.shape) for x in split] == [(8, 512), (8, 2048)]
+    shardings = [*split, *map(sharding.replicated, meshes)]
+    handler = ocp.StandardCheckpointer()
+    for index, saved in enumerate(shardings):
+        handler.save(tmp_path / str(index), {"a": jax.device_put(state, saved)})
+    handler.wait_until_finished()
+    for index, sharding_after in itertools.product(range(4), shardings):
+        target = sharding.with_shardings({"a": state}, sharding_after)
+        restored = handler.restore(tmp_path / str(index), target)["a"]
+        assert restored.sharding == sharding_after
+        np.testing.assert_array_equal(restored, state)
 
-    def step(devices, space):
-        mesh = sharding.make_mesh(space, devices=jax.devices()[:devices])
-        shardings = sharding.batch_shardings(mesh)
-        params, batch_stats = variables["params"], variables["batch_stats"]
-        opt_state = floats_to_64(optimizer.init(params))
-        state = TrainState(np.int32(5), params, batch_stats, opt_state, np.float64(100))
-        run = jax.jit(
-            make_train_step(model, optimizer, toy_config),
-            in_shardings=(sharding.replicated(mesh), shardings),
-            out_shardings=sharding.replicated(mesh),
-        )
-        return jax.device_get(
-            run(
-                sharding.put_replicated(state, mesh),
-                sharding.put_batch(floats_to_64(make_batch()), shardings),
-            )
-        )
 
-    with jax.enable_x64(True):
-        yield step
+@pytest.fixture(scope="module")
+def compiled_step():
+    """A function of the arguments of `CompiledStep`, which compiles each program once."""
+    with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
+        patch.setitem(resnet.ARCHITECTURES, "toy", TOY)
+        yield functools.cache(CompiledStep)
+
+
+NETWORKS = tuple(itertools.product(("frozen_batch", "batch", "group"), ("masked", "plain")))
+MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
+OPTIMIZERS = {"frozen_batch": "adamw", "batch": "sgd", "group": "adamw"}
+
+
+def assert_equal(actual, expected):
+    for x, y in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10)
+
+
+def optimizer_of(norm):
+    """Return the fields of the optimizer that the networks of a norm are tested with."""
+    return {"optimizer.name": OPTIMIZERS[norm]}
+
+
+def split_optimizer(norm, padding):
+    """Return whether the networks of a norm and padding are tested with a split optimizer."""
+    return norm != "batch" or padding == "plain"
 
 
 @pytest.mark.slow
-def test_a_step_on_8_devices_equals_one_on_1_device(double_step):
+@pytest.mark.parametrize(
+    ("norm", "padding", "data", "space"),
+    [
+        (norm, padding, *mesh)
+        for norm, padding in NETWORKS
+        for mesh in (MESHES if padding == "masked" else MESHES[2:3])
+    ],
+)
+def test_a_step_does_not_depend_on_the_devices(compiled_step, norm, padding, data, space):
     """All parameters, statistics, moments and metrics; in float64 no rounding flips a decision."""
-    state, metrics = double_step(1, 1)
-    assert metrics["num_foreground"] > 5
-    assert metrics["gradient_norm"] > 1e-3
-    assert {x.dtype for x in jax.tree.leaves((state.params, metrics["loss"]))} == {np.dtype(float)}
-    for space in (1, 2, 4):
-        for single, split in zip(
-            *map(jax.tree.leaves, ((state, metrics), double_step(8, space))), strict=True
-        ):
-            assert split.dtype == single.dtype
-            np.testing.assert_allclose(split, single, rtol=1e-10, atol=1e-10)
+    expected = compiled_step(norm, padding, **optimizer_of(norm))(make_batch())
+    assert expected[1]["num_foreground"] > 5
+    assert expected[1]["gradient_norm"] > 1
+    assert expected[1]["loss"].dtype == np.float64
+    shard_optimizer = split_optimizer(norm, padding)
+    fields = {**optimizer_of(norm), "shard_optimizer": shard_optimizer}
+    step = compiled_step(norm, padding, num_devices=8, space=space, **fields)
+    actual = step(make_batch())
+    assert_equal(actual, expected)
+    assert {x.sharding.is_fully_replicated for x in jax.tree.leaves(actual[0].params)} == {True}
+    largest = max(jax.tree.leaves(actual[0].opt_state), key=lambda x: x.size)
+    num_parts = data if shard_optimizer else 1
+    assert largest.addressable_shards[0].data.size * num_parts == largest.size == 9 * 64 * 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "padding"), NETWORKS)
+def test_the_order_of_the_images_changes_nothing(compiled_step, norm, padding):
+    step, order = compiled_step(norm, padding, **optimizer_of(norm)), [3, 7, 0, 6, 1, 5, 2, 4]
+    permuted = jax.tree.map(lambda x: x[order], make_batch())
+    assert_equal(step(permuted), step(make_batch()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    # With plain padding the fillers enter the statistics of batch norm (docs/devices.md).
+    ("norm", "padding"),
+    [network for network in NETWORKS if network != ("batch", "plain")],
+)
+def test_what_a_filler_contains_changes_nothing(compiled_step, norm, padding):
+    step, batch = compiled_step(norm, padding, **optimizer_of(norm)), make_batch()
+    assert batch.weights.tolist() == [1] * 7 + [0]
+    others = jax.tree.map(np.copy, batch)
+    rng = np.random.default_rng(2)
+    others.images[7] = rng.integers(0, 256, others.images[7].shape)
+    others.sizes[7] = [200, 30]
+    others.boxes[7] = [[0, 0, 0, 0], [-1e4, 5, 1e4, 20], [10, 10, 30, 30]]
+    others.mask[7] = others.crowd_mask[7] = True
+    others.crowd_boxes[7] = [0, 0, 256, 64]
+    others.dropped[7], others.colors[7] = 9, [5, 5, 5, 0.5]
+    assert_equal(step(others), step(batch))
+
+
+@pytest.mark.slow
+def test_a_step_changes_no_bit_of_a_state_that_has_stopped(compiled_step):
+    """The largest shape is run in this way before a run begins."""
+    step = compiled_step("batch", "masked", **optimizer_of("batch"))
+    before = step.state._replace(is_finite=np.bool_(False))
+    after, _ = step(make_batch(), is_finite=np.bool_(False))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+@pytest.mark.slow
+def test_a_step_of_two_processes_equals_that_of_one(compiled_step, program, tmp_path):
+    """On 4 x 2 devices, of which each process has four, with a split optimizer."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **program.environment(),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": str(ROOT),
+    }
+    script, output = ROOT / "tests" / "sharded_steps.py", tmp_path / "state.npz"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, str(index), str(port), output], env=environment, cwd=ROOT
+        )
+        for index in range(2)
+    ]
+    try:
+        assert [process.wait(timeout=600) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    expected = compiled_step("batch", "masked", **optimizer_of("batch"))(make_batch())
+    with np.load(output) as arrays:
+        assert_equal([arrays[name] for name in arrays.files], expected)

@@ -56,7 +56,16 @@ def random_variables(config):
     )
 
 
-def test_loss_and_gradient_depend_only_on_the_images(masked_config):
+@pytest.mark.parametrize(
+    "norm",
+    [
+        "batch",
+        pytest.param("frozen_batch", marks=pytest.mark.slow),
+        pytest.param("group", marks=pytest.mark.slow),
+    ],
+)
+def test_loss_and_gradient_depend_only_on_the_images(masked_config, norm):
+    masked_config.model.norm = norm
     with jax.enable_x64(True):
         model, variables = random_variables(masked_config)
 
