@@ -23,7 +23,7 @@ from retinanet_jax.config_checks import check_fields
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.modeling import build_model
-from retinanet_jax.training.diagnosis import Diagnosis, ImageName, make_diagnose
+from retinanet_jax.training.diagnosis import Diagnosis, ImageName, make_diagnose, shorten
 from retinanet_jax.training.initialization import random_train_state
 from retinanet_jax.training.optimizer import make_optimizer
 from retinanet_jax.training.step import TrainState, jit_train_step, state_shardings
@@ -96,14 +96,8 @@ def read_step(path: pathlib.Path, overrides: Mapping[str, Any]) -> StoredStep:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged or no such file, or if its state does not fit the config.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"--replay={path}: no such file.")
+    arrays = read_arrays(path)
     try:
-        with zipfile.ZipFile(path) as file:
-            if damaged := file.testzip():
-                raise zipfile.BadZipFile(f"{damaged} is damaged")
-        with np.load(path) as file:
-            arrays = dict(file)
         description = json.loads(str(arrays.pop("description")))
         stored = description["config"]
         categories = tuple(Category(*category) for category in description["categories"])
@@ -111,10 +105,7 @@ def read_step(path: pathlib.Path, overrides: Mapping[str, Any]) -> StoredStep:
         step = int(description["step"])
         batch = Batch(**{name: arrays.pop(f"batch/{name}") for name in Batch._fields})
     except DAMAGES as error:
-        raise ValueError(
-            f"--replay={path}: no file of a step, or it is damaged ({type(error).__name__}: "
-            f"{error}); give WORKDIR/{FOLDER}/step_S.npz, as an error message names it."
-        ) from None
+        raise damaged(path, error) from None
     try:
         config = stored_config.config_from_json(stored)
     except ValueError as error:
@@ -124,6 +115,41 @@ def read_step(path: pathlib.Path, overrides: Mapping[str, Any]) -> StoredStep:
     check_fields(config)
     return StoredStep(
         step, config, categories, images, batch, restore(path, arrays, config, len(categories))
+    )
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a file by name, after a check of their digests.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or no file of arrays.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--replay={path}: no such file.")
+    try:
+        with zipfile.ZipFile(path) as file:
+            if name := file.testzip():
+                raise zipfile.BadZipFile(f"{name} is damaged")
+        with np.load(path) as file:
+            return dict(file)
+    except DAMAGES as error:
+        raise damaged(path, error) from None
+
+
+def damaged(path: pathlib.Path, error: BaseException) -> ValueError:
+    """Return the error of a file that cannot be read.
+
+    Args:
+        path: The file.
+        error: What was raised.
+    """
+    return ValueError(
+        f"--replay={path}: no file of a step, or it is damaged ({type(error).__name__}: "
+        f"{shorten(str(error))}); give WORKDIR/{FOLDER}/step_S.npz, as an error message names it."
     )
 
 
