@@ -97,7 +97,8 @@ class ObjectFileSystem(fsspec.AbstractFileSystem):
     makedirs = rmdir = mkdir
 
     def rm_file(self, path):
-        self.objects.file(self._strip_protocol(path)).unlink()
+        # fsspec removes the folders in a folder, too, which are none here.
+        self.objects.file(self._strip_protocol(path)).unlink(missing_ok=True)
 
     _rm = rm_file
 
