@@ -140,8 +140,8 @@ def test_two_processes_train_like_one(program, tmp_path):
         )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), of_double, of_single)
 
-    # Both processes resume from the same checkpoint, of whose optimizer state each has written a
-    # part, also with a state that is not split any more; and they evaluate it.
+    # Both processes resume from the same checkpoint, to which each has written its part of the
+    # optimizer's state, also if that is not split any more; and they evaluate it.
     for arguments in ((), (SPLIT,)):
         shutil.rmtree(double / "checkpoints/2")
         first, _ = run(program, double, *arguments, processes=2)

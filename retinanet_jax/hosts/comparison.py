@@ -54,7 +54,7 @@ def compare(facts: Mapping[str, str], store: Store, process_index: int, process_
 
     Args:
         facts: What this process works on, by name; see `run_facts`.
-        store: The store that the processes share.
+        store: The texts of all processes.
         process_index: The index of this process.
         process_count: The number of processes.
 
@@ -63,17 +63,17 @@ def compare(facts: Mapping[str, str], store: Store, process_index: int, process_
     """
     if process_index:
         store.set(f"comparison/facts/{process_index}", json.dumps(facts))
-        verdict = wait_for(store, "comparison/verdict", host=0)
+        outcome = wait_for(store, "comparison/outcome", host=0)
     else:
         # Only the first host reads what all have written.
-        verdict = AGREED
+        outcome = AGREED
         for other in range(1, process_count):
             stored = json.loads(wait_for(store, f"comparison/facts/{other}", host=other))
-            if verdict == AGREED and stored != facts:
-                verdict = describe_differences(facts, stored, other)
-        store.set("comparison/verdict", verdict)
-    if verdict != AGREED:
-        raise ValueError(verdict)
+            if outcome == AGREED and stored != facts:
+                outcome = describe_differences(facts, stored, other)
+        store.set("comparison/outcome", outcome)
+    if outcome != AGREED:
+        raise ValueError(outcome)
 
 
 def wait_for(store: Store, key: str, host: int) -> str:

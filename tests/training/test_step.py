@@ -48,17 +48,17 @@ def test_bfloat16_computes_but_parameters_outputs_and_losses_stay_float32(toy_co
 def test_a_step_changes_nothing_in_a_state_that_has_stopped(toy_config, monkeypatch, nonfinite):
     """Not even a counter: the largest shape is run in this way before a run begins."""
     toy_config.nonfinite = nonfinite
-    one = np.float32(1)
+    unit = np.float32(1)
 
     def update(state, batch):
-        after = jax.tree.map(lambda x: x + one, state._replace(is_finite=None))
-        terms = LossTerms(one, one, one, one, one)
+        after = jax.tree.map(lambda x: x + unit, state._replace(is_finite=None))
+        terms = LossTerms(unit, unit, unit, unit, unit)
         return Update(None, terms, {}, {}, after._replace(is_finite=state.is_finite))
 
     monkeypatch.setattr(step, "make_update", lambda *_: update)
     train_step = make_train_step(None, None, toy_config)
     counter = optax.ScaleByScheduleState(np.int32(5))
-    state = TrainState(np.int32(5), {"kernel": one}, {}, (counter,), one, np.True_)
+    state = TrainState(np.int32(5), {"kernel": unit}, {}, (counter,), unit, np.True_)
     changed, _ = train_step(state, make_batch(1))
     assert [float(x) for x in jax.tree.leaves(changed)] == [6, 2, 6, 2, True]
     stopped = state._replace(is_finite=np.False_)
