@@ -203,7 +203,8 @@ def state_shardings(
     Returns:
         A `TrainState` with one sharding in each field, but with one for each array of `opt_state`.
     """
-    copies = TrainState(*[sharding.replicated(mesh)] * len(TrainState._fields))
+    copy: Any = sharding.replicated(mesh)
+    copies = TrainState(*[copy] * len(TrainState._fields))
     if not config.shard_optimizer:
         return copies
     return copies._replace(opt_state=sharding.split_over_data(opt_state, mesh))
