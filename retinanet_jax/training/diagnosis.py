@@ -175,7 +175,7 @@ def make_diagnose(
     def count(state: TrainState, batch: Batch) -> dict[str, Any]:
         computed = update(state, batch)
 
-        def loss(outputs: Outputs) -> jax.Array:
+        def loss(outputs: Outputs) -> Any:
             return batch_loss(outputs, batch, state.normalizer, config).total
 
         losses = image_losses(computed.outputs, batch, config)[:2]
@@ -249,7 +249,7 @@ def nonfinite_arrays(
         named = {array_name(path): np.asarray(x) for path, x in leaves if np.any(x)}
         order = sorted(named, key=backward_order) if part == "gradients" else named
         for name in order:
-            indices = np.flatnonzero(named[name]) if named[name].ndim else []
+            indices = np.flatnonzero(named[name]).tolist() if named[name].ndim else []
             affected = dict.fromkeys(images[index] for index in indices)
             yield NonfiniteArray(part, name, int(named[name].sum()), tuple(affected))
 

@@ -75,14 +75,14 @@ def write_step(path: pathlib.Path, stored: StoredStep) -> None:
         "categories": stored.categories,
         "images": stored.images,
     }
+    arrays: dict[str, Any] = {
+        "description": np.array(to_json(description)),
+        **named_arrays(stored.batch._asdict(), "batch"),
+        **named_arrays(saved_part(stored.state), "state"),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_atomically(path) as file:
-        np.savez(
-            file,
-            description=np.array(to_json(description)),
-            **named_arrays(stored.batch._asdict(), "batch"),
-            **named_arrays(saved_part(stored.state), "state"),
-        )
+        np.savez(file, **arrays)
 
 
 def read_step(path: pathlib.Path, overrides: Mapping[str, Any]) -> StoredStep:
@@ -189,12 +189,8 @@ def restore(
     optimizer = make_optimizer(config)
     shapes = saved_part(jax.eval_shape(lambda: random_train_state(config, num_classes, optimizer)))
     names = named_arrays(shapes, "state")
-    differing = [
-        name
-        for name in sorted({*arrays, *names})
-        if np.shape(arrays.get(name)) != np.shape(names.get(name))
-        or (name in arrays) != (name in names)
-    ]
+    there, here = ({name: x.shape for name, x in named.items()} for named in (arrays, names))
+    differing = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
     if differing:
         raise ValueError(
             f"--replay={path}: the config has another network or optimizer than the step's state, "

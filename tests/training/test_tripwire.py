@@ -106,7 +106,7 @@ def store(step: Step, config, state, batch, path) -> None:
     replay.write_step(path, replay.StoredStep(1, config, CATEGORIES, IMAGES, batch, state))
 
 
-def test_a_finite_step_changes_the_state_and_its_replay_says_so(
+def test_a_finite_step_changes_the_state_and_is_finite_in_its_replay(
     step, small_config, tmp_path, monkeypatch, capsys
 ):
     after, metrics = run(step, step.state, step.batch)
@@ -285,7 +285,7 @@ class FakeExaminer:
         self.skipped.append(step)
 
 
-def test_the_first_step_that_is_not_finite_is_found_in_the_state_before_it():
+def test_the_first_step_that_is_not_finite_is_examined_in_the_state_before_it():
     wire = Tripwire(FakeExaminer(skips=False))
     assert wire.num_skipped is None
     for step, is_finite in enumerate([True, True, False, True], start=1):
@@ -447,7 +447,7 @@ def test_a_run_stops_at_the_first_poisoned_step_though_it_logs_later(
     assert diagnosis["summary"] in str(error.value)
     assert set(diagnosis["arrays"]) >= {"batch", "outputs", "losses", "gradients"}
 
-    # Without the dataset, in a process of its own, as the message says.
+    # Without the dataset, in a process of its own, as the message proposes.
     capsys.readouterr()
     with pytest.raises(FloatingPointError) as again:
         replay.replay(file, {})
