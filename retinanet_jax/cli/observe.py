@@ -5,6 +5,8 @@ import pathlib
 import jax
 from absl import flags
 
+from retinanet_jax.data.reading import files_in_progress
+from retinanet_jax.utils.progress import ACTIVITY, Phase
 from retinanet_jax.utils.remote import local_folder
 from retinanet_jax.utils.watchdog import Watchdog
 
@@ -36,12 +38,13 @@ def define_profile(values: flags.FlagValues) -> None:
 
 
 def watchdog(folder: pathlib.Path, stall_seconds: float) -> Watchdog:
-    """Return the watchdog of this host, which writes to a file of its own.
+    """Return the watchdog of this host, which writes to a file of its own, at the start of a run.
 
     Args:
         folder: The working directory.
         stall_seconds: The value of --stall_seconds.
     """
+    ACTIVITY.begin(Phase("starting", details=files_in_progress))
     host = jax.process_index()
     name = f"stalls_{host}.txt" if host else "stalls.txt"
     return Watchdog(local_folder(folder, name), stall_seconds)

@@ -3,6 +3,7 @@
 from absl import logging
 
 from retinanet_jax.data.decoding import filled_bits_of_file
+from retinanet_jax.data.reading import read_patiently
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data.sources.conventions import recognize_convention
 from retinanet_jax.data.sources.dense_images import find_dense_images
@@ -97,7 +98,8 @@ def check_images(source: Source) -> None:
         return
     # The threads return bits instead of the images, which would fill the memory.
     all_bits = map_ahead(
-        lambda index: check_image(source, index, source.read(index)), range(len(source))
+        lambda index: check_image(source, index, read_patiently(source, index, source.read)),
+        range(len(source)),
     )
     names = {source.file_name(index): bits for index, bits in enumerate(all_bits) if bits}
     unfilled = find_unfilled(names)

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from retinanet_jax.training.observation import Observation
 from retinanet_jax.training.tensorboard import TensorBoard
-from retinanet_jax.utils.files import write_atomically
+from retinanet_jax.utils.files import errors_name, write_atomically
 from retinanet_jax.utils.mirror import GrowingFiles
 from retinanet_jax.utils.progress import format_count, format_duration
 
@@ -52,18 +52,19 @@ class MetricWriter:
         self._intervals = collections.deque[tuple[int, float]](maxlen=NUM_INTERVALS)
         if writes:
             self._growing_files = GrowingFiles(workdir, METRICS)
-            path = self._growing_files.folder / METRICS
-            remove_lines_after(path, start_step)
-            self._file = path.open("a", encoding="utf-8")
-            self._tensorboard = TensorBoard(path.parent / "tensorboard", start_step)
+            self._path = self._growing_files.folder / METRICS
+            remove_lines_after(self._path, start_step)
+            self._file = self._path.open("a", encoding="utf-8")
+            self._tensorboard = TensorBoard(self._path.parent / "tensorboard", start_step)
 
     def __enter__(self) -> "MetricWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._writes:
-            self._file.close()
-            self._tensorboard.close()
+            with errors_name(self._path):
+                self._file.close()
+                self._tensorboard.close()
             self._growing_files.close()
 
     def update_files(self) -> None:
@@ -93,8 +94,9 @@ class MetricWriter:
             return
         # JSON has no NaN; a step that is skipped may have it.
         finite = {name: x if math.isfinite(x) else None for name, x in metrics.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
+        with errors_name(self._path):
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            self._file.flush()
         self.write_scalars(step, metrics)
         total = self._total_steps
         print(
@@ -124,12 +126,14 @@ class MetricWriter:
     def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write scalars to TensorBoard only."""
         if self._writes:
-            self._tensorboard.write_scalars(step, values)
+            with errors_name(self._path.parent / "tensorboard"):
+                self._tensorboard.write_scalars(step, values)
 
     def write_image(self, step: int, name: str, image: UInt8[np.ndarray, "H W 3"]) -> None:
         """Write an RGB image to TensorBoard under `name`, as an image of step `step`."""
         if self._writes:
-            self._tensorboard.write_image(step, name, image)
+            with errors_name(self._path.parent / "tensorboard"):
+                self._tensorboard.write_image(step, name, image)
 
 
 def check_metrics(workdir: pathlib.Path) -> None:

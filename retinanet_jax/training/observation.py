@@ -5,7 +5,7 @@ import contextlib
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent import futures
 from typing import NamedTuple, TypeVar
 
@@ -66,7 +66,7 @@ class Observation:
 
     def __init__(self, profiler: Profiler, age: float = 0.0) -> None:
         self._profiler = profiler
-        self._seconds = collections.Counter[str](start=age)
+        self._seconds = collections.defaultdict[str, float](float, start=age)
         self._doing, self._mark = "start", CLOCK.now()
         self._compiled_before = CLOCK.stopped_seconds()
         self._device_seconds = 0.0
@@ -85,7 +85,7 @@ class Observation:
         if self._step_end is not None:
             print(self.summary(), flush=True)
 
-    def batches(self, batches: Iterable[T]) -> Iterator[T]:
+    def batches(self, batches: Iterable[T]) -> Generator[T, None, None]:
         """Yield the batches of the steps, and measure how long the devices wait for each."""
         requested = self._charge()
         try:
@@ -164,7 +164,7 @@ class Observation:
         `memory/limit` the bytes of `device_memory`.
         """
         self._charge()
-        wall = self._seconds.total() + self._compile_seconds()
+        wall = sum(self._seconds.values()) + self._compile_seconds()
         goodput = self._seconds["training"] / wall if wall else 0.0
         return {"goodput": goodput, "time/compile": self._compile_seconds(), **device_memory()}
 
@@ -209,9 +209,9 @@ def device_memory() -> dict[str, float]:
 
     They are `memory/peak` and `memory/limit`; empty on a CPU, which does not report them.
     """
-    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    devices = [device.memory_stats() or {} for device in jax.local_devices()]
     names = {"memory/peak": "peak_bytes_in_use", "memory/limit": "bytes_limit"}
-    if not all(names["memory/peak"] in one for one in statistics):
+    if not all(names["memory/peak"] in statistics for statistics in devices):
         return {}
-    fullest = max(statistics, key=lambda one: one[names["memory/peak"]])
+    fullest = max(devices, key=lambda statistics: statistics[names["memory/peak"]])
     return {name: float(fullest[key]) for name, key in names.items() if key in fullest}

@@ -48,7 +48,7 @@ class Phase(NamedTuple):
     Attributes:
         name: A text such as "waiting for data".
         patience: After which multiple of a watchdog's seconds it has lasted too long.
-        details: Returns a text about its present state; "" if there is nothing to say.
+        details: Returns a text about its present state; "" if there is nothing.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Activity:
 
     @contextlib.contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
-        """Begin a phase, and at the end of the `with` statement go on with the phase before it."""
+        """Begin a phase, and at the end of the `with` statement return to the phase before it."""
         before = self.phase
         self.begin(phase)
         try:

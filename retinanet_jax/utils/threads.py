@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import itertools
 import os
 import queue
 import threading
@@ -95,16 +96,19 @@ def in_background(
         items: A generator, which runs and is closed in the thread.
         while_waiting: As in `wait_for`, while the caller waits for an item.
     """
-    end = object()
+
+    def take() -> list[T]:
+        return list(itertools.islice(items, 1))
+
     thread = DaemonThreads(1)
     try:
-        taken = thread.submit(next, items, end)
+        taken = thread.submit(take)
         while True:
             wait_for([taken], while_waiting)
-            if (item := taken.result()) is end:
+            if not (item := taken.result()):
                 return
-            taken = thread.submit(next, items, end)
-            yield item
+            taken = thread.submit(take)
+            yield from item
     finally:
         thread.close(last=items.close)
 

@@ -71,7 +71,7 @@ def test_compiling_is_no_stall(file, caplog):
     assert lines(caplog) == []
 
 
-def test_a_watchdog_that_cannot_write_says_so(tmp_path, caplog):
+def test_a_watchdog_that_cannot_write_reports_it(tmp_path, caplog):
     with (
         Watchdog(tmp_path / "absent" / "stalls.txt", SECONDS),
         ACTIVITY.during(Phase("saving", patience=1)),
