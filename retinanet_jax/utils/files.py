@@ -217,11 +217,22 @@ def open_atomically(path: pathlib.Path) -> Iterator[BinaryIO]:
     # as long as the file system allows.
     partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
-        with partial.open("xb") as file:
+        with errors_name(path), partial.open("xb") as file:
             yield file
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def errors_name(path: pathlib.Path) -> Iterator[None]:
+    """Add the path of a file to errors of writing it that lack it, as those of a full disk do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import resource
 import threading
 
 import pytest
@@ -174,3 +175,14 @@ def test_a_new_file_or_folder_replaces_nothing(tmp_path):
             write_folder(tmp_path / name, lambda draft: None, is_written=lambda: False)
     assert contents(tmp_path / "folder") == {"a": "mine"}
     assert (tmp_path / "link").readlink() == pathlib.Path("nowhere")
+
+
+def test_a_full_disk_is_named(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"^\[Errno 27\] File too large: '.*/x\.json'$"):
+            files.write_json(tmp_path / "x.json", "a" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
