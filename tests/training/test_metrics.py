@@ -10,11 +10,14 @@ import types
 
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import (
+    Event,  # pyright: ignore[reportAttributeAccessIssue]
+    SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
 from retinanet_jax.training import metrics
 from retinanet_jax.training.observation import Observation
 from retinanet_jax.training.profiling import Profiler
-from retinanet_jax.training.tensorboard import Event, SessionLog
 from retinanet_jax.utils import progress
 from retinanet_jax.utils.progress import CLOCK
 
