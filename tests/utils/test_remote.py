@@ -113,6 +113,14 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(object_store):
         local_copy("gs://bucket/set")
 
 
+def test_an_object_that_only_stands_for_a_folder_is_not_copied(object_store, monkeypatch):
+    object_store.write("bucket/set/a", b"a")
+    found = {"bucket/set/a": object_store.info("bucket/set/a")}
+    found["bucket/set/inner/"] = {"type": "file", "size": 0}  # as some file systems list it
+    monkeypatch.setattr(stand_in.ObjectFileSystem, "find", lambda self, root, detail: found)
+    assert contents(local_copy("gs://bucket/set")) == {"a": b"a"}
+
+
 def test_texts_name_the_remote_file_of_a_copy(object_store):
     copy = copy_path("gs://bucket/set/a.json")
     assert with_remote_names(f"COCO: {copy}, x") == "COCO: gs://bucket/set/a.json, x"
