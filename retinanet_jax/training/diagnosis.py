@@ -179,9 +179,9 @@ def make_diagnose(
             return batch_loss(outputs, batch, state.normalizer, config).total
 
         losses = image_losses(computed.outputs, batch, config)[:2]
-        gradients = jax.grad(loss)(computed.outputs)
+        gradients, fields = jax.grad(loss)(computed.outputs), batch._asdict()
         by_image = {
-            "batch": batch._asdict(),
+            "batch": {"pixels": fields.pop("images"), **fields},
             "outputs": by_level(computed.outputs, config.anchors.min_level),
             "losses": dict(zip(("classification", "box"), losses, strict=True)),
             "gradients of outputs": by_level(gradients, config.anchors.min_level),

@@ -125,7 +125,7 @@ PLANTED = {
         "batch",
         "images",
         np.nan,
-        "the batch: images of image 80 (b.jpg)",
+        "the batch: pixels of image 80 (b.jpg)",
         "images or their annotations",
     ),
     "box": (
@@ -434,7 +434,7 @@ def test_a_run_stops_at_the_first_poisoned_step_though_it_logs_later(
 
         monkeypatch.setattr(replay, "write_step", full)
     with pytest.raises(
-        FloatingPointError, match=r"^step 3 is not finite .*images of image "
+        FloatingPointError, match=r"^step 3 is not finite .*pixels of image "
     ) as error:
         loop.train(run_config, tmp_path, evaluates=False)
     assert not list((tmp_path / "checkpoints").glob("*"))
@@ -462,7 +462,7 @@ def test_a_lower_learning_rate_gets_a_run_out_of_a_divergence(run_config, tmp_pa
     loop.train(run_config, tmp_path, evaluates=False)
     run_config.total_steps = 60
     run_config.optimizer.update(learning_rate=1e6, clip_norm=0.0, warmup_steps=0)
-    message = "the training diverges: try a lower --config.* clip_norm=10"
+    message = "the training diverges: try a lower --config.*clip_norm=10;"
     with pytest.raises(FloatingPointError, match=message):
         loop.train(run_config, tmp_path, evaluates=False)
     newest = checkpoint.newest_step(tmp_path)
