@@ -81,7 +81,7 @@ def run_case(folder: pathlib.Path, data: pathlib.Path, name: str) -> dict[str, A
     runs.make_workdir(workdir, folder / "cache")
     shutil.copytree(data, workdir / "data")
     if before:
-        before(sorted((workdir / "data" / "shapes-1").rglob("*.png"))[3:])
+        before(sorted((workdir / "data" / "shapes-1").rglob("*.jpg"))[3:])
     processes = runs.start(workdir, *STEPS, *FLAGS, processes=2)
     if after:
         after(processes)

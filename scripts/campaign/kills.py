@@ -24,6 +24,7 @@ MOMENTS = {
 }
 STATUSES = {"SIGKILL": {-9}, "SIGTERM": {143, -15}, "SIGINT": {130, -2}}
 MAX_STARTS = 12
+MAX_LINES = 3  # on stderr: which signal was received, the host that received it, how to resume
 # With two processes, one is killed in every fifth run; a host is lost after this number of seconds.
 TWO_PROCESSES_EVERY = 5
 HOST_TIMEOUT = "--host_timeout=10"
@@ -89,7 +90,7 @@ def problems_of_kill(kill: Kill, ended: list[Ended]) -> list[str]:
     for process in ended:
         if "Traceback" in process.stderr or "HANGS" in process.stderr:
             problems.append("a traceback or a hang")
-        elif len(process.error.splitlines()) > 1:
+        elif len(process.error.splitlines()) > MAX_LINES:
             problems.append(f"{len(process.error.splitlines())} lines on stderr")
         if process.status in (-6, -11):
             problems.append(f"ended by signal {-process.status}")

@@ -40,7 +40,7 @@ ARGUMENTS = (
     "--config.anchors.scales=(1.0,)",
     "--config.detections.score_threshold=0.001",  # an untrained network passes it
 )
-TIMEOUT = 300  # seconds after which a process counts as hanging
+TIMEOUT = 600  # seconds after which a process counts as hanging, even on a busy machine
 LOADING = threading.Lock()  # the campaign reads one checkpoint at a time
 
 
@@ -264,7 +264,7 @@ class Reference:
 
 def read_evaluations(workdir: pathlib.Path) -> dict[str, Any]:
     """Return the metrics of the evaluations by file name, without those that measure time."""
-    files = sorted((workdir / "eval").glob("[0-9]*[0-9].json"))
+    files = sorted(p for p in (workdir / "eval").glob("*.json") if p.stem.isdigit())
     return {file.name: json.loads(file.read_text())["AP"] for file in files}
 
 

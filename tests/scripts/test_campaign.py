@@ -39,7 +39,7 @@ def test_steps_of_a_start_are_read_from_its_output():
         ("SIGTERM", 1, "", ["status 1 after SIGTERM"]),
         ("SIGTERM", -6, "", ["status -6 after SIGTERM", "ended by signal 6"]),
         ("SIGINT", 130, "Traceback (most recent call last):\n", ["a traceback or a hang"]),
-        ("SIGINT", 130, "one\ntwo\n", ["2 lines on stderr"]),
+        ("SIGINT", 130, "a\nb\nc\nd\n", ["4 lines on stderr"]),
         ("SIGTERM", 143, "[Gloo] Rank 0\nstopped\n", []),  # a line of the collectives' library
     ],
 )
