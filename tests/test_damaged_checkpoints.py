@@ -227,6 +227,8 @@ def test_a_checkpoint_counts_when_the_next_step_is_finite(workdir, config, capsy
         checkpoints.save(4, *state(4))
         checkpoints.confirm(3)
         assert 4 not in steps(workdir)
+        with pytest.raises(FloatingPointError, match="followed the evaluation of step 4"):
+            checkpoints.record_ap(4, 0.5)
         checkpoints.confirm(4)
     assert steps(workdir) == [2, 4]  # the best and the newest
 
@@ -254,6 +256,7 @@ def test_a_failed_save_is_one_line_at_the_next_logged_step(workdir, config, smal
                 checkpoints.check_for_errors()
         checkpoints._saving = None
     assert capfd.readouterr() == ("", "")
+    checkpoint.recover(workdir)  # if a thread still wrote when the partial checkpoint was removed
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "3"]
 
 

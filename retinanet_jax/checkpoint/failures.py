@@ -29,7 +29,7 @@ def save_error(
     if newest is None:
         resumes = "starts from the beginning: there is no good checkpoint yet"
     return OSError(
-        f"{folder}: the checkpoint cannot be saved: {(cause or one_line(error))[:200]}. It needs "
+        f"{folder}: the checkpoint cannot be saved: {(cause or one_line(error))[:200].rstrip('.')}. It needs "
         f"{num_bytes / 1e6:.0f} MB{_free_space(folder)}. After that is mended, the same command "
         f"{resumes}."
     )

@@ -70,6 +70,10 @@ class Saving:
             self._is_good = is_good
             self._decided.set()
 
+    def is_decided(self) -> bool:
+        """Return whether there is a decision."""
+        return self._decided.is_set()
+
     def is_good(self) -> bool:
         """Wait for the decision, and return it."""
         self._decided.wait()
@@ -226,9 +230,14 @@ class CheckpointManager:
             ap: COCO AP; NOT_MEASURED if it is undefined. The checkpoint with the highest is best.
 
         Raises:
+            FloatingPointError: If the checkpoint is not confirmed.
             OSError: If it cannot be written, or the checkpoint could not be.
         """
         if self._saving and self._saving.step == step:
+            if not self._saving.is_decided():  # waiting for it would never end
+                raise FloatingPointError(
+                    f"no finite step has followed the evaluation of step {step}."
+                )
             self._wait()
         folder = self._folder / str(step)
         file = folder / AP_FILE

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from retinanet_jax import checkpoint
-from retinanet_jax.checkpoint import CheckpointManager, saved_ap
+from retinanet_jax.checkpoint import CheckpointManager, integrity, saved_ap
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.evaluation import coco_metrics
@@ -76,6 +76,7 @@ def run(synthetic_dataset, config, tmp_path):
 
         def save(step, *, awaits_ap=False):
             checkpoints.save(step, *STATE, awaits_ap=awaits_ap)
+            checkpoints.confirm(step)
 
         def open_evaluations():
             return evaluations.TrainingEvaluations(
@@ -83,7 +84,7 @@ def run(synthetic_dataset, config, tmp_path):
             )
 
         def steps():
-            checkpoints._manager.wait_until_finished()
+            checkpoints._wait()
             return sorted(int(f.name) for f in checkpoint.step_folders(tmp_path / "checkpoints"))
 
         yield SimpleNamespace(
@@ -209,13 +210,21 @@ def test_an_error_in_training_does_not_wait_for_ap(run, ap):
     ap.aps[10] = 0.5  # the thread ends
 
 
+def forget_ap(folder):
+    """Leave a checkpoint as if the run had been killed before its AP was known."""
+    shutil.rmtree(folder / "metrics")
+    digests = integrity.read_digests(folder)
+    del digests["metrics/metrics"]
+    integrity.write_digests(folder, digests)
+
+
 def test_the_ap_that_a_killed_run_did_not_compute_is_computed_from_its_detections(run, ap):
     ap.aps[10] = 0.5
     with run.open() as training_evaluations:
         training_evaluations.evaluate({}, 10)
         run.save(10, awaits_ap=True)
     run.writer.logged.clear()
-    shutil.rmtree(run.workdir / "checkpoints/10/metrics")  # as if it had been killed before
+    forget_ap(run.workdir / "checkpoints/10")
     (computed,) = json.loads((run.workdir / "eval/10_detections.json").read_text())
     assert computed["score"] == 10
     with run.open():
@@ -232,7 +241,7 @@ def test_detections_of_other_data_than_this_runs_have_no_ap(run, ap, change):
     with run.open() as training_evaluations:
         training_evaluations.evaluate({}, 10)
         run.save(10, awaits_ap=True)
-    shutil.rmtree(run.workdir / "checkpoints/10/metrics")
+    forget_ap(run.workdir / "checkpoints/10")
     if change == "another file":
         run.config.data.eval.annotations = "another.json"
     else:

@@ -46,7 +46,9 @@ def resume(tmp_path, monkeypatch):
     def resume(saved, config):
         state = initialization.train_state_from_variables(variables, saved, make_optimizer(saved))
         with CheckpointManager(tmp_path, saved, COCO_CATEGORIES) as checkpoints:
-            checkpoints.save(90_000, state.variables, state.training)
+            if not checkpoints.is_complete(90_000):
+                checkpoints.save(90_000, state.variables, state.training)
+                checkpoints.confirm(90_000)
         with CheckpointManager(tmp_path, config, COCO_CATEGORIES) as checkpoints:
             return initialization.restore_or_initialize(
                 config, COCO_CATEGORIES, make_optimizer(config), checkpoints, sharding.make_mesh(1)
