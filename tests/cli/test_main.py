@@ -300,7 +300,9 @@ def done(monkeypatch) -> list:
 
     calls = []
     monkeypatch.setattr(train.jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(loop, "train", lambda *_, evaluates: calls.append(("train", evaluates)))
+    monkeypatch.setattr(
+        loop, "train", lambda *_, evaluates, **__: calls.append(("train", evaluates))
+    )
     monkeypatch.setattr(evaluator, "evaluate", lambda *_: calls.append("evaluate"))
     return calls
 
