@@ -122,9 +122,11 @@ class CompiledStep:
         self._shardings = state_shardings(self.state.opt_state, config, mesh)
         self._batch_shardings = sharding.batch_shardings(mesh)
         model, optimizer = modeling.build_model(config, NUM_CLASSES), make_optimizer(config)
-        lowered = jit_train_step(model, optimizer, config, mesh).lower(
-            self.state, to_float64(make_batch())
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+            (self.state, to_float64(make_batch())),
         )
+        lowered = jit_train_step(model, optimizer, config, mesh).lower(*shapes)
         # Unoptimized programs are as exact, and compiled in half the time.
         self._program = lowered.compile({"xla_backend_optimization_level": 0})
 
