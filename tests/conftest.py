@@ -84,7 +84,9 @@ def one_device(monkeypatch):
     """Make training and evaluation in this process use one of the virtual devices."""
     devices = jax.devices()[:1]
     make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda space, _=None: make_mesh(space, devices=devices))
+    monkeypatch.setattr(
+        sharding, "make_mesh", lambda space, _=None: make_mesh(space, devices=devices)
+    )
 
 
 @pytest.fixture
