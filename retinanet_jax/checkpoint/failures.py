@@ -28,8 +28,9 @@ def save_error(
     resumes = f"resumes from step {newest}, the newest good checkpoint"
     if newest is None:
         resumes = "starts from the beginning: there is no good checkpoint yet"
+    cause = (cause or one_line(error))[:200].rstrip(".")
     return OSError(
-        f"{folder}: the checkpoint cannot be saved: {(cause or one_line(error))[:200].rstrip('.')}. It needs "
+        f"{folder}: the checkpoint cannot be saved: {cause}. It needs "
         f"{num_bytes / 1e6:.0f} MB{_free_space(folder)}. After that is mended, the same command "
         f"{resumes}."
     )

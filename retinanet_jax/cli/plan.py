@@ -47,6 +47,11 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "detection of evaluation, for config.data.eval_batch_size. The default is train.",
         flag_values=values,
     )
+    _define_program_flags(values)
+
+
+def _define_program_flags(values: flags.FlagValues) -> None:
+    """Define the flags of the programs to compile, and of the results."""
     flags.DEFINE_list(
         "buckets",
         [],

@@ -115,9 +115,9 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(object_store):
 
 def test_an_object_that_only_stands_for_a_folder_is_not_copied(object_store, monkeypatch):
     object_store.write("bucket/set/a", b"a")
-    found = {"bucket/set/a": object_store.info("bucket/set/a")}
-    found["bucket/set/inner/"] = {"type": "file", "size": 0}  # as some file systems list it
-    monkeypatch.setattr(stand_in.ObjectFileSystem, "find", lambda self, root, detail: found)
+    objects = {"bucket/set/a": object_store.info("bucket/set/a")}
+    objects["bucket/set/inner/"] = {"type": "file", "size": 0}  # as some file systems list it
+    monkeypatch.setattr(stand_in.ObjectFileSystem, "find", lambda self, root, detail: objects)
     assert contents(local_copy("gs://bucket/set")) == {"a": b"a"}
 
 
