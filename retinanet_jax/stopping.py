@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO
 
 from retinanet_jax import hosts
-from retinanet_jax.utils.ending import in_seconds, leave, say
+from retinanet_jax.utils.ending import in_seconds, leave, print_message
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SECONDS_TO_CLEAN_UP = 10.0  # that a command without anything to save may take to end
@@ -114,7 +114,7 @@ class Stopping:
         """Let no signal stop the run any more, which is about to save its last state."""
         self.is_ending = True
         if self.leaves_work and self._hosts and self._hosts.is_first and self._progress:
-            say(f"stopping after step {self._progress()[0]}, saving")
+            print_message(f"stopping after step {self._progress()[0]}, saving")
 
     def check(self) -> None:
         """End what the caller waits for, if a signal has asked the command to end.
@@ -182,21 +182,21 @@ class Stopping:
                 self._receive(signal.Signals(number))
 
     def _receive(self, received: signal.Signals) -> None:
-        """Say what a signal does, and end the process at once if it is the second one."""
+        """Print what a signal does, and end the process at once if it is the second one."""
         if not self.signal:
             with self._lock:
                 self.signal, self._received = received, time.monotonic()
-            say(f"received {received.name}: {self._consequence()}")
+            print_message(f"received {received.name}: {self._consequence()}")
             if self._hosts:
-                in_seconds(0, lambda: self._hosts.agreement.request(received))
+                threading.Thread(target=self._hosts.agreement.request, args=[received]).start()
             if self._progress is None:
                 in_seconds(SECONDS_TO_CLEAN_UP, lambda: leave(128 + received))
         # A terminal that closes, and some supervisors, send SIGHUP after SIGTERM.
         elif received != signal.SIGHUP and self._is_second():
             message = f"received a second signal, {received.name}: ended at once; {self._loss()}"
-            say(message)
+            print_message(message)
             if self._hosts:
-                self._hosts.tell(message)
+                self._hosts.announce_failure(message)
             leave(128 + received)
 
     def _is_second(self) -> bool:

@@ -15,7 +15,7 @@ class StopAgreement:
     Each host starts the same sequence of programs on the devices (training steps, and the batches
     of evaluations), and `launch` counts them. When a host requests a stop, a thread of each host
     writes how many programs its host has started, and `launch` lets it start no other one until all
-    have written. Then all go on to the largest of these numbers, and stop there.
+    have written. Then all continue to the largest of these numbers, and stop there.
 
     No host waits for ever: in `launch` it waits only for the threads of the others, which wait for
     nothing. And up to the largest number, which one host has reached, all run what they would have

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from retinanet_jax.hosts.agreement import StopAgreement
 from retinanet_jax.hosts.store import Store
-from retinanet_jax.utils.ending import in_seconds, leave, say
+from retinanet_jax.utils.ending import in_seconds, leave, print_message
 from retinanet_jax.utils.progress import one_line
 
 POLL_SECONDS = 0.5  # between two looks at what the other hosts have written
@@ -57,7 +57,7 @@ class Hosts:
         return f"host {index} ({self._names.get(index, 'unknown')})"
 
     def fail(self, error: Exception | str) -> NoReturn:
-        """Print why this host fails, tell the others, and end this process.
+        """Print why this host fails, write it for the others, and end this process.
 
         If another host has failed first, its error ends this process instead.
 
@@ -72,12 +72,12 @@ class Hosts:
             traceback.print_exception(error)
             error = f"{type(error).__name__}: {error}"
         else:
-            say(error)
-        self.tell(one_line(error).removeprefix("error: "))
+            print_message(error)
+        self.announce_failure(one_line(error).removeprefix("error: "))
         self._leave(1, others=self._count - 1)
 
-    def tell(self, message: str) -> None:
-        """Tell the others why this host fails, which end then.
+    def announce_failure(self, message: str) -> None:
+        """Write why this host fails, which ends the others.
 
         Args:
             message: The error, in one line.
@@ -165,21 +165,14 @@ class Hosts:
         self.agreement.update(news)
         if self.agreement.signal and not was_asked and self.is_first and self.agreement.by:
             sender, name = self.name(self.agreement.by), Signals(self.agreement.signal).name
-            say(f"{sender} received {name}: stopping all hosts after the same step")
+            print_message(f"{sender} received {name}: stopping all hosts after the same step")
         if self.agreement.has_nothing_to_save:
             self._leave(128 + self.agreement.signal, others=self._count - 1)
 
     def _end_because(self, index: int, text: str) -> None:
         """End this process, because of another host."""
         if not self._is_ending.is_set():
-            say(f"error: {self.name(index)} {text}")
+            print_message(f"error: {self.name(index)} {text}")
             if index == 0:
                 leave(1)  # the store may not answer
             self._leave(1, others=self._count - 2)
-
-
-def is_alone() -> bool:
-    """Return whether this process is the only one of its run."""
-    import jax
-
-    return jax.process_count() == 1

@@ -9,8 +9,8 @@ from retinanet_jax.hosts.relay import Relay
 from retinanet_jax.hosts.store import JaxStore
 
 JOIN_SECONDS = 300  # that a host waits for the others to start
-# jax would abort a process whose heartbeats it misses, with a stack dump of C++. `Hosts` notices
-# such a host earlier, and ends all in one line.
+# jax would abort all processes if one is silent, with a stack dump of C++. `Hosts` notices
+# it earlier, and ends all in one line.
 JAX_HEARTBEAT_SECONDS = 24 * 3600
 
 _joined: Hosts | None = None
@@ -61,7 +61,8 @@ def join(
 @contextlib.contextmanager
 def _relayed_client() -> Iterator[None]:
     """Let jax's client connect to process 0 through a `Relay`, inside a `with` statement."""
-    from jax._src.lib import _jax  # nothing public creates the client
+    # Nothing public creates the client.
+    from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
     create = _jax.get_distributed_runtime_client
 

@@ -1,10 +1,10 @@
-"""The texts that all processes of a run share."""
+"""The texts that all processes of a run can read and write."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Store(Protocol):
-    """Texts that all processes of a run share, by key.
+    """Texts that all processes of a run can read and write, by key.
 
     An error of the connection to the process that holds them is a RuntimeError.
     """
@@ -14,7 +14,7 @@ class Store(Protocol):
         ...
 
     def read(self, prefix: str) -> dict[str, str]:
-        """Return the stored texts whose keys begin with `prefix/`, by the rest of the key."""
+        """Return the stored texts with keys that begin with `prefix/`, by the rest of the key."""
         ...
 
     def wait_for(self, key: str, seconds: float) -> str:
@@ -29,7 +29,7 @@ class JaxStore:
         # jax has no public access to it. jax 0.4 to 0.12 have this one.
         from jax._src import distributed
 
-        self._client = distributed.global_state.client
+        self._client: Any = distributed.global_state.client
 
     def set(self, key: str, value: str) -> None:
         """Store a text; see `Store`."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
-def say(line: str) -> None:
+def print_message(line: str) -> None:
     """Print a line for people, which is no result of the command."""
     with contextlib.suppress(OSError):  # the reader has ended
         print(line, file=sys.stderr, flush=True)

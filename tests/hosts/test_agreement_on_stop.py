@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ NUM_PROGRAMS = 40
 
 
 class SharedTexts:
-    """A store in memory, whose answers take a random time."""
+    """A store in memory; its answers take a random time."""
 
     def __init__(self, chance: random.Random) -> None:
         self._chance, self._texts, self._lock = chance, {}, threading.Lock()
@@ -57,7 +58,8 @@ class Host(threading.Thread):
 
     def __init__(self, agreement, devices, index, begins=True):
         super().__init__(daemon=True)
-        self.stopping = Stopping(SimpleNamespace(agreement=agreement, is_first=False))
+        hosts: Any = SimpleNamespace(agreement=agreement, is_first=False)
+        self.stopping = Stopping(hosts)
         self.begins = begins
         self._devices, self._index = devices, index
         self._chance = random.Random(index)
@@ -80,7 +82,8 @@ def start():
     watching = []
 
     def start(seed, count, has_begun=lambda index: True):
-        store, devices = SharedTexts(random.Random(seed)), Devices(count)
+        store: Any = SharedTexts(random.Random(seed))
+        devices = Devices(count)
         agreements = [StopAgreement(store, index, count) for index in range(count)]
 
         def watch(agreement):
@@ -138,7 +141,8 @@ def test_a_host_that_has_not_begun_stops_all_where_they_are(start):
 
 def test_programs_before_the_first_step_do_not_count():
     """They only measure the memory."""
-    agreement = StopAgreement(SharedTexts(random.Random(0)), 0, 1)
+    store: Any = SharedTexts(random.Random(0))
+    agreement = StopAgreement(store, 0, 1)
     assert agreement.launch()
     agreement.request(signal.SIGHUP)
     agreement.update({"request": f"{int(signal.SIGHUP)} 0", "position-0": str(NOT_STARTED)})
