@@ -1,4 +1,4 @@
-"""Signals: a run prints at once what it does and saves all its steps; the same command resumes it."""
+"""Signals: a run prints at once what it does, and saves all its steps for the next start."""
 
 import contextlib
 import json
@@ -51,9 +51,8 @@ def test_before_the_first_step_a_signal_interrupts_the_main_thread(printed, numb
         until(lambda: printed)
     assert error.value.signal == caught.signal == number
     assert stopping.status_of(error.value) == 128 + number
-    assert printed == [
-        f"received {signal.Signals(number).name}: stopping; there is nothing to save"
-    ]
+    name = signal.Signals(number).name
+    assert printed == [f"received {name}: stopping; there is nothing to save"]
 
 
 def test_during_the_steps_a_signal_stops_the_run_before_the_next_program(printed):
@@ -236,8 +235,13 @@ def test_a_run_that_waits_for_data_saves_its_steps(tiny_run, program, workdir, l
     image = min((data / "images").iterdir())
     os.mkfifo(data / "pipe")
     (data / "pipe").replace(image)
-    status, stderr, seconds = stop_at(process, "waiting for data", signal.SIGTERM)
-    assert status == 143, stderr
+    until((workdir / "stalls.txt").exists)
+    process.send_signal(signal.SIGTERM)
+    with process:
+        started = time.monotonic()
+        _, stderr = process.communicate(timeout=120)
+        seconds = time.monotonic() - started
+    assert process.returncode == 143, stderr
     assert checkpoint.newest_step(workdir) >= 3
     assert f"stopping after step {checkpoint.newest_step(workdir)}, saving" in stderr
     assert seconds < PROMPT

@@ -1,4 +1,4 @@
-"""The processes of a run on many hosts: their common texts, and how they stop, fail and end together.
+"""The processes of a run on many hosts: their common texts, and how they stop and end together.
 
 A process is called a host here, as on TPUs, where each host runs one.
 """
