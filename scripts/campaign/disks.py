@@ -90,6 +90,8 @@ def record_of(
     """Start the run again, and return the record of the trouble and of the run after it."""
     problems = problems_of_error(ended, workdir)
     (again,) = runs.finish(workdir)
+    if problems or again.status:
+        (workdir.parent.parent / f"{name}.txt").write_text(f"{ended.stdout}\n{ended.stderr}\n---\n")
     if again.status:
         problems.append(f"the next start ended with {again.status}: {again.error[-200:]}")
     else:

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Callable, Container, Iterator
 from typing import Any
 
@@ -13,18 +14,10 @@ HOST_TIMEOUT, STALL_SECONDS = 10, 5
 FLAGS = (f"--host_timeout={HOST_TIMEOUT}", f"--stall_seconds={STALL_SECONDS}")
 # More steps than the others, so that the trouble comes in the middle.
 STEPS = ("--config.total_steps=2000", "--config.checkpoint_every=500", "--mode=train")
+WAITING = "waiting for data for"  # in a warning, which may be repeated
+MAX_LINES = 3  # on stderr, besides these warnings
+Trouble = Callable[[list[Process], list[pathlib.Path]], None]  # (processes, training images)
 MAX_SECONDS = {"lost": HOST_TIMEOUT + 20, "other": 10}
-
-
-def truncate_image(images: list[pathlib.Path]) -> None:
-    """Make an image unreadable."""
-    os.truncate(images[0], 10)
-
-
-def stall_image(images: list[pathlib.Path]) -> None:
-    """Replace an image by a pipe of which nothing can be read, like a file on a dead server."""
-    images[0].unlink()
-    os.mkfifo(images[0])
 
 
 def wait_for_step(processes: list[Process]) -> None:
@@ -32,34 +25,40 @@ def wait_for_step(processes: list[Process]) -> None:
     processes[0].wait_until(lambda: "step 3/" in processes[0].stdout)
 
 
-def send(number: int, index: int) -> Callable[[list[Process]], None]:
-    """Return a function that sends a signal to one process in the middle of training."""
-
-    def send_to_one(processes: list[Process]) -> None:
-        wait_for_step(processes)
-        processes[index].send(number)
-
-    return send_to_one
+def truncate_image(processes: list[Process], images: list[pathlib.Path]) -> None:
+    """Make an image unreadable in the middle of training; one of the hosts is to read it."""
+    wait_for_step(processes)
+    os.truncate(images[3], 10)
 
 
-def stop_stalled(processes: list[Process]) -> None:
-    """Wait for the message about a read that stalls, and press Ctrl-C."""
-    for process in processes:
-        if process.wait_until(lambda: any("waiting for" in p.output for p in processes)):
-            break
+def stall_image(processes: list[Process], images: list[pathlib.Path]) -> None:
+    """Replace an image by a pipe from which nothing comes, and press Ctrl-C at the warning."""
+    wait_for_step(processes)
+    images[3].unlink()
+    os.mkfifo(images[3])
+    processes[0].wait_until(lambda: any(WAITING in process.stderr for process in processes))
     processes[0].send(runs.SIGNALS["SIGINT"])
 
 
-# The trouble, what is done to the images before the start, what is done after it, and the statuses
-# of the processes.
-CASES: dict[str, tuple[Callable | None, Callable | None, tuple[set[int], set[int]]]] = {
-    "one image cannot be read": (truncate_image, None, ({1}, {1})),
-    "SIGTERM to host 0": (None, send(runs.SIGNALS["SIGTERM"], 0), ({143}, {143})),
-    "SIGTERM to host 1": (None, send(runs.SIGNALS["SIGTERM"], 1), ({143}, {143})),
-    "SIGINT to host 0": (None, send(runs.SIGNALS["SIGINT"], 0), ({130}, {130})),
-    "SIGKILL of host 0": (None, send(runs.SIGNALS["SIGKILL"], 0), ({-9}, {1})),
-    "SIGKILL of host 1": (None, send(runs.SIGNALS["SIGKILL"], 1), ({1}, {-9})),
-    "a read stalls, then Ctrl-C at host 0": (stall_image, stop_stalled, ({130}, {130})),
+def sender(signal: str, index: int) -> Trouble:
+    """Return a function that sends a signal to one process in the middle of training."""
+
+    def send(processes: list[Process], _: list[pathlib.Path]) -> None:
+        wait_for_step(processes)
+        processes[index].send(runs.SIGNALS[signal])
+
+    return send
+
+
+# The trouble, what causes it, and the statuses of the processes.
+CASES: dict[str, tuple[Trouble, tuple[int, int]]] = {
+    "one image cannot be read": (truncate_image, (1, 1)),
+    "SIGTERM to host 0": (sender("SIGTERM", 0), (143, 143)),
+    "SIGTERM to host 1": (sender("SIGTERM", 1), (143, 143)),
+    "SIGINT to host 0": (sender("SIGINT", 0), (130, 130)),
+    "SIGKILL of host 0": (sender("SIGKILL", 0), (-9, 1)),
+    "SIGKILL of host 1": (sender("SIGKILL", 1), (1, -9)),
+    "a read stalls, then Ctrl-C at host 0": (stall_image, (130, 130)),
 }
 
 
@@ -75,22 +74,18 @@ def run(folder: pathlib.Path, chosen: Container[str] | None = None) -> Iterator[
 
 def run_case(folder: pathlib.Path, data: pathlib.Path, name: str) -> dict[str, Any]:
     """Run one case, and return its record."""
-    before, after, _ = CASES[name]
-    workdir = folder / "hosts-case"
-    shutil.rmtree(workdir, ignore_errors=True)
-    runs.make_workdir(workdir, folder / "cache")
+    workdir = runs.make_workdir(folder / "hosts-case", folder / "cache")
     shutil.copytree(data, workdir / "data")
-    if before:
-        before(sorted((workdir / "data" / "shapes-1").rglob("*.jpg"))[3:])
     processes = runs.start(workdir, *STEPS, *FLAGS, processes=2)
-    if after:
-        after(processes)
+    CASES[name][0](processes, sorted((workdir / "data" / "shapes-1").rglob("*.jpg")))
+    began = time.monotonic()
     ended = [process.end() for process in processes]
-    first_end = min(process.ended for process in processes)
-    began = max(process.started for process in processes) if after else first_end
     seconds = [round(process.ended - began, 1) for process in processes]
     problems = problems_of_case(name, ended, seconds)
-    lines = [(host.error.splitlines() or [""])[-1] for host in ended]
+    if problems:
+        outputs = [f"{host.stdout}\n{host.stderr}" for host in ended]
+        (folder / f"{name}.txt").write_text("\n---\n".join([*problems, *outputs]))
+    lines = ["; ".join(host.error.splitlines()) for host in ended]
     return {
         "name": name,
         "statuses": [host.status for host in ended],
@@ -104,12 +99,12 @@ def run_case(folder: pathlib.Path, data: pathlib.Path, name: str) -> dict[str, A
 def problems_of_case(name: str, ended: list[Ended], seconds: list[float]) -> list[str]:
     """Return what was wrong with how the processes ended."""
     problems = []
-    for index, (host, statuses) in enumerate(zip(ended, CASES[name][2], strict=True)):
-        num_lines = len(host.error.splitlines())
-        if host.status not in statuses:
+    for index, (host, status) in enumerate(zip(ended, CASES[name][1], strict=True)):
+        lines = [line for line in host.error.splitlines() if WAITING not in line]
+        if host.status != status:
             problems.append(f"host {index}: status {host.status}")
-        if num_lines > 1 or "Traceback" in host.error:
-            problems.append(f"host {index}: {num_lines} lines on stderr")
+        if len(lines) > MAX_LINES or "Traceback" in host.error:
+            problems.append(f"host {index}: {len(lines)} lines on stderr")
     if max(seconds) > MAX_SECONDS["lost" if "SIGKILL" in name else "other"]:
         problems.append(f"{max(seconds)} s to the end")
     return problems

@@ -107,9 +107,9 @@ class Process:
         return "".join(self._lines["stdout"])
 
     @property
-    def output(self) -> str:
-        """The lines of stdout and stderr so far."""
-        return self.stdout + "".join(self._lines["stderr"])
+    def stderr(self) -> str:
+        """The lines of stderr so far."""
+        return "".join(self._lines["stderr"])
 
     def wait_until(self, condition: Callable[[], bool]) -> bool:
         """Return whether `condition` became true before the process ended."""
@@ -138,7 +138,7 @@ class Process:
         for reader in self._readers:
             reader.join()
         seconds = self.ended - self.started
-        return Ended(status, self.stdout, "".join(self._lines["stderr"]), seconds)
+        return Ended(status, self.stdout, self.stderr, seconds)
 
 
 def environment(num_devices: int = 1) -> dict[str, str]:
