@@ -75,4 +75,4 @@ def file_of(source: Source, index: int) -> str:
 
 def files_in_progress() -> str:
     """Return the files that are being read, those that were begun first, and how many more."""
-    return join_first([file_of(*read) for read in list(_in_progress.values())])
+    return join_first(list(dict.fromkeys(file_of(*read) for read in list(_in_progress.values()))))

@@ -87,18 +87,18 @@ class Observation:
 
     def batches(self, batches: Iterable[T]) -> Generator[T, None, None]:
         """Yield the batches of the steps, and measure how long the devices wait for each."""
-        requested = self._charge()
+        iterator = iter(batches)
         try:
-            for batch in batches:
-                arrived = self._charge()
-                self._doing = "training"
-                # While a step still runs, no device is idle, however long the next batch takes.
-                if self._step_end is not None and self._step_end.done():
-                    idle = arrived - max(requested, self._step_end.result())
-                    self._seconds["training"] -= idle
-                    self._seconds["data"] += idle
-                yield batch
+            while True:
                 requested = self._charge()
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
+                finally:  # also if a signal ends the wait
+                    self._charge_wait(requested)
+                self._doing = "training"
+                yield batch
         finally:
             self._charge()
             self._doing = "end"
@@ -182,6 +182,14 @@ class Observation:
             peak, limit = totals["memory/peak"] / 2**30, totals["memory/limit"] / 2**30
             line += f"; device memory at most {peak:.1f} of {limit:.1f} GiB"
         return line
+
+    def _charge_wait(self, requested: float) -> None:
+        """Charge the wait for a batch, since `requested`, to data as far as no step was running."""
+        now = self._charge()
+        if self._step_end is not None and self._step_end.done():
+            idle = now - max(requested, self._step_end.result())
+            self._seconds["training"] -= idle
+            self._seconds["data"] += idle
 
     def _compile_seconds(self) -> float:
         return CLOCK.stopped_seconds() - self._compiled_before

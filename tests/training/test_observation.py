@@ -133,6 +133,23 @@ def test_a_stopped_run_has_a_summary(clock):
     assert observation.summary() == "goodput 50% of 0 min 02 s: end 1 s"
 
 
+def test_a_wait_that_a_signal_ends_was_for_data(clock):
+    def stalled():
+        yield "first"
+        clock.seconds += 8
+        raise InterruptedError
+
+    observation = observe()
+    batches = observation.batches(stalled())
+    next(batches)
+    step = Step(observation, 1)
+    clock.seconds += 2
+    step.end()
+    with pytest.raises(InterruptedError):
+        next(batches)
+    assert observation.summary() == "goodput 20% of 0 min 10 s: data 8 s"
+
+
 def test_memory_is_that_of_the_fullest_device(monkeypatch):
     def device(peak):
         statistics = {"peak_bytes_in_use": peak, "bytes_limit": 2**33, "num_allocs": 3}
