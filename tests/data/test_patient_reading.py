@@ -140,7 +140,7 @@ def test_a_process_with_a_stalled_read_ends(source, loader):
     arguments = [str(source.path(0).parent), source.name, loader]
     code = """
 import sys
-import test_reading
+import test_patient_reading
 from retinanet_jax.data import reading
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.utils import threads
@@ -152,7 +152,7 @@ def check():
     if reading.files_in_progress():
         sys.exit(7)
 
-for _ in in_background(test_reading.load(CocoSource(annotations, images), loader), check):
+for _ in in_background(test_patient_reading.load(CocoSource(annotations, images), loader), check):
     pass
 """
     environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
