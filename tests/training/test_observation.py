@@ -89,8 +89,8 @@ def test_a_step_that_waits_for_the_one_before_it_is_not_counted_twice(clock):
     next(batches)
     first = Step(observation, 1)
     next(batches)
-    clock.seconds += 5
     second = Step(observation, 2)
+    clock.seconds += 5
     first.end()
     clock.seconds += 2
     second.end()
