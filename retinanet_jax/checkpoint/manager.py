@@ -1,5 +1,6 @@
 """Writing of checkpoints during training, and the choice of those that are kept."""
 
+import contextlib
 import heapq
 import pathlib
 import threading
@@ -92,11 +93,11 @@ class CheckpointManager:
         try:
             if self._saving:
                 self._saving.decide(is_good=False)  # unless it is confirmed
-            if error_type is None:
+                self._saving.outcome.exception()  # wait for it
+            # An error that ends the run is not replaced by others that follow from it.
+            with contextlib.suppress(Exception) if error_type else contextlib.nullcontext():
                 self._wait()
-            elif self._saving:
-                self._saving.outcome.exception()
-            self._checkpointer.close()
+                self._checkpointer.close()
         finally:
             self._thread.close()
 
@@ -168,7 +169,7 @@ class CheckpointManager:
     def _error(self, saving: Saving, error: Exception) -> OSError:
         """Return the error of a checkpoint that cannot be saved, and remove what was written."""
         folder = self._folder / str(saving.step)
-        newest = max(self._aps, default=None)
+        newest = max(filter(self.is_complete, self._aps), default=None)
         if self._is_first_host:
             for partial in self._folder.glob(f"{saving.step}{TMP_DIR_SUFFIX}*"):
                 remove_partial(partial)
