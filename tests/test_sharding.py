@@ -153,15 +153,22 @@ def split_optimizer(norm, padding):
     return norm != "batch" or padding == "plain"
 
 
+# Group norm, of which the statistics of an image come from all of its devices, on all meshes;
+# of the other cases one each, unless the tests are exhaustive.
+EXAMPLES = {("frozen_batch", "masked", 8, 1), ("batch", "plain", 2, 4), ("batch", "masked", 4, 2)}
+
+
+def mesh_cases():
+    """Yield the cases of the next test."""
+    for norm, padding in NETWORKS:
+        for mesh in MESHES if padding == "masked" else MESHES[2:3]:
+            case = (norm, padding, *mesh)
+            is_example = case in EXAMPLES or (norm, padding) == ("group", "masked")
+            yield pytest.param(*case, marks=() if is_example else pytest.mark.exhaustive)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("norm", "padding", "data", "space"),
-    [
-        (norm, padding, *mesh)
-        for norm, padding in NETWORKS
-        for mesh in (MESHES if padding == "masked" else MESHES[2:3])
-    ],
-)
+@pytest.mark.parametrize(("norm", "padding", "data", "space"), list(mesh_cases()))
 def test_a_step_does_not_depend_on_the_devices(compiled_step, norm, padding, data, space):
     """All parameters, statistics, moments and metrics; in float64 no rounding flips a decision."""
     expected = compiled_step(norm, padding, **optimizer_of(norm))(make_batch())
@@ -179,8 +186,16 @@ def test_a_step_does_not_depend_on_the_devices(compiled_step, norm, padding, dat
     assert largest.addressable_shards[0].data.size * num_parts == largest.size == 9 * 64 * 64
 
 
+def network_cases(*, without=()):
+    """Yield the networks of the next tests; those that no other test compiles are exhaustive."""
+    for network in NETWORKS:
+        if network not in without:
+            is_compiled = network in {("group", "masked"), ("batch", "plain")}
+            yield pytest.param(*network, marks=() if is_compiled else pytest.mark.exhaustive)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("norm", "padding"), NETWORKS)
+@pytest.mark.parametrize(("norm", "padding"), list(network_cases()))
 def test_the_order_of_the_images_changes_nothing(compiled_step, norm, padding):
     step, order = compiled_step(norm, padding, **optimizer_of(norm)), [3, 7, 0, 6, 1, 5, 2, 4]
     permuted = jax.tree.map(lambda x: x[order], make_batch())
@@ -191,7 +206,7 @@ def test_the_order_of_the_images_changes_nothing(compiled_step, norm, padding):
 @pytest.mark.parametrize(
     # With plain padding the fillers enter the statistics of batch norm (docs/devices.md).
     ("norm", "padding"),
-    [network for network in NETWORKS if network != ("batch", "plain")],
+    list(network_cases(without=[("batch", "plain")])),
 )
 def test_what_a_filler_contains_changes_nothing(compiled_step, norm, padding):
     step, batch = compiled_step(norm, padding, **optimizer_of(norm)), make_batch()
