@@ -16,7 +16,8 @@ FLAGS = (f"--host_timeout={HOST_TIMEOUT}", f"--stall_seconds={STALL_SECONDS}")
 STEPS = ("--config.total_steps=2000", "--config.checkpoint_every=500", "--mode=train")
 WAITING = "waiting for data for"  # in a warning, which may be repeated
 MAX_LINES = 3  # on stderr, besides these warnings
-Trouble = Callable[[list[Process], list[pathlib.Path]], None]  # (processes, training images)
+# (processes, training images) -> whether a signal was sent
+Trouble = Callable[[list[Process], list[pathlib.Path]], bool]
 MAX_SECONDS = {"lost": HOST_TIMEOUT + 20, "other": 10}
 
 
@@ -25,27 +26,28 @@ def wait_for_step(processes: list[Process]) -> None:
     processes[0].wait_until(lambda: "step 3/" in processes[0].stdout)
 
 
-def truncate_image(processes: list[Process], images: list[pathlib.Path]) -> None:
+def truncate_image(processes: list[Process], images: list[pathlib.Path]) -> bool:
     """Make an image unreadable in the middle of training; one of the hosts is to read it."""
     wait_for_step(processes)
     os.truncate(images[3], 10)
+    return False
 
 
-def stall_image(processes: list[Process], images: list[pathlib.Path]) -> None:
+def stall_image(processes: list[Process], images: list[pathlib.Path]) -> bool:
     """Replace an image by a pipe from which nothing comes, and press Ctrl-C at the warning."""
     wait_for_step(processes)
     images[3].unlink()
     os.mkfifo(images[3])
     processes[0].wait_until(lambda: any(WAITING in process.stderr for process in processes))
-    processes[0].send(runs.SIGNALS["SIGINT"])
+    return processes[0].send(runs.SIGNALS["SIGINT"])
 
 
 def sender(signal: str, index: int) -> Trouble:
     """Return a function that sends a signal to one process in the middle of training."""
 
-    def send(processes: list[Process], _: list[pathlib.Path]) -> None:
+    def send(processes: list[Process], _: list[pathlib.Path]) -> bool:
         wait_for_step(processes)
-        processes[index].send(runs.SIGNALS[signal])
+        return processes[index].send(runs.SIGNALS[signal])
 
     return send
 
@@ -77,9 +79,12 @@ def run_case(folder: pathlib.Path, data: pathlib.Path, name: str) -> dict[str, A
     workdir = runs.make_workdir(folder / "hosts-case", folder / "cache")
     shutil.copytree(data, workdir / "data")
     processes = runs.start(workdir, *STEPS, *FLAGS, processes=2)
-    CASES[name][0](processes, sorted((workdir / "data" / "shapes-1").rglob("*.jpg")))
-    began = time.monotonic()
+    images = sorted((workdir / "data" / "shapes-1").rglob("*.jpg"))
+    was_sent = CASES[name][0](processes, images)
+    sent = time.monotonic()
     ended = [process.end() for process in processes]
+    # From the signal; without one, from the end of the host that fails.
+    began = sent if was_sent else min(process.ended for process in processes)
     seconds = [round(process.ended - began, 1) for process in processes]
     problems = problems_of_case(name, ended, seconds)
     if problems:

@@ -51,6 +51,12 @@ class Ended(NamedTuple):
     stdout: str
     stderr: str
     seconds: float  # from the signal, or else from the start
+    stdout_at_signal: str = ""
+
+    @property
+    def was_signaled_at_the_end(self) -> bool:
+        """Whether the signal came after the last step."""
+        return f"step {TOTAL_STEPS}/" in self.stdout_at_signal
 
     @property
     def first_step(self) -> int | None:
@@ -81,6 +87,7 @@ class Process:
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self.started = self.ended = time.monotonic()
+        self.stdout_at_signal = ""
         self.popen = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -138,7 +145,7 @@ class Process:
         for reader in self._readers:
             reader.join()
         seconds = self.ended - self.started
-        return Ended(status, self.stdout, self.stderr, seconds)
+        return Ended(status, self.stdout, self.stderr, seconds, self.stdout_at_signal)
 
 
 def environment(num_devices: int = 1) -> dict[str, str]:
@@ -169,7 +176,9 @@ def make_workdir(workdir: pathlib.Path, cache: pathlib.Path | None) -> pathlib.P
 
 def start(workdir: pathlib.Path, *arguments: str, processes: int = 1) -> list[Process]:
     """Start the command on one device, or on two processes with a device each."""
-    command = [sys.executable, "-m", "retinanet_jax", "train", *ARGUMENTS, *arguments]
+    # A campaign that a shell runs in the background ignores SIGINT, and so would its processes.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "retinanet_jax", "train"]
+    command += [*ARGUMENTS, *arguments]
     command.append(f"--workdir={workdir}")
     if processes == 1:
         return [Process(command, environment())]

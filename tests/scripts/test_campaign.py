@@ -48,6 +48,13 @@ def test_problems_of_a_kill(signal, status, stderr, problems):
     assert kills.problems_of_kill(kill, [Ended(status, "", stderr, 1.0)]) == problems
 
 
+@pytest.mark.parametrize(("step", "problems"), [(11, ["status 0 after SIGINT"]), (12, [])])
+def test_only_a_signal_after_the_last_step_may_be_without_effect(step, problems):
+    kill = kills.Kill("SIGINT", "step", occurrence=1, delay=0.0, process=0)
+    ended = Ended(0, "", "", 1.0, stdout_at_signal=f"step {step}/12 (99%)\n")
+    assert kills.problems_of_kill(kill, [ended]) == problems
+
+
 def test_arrays_are_equal_only_bit_for_bit():
     zero = {"a": np.zeros(2, np.float32), "b": np.full(1, np.nan)}
     assert runs.same_arrays(zero, {name: array.copy() for name, array in zero.items()})
