@@ -133,7 +133,9 @@ def test_evaluate_checks_its_data_before_it_starts(dense_config, tmp_path, caplo
         raise KeyboardInterrupt
 
     categories = datasets.open_evaluation(dense_config, tmp_path).categories
-    trained = types.SimpleNamespace(config=dense_config, categories=categories, folder=tmp_path)
+    trained = types.SimpleNamespace(
+        config=dense_config, categories=categories, folder=tmp_path, step=1
+    )
     monkeypatch.setattr(evaluator.checkpoint, "load", lambda _: trained)
     monkeypatch.setattr(evaluator.sharding, "make_mesh", start)
     with pytest.raises(KeyboardInterrupt):

@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from retinanet_jax import checkpoint, datasets, input_pipeline, sharding
+from retinanet_jax.checkpoint import integrity
 from retinanet_jax.config import load_config
 from retinanet_jax.evaluation import evaluator
 from retinanet_jax.training import loop
@@ -41,7 +42,8 @@ def test_an_interval_of_zero_steps_is_refused_before_anything_is_opened(config, 
 def test_a_run_without_steps_left_ends_in_one_line_before_anything_is_opened(
     tmp_path, error_line, total
 ):
-    (tmp_path / "checkpoints" / "8" / "variables").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
+    integrity.write_digests(tmp_path / "checkpoints" / "8", {})
     line = error_line(
         "train",
         "--config=configs/shapes.py:tiny",
