@@ -42,12 +42,8 @@ def write_program(folder: pathlib.Path, name: str, text: str) -> None:
 
 def environment(programs: pathlib.Path, **variables: str) -> dict[str, str]:
     path = f"{programs}:{os.environ['PATH']}"
-    return {
-        **os.environ,
-        "PATH": path,
-        "SLURM_JOB_ID": "12",
-        "SLURM_CPUS_PER_TASK": "1",
-    } | variables
+    slurm = {"SLURM_JOB_ID": "12", "SLURM_CPUS_PER_TASK": "1"}
+    return {**os.environ, **slurm, **variables, "PATH": path}
 
 
 def parse_train(arguments: list[str]) -> dict[str, Any]:

@@ -263,9 +263,7 @@ def test_a_failed_save_is_one_line_at_the_next_logged_step(workdir, config, smal
 def test_a_removed_folder_is_not_created_again(workdir, config):
     with CheckpointManager(workdir, config, CATEGORIES) as checkpoints:
         shutil.rmtree(workdir)
-        message = (
-            r"4: .* cannot be saved: the working directory was rem.* no good checkpoint"
-        )
+        message = r"4: .* cannot be saved: the working directory was rem.* no good checkpoint"
         with pytest.raises(OSError, match=message):
             checkpoints.save(4, *state(4))
     assert not workdir.exists()

@@ -144,6 +144,8 @@ class Process:
             self._lines["stderr"].append(f"HANGS: killed after {TIMEOUT} s\n")
         for reader in self._readers:
             reader.join()
+        for name in self._lines:
+            getattr(self.popen, name).close()
         seconds = self.ended - self.started
         return Ended(status, self.stdout, self.stderr, seconds, self.stdout_at_signal)
 

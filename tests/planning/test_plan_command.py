@@ -123,7 +123,7 @@ def test_a_config_is_compiled_for_tpus_that_are_not_here(program, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["train", "predict"])
+@pytest.mark.parametrize("mode", [pytest.param("train", marks=pytest.mark.exhaustive), "predict"])
 @pytest.mark.usefixtures("virtual_devices")
 def test_everything_that_was_computed_is_written(mode, tmp_path):
     """With the compiler for CPUs, which every machine has."""

@@ -135,8 +135,8 @@ def test_altered_checkpoints_are_detected(folder, reference):
     "name",
     [
         "disk full: step 1",
-        "read-only: step 2",
-        "workdir removed: step 5",
+        pytest.param("read-only: step 2", marks=pytest.mark.exhaustive),
+        pytest.param("workdir removed: step 5", marks=pytest.mark.exhaustive),
         "checkpoint: a bit of the parameters flipped",
     ],
 )
@@ -145,6 +145,7 @@ def test_trouble_with_a_disk_is_one_line_and_the_next_run_is_right(folder, refer
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_end_together(folder, reference):
     names = {"one image cannot be read", "SIGTERM to host 1", "SIGKILL of host 1"}
     assert not problems(hosts.run(folder, chosen=names))
