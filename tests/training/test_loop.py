@@ -281,6 +281,7 @@ def kill_at(process, workdir: pathlib.Path, pattern: str, num_lines: int) -> boo
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # the campaign has a test with random moments
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(
     tiny_run, program, tmp_path
 ):

@@ -106,6 +106,7 @@ def store(step: Step, config, state, batch, path) -> None:
     replay.write_step(path, replay.StoredStep(1, config, CATEGORIES, IMAGES, batch, state))
 
 
+@pytest.mark.slow
 def test_a_finite_step_changes_the_state_and_is_finite_in_its_replay(
     step, small_config, tmp_path, monkeypatch, capsys
 ):
@@ -159,6 +160,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planted", PLANTED)
 def test_a_planted_number_is_named_and_changes_nothing_and_a_replay_finds_it(
     step, small_config, planted, tmp_path, monkeypatch, capsys
@@ -193,7 +195,13 @@ def test_a_planted_number_is_named_and_changes_nothing_and_a_replay_finds_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mean", "var", "scale", "bias"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "var",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("mean", "scale", "bias")),
+    ],
+)
 def test_each_array_of_a_frozen_norm_is_named(small_config, compiled, name):
     small_config.model.norm = "frozen_batch"
     step = make_step(small_config, compiled)
