@@ -204,7 +204,7 @@ def remove_evaluation(workdir: pathlib.Path, step: int) -> None:
 
 
 def interruption_file(workdir: pathlib.Path, step: int) -> pathlib.Path:
-    """Return the file that marks a step with an evaluation that was interrupted, and is still due."""
+    """Return the file that marks a step of which an interrupted evaluation is still due."""
     return workdir / FOLDER / f"{step}_interrupted"
 
 
