@@ -3,12 +3,12 @@
 import json
 
 import pytest
+from time_metrics import TIME_METRICS
 
 from retinanet_jax import datasets, input_pipeline
 from retinanet_jax.training import loop
 
 CATEGORIES = ("nine", "ten", "jack", "queen", "king", "ace")  # in the order of the JSON's ids
-TIME_METRICS = {"images_per_second", "data_wait"}
 
 
 @pytest.fixture

@@ -153,9 +153,8 @@ def split_optimizer(norm, padding):
     return norm != "batch" or padding == "plain"
 
 
-# Group norm, of which the statistics of an image come from all of its devices, on all meshes;
-# of the other cases one each, unless the tests are exhaustive.
-EXAMPLES = {("frozen_batch", "masked", 8, 1), ("batch", "plain", 2, 4), ("batch", "masked", 4, 2)}
+# Unless the tests are exhaustive: images that are split or not, and the norms that take statistics.
+EXAMPLES = {("group", "masked", 8, 1), ("group", "masked", 2, 4), ("batch", "plain", 2, 4)}
 
 
 def mesh_cases():
@@ -163,8 +162,7 @@ def mesh_cases():
     for norm, padding in NETWORKS:
         for mesh in MESHES if padding == "masked" else MESHES[2:3]:
             case = (norm, padding, *mesh)
-            is_example = case in EXAMPLES or (norm, padding) == ("group", "masked")
-            yield pytest.param(*case, marks=() if is_example else pytest.mark.exhaustive)
+            yield pytest.param(*case, marks=() if case in EXAMPLES else pytest.mark.exhaustive)
 
 
 @pytest.mark.slow

@@ -184,6 +184,7 @@ def assert_equal_runs(workdir: pathlib.Path, other: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # the campaign has a test with random moments
 def test_a_run_that_is_stopped_again_and_again_loses_no_step(tiny_run, program, workdir):
     """In a step, in an evaluation that is compiled or computed, and at the end."""
     command = ("main", *tiny_run.arguments, f"--workdir={workdir}")
@@ -213,7 +214,7 @@ def test_a_run_that_is_stopped_again_and_again_loses_no_step(tiny_run, program, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loader", ["tf", "numpy"])
+@pytest.mark.parametrize("loader", [pytest.param("tf", marks=pytest.mark.exhaustive), "numpy"])
 def test_a_run_that_waits_for_data_saves_its_steps(tiny_run, program, workdir, loader):
     """A read that never returns, as from a server that is gone, can be stopped."""
     data = workdir / "copy"

@@ -61,7 +61,7 @@ def random_variables(config):
     [
         "batch",
         pytest.param("frozen_batch", marks=pytest.mark.slow),
-        pytest.param("group", marks=pytest.mark.slow),
+        pytest.param("group", marks=[pytest.mark.slow, pytest.mark.exhaustive]),
     ],
 )
 def test_loss_and_gradient_depend_only_on_the_images(masked_config, norm):
