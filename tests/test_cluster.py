@@ -87,6 +87,7 @@ def test_slurm_job_of_two_processes_saves_at_sigterm_and_finishes(program, tmp_p
     variables = environment(
         tmp_path,
         **program.environment(),
+        XLA_FLAGS="",  # one device in each process
         JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
         SLURM_JOB_ID=str(os.getpid()),  # jax computes a port from it
     )
