@@ -9,6 +9,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 from typing import NamedTuple
 
 # Before jax starts its backend: sharding is tested on CPU.
@@ -30,6 +31,7 @@ from retinanet_jax.config import default_config, load_config
 from retinanet_jax.data import tf_transforms
 from retinanet_jax.data.sources import synthetic
 from retinanet_jax.models import resnet
+from retinanet_jax.utils import progress
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Most of the suite's time is compilation; a second run of the suite reads the compiled programs.
@@ -115,6 +117,15 @@ def synthetic_dataset(tmp_path_factory) -> pathlib.Path:
     """Return a folder with 20 synthetic images of 64 x 64 and their COCO JSON."""
     folder = tmp_path_factory.mktemp("synthetic") / "shapes"
     return synthetic.write_shapes(folder, seed=5, num_images=20, image_size=64)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Return a replacement for the module `time` of progress lines, with its time in `seconds`."""
+    clock = types.SimpleNamespace(seconds=100.0)
+    clock.monotonic = lambda: clock.seconds
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
 
 
 class Program:

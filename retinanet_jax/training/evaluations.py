@@ -2,8 +2,6 @@
 
 import json
 import pathlib
-import threading
-from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -18,7 +16,7 @@ from retinanet_jax.evaluation.evaluator import Evaluation, Evaluator, write_eval
 from retinanet_jax.stopping import Stopping
 from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.utils.progress import format_count
-from retinanet_jax.utils.threads import POLL_SECONDS
+from retinanet_jax.utils.threads import POLL_SECONDS, in_daemon_thread
 
 
 class PendingEvaluation(NamedTuple):
@@ -123,7 +121,7 @@ class TrainingEvaluations:
 
     def _start(self, results: list[dict[str, Any]], step: int) -> None:
         print(f"computing AP from {format_count(len(results), 'detection')}", flush=True)
-        outcome = in_thread(
+        outcome = in_daemon_thread(
             lambda: write_evaluation(
                 results,
                 self._evaluator.source,
@@ -164,20 +162,6 @@ class TrainingEvaluations:
                 self._finish()
             else:  # of other data or settings than this run's, or the data has changed
                 self._checkpoints.record_ap(step, NOT_MEASURED)
-
-
-def in_thread(function: Callable[[], Evaluation]) -> "Future[Evaluation]":
-    """Call a function in a daemon thread: unlike a pool, it does not keep the program running."""
-    outcome: Future[Evaluation] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(function())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return outcome
 
 
 def log_evaluation(step: int, evaluation: Evaluation, writer: MetricWriter) -> None:

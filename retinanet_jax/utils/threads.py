@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 import os
 import queue
@@ -39,15 +40,7 @@ class DaemonThreads:
     def submit(self, function: Callable[..., R], *arguments: Any) -> futures.Future[R]:
         """Call a function in one of the threads, and return its result as a future."""
         future: futures.Future[R] = futures.Future()
-
-        def call() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function(*arguments))
-                except BaseException as error:
-                    future.set_exception(error)
-
-        self._calls.put(call)
+        self._calls.put(functools.partial(call_into, future, function, *arguments))
         return future
 
     def close(self, last: Callable[[], object] = lambda: None) -> None:
@@ -70,6 +63,22 @@ class DaemonThreads:
         while call := self._calls.get():
             call()
             del call  # and with it the result, while the thread waits for the next call
+
+
+def in_daemon_thread(function: Callable[[], R]) -> futures.Future[R]:
+    """Call a function in a thread of its own, which never keeps a program running."""
+    future: futures.Future[R] = futures.Future()
+    threading.Thread(target=call_into, args=(future, function), daemon=True).start()
+    return future
+
+
+def call_into(future: futures.Future[R], function: Callable[..., R], *arguments: Any) -> None:
+    """Call a function, and give its result or its error to a future."""
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
 
 
 def wait_for(awaited: Iterable[futures.Future[Any]], while_waiting: Callable[[], None]) -> None:

@@ -10,17 +10,7 @@ import pytest
 from retinanet_jax.training import observation as module
 from retinanet_jax.training.observation import Observation
 from retinanet_jax.training.profiling import Profiler
-from retinanet_jax.utils import progress
 from retinanet_jax.utils.progress import ACTIVITY, CLOCK
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """Return a replacement for the module `time`, with its time in `seconds`."""
-    clock = types.SimpleNamespace(seconds=100.0)
-    clock.monotonic = lambda: clock.seconds
-    monkeypatch.setattr(progress, "time", clock)
-    return clock
 
 
 def observe(**options):

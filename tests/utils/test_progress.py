@@ -2,7 +2,6 @@
 
 import pytest
 
-from retinanet_jax.utils import progress
 from retinanet_jax.utils.progress import (
     CLOCK,
     format_count,
@@ -10,23 +9,6 @@ from retinanet_jax.utils.progress import (
     make_progress,
     one_line,
 )
-
-
-class Clock:
-    """A replacement for the module `time`; the test sets its seconds."""
-
-    def __init__(self):
-        self.seconds = 100.0
-
-    def monotonic(self):
-        return self.seconds
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(progress, "time", clock)
-    return clock
 
 
 @pytest.mark.parametrize(
