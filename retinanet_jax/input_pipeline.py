@@ -6,7 +6,7 @@ Importing this module imports neither flax nor the network.
 import pathlib
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import jax
 import numpy as np
@@ -83,7 +83,7 @@ def host_batches(
     plan: Plan,
     steps: range,
     while_waiting: Callable[[], None] = lambda: None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield this host's part of the batches of these steps, which must be consecutive.
 
     Args:

@@ -148,8 +148,9 @@ class Evaluator:
         host_batches = input_pipeline.host_batches(
             self._config, self.source, self._plan, steps, self._stopping.check_data
         )
-        for host_batch in host_batches:
-            yield self._detect(variables, sharding.put_batch(host_batch, shardings))
+        with contextlib.closing(host_batches):  # at an error too, and not when it is collected
+            for host_batch in host_batches:
+                yield self._detect(variables, sharding.put_batch(host_batch, shardings))
 
 
 @contextlib.contextmanager

@@ -118,7 +118,8 @@ def train(
             batches = input_pipeline.host_batches(
                 config, train_data, plan, steps, stopping.check_data
             )
-            loop.run(state, batches)
+            with contextlib.closing(batches):
+                loop.run(state, batches)
     return stopping.signal if stopping.leaves_work else 0
 
 

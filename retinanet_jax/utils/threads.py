@@ -56,7 +56,8 @@ class DaemonThreads:
         deadline = time.monotonic() + CLOSE_SECONDS
         for _ in self._threads:
             self._calls.put(None)
-        for thread in self._threads:
+        # The garbage collector closes an abandoned generator in any thread, also in one of these.
+        for thread in set(self._threads) - {threading.current_thread()}:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:

@@ -65,6 +65,16 @@ def test_closing_threads_drops_what_has_not_begun_and_does_not_wait_for_ever(mon
     assert called == []
 
 
+def test_threads_can_be_closed_by_one_of_them():
+    # As the garbage collector does that runs there, with a generator that nobody has closed.
+    before, called = threading.active_count(), []
+    workers = DaemonThreads(2)
+    workers.submit(workers.close, lambda: called.append(1)).result()
+    while threading.active_count() > before:
+        time.sleep(0.01)
+    assert called == [1]
+
+
 def test_background_items_are_taken_one_ahead_and_closed_in_their_thread():
     events = []
 
