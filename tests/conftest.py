@@ -219,6 +219,7 @@ def tiny_run(program, tmp_path_factory) -> Run:
         "--config.data.eval_batch_size=1",
         "--config.detections.score_threshold=0.001",
     )
-    status, stdout, stderr = program.run("main", *arguments, f"--workdir={workdir}")
+    patience = "--stall_seconds=600"  # a busy machine may be slow
+    status, stdout, stderr = program.run("main", *arguments, patience, f"--workdir={workdir}")
     assert status == 0, stderr
     return Run(workdir, arguments, stdout)

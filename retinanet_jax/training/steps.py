@@ -1,7 +1,7 @@
 """The loop over the steps of a run: training, logging, evaluations, checkpoints, and the stop."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import jax
 from jaxtyping import Array
@@ -51,11 +51,12 @@ class StepLoop:
         self._shardings = sharding.batch_shardings(mesh)
         self._checkpoints, self._writer, self._evaluations = checkpoints, writer, evaluations
         self._observation, self._stopping, self._tripwire = observation, stopping, tripwire
+        self._data_error: Exception | None = None  # it ends the run, when the state is saved
 
     def run(self, state: TrainState, host_batches: Iterable[Batch]) -> None:
         """Train from `state` on this host's batches, to the last one or to a signal.
 
-        At a signal, the state of the latest step is saved.
+        At a signal, and at an error of the data, the state of the latest step is saved.
 
         Args:
             state: The state that the run starts from. The steps reuse its memory.
@@ -63,21 +64,22 @@ class StepLoop:
 
         Raises:
             FloatingPointError: If a step is not finite.
-            OSError: If a checkpoint cannot be saved.
+            OSError: If a checkpoint cannot be saved, or data cannot be read.
+            ValueError: If data is invalid.
         """
         first = step = saved = int(state.step)
         with contextlib.suppress(Stopped):
             self._stopping.begin(lambda: self._progress(first))
             if self._evaluations:
                 self._evaluations.resume(state.variables, step)
-            for batch in self._observation.batches(host_batches):
+            for batch in self._observation.batches(self._readable(host_batches)):
                 with self._observation.step(step + 1):
                     state, metrics = self._step(state, batch)
                 step += 1
                 self._after_step(step, batch, state, metrics)
                 if self._evaluations and self._evaluates_after(step):
                     self._finish_steps()
-                    with self._observation.measure("evaluation"):
+                    with self._observation.measure("evaluation"), self._saving_first():
                         self._evaluations.evaluate(state.variables, step)
                 if self._saves_after(step):
                     self._save(state, step, awaits_ap=self._evaluates_after(step))
@@ -85,11 +87,38 @@ class StepLoop:
                 if self._evaluations:
                     self._evaluations.report()
         self._stopping.end()
-        if step > saved:  # stopped
+        if step > saved:
+            if self._data_error:
+                print(f"an error of the data ends the run: saving step {step}", flush=True)
             self._save(state, step, awaits_ap=False)
         if self._evaluations:
             self._evaluations.record_interruption()
         self._confirm_last(state)
+        if self._data_error:
+            raise self._data_error
+
+    @contextlib.contextmanager
+    def _saving_first(self) -> Iterator[None]:
+        """Let an error of the data end the run as a signal does, and raise it afterwards.
+
+        On several hosts it is raised at once: the others may already compute the next step, for
+        which this host has no data.
+
+        Raises:
+            Stopped: At an error.
+        """
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if jax.process_count() > 1:
+                raise
+            self._data_error = error
+            raise Stopped from error
+
+    def _readable(self, host_batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches up to the first that cannot be read."""
+        with self._saving_first():
+            yield from host_batches
 
     def _progress(self, first: int) -> tuple[int, int]:
         """Return the numbers of steps that were started since `first`, and that are saved."""

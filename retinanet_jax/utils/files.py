@@ -103,7 +103,8 @@ class OutputFolder:
         with self._lock:
             if (name, digest) not in self._written:
                 self._written.add((name, digest))
-                with (self.path / RECORD).open("a", encoding="utf-8") as record:
+                path = self.path / RECORD
+                with errors_name(path), path.open("a", encoding="utf-8") as record:
                     record.write("\n" + json.dumps({"file": name, "sha256": digest}))
 
 
@@ -156,7 +157,8 @@ def write_folder(
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        write(draft)
+        with errors_name(folder):
+            write(draft)
         draft.chmod(0o755)  # mkdtemp lets only the current user read it
         try:
             draft.rename(folder)

@@ -15,6 +15,7 @@ import threading
 import time
 from typing import IO, Any
 
+from retinanet_jax.utils.files import errors_name
 from retinanet_jax.utils.paths import is_remote
 from retinanet_jax.utils.remote import remote_errors
 
@@ -46,11 +47,12 @@ class RunLock:
             OSError: If the file cannot be written.
         """
         self._locked = None if is_remote(self._path) else self._lock()
-        if earlier := self._read():
-            if self._is_alive(earlier):
-                raise self._in_use(earlier)
-            print(f"{self._path}: taken over from {describe(earlier)}, which has ended", flush=True)
-        self._write(0)
+        try:
+            self._take_over()
+            self._write(0)
+        except OSError:
+            self._unlock()
+            raise
         self._heart.start()
         return self
 
@@ -60,8 +62,14 @@ class RunLock:
         # The folder may be gone, or the disk read-only.
         with contextlib.suppress(OSError), remote_errors(self._path, "written"):
             self._path.unlink(missing_ok=True)
-        if self._locked:
-            self._locked.close()
+        self._unlock()
+
+    def _take_over(self) -> None:
+        """Print which run has left its file; BlockingIOError if that run is alive."""
+        if earlier := self._read():
+            if self._is_alive(earlier):
+                raise self._in_use(earlier)
+            print(f"{self._path}: taken over from {describe(earlier)}, which has ended", flush=True)
 
     def _lock(self) -> IO[str] | None:
         """Lock the file; return None if the file system cannot, or the locked file."""
@@ -84,6 +92,10 @@ class RunLock:
                 return None
             file.close()
 
+    def _unlock(self) -> None:
+        if self._locked:
+            self._locked.close()
+
     def _read(self) -> dict[str, Any] | None:
         """Return the content of the file; None if there is none, or a run that begins or ends."""
         with contextlib.suppress(OSError, ValueError), remote_errors(self._path, "read"):
@@ -92,7 +104,7 @@ class RunLock:
         return None
 
     def _write(self, beats: int) -> None:
-        with remote_errors(self._path, "written"):
+        with remote_errors(self._path, "written"), errors_name(self._path):
             self._path.write_text(json.dumps({**self._own, "beats": beats, "time": time.time()}))
 
     def _beat(self) -> None:
@@ -125,8 +137,6 @@ class RunLock:
         return False
 
     def _in_use(self, other: dict[str, Any] | None) -> BlockingIOError:
-        if self._locked:
-            self._locked.close()
         return BlockingIOError(
             f"--workdir={self._path.parent} is in use by {describe(other)}; wait until it ends, or "
             "give another folder."

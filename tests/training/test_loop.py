@@ -17,6 +17,7 @@ from time_metrics import TIME_METRICS
 from retinanet_jax import checkpoint, datasets, input_pipeline, sharding
 from retinanet_jax.checkpoint import integrity
 from retinanet_jax.config import load_config
+from retinanet_jax.data.plan import TrainPlan
 from retinanet_jax.evaluation import evaluator
 from retinanet_jax.training import loop
 from retinanet_jax.training.metrics import MetricWriter
@@ -411,3 +412,33 @@ def test_fine_tuning_with_a_validation_fraction_and_an_interruption(
     monkeypatch.setattr(evaluator, "build_model", lambda *_: pytest.fail("compiled"))
     with pytest.raises(ValueError, match=r"trained on 6 categories, the dataset has 7; .*egg"):
         evaluator.evaluate(finetune_config, stopped)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("during", ["training", "evaluation"])
+def test_an_error_of_the_data_is_raised_when_the_steps_before_it_are_saved(
+    finetune_config, tmp_path, monkeypatch, during
+):
+    """And the run that follows, when the data is mended, ends as if nothing had happened."""
+    finetune_config.update(checkpoint_every=6)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for workdir in (whole, stopped):
+        workdir.mkdir()
+    loop.train(finetune_config, whole, evaluates=True)
+    host_batches = input_pipeline.host_batches
+
+    def broken_host_batches(config, source, plan, steps, while_waiting):
+        is_training = isinstance(plan, TrainPlan)
+        for step, batch in enumerate(host_batches(config, source, plan, steps, while_waiting)):
+            if is_training == (during == "training") and step == 4 * is_training:
+                raise OSError("17.jpg is truncated")
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(input_pipeline, "host_batches", broken_host_batches)
+        with pytest.raises(OSError, match="is truncated"):
+            loop.train(finetune_config, stopped, evaluates=True)
+    assert saved_steps(stopped) == [4 if during == "training" else 6]
+    loop.train(finetune_config, stopped, evaluates=True)
+    assert_same_run(stopped, whole, 6)

@@ -1,5 +1,6 @@
 """Files are written completely or not at all, and replace only what was written before."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ from retinanet_jax.utils.files import (
     write_folder,
     write_json,
 )
+from retinanet_jax.utils.run_lock import RunLock
 
 
 def full_disk(*_):
@@ -177,12 +179,38 @@ def test_a_new_file_or_folder_replaces_nothing(tmp_path):
     assert (tmp_path / "link").readlink() == pathlib.Path("nowhere")
 
 
-def test_a_full_disk_is_named(tmp_path):
+@contextlib.contextmanager
+def tiny_disk():
+    """Let no file be larger than 10 bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"^\[Errno 27\] File too large: '.*/x\.json'$"):
-            files.write_json(tmp_path / "x.json", "a" * 100)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list(tmp_path.iterdir()) == []
+
+
+def lock(workdir: pathlib.Path) -> None:
+    with RunLock(workdir):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("x.json", lambda path: write_json(path, "a" * 100)),
+        ("run.lock", lambda path: lock(path.parent)),
+        (files.RECORD, lambda path: OutputFolder(path.parent).write("x", "")),
+        (
+            "folder",
+            lambda path: write_folder(
+                path, lambda draft: (draft / "x").write_text("a" * 100), lambda: False
+            ),
+        ),
+    ],
+)
+def test_a_full_disk_is_named(tmp_path, name, write):
+    path = tmp_path / name
+    with tiny_disk(), pytest.raises(OSError, match=rf"^\[Errno 27\] File too large: '{path}'$"):
+        write(path)
+    assert not list(tmp_path.glob("**/x*"))
