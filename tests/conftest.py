@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import types
@@ -18,6 +19,8 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# A shell lets what it runs in the background ignore SIGINT, which the tests send to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest
