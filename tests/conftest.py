@@ -19,8 +19,6 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# A shell lets what it runs in the background ignore SIGINT, which the tests send to themselves.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest
@@ -43,6 +41,8 @@ CACHE = ROOT / ".cache" / "jax"
 PROGRAM_CACHE = ROOT / ".cache" / "runs"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+# A shell lets what it runs in the background ignore SIGINT, which the tests send to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
