@@ -38,10 +38,20 @@ def recognize_convention(source: Source) -> Convention | None:
     Args:
         source: The dataset.
     """
-    boxes = source.objects.boxes
+    return convention_of(source.objects.boxes, source.sizes[source.objects.image_index])
+
+
+def convention_of(
+    boxes: Float64[np.ndarray, "n 4"], sizes: Int32[np.ndarray, "n 2"]
+) -> Convention | None:
+    """Return the convention that boxes seem to have; None if it is that in which they were read.
+
+    Args:
+        boxes: yxyx in pixels of the images.
+        sizes: The height and width of each box's image.
+    """
     if not len(boxes):
         return None
-    sizes = source.sizes[source.objects.image_index]
     return (
         _recognize_fractions(boxes, sizes)
         or _recognize_other_order(boxes, sizes)
