@@ -14,7 +14,6 @@ from retinanet_jax.datasets.opening import (
     LIST_FIELDS,
     PARTS,
     SOURCES,
-    finds_categories,
     names_evaluation_data,
     open_both,
     open_evaluation,
@@ -23,7 +22,7 @@ from retinanet_jax.datasets.opening import (
     open_split,
     open_training,
     splits_training_data,
-    with_categories,
+    with_missing_categories,
 )
 
 __all__ = [
@@ -34,7 +33,6 @@ __all__ = [
     "check_images",
     "check_training_data",
     "convert_dataset",
-    "finds_categories",
     "names_evaluation_data",
     "open_both",
     "open_evaluation",
@@ -46,5 +44,5 @@ __all__ = [
     "use_all_images",
     "use_dataset",
     "why_no_object",
-    "with_categories",
+    "with_missing_categories",
 ]

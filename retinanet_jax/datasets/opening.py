@@ -113,6 +113,16 @@ def with_categories(config: ConfigDict, names: Sequence[str]) -> ConfigDict:
     return copy
 
 
+def with_missing_categories(config: ConfigDict, names: Sequence[str]) -> ConfigDict:
+    """Return the config with data.categories if its evaluation data does not list any.
+
+    Args:
+        config: The config of an evaluation.
+        names: The names of a checkpoint's categories.
+    """
+    return with_categories(config, names) if finds_categories(config, "eval") else config
+
+
 def open_training(config: ConfigDict, workdir: pathlib.Path) -> Source:
     """Open the training data, without the images that are held out for evaluation."""
     if splits_training_data(config):

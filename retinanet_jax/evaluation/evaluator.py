@@ -18,6 +18,7 @@ from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.pipeline import batch_shapes
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.evaluation import records
+from retinanet_jax.evaluation.category_table import category_table
 from retinanet_jax.evaluation.coco_metrics import coco_api, coco_metrics, coco_results
 from retinanet_jax.hosts.comparison import check_hosts_agree
 from retinanet_jax.modeling import build_model, detect
@@ -171,7 +172,7 @@ class Evaluation(NamedTuple):
     """The outcome of an evaluation."""
 
     metrics: dict[str, Any]  # see `coco_metrics`
-    summary: str  # for people: the dataset and pycocotools' table
+    summary: str  # for people: the dataset, pycocotools' table and that by category
     comparison: Image.Image  # ground truth and detections of some images
 
     @property
@@ -190,7 +191,7 @@ def write_evaluation(
 ) -> Evaluation:
     """Compute AP, and write STEP.json and STEP.jpg next to the detections in a folder.
 
-    STEP.json has the metrics, with AP by category, and the dataset and settings, and if AP is
+    STEP.json has the metrics, also by category, and the dataset and settings, and if AP is
     undefined a note with the reason; STEP.jpg shows some images with their ground truth and
     detections. A thread may do this during training.
 
@@ -217,8 +218,37 @@ def write_evaluation(
     with open_atomically(folder / f"{step}.jpg") as file:
         comparison.save(file, "JPEG", quality=90)
     title = f"{source.name}: {len(source)} images after step {step}"
-    summary = "\n".join([title, table, *notes.values()])
+    by_category = category_table(metrics["categories"])
+    summary = "\n".join([title, table, *[by_category] * bool(by_category), *notes.values()])
     return Evaluation(metrics, summary, comparison)
+
+
+def open_checkpoint_and_data(
+    config: ConfigDict, workdir: pathlib.Path
+) -> tuple[checkpoint.Checkpoint, ConfigDict, Source]:
+    """Read a checkpoint, open the dataset that it is evaluated on, and check that they fit.
+
+    Args:
+        config: As in `evaluate`.
+        workdir: As in `evaluate`.
+
+    Returns:
+        The checkpoint; the config, which lists the checkpoint's categories if the dataset lists
+        none; and the dataset.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If the network or the categories differ from the checkpoint's.
+    """
+    trained = checkpoint.load(workdir)
+    names = [category.name for category in trained.categories]
+    config = datasets.with_missing_categories(config, names)
+    source = datasets.open_evaluation(config, workdir)
+    datasets.check_evaluation_data(source, max_detections=config.detections.max_detections)
+    checkpoint.check_categories(trained.folder, trained.categories, source.categories)
+    checkpoint.check_model(trained.folder, trained.config, config)
+    checkpoint.check_split(trained.folder, trained.config, config)
+    return trained, config, source
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -236,15 +266,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
             is not installed.
     """
     coco_api(config.evaluator)  # raises an error early if it is not installed
-    trained = checkpoint.load(workdir)
-    if datasets.finds_categories(config, "eval"):
-        names = [category.name for category in trained.categories]
-        config = datasets.with_categories(config, names)
-    source = datasets.open_evaluation(config, workdir)
-    datasets.check_evaluation_data(source, max_detections=config.detections.max_detections)
-    checkpoint.check_categories(trained.folder, trained.categories, source.categories)
-    checkpoint.check_model(trained.folder, trained.config, config)
-    checkpoint.check_split(trained.folder, trained.config, config)
+    trained, config, source = open_checkpoint_and_data(config, workdir)
     check_hosts_agree(config, {"data.eval": source}, trained.step)
     mesh = sharding.make_mesh(config.space)
     model = build_model(config, len(source.categories))
