@@ -67,10 +67,27 @@ def draw(
         labels: A text for each box; an empty one is not drawn, and a long one is shortened.
         classes: The class index of each box, which determines its color.
     """
+    colors = [class_color(int(class_index)) for class_index in classes]
+    return draw_in_colors(image, boxes, labels, colors)
+
+
+def draw_in_colors(
+    image: UInt8[np.ndarray, "H W 3"],
+    boxes: Float[np.ndarray, "n 4"],
+    labels: Sequence[str],
+    colors: Sequence[tuple[int, int, int]],
+) -> Image.Image:
+    """Return a copy of an image with labeled boxes drawn on it in any colors.
+
+    Args:
+        image: As in `draw`.
+        boxes: As in `draw`.
+        labels: As in `draw`.
+        colors: The RGB color of each box, in 0..255.
+    """
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
     width = max(2, round(max(canvas.size) / 400))
-    colors = [class_color(int(class_index)) for class_index in classes]
     last_first = list(zip(boxes, labels, colors, strict=True))[::-1]
     for (y1, x1, y2, x2), _, color in last_first:
         pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=width)
