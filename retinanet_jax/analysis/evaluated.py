@@ -12,10 +12,24 @@ from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
 from retinanet_jax import core
-from retinanet_jax.analysis.overlaps import Boxes, Overlaps, find_overlaps, highest, match
+from retinanet_jax.analysis.overlaps import (
+    Boxes,
+    Overlaps,
+    find_overlaps,
+    highest,
+    match,
+    nearest_objects,
+)
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data.sources.dense_images import COCO_DETECTIONS
-from retinanet_jax.evaluation.coco_metrics import COCO_LIMITS, renumber
+from retinanet_jax.evaluation.coco_metrics import (
+    COCO_LIMITS,
+    METRICS,
+    none_if_undefined,
+    renumber,
+    summarize,
+    with_plain_names,
+)
 
 # What is wrong with a detection, by TIDE's definitions (https://arxiv.org/abs/2008.08115). A
 # detection of which nothing is wrong is "none"; an "ignored" one is in a crowd region.
@@ -114,7 +128,7 @@ def evaluate_detections(
     table = np.array(
         [(r["image_id"], *r["bbox"], r["score"], r["category_id"]) for r in numbered], np.float64
     ).reshape(-1, 7)
-    truth = hotcoco.COCO(ground_truth)
+    truth = hotcoco.COCO(with_plain_names(ground_truth))
     evaluation = hotcoco.COCOeval(truth, truth.load_res(table), "bbox")
     evaluation.params.img_ids = list(range(1, len(source) + 1))
     evaluation.params.max_dets = list(COCO_LIMITS)
@@ -145,6 +159,20 @@ def hotcoco_api() -> Any:
     return hotcoco
 
 
+def image_numbers(source: Source) -> Int[np.ndarray, " N"]:
+    """Return the number of each image in `Evaluated.evaluation`: 1, 2, ... in the order of ids."""
+    by_id = sorted(range(len(source)), key=source.image_ids.__getitem__)
+    numbers = np.empty(len(source), np.int64)
+    numbers[by_id] = np.arange(1, len(source) + 1)
+    return numbers
+
+
+def coco_metrics(evaluated: Evaluated) -> dict[str, float | None]:
+    """Return COCO's twelve metrics; None where one is undefined because there are no objects."""
+    numbers, _ = summarize(evaluated.evaluation.eval)
+    return dict(zip(METRICS, map(none_if_undefined, numbers), strict=True))
+
+
 def detection_columns(
     source: Source, table: Float[np.ndarray, "r 7"]
 ) -> tuple[Boxes, Float[np.ndarray, " n"]]:
@@ -154,8 +182,7 @@ def detection_columns(
         source: The dataset.
         table: Image number from 1 in the order of the ids, xywh, score and category number.
     """
-    by_id = np.array(sorted(range(len(source)), key=source.image_ids.__getitem__), np.int64)
-    image = by_id[table[:, 0].astype(np.int64) - 1]
+    image = np.argsort(image_numbers(source))[table[:, 0].astype(np.int64) - 1]
     class_index = table[:, 6].astype(np.int64) - 1
     order = np.lexsort((-table[:, 5], class_index, image))
     group = image[order] * len(source.categories) + class_index[order]  # sorted
@@ -179,18 +206,15 @@ def compare(
     """
     given = source.objects
     num_detections, num_objects = len(score), len(given.classes)
-    matched = match(overlaps, num_detections, FOREGROUND_IOU)
+    of_class = overlaps.select(overlaps.same_class)
+    matched = match(of_class, num_detections, FOREGROUND_IOU)
     detector = np.full(num_objects, -1)
     detected = np.flatnonzero(matched >= 0)
     detector[matched[detected]] = detected
     detector[given.crowd] = -1
     pairs = overlaps.select(~overlaps.is_crowd)
+    nearest = nearest_objects(pairs, num_detections)
     nearest_iou = highest(pairs.detection, pairs.iou, num_detections)
-    nearest = np.full(num_detections, -1)
-    is_nearest = pairs.iou == nearest_iou[pairs.detection]
-    # The first of equal ones: numpy stores the last value that is assigned to an index.
-    nearest[pairs.detection[is_nearest][::-1]] = pairs.object[is_nearest][::-1]
-    of_class = overlaps.select(overlaps.same_class)
     return (
         DetectionColumns(
             *(boxes.image, boxes.class_index, np.asarray(core.xywh_to_yxyx(boxes.xywh)), score),

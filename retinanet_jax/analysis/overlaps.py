@@ -88,37 +88,46 @@ def find_overlaps(
     )
 
 
-def match(overlaps: Overlaps, num_detections: int, threshold: float) -> Int[np.ndarray, " n"]:
+def match(pairs: Overlaps, num_detections: int, threshold: float) -> Int[np.ndarray, " n"]:
     """Return the object that each detection is matched with, or -1, as COCO matches them.
 
-    In the order of the detections, each takes the free object of its class that it overlaps most;
-    of equal overlaps, the last. If there is none, it is matched with a crowd region of its class,
-    which any number of detections may share.
+    In their order, each detection takes the free object that it overlaps most; of equal overlaps,
+    the last. If there is none, it is matched with a crowd region, which any number of detections
+    may share.
 
     Args:
-        overlaps: The pairs. The detections of an image are in the order of descending score.
+        pairs: The pairs that may be matched: for COCO's AP, those of the same class. The detections
+            of an image are in the order of descending score.
         num_detections: n, the number of detections.
         threshold: The lowest IoU of a match.
     """
-    pairs = overlaps.select(
-        overlaps.same_class & (overlaps.iou >= min(threshold, LARGEST_THRESHOLD))
-    )
+    pairs = pairs.select(pairs.iou >= min(threshold, LARGEST_THRESHOLD))
     order = np.lexsort((-pairs.object, -pairs.iou, pairs.is_crowd, pairs.detection))
+    columns = (pairs.detection[order], pairs.object[order], pairs.is_crowd[order])
     matches = np.full(num_detections, -1)
     taken: set[int] = set()
     matched = -1  # the last detection that was matched
-    for detection, candidate, is_crowd in zip(
-        pairs.detection[order].tolist(),
-        pairs.object[order].tolist(),
-        pairs.is_crowd[order].tolist(),
-        strict=True,
-    ):
+    for detection, candidate, is_crowd in zip(*(c.tolist() for c in columns), strict=True):
         if detection != matched and candidate not in taken:
             matches[detection] = candidate
             matched = detection
             if not is_crowd:
                 taken.add(candidate)
     return matches
+
+
+def nearest_objects(pairs: Overlaps, num_detections: int) -> Int[np.ndarray, " n"]:
+    """Return the object that each detection overlaps most; -1 if it overlaps none.
+
+    Args:
+        pairs: The pairs to choose from. Of equal overlaps, the first one is chosen.
+        num_detections: n, the number of detections.
+    """
+    order = np.lexsort((-pairs.object, pairs.iou, pairs.detection))
+    nearest = np.full(num_detections, -1)
+    # Of the pairs of a detection, numpy stores the last one.
+    nearest[pairs.detection[order]] = pairs.object[order]
+    return nearest
 
 
 def highest(
