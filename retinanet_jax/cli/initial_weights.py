@@ -25,8 +25,8 @@ def define_initial_weights(values: flags.FlagValues) -> None:
         f"ones (detectors: {', '.join(named.DETECTORS)}; ImageNet backbones: "
         f"{', '.join(named.BACKBONES)}), which are downloaded once; a working directory; or the "
         "file of a detector of another library. The config is then configs/finetune.py with the "
-        "network of these weights, if no other --config is given; evaluate a run with the same "
-        "flag.",
+        "network of these weights, if no other --config is given. An evaluation accepts the flag "
+        "of its run; in a workdir without a checkpoint, it evaluates the weights themselves.",
         flag_values=values,
     )
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from retinanet_jax import checkpoint, datasets, hosts
+from retinanet_jax import hosts
 from retinanet_jax.cli.common import (
     Command,
     default_config_file,
@@ -18,6 +18,7 @@ from retinanet_jax.cli.common import (
     define_data,
     use_data,
 )
+from retinanet_jax.cli.evaluation_config import evaluation_config
 from retinanet_jax.cli.initial_weights import define_initial_weights, with_weights
 from retinanet_jax.cli.observe import STALL_SECONDS, define_profile, define_stall_seconds, watchdog
 from retinanet_jax.cli.replay import define_replay, replay_step
@@ -41,8 +42,9 @@ def define_run_flags(values: flags.FlagValues, argv: list[str]) -> None:
         argv,
         default_config_file(argv, str(CONFIGS / "shapes.py")),
         "The config, FILE or FILE:ARGUMENT. If there is no file configs/NAME.py, the package's "
-        "config of that name is used. The default is configs/shapes.py, with --data "
-        "configs/finetune.py. --config.FIELD=VALUE overrides a field.",
+        "config of that name is used. The default of an evaluation is the checkpoint's own config, "
+        "of a training configs/shapes.py, with --data configs/finetune.py. --config.FIELD=VALUE "
+        "overrides a field.",
     )
     define_data(values)
     define_initial_weights(values)
@@ -150,22 +152,24 @@ def run_mode(values: Any, mode: str, profile: range | None = None) -> int:
             stack.enter_context(contextlib.redirect_stdout(silent))
         else:
             stack.enter_context(contextlib.redirect_stdout(RunOutput(sys.stdout)))
-        config = with_weights(values)
-        use_data(values, config)
-        if mode == "evaluate" and values.data and values.workdir:
-            use_all_images(values, config)
+        config = config_of(values, mode)
         return train_or_evaluate(
             config, values.workdir, mode, profile=profile, stall_seconds=values.stall_seconds
         )
 
 
-def use_all_images(values: Any, config: ConfigDict) -> None:
-    """Let `evaluate` read all images of --data, except where the run held some out of training."""
-    trained_with = checkpoint.best_config(to_path(values.workdir))
-    given = config_flags.get_override_values(values["config"])
-    message = datasets.use_all_images(config, trained_with, set(given))
-    if message:
-        print(message, flush=True)
+def config_of(values: Any, mode: str) -> ConfigDict:
+    """Return the config of a training, or with which its checkpoint is evaluated.
+
+    Args:
+        values: The flags.
+        mode: One of MODES.
+    """
+    if mode == "evaluate" and values.workdir:
+        return evaluation_config(values)
+    config = with_weights(values)
+    use_data(values, config)
+    return config
 
 
 def join_hosts(

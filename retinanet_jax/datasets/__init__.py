@@ -9,7 +9,12 @@ from retinanet_jax.datasets.checks import (
     check_training_data,
     why_no_object,
 )
-from retinanet_jax.datasets.detected import convert_dataset, use_all_images, use_dataset
+from retinanet_jax.datasets.detected import (
+    convert_dataset,
+    use_all_images,
+    use_dataset,
+    use_evaluation_dataset,
+)
 from retinanet_jax.datasets.opening import (
     LIST_FIELDS,
     PARTS,
@@ -43,6 +48,7 @@ __all__ = [
     "splits_training_data",
     "use_all_images",
     "use_dataset",
+    "use_evaluation_dataset",
     "why_no_object",
     "with_missing_categories",
 ]

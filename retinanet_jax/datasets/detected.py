@@ -18,6 +18,7 @@ from retinanet_jax.utils.files import check_absent, make_writable, write_json
 from retinanet_jax.utils.remote import local_copy, with_remote_names
 
 VALIDATION_FRACTION = 0.2  # of the images of a detected dataset without evaluation data
+HELD_OUT = "of the images are held out for evaluation"
 
 
 def use_dataset(config: ConfigDict, path: pathlib.Path, given: Collection[str]) -> str:
@@ -52,16 +53,16 @@ def use_dataset(config: ConfigDict, path: pathlib.Path, given: Collection[str]) 
     if not config.data.validation_fraction and "data.validation_fraction" not in given:
         config.data.validation_fraction = VALIDATION_FRACTION
     fraction = config.data.validation_fraction
-    split = f"; {fraction:.0%} of the images are held out for evaluation" if fraction else ""
+    split = f"; {fraction:.0%} {HELD_OUT}" if fraction else ""
     return description + split
 
 
-def use_all_images(config: ConfigDict, trained: ConfigDict, given: Collection[str]) -> str:
+def use_all_images(config: ConfigDict, trained: ConfigDict | None, given: Collection[str]) -> str:
     """Let an evaluation read all images of a dataset, except where some were held out of training.
 
     Args:
         config: The config of the evaluation, after `use_dataset`.
-        trained: That of the run.
+        trained: That of the run; None for detections of which no run is known.
         given: As in `use_dataset`.
 
     Returns:
@@ -71,7 +72,7 @@ def use_all_images(config: ConfigDict, trained: ConfigDict, given: Collection[st
         return ""
     if splits_training_data(config) and "data.validation_fraction" in given:
         return ""
-    if splits_training_data(config) and splits_training_data(trained):
+    if trained and splits_training_data(config) and splits_training_data(trained):
         if all(config.data.train[name] == trained.data.train[name] for name in LIST_FIELDS):
             return ""
         return (
@@ -81,6 +82,28 @@ def use_all_images(config: ConfigDict, trained: ConfigDict, given: Collection[st
     for name in LIST_FIELDS:
         config.data.eval[name] = config.data.train[name]
     return "all images are evaluated"
+
+
+def use_evaluation_dataset(
+    config: ConfigDict, path: pathlib.Path, trained: ConfigDict | None, given: Collection[str]
+) -> str:
+    """Let an evaluation read the dataset at a path, and return a line that describes it.
+
+    Args:
+        config: The config of the evaluation; its fields of `data` are set.
+        path: As in `use_dataset`.
+        trained: As in `use_all_images`.
+        given: As in `use_dataset`.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        ValueError: If no format is detected.
+    """
+    description = use_dataset(config, path, given)
+    images = use_all_images(config, trained, given)
+    if description.endswith(HELD_OUT) and names_evaluation_data(config):  # none are, after all
+        description, _, _ = description.rpartition("; ")
+    return "; ".join(filter(None, [description, images]))
 
 
 def convert_dataset(config: ConfigDict, output: pathlib.Path) -> Iterator[str]:

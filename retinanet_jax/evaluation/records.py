@@ -48,8 +48,12 @@ def describe(config: ConfigDict, source: Source) -> dict[str, Any]:
         config: The config of the evaluation.
         source: The dataset.
     """
-    dataset = {"name": short_name(source), "num_images": len(source), "sha256": digest(source)}
-    return {"dataset": dataset, "settings": settings(config)}
+    return {"dataset": describe_dataset(source), "settings": settings(config)}
+
+
+def describe_dataset(source: Source) -> dict[str, Any]:
+    """Return the name, the number of images and the digest of a dataset."""
+    return {"name": short_name(source), "num_images": len(source), "sha256": digest(source)}
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
