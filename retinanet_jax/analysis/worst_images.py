@@ -1,0 +1,212 @@
+"""The images with the most errors: what is wrong in each, and drawings of it for the page."""
+
+import base64
+import collections
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+from PIL import Image
+
+from retinanet_jax.analysis.evaluated import ERRORS, IGNORED, NONE, Evaluated
+from retinanet_jax.data_report.findings import shorten
+from retinanet_jax.utils.progress import make_progress, one_line
+from retinanet_jax.visualize import draw_in_colors, score_label
+
+CORRECT, MISSED, CROWD = "correct", "missed", "crowd region"
+# Colors that people with any color vision distinguish (https://doi.org/10.1038/nmeth.1618).
+COLORS = {
+    CORRECT: (0, 158, 115),
+    "class": (230, 159, 0),
+    "localization": (86, 180, 233),
+    "both": (204, 121, 167),
+    "duplicate": (240, 228, 66),
+    "background": (213, 94, 0),
+    MISSED: (0, 114, 178),
+    "ignored": (150, 150, 150),
+    CROWD: (150, 150, 150),
+}
+TYPES = (*(name for name in ERRORS if name not in ("none", "ignored")), MISSED)
+NUM_WORST = 12  # images with the most errors of all types
+NUM_OF_TYPE = 2  # further images for each type of error
+SIDE = 480  # pixels of the longer side of a drawing
+QUALITY = 78  # of the JPEG files
+MAX_MESSAGE = 300  # characters of the message about an unreadable image
+
+
+def worst_images(evaluated: Evaluated, threshold: float | None) -> list[dict[str, Any]]:
+    """Return the images with the most errors, the worst first, as in analysis.json.
+
+    Errors are false detections and missed objects. Detections below the threshold do not count: an
+    object is missed if only they detect it. For each type of error, the images with most errors of
+    this type are among the images. Those that cannot be read have no drawings; a line is printed.
+
+    Args:
+        evaluated: The dataset and its detections.
+        threshold: The lowest score of a detection that counts; None for all detections.
+    """
+    counted, missed = _judge(evaluated, threshold)
+    counts = _count_errors(evaluated, counted, missed)
+    chosen = choose_images(counts)
+    progress = make_progress("drawing the worst images", len(chosen))
+    entries = []
+    for index in chosen:
+        entry = _describe(evaluated, index, counted, missed, counts[index])
+        entries.append(entry | _draw(evaluated, index, counted, missed))
+        progress(len(entries))
+    unreadable = [entry["unreadable"] for entry in entries if entry["unreadable"]]
+    if unreadable:
+        print(
+            f"{len(unreadable)} of the {len(entries)} worst images cannot be read and have no "
+            f"drawings; the first: {unreadable[0]}",
+            flush=True,
+        )
+    return entries
+
+
+def choose_images(counts: Int[np.ndarray, "N T"]) -> list[int]:
+    """Return the indices of the images to show, those with the most errors first.
+
+    Args:
+        counts: The number of errors of each image and of each of `TYPES`.
+    """
+    totals = counts.sum(axis=1)
+    order = np.argsort(-totals, kind="stable")
+    chosen = dict.fromkeys(order[:NUM_WORST].tolist())
+    for column in counts.T:
+        of_type = [i for i in np.argsort(-column, kind="stable").tolist() if i not in chosen]
+        chosen.update(dict.fromkeys(i for i in of_type[:NUM_OF_TYPE] if column[i]))
+    return sorted((i for i in chosen if totals[i]), key=lambda i: (-totals[i], i))
+
+
+def _judge(
+    evaluated: Evaluated, threshold: float | None
+) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " m"]]:
+    """Return which detections count, and which objects they miss."""
+    detections, objects = evaluated.detections, evaluated.objects
+    counted = detections.score >= (0 if threshold is None else threshold)
+    detected = np.zeros(len(objects.image), bool)
+    matched = objects.detection >= 0
+    detected[matched] = counted[objects.detection[matched]]
+    return counted, ~detected & ~objects.is_crowd
+
+
+def _count_errors(
+    evaluated: Evaluated, counted: Bool[np.ndarray, " n"], missed: Bool[np.ndarray, " m"]
+) -> Int[np.ndarray, "N T"]:
+    """Return the number of errors of each image and of each of `TYPES`."""
+    detections, num_images = evaluated.detections, len(evaluated.source)
+    masks = [counted & (detections.error == ERRORS.index(name)) for name in TYPES[:-1]]
+    columns = [np.bincount(detections.image[mask], minlength=num_images) for mask in masks]
+    columns.append(np.bincount(evaluated.objects.image[missed], minlength=num_images))
+    return np.stack(columns, axis=1)
+
+
+def _describe(
+    evaluated: Evaluated,
+    index: int,
+    counted: Bool[np.ndarray, " n"],
+    missed: Bool[np.ndarray, " m"],
+    errors: Int[np.ndarray, " T"],
+) -> dict[str, Any]:
+    """Return what analysis.json has about an image, except its drawings."""
+    source, detections = evaluated.source, evaluated.detections
+    of_image = counted & (detections.image == index)
+    num_correct = int((of_image & (detections.error == NONE)).sum())
+    num_missed, num_false = int(errors[-1]), int(errors[:-1].sum())
+    height, width = source.sizes[index].tolist()
+    by_category = _category_errors(evaluated, index, of_image, missed)
+    return {
+        "image_id": source.image_ids[index],
+        "file_name": source.file_name(index),
+        "width": width,
+        "height": height,
+        "missed": num_missed,
+        "false": num_false,
+        "correct": num_correct,
+        "F1": 2 * num_correct / (2 * num_correct + num_missed + num_false),
+        "errors": dict(zip(TYPES, errors.tolist(), strict=True)),
+        "categories": list(by_category),
+        "category_errors": by_category,
+    }
+
+
+def _category_errors(
+    evaluated: Evaluated,
+    index: int,
+    of_image: Bool[np.ndarray, " n"],
+    missed: Bool[np.ndarray, " m"],
+) -> dict[str, list[str]]:
+    """Return the types of error of each category in an image, and "correct".
+
+    An error of the class belongs to two categories, that of the detection and that of the object.
+    """
+    detections, objects = evaluated.detections, evaluated.objects
+    names = [category.name for category in evaluated.source.categories]
+    types = collections.defaultdict(set)
+    for k in np.flatnonzero(of_image & (detections.error != IGNORED)).tolist():
+        error = _type_of(detections.error[k])
+        types[names[detections.class_index[k]]].add(error)
+        if error in ("class", "both"):
+            types[names[objects.class_index[detections.nearest[k]]]].add(error)
+    for k in np.flatnonzero((objects.image == index) & missed).tolist():
+        types[names[objects.class_index[k]]].add(MISSED)
+    return {name: sorted(types[name], key=[CORRECT, *TYPES].index) for name in sorted(types)}
+
+
+def _type_of(error: int) -> str:
+    """Return the type of a detection, as in `COLORS`."""
+    return CORRECT if error == NONE else ERRORS[error]
+
+
+def _draw(
+    evaluated: Evaluated,
+    index: int,
+    counted: Bool[np.ndarray, " n"],
+    missed: Bool[np.ndarray, " m"],
+) -> dict[str, str | None]:
+    """Return the drawings of an image's objects and detections, or why there are none."""
+    source, detections, objects = evaluated.source, evaluated.detections, evaluated.objects
+    try:
+        image = source.image(index)
+    except (OSError, ValueError) as error:
+        message = shorten(one_line(error), MAX_MESSAGE)
+        return {"ground_truth": None, "detections": None, "unreadable": message}
+    height, width = source.sizes[index].tolist()
+    scale = SIDE / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    pixels = np.asarray(Image.fromarray(image).resize(size))
+    names = [category.name for category in source.categories]
+
+    def drawing(
+        columns: Any, selected: Bool[np.ndarray, " n"], label: Callable, type_of: Callable
+    ) -> str:
+        chosen = np.flatnonzero(selected).tolist()
+        colors = [COLORS[type_of(k)] for k in chosen]
+        labels = [label(names[columns.class_index[k]], k) for k in chosen]
+        return _data_uri(draw_in_colors(pixels, columns.box[chosen] * scale, labels, colors))
+
+    return {
+        "ground_truth": drawing(
+            objects,
+            objects.image == index,
+            lambda name, _: name,
+            lambda k: CROWD if objects.is_crowd[k] else MISSED if missed[k] else CORRECT,
+        ),
+        "detections": drawing(
+            detections,
+            counted & (detections.image == index),
+            lambda name, k: score_label(name, detections.score[k]),
+            lambda k: _type_of(detections.error[k]),
+        ),
+        "unreadable": None,
+    }
+
+
+def _data_uri(image: Image.Image) -> str:
+    """Return a JPEG file of an image as a URI that contains it."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
