@@ -25,7 +25,7 @@ LAYERS = (
         "visualize",
     ),
     ("training", "evaluation", "detector", "data_report", "export"),
-    ("planning",),
+    ("planning", "analysis"),
     ("cli", "main", "__main__"),
 )
 LAYER_OF = {name: index for index, layer in enumerate(LAYERS) for name in layer}
@@ -35,6 +35,7 @@ HEAVY = (
     "array_record",
     "pycocotools",
     "matplotlib",
+    "jinja2",
     "torch",
     "safetensors",
     "onnx",
