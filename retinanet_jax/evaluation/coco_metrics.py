@@ -7,6 +7,7 @@ COCO's AP counts only the 100 best detections of each category in each image. If
 more, the same metrics of all its detections are given next to COCO's.
 """
 
+import collections
 import contextlib
 import importlib.util
 import io
@@ -148,9 +149,9 @@ def coco_metrics(
 
     Returns:
         A dict of the twelve METRICS; of AP_maxN, AP50_maxN and AR_maxN, which count N detections of
-        a category in an image, if N is more than 100; and of "AP_by_category" (category name ->
-        AP). And the table as text. A metric is None if it is undefined because there is no ground
-        truth.
+        a category in an image, if N is more than 100; of "AP_by_category" (category name -> AP);
+        and of "categories" (see `category_metrics`). And the table as text. A metric is None if it
+        is undefined because there is no ground truth.
 
     Raises:
         ValueError: If `evaluator` is unknown or not installed, or if an image or a category of the
@@ -161,7 +162,7 @@ def coco_metrics(
     counts_more = max_detections > COCO_DETECTIONS
     with contextlib.redirect_stdout(ThreadOutput()):
         truth = api.COCO()
-        truth.dataset = ground_truth
+        truth.dataset = with_plain_names(ground_truth)
         truth.createIndex()
         # loadRes rejects an empty list, which is the right result of an untrained model.
         detections = truth.loadRes(results) if results else api.COCO()
@@ -176,14 +177,44 @@ def coco_metrics(
     if counts_more:
         further, lines = summarize_all_detections(curves, max_detections)
         metrics, table = metrics | further, f"{table}\n{lines}"
-    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    # precision: T IoU thresholds, R recalls, K categories, area ranges, detection limits
-    precision = curves["precision"][:, :, :, 0, COCO_LIMITS.index(COCO_DETECTIONS)]  # T R K
-    metrics["AP_by_category"] = {
-        names[category_id]: none_if_undefined(np.mean(precision[:, :, k]))
-        for k, category_id in enumerate(evaluation.params.catIds)
+    categories = category_metrics(curves, ground_truth)
+    metrics["AP_by_category"] = {name: row["AP"] for name, row in categories.items()}
+    return {**metrics, "categories": categories}, table
+
+
+def category_metrics(
+    curves: dict[str, Any], ground_truth: dict[str, Any]
+) -> dict[str, dict[str, float | int | None]]:
+    """Return AP, AP50, AR, and the numbers of objects and of images with objects, by category.
+
+    Args:
+        curves: As in `summarize`.
+        ground_truth: A COCO instances dict that `renumber` returns.
+
+    Returns:
+        A dict for each category by its name, in the order of the ids. AP, AP50 and AR count 100
+        detections of the category in an image; they are None if it has no objects. Crowd regions
+        are no objects.
+    """
+    # precision: T IoU thresholds, R recalls, K categories, area ranges, detection limits; recall
+    # has no axis R.
+    limit = COCO_LIMITS.index(COCO_DETECTIONS)
+    precision, recall = curves["precision"][..., 0, limit], curves["recall"][..., 0, limit]
+    objects = [entry for entry in ground_truth["annotations"] if not entry["iscrowd"]]
+    num_objects = collections.Counter(entry["category_id"] for entry in objects)
+    occurrences = {(entry["image_id"], entry["category_id"]) for entry in objects}
+    num_images = collections.Counter(category_id for _, category_id in occurrences)
+    categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
+    return {
+        category["name"]: {
+            "AP": none_if_undefined(np.mean(precision[:, :, k])),
+            "AP50": none_if_undefined(np.mean(precision[0, :, k])),
+            "AR": none_if_undefined(np.mean(recall[:, k])),
+            "objects": num_objects[category["id"]],
+            "images": num_images[category["id"]],
+        }
+        for k, category in enumerate(categories)
     }
-    return metrics, table
 
 
 def summarize(curves: dict[str, Any]) -> tuple[Float[np.ndarray, " 12"], str]:
@@ -275,6 +306,15 @@ def renumber(
             f"the detections contain the image or category id {error}, which the ground truth "
             "lacks; give the dataset that they were computed from, as it was then."
         ) from None
+
+
+def with_plain_names(ground_truth: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of the ground truth with the categories' ids as their names.
+
+    hotcoco rejects names that are no valid Unicode, which datasets may contain.
+    """
+    categories = [{**entry, "name": str(entry["id"])} for entry in ground_truth["categories"]]
+    return {**ground_truth, "categories": categories}
 
 
 def none_if_undefined(value: float) -> float | None:
