@@ -17,6 +17,7 @@ from retinanet_jax.analysis.overlaps import (
     Overlaps,
     find_overlaps,
     highest,
+    in_crowd,
     match,
     nearest_objects,
 )
@@ -167,7 +168,7 @@ def image_numbers(source: Source) -> Int[np.ndarray, " N"]:
     return numbers
 
 
-def coco_metrics(evaluated: Evaluated) -> dict[str, float | None]:
+def twelve_metrics(evaluated: Evaluated) -> dict[str, float | None]:
     """Return COCO's twelve metrics; None where one is undefined because there are no objects."""
     numbers, _ = summarize(evaluated.evaluation.eval)
     return dict(zip(METRICS, map(none_if_undefined, numbers), strict=True))
@@ -241,13 +242,10 @@ def error_types(
     same, other = pairs.select(pairs.same_class), pairs.select(~pairs.same_class)
     same_iou = highest(same.detection, same.iou, len(matched))
     other_iou = highest(other.detection, other.iou, len(matched))
-    is_matched = matched >= 0
-    in_crowd = np.zeros(len(matched), bool)
-    in_crowd[is_matched] = is_crowd[matched[is_matched]]
     return np.select(
         [
-            in_crowd,
-            is_matched,
+            in_crowd(matched, is_crowd),
+            matched >= 0,
             (same_iou >= BACKGROUND_IOU) & (same_iou <= FOREGROUND_IOU),
             other_iou >= FOREGROUND_IOU,
             same_iou > FOREGROUND_IOU,

@@ -116,6 +116,18 @@ def match(pairs: Overlaps, num_detections: int, threshold: float) -> Int[np.ndar
     return matches
 
 
+def in_crowd(
+    matched: Int[np.ndarray, " n"], is_crowd: Bool[np.ndarray, " m"]
+) -> Bool[np.ndarray, " n"]:
+    """Return whether each detection is matched with a crowd region.
+
+    Args:
+        matched: The object that each detection is matched with, or -1.
+        is_crowd: Whether each object is a crowd region.
+    """
+    return np.append(is_crowd, False)[matched]  # -1 is the last
+
+
 def nearest_objects(pairs: Overlaps, num_detections: int) -> Int[np.ndarray, " n"]:
     """Return the object that each detection overlaps most; -1 if it overlaps none.
 

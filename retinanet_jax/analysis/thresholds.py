@@ -5,6 +5,7 @@ with IoU .5; detections in crowd regions do not count. F1 is the harmonic mean o
 recall: 2 * correct / (detections + objects).
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,7 +59,7 @@ def find_thresholds(evaluated: Evaluated) -> Thresholds:
         operating_point(score, is_correct, sum(num_objects)),
         tuple(
             operating_point(score[start:stop], is_correct[start:stop], num_objects[k])
-            for k, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+            for k, (start, stop) in enumerate(itertools.pairwise(bounds))
         ),
     )
 
@@ -90,6 +91,11 @@ def operating_point(
         float(num_correct[best] / num_detections[best]),
         float(num_correct[best] / num_objects),
     )
+
+
+def lowest_score(threshold: float | None) -> float:
+    """Return the lowest score that counts: the threshold or, if it is None, any score."""
+    return -np.inf if threshold is None else threshold
 
 
 def threshold_curve(evaluated: Evaluated) -> dict[str, list[Any]]:
