@@ -42,6 +42,8 @@ HEAVY = (
     "onnxruntime",
     "hotcoco",
     "h5py",
+    "mlflow",
+    "wandb",
 )
 CORE_MAY_IMPORT = (
     "collections.abc",
