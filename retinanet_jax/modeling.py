@@ -178,6 +178,7 @@ def detect(
     model: RetinaNet,
     config: ConfigDict,
     *,
+    score_thresholds: Sequence[float] | None = None,
     map_images: Callable[[Callable[..., Any]], Callable[..., Any]] = jax.vmap,
 ) -> core.Detections:
     """Return the detections of a batch, with boxes in pixels of the original images.
@@ -187,6 +188,7 @@ def detect(
         batch: Images, their valid sizes and their scales; the ground truth is not used.
         model: The network that `build_model` returns for `config`.
         config: A run's config; its `anchors`, `detections`, `input` and `dtype` are used.
+        score_thresholds: One for each class, in place of `config.detections.score_threshold`.
         map_images: Turns a function of one image into one of a batch, as `jax.vmap` does.
 
     Returns:
@@ -197,6 +199,9 @@ def detect(
     if config.model.padding == "masked":
         outputs = outputs._replace(logits=logits_without_padding(outputs.logits, batch, config))
     anchors = image_anchors(batch.images.shape[1:3], config)
+    limits = dict(config.detections)
+    if score_thresholds is not None:
+        limits["score_threshold"] = np.asarray(score_thresholds, np.float32)
 
     def detect_in_image(logits, deltas, size, scale):
         return core.detect(
@@ -205,7 +210,7 @@ def detect(
             tuple(map(jnp.asarray, anchors)),
             valid_size=size,
             original_scale=scale,
-            **config.detections,
+            **limits,
         )
 
     with jax.named_scope("detections"):

@@ -35,7 +35,7 @@ def compiled_shapes(monkeypatch) -> list[tuple[int, ...]]:
     """
     compiled_shapes = []
 
-    def detect(variables, batch, model, config):
+    def detect(variables, batch, model, config, score_thresholds):
         compiled_shapes.append(batch.images.shape)
         size = batch.sizes * batch.scales
         corner = jnp.zeros_like(size)
@@ -48,7 +48,10 @@ def compiled_shapes(monkeypatch) -> list[tuple[int, ...]]:
             classes=jnp.tile(jnp.array([1, 0]), (len(red), 1)),
             mask=jnp.ones((len(red), 2), bool),
         )
-        keep = detections.scores > config.detections.score_threshold
+        threshold = jnp.float32(config.detections.score_threshold)
+        if score_thresholds is not None:
+            threshold = jnp.array(score_thresholds)[detections.classes]
+        keep = detections.scores > threshold
         detections = detections._replace(mask=detections.mask & keep)
         return core.Detections(*(x[:, : config.detections.max_detections] for x in detections))
 
@@ -102,6 +105,25 @@ def test_detections_have_names_scores_and_boxes_in_pixels_of_the_original_image(
     assert (detections[1].class_name, detections[-1].class_name) == ("dog", "dog")
     assert detector.class_names == ("dog", "cat", "catfish")
     assert repr(detector) == f"<Detector of 3 categories, {detector.checkpoint.folder}>"
+
+
+def test_stored_thresholds_hold_unless_one_is_given(toy_checkpoint, compiled_shapes):
+    """A category without one of its own has the overall threshold."""
+    image = red_image(204)  # a cat at .8 and a dog at .2
+
+    def names(thresholds, **limits):
+        stored = toy_checkpoint._replace(thresholds=thresholds)
+        return Detector(stored, **limits)(image).class_names
+
+    assert names(None) == ("cat", "dog")
+    assert names(checkpoint.Thresholds(0.5, {})) == ("cat",)
+    assert names(checkpoint.Thresholds(0.5, {"dog": 0.1, "cat": 0.85})) == ("dog",)
+    assert names(checkpoint.Thresholds(0.9, {"dog": 0.1}), score_threshold=0.15) == ("cat", "dog")
+    assert names(checkpoint.Thresholds(0.1, {}), score_threshold=0.5) == ("cat",)
+    # The limits that the detector reports are those that it has.
+    stored = toy_checkpoint._replace(thresholds=checkpoint.Thresholds(0.9, {"dog": 0.1}))
+    assert Detector(stored).checkpoint.score_thresholds == (0.1, 0.9, 0.9)
+    assert Detector(stored, score_threshold=0.3).checkpoint.score_thresholds is None
 
 
 def test_a_batch_is_not_a_single_image(detector, tmp_path):
@@ -220,7 +242,7 @@ def test_overlapping_boxes_are_suppressed_by_iou_and_class(
     anchors = np.float32([[0, 0, 20, 20], [0, 0, 20, 12], [0, 0, 20, 8]])
     scores = np.float32([[0.01, 0.9, 0.01], [0.8, 0.01, 0.01], [0.01, 0.7, 0.01]])
 
-    def detect(variables, batch, model, config):
+    def detect(variables, batch, model, config, score_thresholds):
         def detect_in_image(size):
             levels = ((jnp.array(np.log(scores / (1 - scores))),), (jnp.zeros((3, 4)),), (anchors,))
             scale = jnp.ones(2)

@@ -3,8 +3,9 @@
 A checkpoint has four items: `variables` (parameters and batch statistics, all that prediction
 needs), `training` (the rest of the training state, for resuming), `config` and `categories`. For
 imported weights, which were not trained here, `training` is only the step, which is 0. When an
-evaluation during training has finished, its AP is added as a fifth item, `metrics`. The file
-`digests.json` has the SHA-256 of every other file.
+evaluation during training has finished, its AP is added as a fifth item, `metrics`. The command
+`analyze` can add score thresholds, in the file `thresholds.json`. The file `digests.json` has the
+SHA-256 of every other file.
 
 Later versions of this package can read a checkpoint: its item `config` contains the version of the
 config's fields, and `stored_config.config_from_json` reads those of earlier versions.
@@ -32,6 +33,7 @@ from retinanet_jax.checkpoint.reading import (
     step_folders,
 )
 from retinanet_jax.checkpoint.recovery import recover
+from retinanet_jax.checkpoint.thresholds import Thresholds, store_thresholds
 
 __all__ = [
     "FOLDER",
@@ -39,6 +41,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointManager",
     "DamagedError",
+    "Thresholds",
     "best_config",
     "check_categories",
     "check_model",
@@ -52,5 +55,6 @@ __all__ = [
     "recover",
     "saved_ap",
     "step_folders",
+    "store_thresholds",
     "write_imported",
 ]

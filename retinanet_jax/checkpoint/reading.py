@@ -18,6 +18,7 @@ from retinanet_jax.checkpoint import integrity
 from retinanet_jax.checkpoint.failures import silence_orbax
 from retinanet_jax.checkpoint.finite import not_finite
 from retinanet_jax.checkpoint.integrity import DamagedError
+from retinanet_jax.checkpoint.thresholds import Thresholds, read_thresholds
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.utils.paths import scheme_of, to_path
 from retinanet_jax.utils.progress import join_first, one_line
@@ -46,6 +47,12 @@ class Checkpoint(NamedTuple):
     categories: tuple[Category, ...]
     step: int
     folder: pathlib.Path
+    thresholds: Thresholds | None = None  # that `analyze` has stored
+
+    @property
+    def score_thresholds(self) -> tuple[float, ...] | None:
+        """The stored threshold of each class; None if none are stored."""
+        return self.thresholds and self.thresholds.by_class(self.categories)
 
 
 def load(path: str | os.PathLike[str]) -> Checkpoint:
@@ -176,6 +183,7 @@ def _read(folder: pathlib.Path) -> Checkpoint:
         categories=to_categories(saved["categories"]),
         step=int(saved["training"]["step"]),
         folder=folder,
+        thresholds=read_thresholds(folder),
     )
 
 

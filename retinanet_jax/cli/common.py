@@ -162,8 +162,9 @@ def define_detection_limits(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "score_threshold",
         None,
-        "Only detections with a higher score are returned. The default is the threshold in the "
-        "checkpoint's config.",
+        "Only detections with a higher score are returned. The default is the threshold of each "
+        "category that `analyze --store_thresholds` has stored in the checkpoint or, if it has "
+        "not, the one in the checkpoint's config.",
         flag_values=values,
     )
     flags.DEFINE_float(

@@ -107,7 +107,7 @@ def soft_non_maximum_suppression(
     method: str,
     iou_threshold: float,
     sigma: float,
-    score_threshold: float,
+    score_threshold: float | Float[Array, " N"],
     class_agnostic: bool,
     max_detections: int,
 ) -> Float[Array, " N"]:
@@ -127,7 +127,8 @@ def soft_non_maximum_suppression(
         method: "linear" or "gaussian".
         iou_threshold: For "linear" only: an IoU above the threshold lowers a score.
         sigma: For "gaussian" only: a larger sigma lowers scores less.
-        score_threshold: Boxes with a score at or below it are discarded.
+        score_threshold: Boxes with a score at or below it are discarded; one threshold, or one for
+            each box.
         class_agnostic: Whether a selected box also lowers the scores of other classes.
         max_detections: The maximal number of boxes to select.
 

@@ -27,7 +27,7 @@ def detect(
     *,
     valid_size: Float[Array, "2"],
     original_scale: Float[Array, "2"],
-    score_threshold: float,
+    score_threshold: float | Float[Array, " K"],
     top_k: int,
     iou_threshold: float,
     max_detections: int,
@@ -48,8 +48,8 @@ def detect(
         anchors: One array of shape (h * w * a, 4) per level, in pixels of the network's input.
         valid_size: (height, width) of the image inside the padded input; boxes are clipped to it.
         original_scale: (y, x) pixels of the original image per pixel of the network's input.
-        score_threshold: Only boxes with a score above it are detections. With soft NMS this also
-            applies to the lowered scores.
+        score_threshold: Only boxes with a score above it are detections: one threshold, or one for
+            each class. With soft NMS this also applies to the lowered scores.
         top_k: Maximal number of candidates per level.
         iou_threshold: A box is suppressed if its IoU with a better box of its class is above the
             threshold; with "soft_linear" its score is lowered instead.
@@ -130,7 +130,7 @@ def detect(
             method=nms.removeprefix("soft_"),
             iou_threshold=iou_threshold,
             sigma=soft_sigma,
-            score_threshold=score_threshold,
+            score_threshold=_of_classes(score_threshold, candidates.classes),
             class_agnostic=class_agnostic,
             max_detections=max_detections,
         )
@@ -153,7 +153,7 @@ def select_candidates(
     deltas: Float[Array, "A 4"],
     anchors: Float[Array, "A 4"],
     *,
-    score_threshold: float,
+    score_threshold: float | Float[Array, " K"],
     top_k: int,
 ) -> Candidates:
     """Return the `top_k` (anchor, class) pairs of a level with the highest logits.
@@ -167,7 +167,7 @@ def select_candidates(
         logits: One logit per anchor and class of the level.
         deltas: (dy, dx, dh, dw) of each anchor.
         anchors: In pixels of the network's input.
-        score_threshold: The mask is True for scores above it.
+        score_threshold: The mask is True for scores above it; one threshold, or one for each class.
         top_k: Maximal number of pairs; a level may have fewer.
     """
     num_classes = logits.shape[1]
@@ -179,12 +179,17 @@ def select_candidates(
 
     best_logits = best_logits.astype(jnp.promote_types(best_logits.dtype, jnp.float32))
     scores = jax.nn.sigmoid(best_logits)
-    return Candidates(
-        boxes=box_ops.decode(jnp.asarray(deltas)[anchor], jnp.asarray(anchors)[anchor]),
-        scores=scores,
-        classes=pair % num_classes,
-        mask=scores > score_threshold,
-    )
+    boxes = box_ops.decode(jnp.asarray(deltas)[anchor], jnp.asarray(anchors)[anchor])
+    classes = pair % num_classes
+    mask = scores > _of_classes(score_threshold, classes)
+    return Candidates(boxes, scores, classes, mask)
+
+
+def _of_classes(
+    threshold: float | Float[Array, " K"], classes: Int[Array, " N"]
+) -> float | Float[Array, " N"]:
+    """Return the threshold of each of these classes, or the only one there is."""
+    return jnp.asarray(threshold)[classes] if jnp.ndim(threshold) else threshold
 
 
 def _sort_by_score(candidates: Candidates) -> Candidates:

@@ -45,13 +45,16 @@ def load_servables(
         image_sizes: Heights and widths of the input in pixels; if empty, `default_image_size`.
         batch_size: Number of images per call; None for any number.
         **limits: As in `with_limits`: the limits of the artifact's detections, or None for those in
-            the checkpoint's config.
+            the checkpoint's config. The score thresholds that the checkpoint stores are used unless
+            one is given.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
         ValueError: If a size or a limit is out of range.
     """
     trained = checkpoint.load(pathlib.Path(path))
+    if limits.get("score_threshold") is not None:
+        trained = trained._replace(thresholds=None)
     config = with_limits(trained.config, **limits)
     default = default_image_size(config)
     sizes = list(dict.fromkeys(map(tuple, image_sizes))) or [default]

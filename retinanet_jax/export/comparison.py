@@ -1,9 +1,10 @@
 """The comparison of two lists of detections, such as an artifact's and the checkpoint's."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
 # The largest differences that rounding can cause, of a coordinate in pixels and of a score.
@@ -59,7 +60,10 @@ class DetectionDifference(NamedTuple):
 
 
 def compare_detections(
-    expected: DetectionArrays, actual: DetectionArrays, config: ConfigDict | None
+    expected: DetectionArrays,
+    actual: DetectionArrays,
+    config: ConfigDict | None,
+    score_thresholds: Mapping[int, float] | None = None,
 ) -> DetectionDifference:
     """Return the difference between the detections of one image.
 
@@ -72,8 +76,13 @@ def compare_detections(
         actual: The detections to check.
         config: The detector's config; its limits of detections are used. None means that every
             detection without a counterpart counts.
+        score_thresholds: The detector's score threshold of each category, by its id; None if that
+            of the config is for all.
     """
-    threshold = -np.inf if config is None else certain_score(expected, config)
+    is_certain, is_certain_actual = (
+        certain_mask(detections, expected, config, score_thresholds)
+        for detections in (expected, actual)
+    )
     distance = np.abs(expected.boxes[:, None] - actual.boxes).max(axis=-1, initial=0)
     score_distance = np.abs(expected.scores[:, None] - actual.scores)
     is_candidate = expected.categories[:, None] == actual.categories
@@ -85,13 +94,13 @@ def compare_detections(
     for i in range(len(expected.scores)):
         j = int(distance[i].argmin()) if len(is_free) else -1
         if j < 0 or distance[i, j] > NEAR_BOX:
-            num_unmatched += expected.scores[i] > threshold
+            num_unmatched += is_certain[i]
             continue
         box_differences.append(float(distance[i, j]))
         score_differences.append(float(score_distance[i, j]))
         distance[:, j] = np.inf
         is_free[j] = False
-    num_unmatched += np.sum(is_free & (actual.scores > threshold))
+    num_unmatched += np.sum(is_free & is_certain_actual)
     return DetectionDifference(
         num_images=1,
         num_detections=len(expected.scores),
@@ -102,17 +111,28 @@ def compare_detections(
     )
 
 
-def certain_score(expected: DetectionArrays, config: ConfigDict) -> float:
-    """Return the score above which rounding cannot decide whether a detection is returned.
+def certain_mask(
+    detections: DetectionArrays,
+    expected: DetectionArrays,
+    config: ConfigDict | None,
+    score_thresholds: Mapping[int, float] | None = None,
+) -> Bool[np.ndarray, " n"]:
+    """Return which detections have a score at which rounding cannot decide about them.
 
-    A lower score is near the threshold or, if an image has the largest number of detections, near
+    Other scores are near the threshold or, if an image has the largest number of detections, near
     the last of their scores.
 
     Args:
+        detections: The detections.
         expected: As in `compare_detections`.
-        config: The detector's config.
+        config: As in `compare_detections`.
+        score_thresholds: As in `compare_detections`.
     """
+    if config is None:
+        return np.ones(len(detections.scores), bool)
     limits = config.detections
+    by_id, common = score_thresholds or {}, float(limits.score_threshold)
+    thresholds = np.array([by_id.get(k, common) for k in detections.categories.tolist()])
     is_full = len(expected.scores) == limits.max_detections
-    lowest = expected.scores[-1] if is_full else limits.score_threshold
-    return float(lowest) + SCORE_TOLERANCE
+    lowest = float(expected.scores[-1]) if is_full else 0.0
+    return detections.scores > np.maximum(thresholds, lowest) + SCORE_TOLERANCE

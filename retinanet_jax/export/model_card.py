@@ -82,6 +82,7 @@ def _make_card(
             "kind": options["resize"],
         },
         **{name: config.detections[name] for name in LIMITS},
+        "score_thresholds": stored_thresholds(servable),
         "categories": [
             {"id": category.id, "name": category.name} for category in checkpoint.categories
         ],
@@ -92,6 +93,15 @@ def _make_card(
         "versions": package_versions(packages),
         "sha256": checksums(folder),
     }
+
+
+def stored_thresholds(servable: Servable) -> dict[str, float] | None:
+    """Return the score threshold of each category, by name; None if they have a common one."""
+    thresholds = servable.checkpoint.score_thresholds
+    if thresholds is None:
+        return None
+    names = [category.name for category in servable.checkpoint.categories]
+    return dict(zip(names, thresholds, strict=True))
 
 
 def ap_text(metrics: dict[str, Any] | None) -> str:
@@ -118,6 +128,11 @@ def changes_since_evaluation(servable: Servable) -> list[str]:
         f"config.{name} is {now} instead of {before}"
         for name, before, now in differences(servable.checkpoint.config, config)
     ]
+    if stored_thresholds(servable):
+        changes.append(
+            "only detections above the score threshold of their category are returned, instead of "
+            f"all above {config.detections.score_threshold}"
+        )
     if any(side < needed for side, needed in zip(size, default_image_size(config), strict=True)):
         changes.append(
             f"images that do not fit {format_shape(size)} pixels at the size that evaluation uses "
@@ -157,7 +172,12 @@ def to_markdown(card: dict[str, Any], servable: Servable, verification: Verifica
     ap, changes = ap_text(checkpoint["metrics"]), card["changed_since_evaluation"]
     measured = f" AP was measured differently: {'; '.join(changes)}." if changes else ""
     versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
-    categories = ", ".join(f"{c['id']} {c['name']}" for c in card["categories"])
+    thresholds = card["score_thresholds"] or {}
+    categories = ", ".join(
+        f"{c['id']} {c['name']}" + (f" ({thresholds[c['name']]:.3g})" if thresholds else "")
+        for c in card["categories"]
+    )
+    score_threshold = "the threshold of their category" if thresholds else card["score_threshold"]
     inputs = [
         f"| {name} | {spec['dtype']} | {format_shape(spec['shape'])} |"
         for name, spec in card["inputs"].items()
@@ -180,11 +200,11 @@ def to_markdown(card: dict[str, Any], servable: Servable, verification: Verifica
         "",
         "`boxes` (x0 y0 x1 y1 in pixels of `images`), `scores` and `categories` are sorted, best",
         "score first, and zero after the first `count` elements. Scores are above "
-        f"{card['score_threshold']}; there are at most",
+        f"{score_threshold}; there are at most",
         f"{card['max_detections']} detections per image, after NMS among the boxes {of_which} at "
         f"IoU {card['iou_threshold']}.",
         "",
-        f"Categories: {categories}.",
+        f"Categories{' (score threshold)' if thresholds else ''}: {categories}.",
         "",
         f"{verified[0].upper()}{verified[1:]}.",
         "",

@@ -39,7 +39,7 @@ class Servable(NamedTuple):
     """A checkpoint as a function of images of one size.
 
     Attributes:
-        checkpoint: The trained detector.
+        checkpoint: The trained detector; the artifact has the score thresholds that it stores.
         config: The checkpoint's config with the detection limits of the artifact.
         image_size: Height and width of the input in pixels, multiples of 32.
         batch_size: Number of images per call; None for any number, which ONNX does not support.
@@ -59,6 +59,14 @@ class Servable(NamedTuple):
         if self.config.model.padding == "plain":
             return "config.model.padding='plain'"
         return None if self.config.dtype == "float32" else f"config.dtype='{self.config.dtype}'"
+
+    @property
+    def thresholds_by_id(self) -> dict[int, float] | None:
+        """The stored score threshold of each category, by its id; None if none are stored."""
+        if self.checkpoint.score_thresholds is None:
+            return None
+        ids = [category.id for category in self.checkpoint.categories]
+        return dict(zip(ids, self.checkpoint.score_thresholds, strict=True))
 
     def __call__(self, images: jax.Array, sizes: jax.Array) -> ArtifactOutputs:
         """Return the detections of a batch; jax traces this function.
@@ -86,7 +94,12 @@ class Servable(NamedTuple):
         categories = self.checkpoint.categories
         model = build_model(self.config, len(categories), portable=True)
         boxes, scores, classes, mask = detect(
-            self.checkpoint.variables, batch, model, self.config, map_images=map_images
+            self.checkpoint.variables,
+            batch,
+            model,
+            self.config,
+            score_thresholds=self.checkpoint.score_thresholds,
+            map_images=map_images,
         )
         ids = jnp.array([category.id for category in categories], jnp.int32)
         return ArtifactOutputs(

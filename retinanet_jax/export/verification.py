@@ -94,16 +94,17 @@ def verify(
     """
     by_predict, by_checkpoint = make_predict(servable), make_reference(servable)
     config, inexact_field = servable.config, servable.inexact_field
+    thresholds = servable.thresholds_by_id
     from_predict, from_checkpoint = DetectionDifference(), DetectionDifference()
     print_progress = make_progress("verifying", len(images))
     detections = artifact_detections(servable, compiled_off_the_clock(artifact), images)
     for done, (example, actual) in enumerate(detections, 1):
         has_size_of_predict = servable.is_resized_as_in_evaluation(*example.original_size)
         if has_size_of_predict:
-            difference = compare_detections(by_predict(example), actual, config)
+            difference = compare_detections(by_predict(example), actual, config, thresholds)
             from_predict = from_predict.including(difference)
         if not has_size_of_predict or inexact_field:
-            difference = compare_detections(by_checkpoint(example), actual, config)
+            difference = compare_detections(by_checkpoint(example), actual, config, thresholds)
             from_checkpoint = from_checkpoint.including(difference)
         print_progress(done)
     verification = Verification(from_predict, from_checkpoint, inexact_field)
@@ -149,7 +150,10 @@ def make_reference(servable: Servable) -> Callable[[Example], DetectionArrays]:
     checkpoint, config = servable.checkpoint, servable.config
     # In bfloat16, other convolutions than the artifact's would round differently.
     model = build_model(config, len(checkpoint.categories), portable=True)
-    jitted = jax.jit(functools.partial(detect, model=model, config=config))
+    thresholds = checkpoint.score_thresholds
+    jitted = jax.jit(
+        functools.partial(detect, model=model, config=config, score_thresholds=thresholds)
+    )
     compiled = compiled_off_the_clock(jitted)
     ids = np.array([category.id for category in checkpoint.categories])
 

@@ -127,6 +127,76 @@ def test_detect_returns_max_detections_even_with_fewer_candidates():
     assert not np.any(result.boxes[2:])
 
 
+def greedy_nms(rows, thresholds, nms, class_agnostic):
+    """Return the selected (score, class, box) rows, with those below the thresholds left out."""
+
+    def iou(a, b):
+        sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+        overlap = np.prod(np.maximum(sides, 0))
+        return overlap / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - overlap)
+
+    decay = {
+        "hard": lambda iou: 1 - (iou > 0.5),
+        "soft_linear": lambda iou: 1 - iou * (iou > 0.5),
+        "soft_gaussian": lambda iou: np.exp(-(iou**2) / 0.5),
+    }[nms]
+    remaining, selected = [(s, k, np.clip(box, 0, 100)) for s, k, box in rows], []
+    while remaining := [row for row in remaining if row[0] > thresholds[row[1]]]:
+        remaining.sort(key=lambda row: -row[0])
+        (_, label, box), *others = remaining
+        selected.append(remaining[0])
+        remaining = [
+            (s * decay(iou(box, b)) if class_agnostic or k == label else s, k, b)
+            for s, k, b in others
+        ]
+    return selected
+
+
+@pytest.mark.parametrize("nms", ["hard", "soft_linear", "soft_gaussian"])
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_thresholds_of_classes_act_before_nms_as_one_for_all_does(nms, class_agnostic):
+    """The result is that of a sequential search, also under jit."""
+    generator = np.random.default_rng(3)
+    thresholds = np.float32([0.3, 0.6])
+    scores = generator.uniform(0.05, 0.95, 60).tolist()
+    labels = generator.integers(0, 2, 60).tolist()
+    rows = list(zip(scores, labels, random_boxes(generator, 60).tolist(), strict=True))
+    changes = dict(nms=nms, class_agnostic=class_agnostic, max_detections=40)
+    result = jax.jit(lambda: run_detect(rows, score_threshold=thresholds, **changes))()
+    expected = greedy_nms(rows, thresholds, nms, class_agnostic)
+    assert 5 < len(expected) < 40
+    assert result.classes[result.mask].tolist() == [label for _, label, _ in expected]
+    np.testing.assert_allclose(result.scores[result.mask], [s for s, *_ in expected], rtol=1e-5)
+    np.testing.assert_allclose(result.boxes[result.mask], [b for *_, b in expected], atol=1e-4)
+
+
+def test_a_threshold_of_a_class_is_exclusive_and_changes_no_other_class():
+    rows = [(0.5, 0, [0, 0, 10, 10]), (0.5, 1, [0, 0, 10, 10]), (0.25, 1, [20, 0, 30, 10])]
+    score = float(run_detect(rows).scores[0])  # 0.5 up to rounding
+    result = run_detect(rows, score_threshold=np.float32([score, 0.2]))
+    assert result.classes[result.mask].tolist() == [1, 1]
+    result = run_detect(rows, score_threshold=np.float32([0.2, score]))
+    assert result.classes[result.mask].tolist() == [0]
+
+
+def test_a_box_below_the_threshold_of_its_class_suppresses_nothing():
+    rows = [(0.9, 0, [0, 0, 10, 10]), (0.8, 1, [0, 0, 10, 9])]
+    result = run_detect(rows, class_agnostic=True)
+    assert result.classes[result.mask].tolist() == [0]
+    thresholds = np.float32([0.95, 0.5])
+    result = run_detect(rows, class_agnostic=True, score_threshold=thresholds)
+    assert result.classes[result.mask].tolist() == [1]
+
+
+def test_equal_thresholds_of_all_classes_are_one_for_all():
+    for actual, expected in zip(
+        run_detect(SCENE, score_threshold=np.float32([0.7, 0.7])),
+        run_detect(SCENE, score_threshold=0.7),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(actual, expected)
+
+
 def test_without_scores_above_the_threshold_all_fields_are_zero():
     result = run_detect(SCENE, score_threshold=0.95)
     for field in result:

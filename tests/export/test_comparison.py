@@ -1,11 +1,12 @@
 """The comparison of two lists of detections: which differences are measured."""
 
+import functools
+
 import numpy as np
 import pytest
 from export_examples import EXPECTED
 
-from retinanet_jax.export import comparison
-from retinanet_jax.export.comparison import DetectionArrays, compare_detections
+from retinanet_jax.export.comparison import DetectionArrays, certain_mask, compare_detections
 
 
 @pytest.fixture
@@ -52,6 +53,16 @@ def test_detections_that_rounding_decides_about_need_no_counterpart(config):
     config.detections.score_threshold = 0.49995  # of the second detection's score, 0.5
     assert compare_detections(EXPECTED, first, config).num_unmatched == 0
     config.detections.score_threshold = 0.3
-    assert comparison.certain_score(EXPECTED, config) == pytest.approx(0.3 + 1e-4)
+    near = EXPECTED._replace(scores=np.float32([0.30009, 0.30011]))
+    assert certain_mask(near, EXPECTED, config).tolist() == [False, True]
     config.detections.max_detections = 2  # the list is full: a third may have scored as much
-    assert comparison.certain_score(EXPECTED, config) == pytest.approx(0.5 + 1e-4)
+    near = EXPECTED._replace(scores=np.float32([0.50009, 0.50011]))
+    assert certain_mask(near, EXPECTED, config).tolist() == [False, True]
+
+
+def test_rounding_decides_near_the_threshold_of_each_category(config):
+    first = DetectionArrays(*(x[:1] for x in EXPECTED))
+    compare = functools.partial(compare_detections, EXPECTED, first, config)
+    assert compare({3: 0.2, 7: 0.49995}).num_unmatched == 0  # the second one scores 0.5
+    assert compare({3: 0.49995, 7: 0.2}).num_unmatched == 1
+    assert compare({3: 0.49995}).num_unmatched == 1  # the config's 0.1 is that of others

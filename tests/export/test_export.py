@@ -19,7 +19,7 @@ from PIL import Image
 from retinanet_jax import Detector, checkpoint, modeling
 from retinanet_jax.data.sources.synthetic import generate_image
 from retinanet_jax.evaluation.evaluator import evaluate
-from retinanet_jax.evaluation.predictions import predict_files
+from retinanet_jax.evaluation.predictions import input_files, predict_images
 from retinanet_jax.export import model_card, savedmodel, verification
 from retinanet_jax.export.artifact import FORMATS, export_detector, load_servables
 from retinanet_jax.export.comparison import DetectionArrays, compare_detections
@@ -130,7 +130,8 @@ def test_an_artifact_has_the_detections_of_predict_and_of_evaluation(
     files = write_images(folder, config)
     write_checkpoint(workdir, config)
 
-    predict_files(Detector.load(workdir, **LIMITS), files, tmp_path, draw_threshold=None)
+    detector = Detector.load(workdir, **LIMITS)
+    predict_images(detector, input_files(files), tmp_path, draw_threshold=None)
     results = json.loads((tmp_path / "detections.json").read_text())
     predicted = detections_by("file_name", results)
     config.detections.update(LIMITS)
@@ -160,6 +161,75 @@ def test_an_artifact_has_the_detections_of_predict_and_of_evaluation(
         check_any_batch_size(run, detections, example)
     if format_name == "savedmodel":
         check_jpeg_signature(artifact, files[0], predicted[str(files[0])], config)
+
+
+def store_median_scores(workdir, files) -> tuple[dict[int, float], list[DetectionArrays]]:
+    """Stores the median score of each category as its threshold.
+
+    Returns the thresholds by category id, and the detections of each file above them, which are
+    filtered by hand.
+    """
+    detector = Detector.load(workdir, score_threshold=0.3)  # as in its config
+    detections = [DetectionArrays(d.boxes, d.scores, d.category_ids) for d in detector.batch(files)]
+    scores, ids = (np.concatenate(column) for column in list(zip(*detections, strict=True))[1:])
+    thresholds = {c.id: float(np.median(scores[ids == c.id])) for c in CATEGORIES}
+    by_name = {c.name: thresholds[c.id] for c in CATEGORIES}
+    stored = checkpoint.Thresholds(0.5, by_name)
+    checkpoint.store_thresholds(checkpoint.find(workdir), stored)
+    above = []
+    for boxes, scores, ids in detections:
+        keep = scores > [thresholds[k] for k in ids.tolist()]
+        above.append(DetectionArrays(boxes[keep], scores[keep], ids[keep]))
+    return thresholds, above
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format_name", list(FORMATS))
+def test_predict_and_artifacts_have_the_stored_thresholds(format_name, toy_config, tmp_path):
+    for package in FORMATS[format_name].PACKAGES:
+        pytest.importorskip(package)
+    workdir, folder = tmp_path / "run", tmp_path / "images"
+    folder.mkdir()
+    files = write_images(folder, toy_config)
+    toy_config.detections.max_detections = 1000  # so that thresholds make no room for others
+    write_checkpoint(workdir, toy_config)
+    thresholds, above = store_median_scores(workdir, files)
+    for detections, expected in zip(Detector.load(workdir).batch(files), above, strict=True):
+        np.testing.assert_array_equal(detections.scores, expected.scores)
+        np.testing.assert_array_equal(detections.category_ids, expected.categories)
+        np.testing.assert_array_equal(detections.boxes, expected.boxes)
+
+    options = {"image_sizes": [], "batch_size": 1}
+    (servable,) = load_servables(str(workdir), **options)
+    artifact = tmp_path / "artifact"
+    (outcome,) = export_detector(format_name, [servable], artifact, folder).values()
+    assert outcome.from_predict.num_images == len(files)
+    run = FORMATS[format_name].load(artifact)
+    outputs = verification.artifact_detections(servable, run, files)
+    for (example, detections), expected in zip(outputs, above, strict=True):
+        actual = in_original_pixels(detections, example.original_size, example.size)
+        difference = compare_detections(expected, actual, toy_config, thresholds)
+        assert difference.num_detections > 5
+        assert not difference.exceeds_rounding
+    card = json.loads((artifact / model_card.FILE).read_text())
+    assert card["score_thresholds"] == {c.name: thresholds[c.id] for c in CATEGORIES}
+    (given,) = load_servables(str(workdir), **options, score_threshold=0.4)
+    assert given.checkpoint.score_thresholds is None
+
+
+@pytest.mark.slow
+def test_evaluation_has_no_stored_thresholds(toy_config, tmp_path, one_device):
+    workdir, folder = tmp_path / "run", tmp_path / "images"
+    folder.mkdir()
+    files = write_images(folder, toy_config)
+    write_checkpoint(workdir, toy_config)
+    evaluate(toy_config, workdir)
+    (results,) = (workdir / "eval").rglob("0_detections.json")
+    before = results.read_bytes()
+    results.unlink()
+    store_median_scores(workdir, files)
+    evaluate(toy_config, workdir)
+    assert results.read_bytes() == before
 
 
 def check_documented_code(code, packages, artifact, file, expected, config):

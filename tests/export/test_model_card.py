@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from retinanet_jax.checkpoint import Thresholds
 from retinanet_jax.export import model_card
 from retinanet_jax.export.comparison import DetectionDifference
 from retinanet_jax.export.verification import Verification
@@ -38,6 +39,7 @@ def test_the_card_describes_the_checkpoint_and_the_artifact(write_card, servable
     assert card["checkpoint"]["config"]["model"]["backbone"] == "toy"
     assert card["categories"] == [{"id": 3, "name": "egg"}, {"id": 7, "name": "hen"}]
     assert (card["image_size"], card["score_threshold"]) == ([64, 96], 0.25)
+    assert card["score_thresholds"] is None
     assert card["verified"]["from_predict"]["num_detections"] == 8
     assert card["sha256"] == {"weights": hashlib.sha256(b"a").hexdigest()}
     assert "| images | uint8 | any x 64 x 96 x 3 |" in page
@@ -86,6 +88,21 @@ def test_the_card_lists_the_differences_from_what_was_evaluated(servable, write_
     card, page = write_card(json.dumps({"AP": 0.5, "AP50": 0.75}))
     assert card["changed_since_evaluation"] == [text]
     assert f"AP50 0.750. AP was measured differently: {text}." in page
+
+
+def test_the_card_has_the_thresholds_of_the_categories(servable, tmp_path):
+    stored = Thresholds(0.25, {"egg": 0.625})
+    servable = servable._replace(checkpoint=servable.checkpoint._replace(thresholds=stored))
+    model_card.write(tmp_path, "stablehlo", servable, (), EQUAL)
+    card = json.loads((tmp_path / model_card.FILE).read_text())
+    page = (tmp_path / model_card.README).read_text()
+    assert card["score_thresholds"] == {"egg": 0.625, "hen": 0.25}
+    assert "Scores are above the threshold of their category; there are" in page
+    assert "Categories (score threshold): 3 egg (0.625), 7 hen (0.25)." in page
+    assert changes(servable) == (
+        "only detections above the score threshold of their category are returned, instead of all "
+        "above 0.05"
+    )
 
 
 def test_a_smaller_input_or_another_padding_is_not_what_was_evaluated(servable):
