@@ -10,8 +10,10 @@ from typing import Any
 
 from absl import flags, logging
 
+from retinanet_jax import datasets
 from retinanet_jax.cli.common import (
     Command,
+    define_data,
     define_detection_limits,
     define_weights,
     detection_limits,
@@ -23,8 +25,18 @@ from retinanet_jax.compilation import use_compilation_cache
 from retinanet_jax.data.image_files import find_images, find_unfilled_files
 from retinanet_jax.data.value_range import FIELD
 from retinanet_jax.detector import Detector
-from retinanet_jax.evaluation.predictions import COLUMNS, predict_files
+from retinanet_jax.evaluation.predictions import (
+    COLUMNS,
+    InputImage,
+    input_dataset,
+    input_files,
+    predict_images,
+    with_ids_of,
+)
+from retinanet_jax.evaluation.results_file import list_categories
+from retinanet_jax.utils.paths import to_path
 from retinanet_jax.utils.progress import one_line
+from retinanet_jax.weights import cached
 
 MAX_IMAGES_TO_CHECK = 1_000  # of which the value range is examined before detection
 
@@ -32,6 +44,12 @@ MAX_IMAGES_TO_CHECK = 1_000  # of which the value range is examined before detec
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     """Define the flags of `predict`."""
     define_weights(values)
+    define_data(
+        values,
+        "A dataset, of which the evaluation images are read instead of image files. The ids of "
+        "images and categories in detections.json are then the dataset's, and the default of "
+        "--score_threshold that of an evaluation, so that `evaluate --detections` computes the AP",
+    )
     flags.DEFINE_string(
         "output",
         None,
@@ -77,17 +95,15 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
 def run(values: Any, arguments: list[str]) -> int:
     """Detect objects in all images; return 1 if an image could not be read."""
     require(values, weights="NAME_OR_DIR_OR_FILE", output="DIR")
-    if not arguments:
-        raise ValueError("no images: pass image files, folders or patterns; --help explains them.")
+    if values.data and arguments:
+        raise ValueError(f"--data={values.data} and {arguments[0]} both name images; give one.")
+    if not values.data and not arguments:
+        raise ValueError(
+            "no images: pass image files, folders or patterns, or --data; --help explains them."
+        )
     use_compilation_cache()
-    images = find_images(arguments, report=print)
-    detector = Detector.load(
-        weights_of(values),
-        categories=values.categories or None,
-        **detection_limits(values),
-    )
-    _warn_of_unfilled(images[:MAX_IMAGES_TO_CHECK], detector.checkpoint.config.data.value_range)
-    unreadable = predict_files(
+    detector, images = _open_dataset(values) if values.data else _open_files(values, arguments)
+    unreadable = predict_images(
         detector,
         images,
         output_path(values.output),
@@ -99,6 +115,48 @@ def run(values: Any, arguments: list[str]) -> int:
         count = f"{len(unreadable)} of {len(images)} images could not be read:"
         print(count, *map(one_line, unreadable), sep="\n  ", file=sys.stderr)
     return bool(unreadable)
+
+
+def _open_files(values: Any, arguments: list[str]) -> tuple[Detector, list[InputImage]]:
+    """Return the detector and the image files of the command."""
+    paths = find_images(arguments, report=print)
+    detector = Detector.load(
+        weights_of(values), categories=values.categories or None, **detection_limits(values)
+    )
+    _warn_of_unfilled(paths[:MAX_IMAGES_TO_CHECK], detector.checkpoint.config.data.value_range)
+    return detector, input_files(paths)
+
+
+def _open_dataset(values: Any) -> tuple[Detector, list[InputImage]]:
+    """Return the detector, with the ids of the categories of --data, and its images.
+
+    The threshold is that of an evaluation, whatever `analyze` has stored in the checkpoint.
+    """
+    trained = cached.load(weights_of(values))
+    config = trained.config.copy_and_resolve_references()
+    config.data.categories = ()  # those of the dataset count, as in `evaluate --detections`
+    line = datasets.use_evaluation_dataset(config, to_path(values.data), trained.config, ())
+    print(line.partition("; --config")[0], flush=True)  # a flag that only `evaluate` has
+    source = datasets.open_evaluation(config, output_path(values.output))
+    names = {category.name for category in source.categories}
+    for name in values.categories or ():
+        if name not in names:
+            raise ValueError(
+                f"--categories={name}: not in {source.name}; its categories are "
+                f"{list_categories(source)}."
+            )
+    numbered = with_ids_of(source, trained)
+    common = [category.name for category in trained.categories if category.name in names]
+    if len(common) < max(len(names), len(trained.categories)):
+        print(
+            f"categories: the detector has {len(trained.categories)} and the dataset {len(names)}, "
+            f"of which {len(common)} have the same name; only these are detected"
+        )
+    limits = detection_limits(values)
+    if limits["score_threshold"] is None:
+        limits["score_threshold"] = trained.config.detections.score_threshold
+    detector = Detector(numbered, categories=values.categories or common, **limits)
+    return detector, input_dataset(source)
 
 
 def _warn_of_unfilled(images: Sequence[pathlib.Path], value_range: str) -> None:
@@ -117,12 +175,13 @@ def _warn_of_unfilled(images: Sequence[pathlib.Path], value_range: str) -> None:
 COMMAND = Command(
     usage=(
         "retinanet-jax predict --weights=NAME_OR_DIR_OR_FILE --output=DIR "
-        "IMAGE_OR_FOLDER_OR_PATTERN..."
+        "IMAGE_OR_FOLDER_OR_PATTERN...|--data=FOLDER_OR_FILE"
     ),
     description=(
         "Detects objects in images. Writes OUTPUT/detections.json (COCO's results format with "
         "file names; boxes in pixels of the original image), the images with their detections "
-        "drawn and, with --csv, a table. Exits with status 1 if an image could not be read."
+        "drawn and, with --csv, a table. With --data, the images and ids are those of a dataset. "
+        "Exits with status 1 if an image could not be read."
     ),
     define_flags=define_flags,
     run=run,

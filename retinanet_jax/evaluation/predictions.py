@@ -1,18 +1,24 @@
-"""Detection in image files; the detections are written as JSON, as CSV and as drawings."""
+"""Detection in images; the detections are written as JSON, as CSV and as drawings."""
 
 import collections
 import csv
+import dataclasses
 import io
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
+from retinanet_jax.checkpoint import Checkpoint
+from retinanet_jax.data.image_files import ImageLike
+from retinanet_jax.data.sources.base import Category, DatasetImage, Source
+from retinanet_jax.data_report.findings import shorten
 from retinanet_jax.evaluation.detections import Detections
 from retinanet_jax.utils.files import OutputFolder, to_json
-from retinanet_jax.utils.progress import format_count, make_progress
+from retinanet_jax.utils.progress import format_count, join_first, make_progress
 from retinanet_jax.utils.remote import with_remote_names
 from retinanet_jax.utils.threads import map_ahead
 
@@ -25,23 +31,84 @@ COLUMNS = ("file_name", "name", "category_id", "score", "x0", "y0", "x1", "y1")
 JPEG_QUALITY = 92
 
 
-def predict_files(
+class InputImage(NamedTuple):
+    """An image to detect objects in, and what the results call it.
+
+    Attributes:
+        image: The image, as `Detector.batch_with_errors` accepts it.
+        image_id: Its id in the results.
+        name: Its file_name in the results.
+        path: A path after which its drawing is named; a file there is not overwritten.
+        size: The height and width in pixels to which its boxes refer; None for those of the image.
+    """
+
+    image: ImageLike | DatasetImage
+    image_id: int
+    name: str
+    path: pathlib.Path
+    size: tuple[int, int] | None = None
+
+
+def input_files(paths: Sequence[pathlib.Path]) -> list[InputImage]:
+    """Return image files as input, with ids from 1 in their order."""
+    return [
+        InputImage(path, image_id, with_remote_names(str(path)), path)
+        for image_id, path in enumerate(paths, 1)
+    ]
+
+
+def input_dataset(source: Source) -> list[InputImage]:
+    """Return the images of a dataset as input, with its ids and names."""
+    images = []
+    for index, (height, width) in enumerate(source.sizes.tolist()):
+        image_id, name = source.image_ids[index], source.file_name(index)
+        path = source.path(index) or pathlib.Path(name)
+        image = DatasetImage(source, index)
+        images.append(InputImage(image, image_id, name, path, (height, width)))
+    return images
+
+
+def with_ids_of(source: Source, trained: Checkpoint) -> Checkpoint:
+    """Return a checkpoint with a dataset's ids of the categories of the same names.
+
+    Args:
+        source: The dataset.
+        trained: The checkpoint; its categories that the dataset lacks keep their ids.
+
+    Raises:
+        ValueError: If they have no category in common.
+    """
+    ids = {name: category_id for category_id, name in source.categories}
+    if ids.keys().isdisjoint(category.name for category in trained.categories):
+        here, there = (
+            join_first([shorten(category.name) for category in categories])
+            for categories in (source.categories, trained.categories)
+        )
+        raise ValueError(
+            f"{source.name} has none of the detector's categories: the dataset has {here or 'none'}"
+            f", {trained.folder} has {there}; give a dataset with the same names."
+        )
+    categories = tuple(Category(ids.get(c.name, c.id), c.name) for c in trained.categories)
+    return trained._replace(categories=categories)
+
+
+def predict_images(
     detector: "Detector",
-    image_paths: Sequence[pathlib.Path],
+    images: Sequence[InputImage],
     output: pathlib.Path,
     *,
     batch_size: int = 1,
     draw_threshold: float | None = 0.5,
     table: bool = False,
 ) -> list[str]:
-    """Detect the objects in image files, and write detections.json and drawings to a folder.
+    """Detect the objects in images, and write detections.json and drawings to a folder.
 
-    detections.json is in COCO's results format, with image ids from 1 in the order of the paths
-    and a file_name for each detection. Only files of earlier runs are replaced.
+    detections.json is in COCO's results format, with a file_name for each detection. Only files of
+    earlier runs are replaced.
 
     Args:
         detector: The detector.
-        image_paths: The image files.
+        images: The images.
         output: The folder, which is created if it does not exist.
         batch_size: The number of images that the network processes at once.
         draw_threshold: The lowest score of a detection that is drawn; None to draw nothing.
@@ -55,27 +122,42 @@ def predict_files(
         OSError: If a file cannot be written, for example because the folder contains a file of the
             same name that no run wrote.
     """
-    outcomes = detector.batch_with_errors(image_paths, batch_size)
+    outcomes = detector.batch_with_errors([item.image for item in images], batch_size)
     folder = OutputFolder(output)
     folder.prepare(RESULTS, *[TABLE] * table)
     if draw_threshold is not None:
-        outcomes = write_drawings(image_paths, outcomes, folder, draw_threshold)
+        outcomes = write_drawings([item.path for item in images], outcomes, folder, draw_threshold)
     results, rows, errors = [], [], []
-    print_progress = make_progress("predicting", len(image_paths))
-    for image_id, (path, outcome) in enumerate(zip(image_paths, outcomes, strict=True), 1):
+    print_progress = make_progress("predicting", len(images))
+    for count, (item, outcome) in enumerate(zip(images, outcomes, strict=True), 1):
         if isinstance(outcome, ValueError):
             errors.append(str(outcome))
         else:
-            name = with_remote_names(str(path))
-            results += [{**result, "file_name": name} for result in outcome.to_coco(image_id)]
-            rows += [(name, d.class_name, d.category_id, d.score, *d.box) for d in outcome]
-        if image_id % batch_size == 0 or image_id == len(image_paths):
-            print_progress(image_id)
+            detections, name = scaled_to(outcome, item.size), item.name
+            results += [{**entry, "file_name": name} for entry in detections.to_coco(item.image_id)]
+            rows += [(name, d.class_name, d.category_id, d.score, *d.box) for d in detections]
+        if count % batch_size == 0 or count == len(images):
+            print_progress(count)
     folder.write(RESULTS, to_json(results))
     if table:
         folder.write(TABLE, to_csv(rows))
-    print(f"{summary(results, len(image_paths) - len(errors), draw_threshold)}: {output / RESULTS}")
+    print(f"{summary(results, len(images) - len(errors), draw_threshold)}: {output / RESULTS}")
     return errors
+
+
+def scaled_to(detections: Detections, size: tuple[int, int] | None) -> Detections:
+    """Return detections with boxes in pixels of another size of their image.
+
+    Args:
+        detections: The detections.
+        size: That height and width; packed datasets store smaller images than their boxes refer
+            to. None for the size of the image.
+    """
+    height, width = detections.image.shape[:2]
+    if size in (None, (height, width)):
+        return detections
+    scale = np.float32([size[1] / width, size[0] / height] * 2)
+    return dataclasses.replace(detections, boxes=detections.boxes * scale)
 
 
 def summary(

@@ -37,7 +37,7 @@ def images(tmp_path) -> pathlib.Path:
 def detector(monkeypatch, toy_config) -> detector_module.Detector:
     """A detector of a cat at .9 and a dog at .2 in every image."""
 
-    def detect(variables, batch, model, config):
+    def detect(variables, batch, model, config, score_thresholds):
         detections = core.Detections(
             boxes=jnp.array([[2, 3, 20, 30], [0, 0, 9, 5], [0, 0, 0, 0.0]]),
             scores=jnp.array([0.9, 0.2, 0]),
@@ -59,9 +59,8 @@ def predict(detector, tmp_path):
 
     def predict(*paths, **options):
         output = tmp_path / "out"
-        errors = predictions.predict_files(
-            detector, find_images(map(str, paths)), output, **options
-        )
+        images = predictions.input_files(find_images(map(str, paths)))
+        errors = predictions.predict_images(detector, images, output, **options)
         return errors, output, json.loads((output / "detections.json").read_text())
 
     return predict

@@ -199,6 +199,22 @@ class Source(abc.ABC):
         ]
 
 
+class DatasetImage(NamedTuple):
+    """An image of a dataset that is read, in the way of its dataset, when it is needed."""
+
+    source: Source
+    index: int
+
+    @property
+    def filename(self) -> str:
+        """The name of the image in the dataset."""
+        return self.source.file_name(self.index)
+
+    def read(self) -> UInt8[np.ndarray, "H W 3"]:
+        """Return the pixels, as `Source.image` does."""
+        return self.source.image(self.index)
+
+
 def subset(source: Source, indices: Iterable[int]) -> Source:
     """Return a dataset of some of the images of another dataset.
 
