@@ -1,8 +1,8 @@
 """The page of an analysis: one HTML file that contains its plots, images, style and script.
 
-Whatever a dataset contains, such as a category whose name is a script, is text on the page: jinja2
-escapes it, and a browser runs only the script whose digest the page's content security policy has.
-The policy also forbids everything that would be loaded from elsewhere.
+Whatever a dataset contains, even a script as the name of a category, is text on the page: jinja2
+escapes it, and a browser runs only the script that has the digest in the page's content security
+policy. The policy also forbids everything that would be loaded from elsewhere.
 """
 
 import base64
@@ -131,4 +131,8 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 def _resource(name: str) -> str:
     """Return the text of a file next to this module, in a wheel, too."""
-    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return (
+        importlib.resources.files("retinanet_jax.analysis")
+        .joinpath(name)
+        .read_text(encoding="utf-8")
+    )

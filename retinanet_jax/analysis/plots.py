@@ -1,8 +1,8 @@
-"""Plots of an analysis as SVG elements of the page, in whose colors they are drawn.
+"""Plots of an analysis as SVG elements in the colors and the fonts of the page around them.
 
-matplotlib draws with the colors of COLORS, which nothing else has; in the SVG each is replaced by a
-CSS variable of the page. So the plots are readable in its light and its dark version, and its fonts
-draw the names of categories in any script.
+matplotlib draws with the colors of COLORS, and in the SVG each is replaced by a CSS variable of the
+page, which has a light and a dark version. The page also chooses the fonts, so that the names of
+categories may be in any script.
 """
 
 import html
@@ -23,7 +23,7 @@ COLORS = {
     **{color: f"var(--series-{n})" for n, color in enumerate(SERIES, start=1)},
 }
 FONT = "DejaVu Sans"  # by which matplotlib measures texts; the page's own font replaces it
-STYLE = {
+STYLE: Any = {
     "font.family": [FONT],
     "font.size": 10,
     "svg.fonttype": "none",
@@ -48,7 +48,7 @@ WIDTH, HEIGHT = 5.6, 3.8  # inches of a plot
 BAR = 0.28  # inches of the height of a bar with its gap
 MAX_NAME = 26  # characters of a category's name
 MAX_BARS = 30
-MAX_NUMBERS = 12  # categories of a confusion matrix whose cells have their numbers
+MAX_NUMBERS = 12  # categories of a confusion matrix that has numbers in its cells
 HIGHLIGHTED = 4  # categories with a color of their own among the precision-recall curves
 
 

@@ -3,14 +3,22 @@
 import base64
 import collections
 import io
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 from PIL import Image
 
-from retinanet_jax.analysis.evaluated import ERRORS, IGNORED, NONE, Evaluated
+from retinanet_jax.analysis.evaluated import (
+    ERRORS,
+    IGNORED,
+    NONE,
+    DetectionColumns,
+    Evaluated,
+    ObjectColumns,
+)
+from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data_report.findings import shorten
 from retinanet_jax.utils.progress import make_progress, one_line
 from retinanet_jax.visualize import draw_in_colors, score_label
@@ -36,6 +44,24 @@ QUALITY = 78  # of the JPEG files
 MAX_MESSAGE = 300  # characters of the message about an unreadable image
 
 
+class Judged(NamedTuple):
+    """A dataset and its detections from a score on.
+
+    Attributes:
+        source: The dataset.
+        detections: All detections.
+        objects: All objects.
+        counted: Whether the score of each detection is high enough.
+        missed: Whether no such detection detects an object.
+    """
+
+    source: Source
+    detections: DetectionColumns
+    objects: ObjectColumns
+    counted: Bool[np.ndarray, " n"]
+    missed: Bool[np.ndarray, " m"]
+
+
 def worst_images(evaluated: Evaluated, threshold: float | None) -> list[dict[str, Any]]:
     """Return the images with the most errors, the worst first, as in analysis.json.
 
@@ -47,14 +73,13 @@ def worst_images(evaluated: Evaluated, threshold: float | None) -> list[dict[str
         evaluated: The dataset and its detections.
         threshold: The lowest score of a detection that counts; None for all detections.
     """
-    counted, missed = _judge(evaluated, threshold)
-    counts = _count_errors(evaluated, counted, missed)
+    judged = judge(evaluated, threshold)
+    counts = count_errors(judged)
     chosen = choose_images(counts)
     progress = make_progress("drawing the worst images", len(chosen))
     entries = []
     for index in chosen:
-        entry = _describe(evaluated, index, counted, missed, counts[index])
-        entries.append(entry | _draw(evaluated, index, counted, missed))
+        entries.append(_describe(judged, index, counts[index]) | _drawings(judged, index))
         progress(len(entries))
     unreadable = [entry["unreadable"] for entry in entries if entry["unreadable"]]
     if unreadable:
@@ -66,6 +91,25 @@ def worst_images(evaluated: Evaluated, threshold: float | None) -> list[dict[str
     return entries
 
 
+def judge(evaluated: Evaluated, threshold: float | None) -> Judged:
+    """Return which detections have a score of at least a threshold, and what they miss."""
+    detections, objects = evaluated.detections, evaluated.objects
+    counted = detections.score >= (0 if threshold is None else threshold)
+    detected = objects.detection >= 0
+    detected[detected] = counted[objects.detection[detected]]
+    missed = ~detected & ~objects.is_crowd
+    return Judged(evaluated.source, detections, objects, counted, missed)
+
+
+def count_errors(judged: Judged) -> Int[np.ndarray, "N T"]:
+    """Return the number of errors of each image and of each of `TYPES`."""
+    detections, num_images = judged.detections, len(judged.source)
+    masks = [judged.counted & (detections.error == ERRORS.index(name)) for name in TYPES[:-1]]
+    columns = [np.bincount(detections.image[mask], minlength=num_images) for mask in masks]
+    columns.append(np.bincount(judged.objects.image[judged.missed], minlength=num_images))
+    return np.stack(columns, axis=1)
+
+
 def choose_images(counts: Int[np.ndarray, "N T"]) -> list[int]:
     """Return the indices of the images to show, those with the most errors first.
 
@@ -73,51 +117,21 @@ def choose_images(counts: Int[np.ndarray, "N T"]) -> list[int]:
         counts: The number of errors of each image and of each of `TYPES`.
     """
     totals = counts.sum(axis=1)
-    order = np.argsort(-totals, kind="stable")
-    chosen = dict.fromkeys(order[:NUM_WORST].tolist())
+    chosen = np.argsort(-totals, stable=True)[:NUM_WORST].tolist()
     for column in counts.T:
-        of_type = [i for i in np.argsort(-column, kind="stable").tolist() if i not in chosen]
-        chosen.update(dict.fromkeys(i for i in of_type[:NUM_OF_TYPE] if column[i]))
+        of_type = [i for i in np.argsort(-column, stable=True).tolist() if i not in chosen]
+        chosen += [i for i in of_type[:NUM_OF_TYPE] if column[i]]
     return sorted((i for i in chosen if totals[i]), key=lambda i: (-totals[i], i))
 
 
-def _judge(
-    evaluated: Evaluated, threshold: float | None
-) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " m"]]:
-    """Return which detections count, and which objects they miss."""
-    detections, objects = evaluated.detections, evaluated.objects
-    counted = detections.score >= (0 if threshold is None else threshold)
-    detected = np.zeros(len(objects.image), bool)
-    matched = objects.detection >= 0
-    detected[matched] = counted[objects.detection[matched]]
-    return counted, ~detected & ~objects.is_crowd
-
-
-def _count_errors(
-    evaluated: Evaluated, counted: Bool[np.ndarray, " n"], missed: Bool[np.ndarray, " m"]
-) -> Int[np.ndarray, "N T"]:
-    """Return the number of errors of each image and of each of `TYPES`."""
-    detections, num_images = evaluated.detections, len(evaluated.source)
-    masks = [counted & (detections.error == ERRORS.index(name)) for name in TYPES[:-1]]
-    columns = [np.bincount(detections.image[mask], minlength=num_images) for mask in masks]
-    columns.append(np.bincount(evaluated.objects.image[missed], minlength=num_images))
-    return np.stack(columns, axis=1)
-
-
-def _describe(
-    evaluated: Evaluated,
-    index: int,
-    counted: Bool[np.ndarray, " n"],
-    missed: Bool[np.ndarray, " m"],
-    errors: Int[np.ndarray, " T"],
-) -> dict[str, Any]:
+def _describe(judged: Judged, index: int, errors: Int[np.ndarray, " T"]) -> dict[str, Any]:
     """Return what analysis.json has about an image, except its drawings."""
-    source, detections = evaluated.source, evaluated.detections
-    of_image = counted & (detections.image == index)
-    num_correct = int((of_image & (detections.error == NONE)).sum())
+    source, detections = judged.source, judged.detections
+    is_correct = judged.counted & (detections.image == index) & (detections.error == NONE)
+    num_correct = int(is_correct.sum())
     num_missed, num_false = int(errors[-1]), int(errors[:-1].sum())
     height, width = source.sizes[index].tolist()
-    by_category = _category_errors(evaluated, index, of_image, missed)
+    by_category = _category_errors(judged, index)
     return {
         "image_id": source.image_ids[index],
         "file_name": source.file_name(index),
@@ -133,42 +147,33 @@ def _describe(
     }
 
 
-def _category_errors(
-    evaluated: Evaluated,
-    index: int,
-    of_image: Bool[np.ndarray, " n"],
-    missed: Bool[np.ndarray, " m"],
-) -> dict[str, list[str]]:
+def _category_errors(judged: Judged, index: int) -> dict[str, list[str]]:
     """Return the types of error of each category in an image, and "correct".
 
     An error of the class belongs to two categories, that of the detection and that of the object.
     """
-    detections, objects = evaluated.detections, evaluated.objects
-    names = [category.name for category in evaluated.source.categories]
+    detections, objects = judged.detections, judged.objects
+    names = [category.name for category in judged.source.categories]
     types = collections.defaultdict(set)
-    for k in np.flatnonzero(of_image & (detections.error != IGNORED)).tolist():
+    of_image = judged.counted & (detections.image == index) & (detections.error != IGNORED)
+    for k in np.flatnonzero(of_image).tolist():
         error = _type_of(detections.error[k])
         types[names[detections.class_index[k]]].add(error)
         if error in ("class", "both"):
             types[names[objects.class_index[detections.nearest[k]]]].add(error)
-    for k in np.flatnonzero((objects.image == index) & missed).tolist():
+    for k in np.flatnonzero((objects.image == index) & judged.missed).tolist():
         types[names[objects.class_index[k]]].add(MISSED)
     return {name: sorted(types[name], key=[CORRECT, *TYPES].index) for name in sorted(types)}
 
 
-def _type_of(error: int) -> str:
-    """Return the type of a detection, as in `COLORS`."""
+def _type_of(error: Any) -> str:
+    """Return the type of a detection, as in `COLORS`, given its index in `ERRORS`."""
     return CORRECT if error == NONE else ERRORS[error]
 
 
-def _draw(
-    evaluated: Evaluated,
-    index: int,
-    counted: Bool[np.ndarray, " n"],
-    missed: Bool[np.ndarray, " m"],
-) -> dict[str, str | None]:
-    """Return the drawings of an image's objects and detections, or why there are none."""
-    source, detections, objects = evaluated.source, evaluated.detections, evaluated.objects
+def _drawings(judged: Judged, index: int) -> dict[str, str | None]:
+    """Return drawings of the objects and the detections in an image, or why there are none."""
+    source, detections, objects = judged.source, judged.detections, judged.objects
     try:
         image = source.image(index)
     except (OSError, ValueError) as error:
@@ -179,28 +184,28 @@ def _draw(
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     pixels = np.asarray(Image.fromarray(image).resize(size))
     names = [category.name for category in source.categories]
+    truth = np.flatnonzero(objects.image == index)
+    detected = np.flatnonzero((detections.image == index) & judged.counted)
+    truth_types = [
+        CROWD if is_crowd else MISSED if missed else CORRECT
+        for is_crowd, missed in zip(objects.is_crowd[truth], judged.missed[truth], strict=True)
+    ]
+    labels = [
+        score_label(names[k], score)
+        for k, score in zip(
+            detections.class_index[detected], detections.score[detected].tolist(), strict=True
+        )
+    ]
 
-    def drawing(
-        columns: Any, selected: Bool[np.ndarray, " n"], label: Callable, type_of: Callable
-    ) -> str:
-        chosen = np.flatnonzero(selected).tolist()
-        colors = [COLORS[type_of(k)] for k in chosen]
-        labels = [label(names[columns.class_index[k]], k) for k in chosen]
-        return _data_uri(draw_in_colors(pixels, columns.box[chosen] * scale, labels, colors))
+    def drawing(boxes: Any, labels: Sequence[str], types: Iterable[str]) -> str:
+        colors = [COLORS[name] for name in types]
+        return _data_uri(draw_in_colors(pixels, boxes * scale, labels, colors))
 
+    truth_labels = [names[k] for k in objects.class_index[truth]]
+    detected_types = map(_type_of, detections.error[detected])
     return {
-        "ground_truth": drawing(
-            objects,
-            objects.image == index,
-            lambda name, _: name,
-            lambda k: CROWD if objects.is_crowd[k] else MISSED if missed[k] else CORRECT,
-        ),
-        "detections": drawing(
-            detections,
-            counted & (detections.image == index),
-            lambda name, k: score_label(name, detections.score[k]),
-            lambda k: _type_of(detections.error[k]),
-        ),
+        "ground_truth": drawing(objects.box[truth], truth_labels, truth_types),
+        "detections": drawing(detections.box[detected], labels, detected_types),
         "unreadable": None,
     }
 

@@ -42,7 +42,7 @@ def curve(name):
 
 
 def category(index, name, count):
-    """Return a category whose AP rises with its index; the second one has no objects."""
+    """Return a category; the higher its index, the higher its AP. The second has no objects."""
     undefined = index == 1
     return {
         "name": name,
@@ -62,7 +62,7 @@ def category(index, name, count):
 
 
 def image(index, names):
-    """Return an image whose errors are of one category and one type, by its index."""
+    """Return an image with errors of one category and one type, which depend on its index."""
     name, error = names[index % len(names)], TYPES[index % 6]
     unreadable = index == 5
     return {
@@ -98,22 +98,22 @@ def suspicious(index, names):
 
 
 def example_analysis(names=("circle", "square", "triangle")):
-    """Return an analysis with every part, whose categories have these names."""
-    shown = list(names[:30])
-    size = len(shown) + 1
+    """Return an analysis with every part, and with categories of these names."""
+    first = list(names[:30])
+    size = len(first) + 1
     gamma = {str(g): [min(1.0, (i / 100) ** (1 + g)) for i in range(101)] for g in (0, 0.5, 1, 2)}
     scores = [i / 100 for i in range(101)]
     return {
         "provenance": {
             "retinanet_jax": "0.6.0",
             "hotcoco": "1.3.0",
-            "command": f"retinanet-jax analyze --data='{shown[0][:50]}'",
+            "command": f"retinanet-jax analyze --data='{first[0][:50]}'",
             "created": "2026-11-26T14:00:00+00:00",
             "checkpoint": "runs/shapes/checkpoints/900",
             "step": 900,
             "detections": None,
             "dataset": {
-                **{"name": shown[0], "images": 120, "objects": 900, "categories": len(names)},
+                **{"name": first[0], "images": 120, "objects": 900, "categories": len(names)},
                 "sha256": "9f" * 32,
             },
             "settings": {"score_threshold": 0.05, "max_detections": 100},
@@ -130,15 +130,15 @@ def example_analysis(names=("circle", "square", "triangle")):
             {"type": name, "count": 13 * i, "delta_ap": 0.02 * i} for i, name in enumerate(TYPES)
         ],
         "confusion": {
-            "categories": shown,
+            "categories": first,
             "matrix": [[60 if i == j else (i + j) % 3 for j in range(size)] for i in range(size)],
             "score_threshold": 0.42,
             "pairs": [
                 {"object": name, "detected_as": other, "count": 7, "fraction": 0.07}
-                for name, other in itertools.pairwise(shown)
+                for name, other in itertools.pairwise(first)
             ],
         },
-        "curves": [curve(None), *map(curve, shown)],
+        "curves": [curve(None), *map(curve, first)],
         "threshold_curve": {
             "threshold": scores,
             "precision": [0.5 + s / 2 for s in scores[:-1]] + [None],
@@ -156,7 +156,7 @@ def example_analysis(names=("circle", "square", "triangle")):
                 }
                 for i in range(10)
             ],
-            "categories": dict.fromkeys(shown, 0.05),
+            "categories": dict.fromkeys(first, 0.05),
         },
         "categories": [category(i, name, len(names)) for i, name in enumerate(names)],
         "image_properties": [
@@ -178,26 +178,26 @@ def example_analysis(names=("circle", "square", "triangle")):
             *(
                 {"category": name, "matches": 0}
                 | dict.fromkeys(("dy", "dx", "height", "width"), None)
-                for name in shown[:3]
+                for name in first[:3]
             ),
         ],
-        "suspicious_labels": [suspicious(i, shown) for i in range(40)],
+        "suspicious_labels": [suspicious(i, first) for i in range(40)],
         "advice": [
             {
-                "title": f"{shown[0]} is never detected",
-                "text": f"None of the 40 objects of {shown[0]} is detected: check its labels.",
+                "title": f"{first[0]} is never detected",
+                "text": f"None of the 40 objects of {first[0]} is detected: check its labels.",
                 "number": "0 of 40",
                 "severity": severity,
             }
             for severity in ("error", "warning", "info")
         ],
-        "images": [image(i, shown) for i in range(24)],
+        "images": [image(i, first) for i in range(24)],
         "comparison": {
-            "other": shown[0],
+            "other": first[0],
             "metrics": {
                 "AP": {"difference": 0.012, "low": -0.003, "high": 0.02, "probability": 0.9}
             },
-            "categories": [{"name": name, "difference": 0.01} for name in shown],
+            "categories": [{"name": name, "difference": 0.01} for name in first],
         },
         "focal_loss": {
             **{"gammas": [0, 0.5, 1, 2], "foreground": gamma, "background": gamma, "images": 8}

@@ -113,7 +113,9 @@ def test_an_unreadable_image_is_reported_in_one_line(evaluated, capsys):
     assert entry["unreadable"] == "3.jpg is missing in this folder"
     assert entry["ground_truth"] is None
     assert entry["detections"] is None
-    line = "1 of the 3 worst images cannot be read and have no drawings; the first: 3.jpg is missing"
+    line = (
+        "1 of the 3 worst images cannot be read and have no drawings; the first: 3.jpg is missing"
+    )
     assert [text for text in capsys.readouterr().out.splitlines() if line in text]
 
 
