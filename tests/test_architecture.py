@@ -42,6 +42,7 @@ HEAVY = (
     "onnxruntime",
     "hotcoco",
     "h5py",
+    "supervision",
     "mlflow",
     "wandb",
 )

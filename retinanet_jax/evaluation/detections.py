@@ -90,6 +90,40 @@ class Detections:
         detections = core.Detections(boxes, self.scores, self.classes, mask)
         return coco_results(detections, image_id, self.categories)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the detections as values of JSON, without the image.
+
+        Returns:
+            The width and height of the image, and in "detections" a dict of each detection with the
+            fields of `Detection`, of which `box` is x0, y0, x1, y1 in pixels of the image.
+        """
+        height, width = self.image.shape[:2]
+        detections = [{**d._asdict(), "box": d.box.tolist()} for d in self]
+        return {"width": width, "height": height, "detections": detections}
+
+    def to_supervision(self) -> Any:
+        """Return the detections as supervision's `Detections`, for its annotators and trackers.
+
+        `class_id` is the index of the category; `data` has "class_name" and "category_id".
+
+        Raises:
+            ValueError: If supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise ValueError(
+                f"to_supervision() requires supervision, which cannot be imported ({error}); run "
+                '`pip install "retinanet-jax[supervision]"`.'
+            ) from None
+        names = np.array(self.class_names, str)
+        return supervision.Detections(
+            xyxy=self.boxes,
+            confidence=self.scores,
+            class_id=self.classes,
+            data={"class_name": names, "category_id": self.category_ids},
+        )
+
     def __len__(self) -> int:
         return len(self.scores)
 
