@@ -29,6 +29,7 @@ from retinanet_jax.data.image_files import (
     is_single_image,
     read_image,
 )
+from retinanet_jax.data.sources.base import DatasetImage
 from retinanet_jax.data.transforms import pad, resize
 from retinanet_jax.evaluation.detections import Detection, Detections
 from retinanet_jax.evaluation.limits import class_mask, with_limits
@@ -57,7 +58,8 @@ class Detector:
 
     Attributes:
         checkpoint: The checkpoint, with its variables on the device and with the limits of this
-            detector in its config.
+            detector in its config. It has the score thresholds that it stores unless another one
+            was given.
 
     Args:
         checkpoint: The checkpoint; it is not changed.
@@ -79,6 +81,8 @@ class Detector:
         categories: Iterable[str] | None = None,
     ) -> None:
         self._class_mask = class_mask(checkpoint, categories)
+        if score_threshold is not None:
+            checkpoint = checkpoint._replace(thresholds=None)
         config = with_limits(
             checkpoint.config,
             score_threshold=score_threshold,
@@ -89,7 +93,10 @@ class Detector:
         variables = jax.device_put(checkpoint.variables)
         self.checkpoint = checkpoint._replace(config=config, variables=variables)
         model = build_model(config, len(checkpoint.categories))
-        jitted = jax.jit(functools.partial(detect, model=model, config=config))
+        thresholds = checkpoint.score_thresholds
+        jitted = jax.jit(
+            functools.partial(detect, model=model, config=config, score_thresholds=thresholds)
+        )
         self._detect = compiled_off_the_clock(jitted)
 
     @classmethod
@@ -119,7 +126,8 @@ class Detector:
                 or the name of a published one (`retinanet-jax predict --help` lists them). Files
                 are downloaded and converted once, into ~/.cache/retinanet_jax.
             score_threshold: Only detections with a higher score are returned; at least 0 and less
-                than 1. None for the threshold in the checkpoint's config.
+                than 1. None for the threshold of each category that `retinanet-jax analyze` has
+                stored in the checkpoint or, if it has not, the one in the checkpoint's config.
             iou_threshold: Non-maximum suppression removes a detection if its IoU with a better one
                 of its class is higher; from 0 to 1. None for the threshold in the checkpoint's
                 config.
@@ -211,12 +219,12 @@ class Detector:
         return map(_raise_error, self.batch_with_errors(images, batch_size))
 
     def batch_with_errors(
-        self, images: Iterable[ImageLike], batch_size: int = 8
+        self, images: Iterable[ImageLike | DatasetImage], batch_size: int = 8
     ) -> Iterator[Detections | ValueError]:
         """Do the same as `batch`, but return the error of an image that cannot be read or used.
 
         Args:
-            images: Images as `__call__` accepts them.
+            images: Images as `__call__` accepts them, or those of a dataset.
             batch_size: The number of images that the network processes at once.
 
         Returns:
@@ -237,12 +245,15 @@ class Detector:
         started = (self._start(group, batch_size) for group in groups)
         return in_order(itertools.starmap(self._finish, one_in_flight(started)))
 
-    def _prepare(self, image: ImageLike) -> _Input | ValueError:
+    def _prepare(self, image: ImageLike | DatasetImage) -> _Input | ValueError:
         """Read, resize and pad an image."""
         try:
-            pixels = read_image(image, self.checkpoint.config.data.value_range)
-        except ValueError as error:
-            return error
+            if isinstance(image, DatasetImage):
+                pixels = image.read()
+            else:
+                pixels = read_image(image, self.checkpoint.config.data.value_range)
+        except (OSError, ValueError) as error:
+            return ValueError(str(error))
         try:
             return _Input(pixels, eval_example(pixels, self.checkpoint.config))
         except ValueError as error:
