@@ -174,6 +174,17 @@ def twelve_metrics(evaluated: Evaluated) -> dict[str, float | None]:
     return dict(zip(METRICS, map(none_if_undefined, numbers), strict=True))
 
 
+def missed_by(evaluated: Evaluated, counted: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " m"]:
+    """Return a mask of the objects that none of some detections detects; no crowd regions.
+
+    Args:
+        evaluated: The dataset and its detections.
+        counted: Whether each detection is one of them.
+    """
+    is_detected = np.append(counted, False)[evaluated.objects.detection]  # -1 is the last
+    return ~is_detected & ~evaluated.objects.is_crowd
+
+
 def detection_columns(
     source: Source, table: Float[np.ndarray, "r 7"]
 ) -> tuple[Boxes, Float[np.ndarray, " n"]]:
