@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from PIL import Image
 
+from retinanet_jax.analysis.errors import MISSED
 from retinanet_jax.analysis.evaluated import (
     ERRORS,
     IGNORED,
@@ -17,13 +18,15 @@ from retinanet_jax.analysis.evaluated import (
     DetectionColumns,
     Evaluated,
     ObjectColumns,
+    missed_by,
 )
+from retinanet_jax.analysis.thresholds import lowest_score
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data_report.findings import shorten
 from retinanet_jax.utils.progress import make_progress, one_line
 from retinanet_jax.visualize import draw_in_colors, score_label
 
-CORRECT, MISSED, CROWD = "correct", "missed", "crowd region"
+CORRECT, CROWD = "correct", "crowd region"
 # Colors that people with any color vision distinguish (https://doi.org/10.1038/nmeth.1618).
 COLORS = {
     CORRECT: (0, 158, 115),
@@ -93,12 +96,9 @@ def worst_images(evaluated: Evaluated, threshold: float | None) -> list[dict[str
 
 def judge(evaluated: Evaluated, threshold: float | None) -> Judged:
     """Return which detections have a score of at least a threshold, and what they miss."""
-    detections, objects = evaluated.detections, evaluated.objects
-    counted = detections.score >= (0 if threshold is None else threshold)
-    detected = objects.detection >= 0
-    detected[detected] = counted[objects.detection[detected]]
-    missed = ~detected & ~objects.is_crowd
-    return Judged(evaluated.source, detections, objects, counted, missed)
+    counted = evaluated.detections.score >= lowest_score(threshold)
+    missed = missed_by(evaluated, counted)
+    return Judged(evaluated.source, evaluated.detections, evaluated.objects, counted, missed)
 
 
 def count_errors(judged: Judged) -> Int[np.ndarray, "N T"]:

@@ -131,6 +131,7 @@ def example_analysis(names=("circle", "square", "triangle")):
         ],
         "confusion": {
             "categories": first,
+            "num_omitted": len(names) - len(first),
             "matrix": [[60 if i == j else (i + j) % 3 for j in range(size)] for i in range(size)],
             "score_threshold": 0.42,
             "pairs": [
@@ -217,7 +218,8 @@ def empty_analysis():
     )
     analysis["errors"] = [{"type": name, "count": 0, "delta_ap": None} for name in TYPES]
     analysis["confusion"] = {
-        **{"categories": [], "matrix": [[0]], "score_threshold": None, "pairs": []}
+        **{"categories": [], "num_omitted": 0, "matrix": [[0]], "score_threshold": None},
+        "pairs": [],
     }
     nothing = dict.fromkeys(("precision", "recall", "F1"), [None] * 101)
     analysis["threshold_curve"].update(nothing)
