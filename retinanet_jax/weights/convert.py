@@ -12,11 +12,10 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import checkpoint, weights
 from retinanet_jax.checkpoint import Checkpoint
-from retinanet_jax.config import choose, load_config
+from retinanet_jax.config import choose
 from retinanet_jax.config_checks import check_fields
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 from retinanet_jax.modeling import initialize
-from retinanet_jax.stored_config import config_flag, differences
 from retinanet_jax.utils.files import check_absent, write_folder
 from retinanet_jax.weights import detectors, named, other_networks
 from retinanet_jax.weights.buffers import check_buffers
@@ -258,18 +257,13 @@ def next_commands(imported: Imported) -> list[str]:
 
     Those for data other than COCO have a placeholder for the data.
     """
-    _, config, categories, _, folder = imported.checkpoint
-    preset, quoted = PRESETS[imported.source], shlex.quote(str(folder))
-    changed = "".join(
-        f" {config_flag(name, value)}"
-        for name, _, value in differences(load_config(preset), config)
-        if value is not None
-    )
-    data = "" if categories == COCO_CATEGORIES else " --data=FOLDER_OR_FILE"
+    folder = shlex.quote(str(imported.checkpoint.folder))
+    is_coco = imported.checkpoint.categories == COCO_CATEGORIES  # whose data the preset names
+    data = "" if is_coco else " --data=FOLDER_OR_FILE"
     return [
-        f"retinanet-jax predict --weights={quoted} --output=DIR IMAGES",
-        f"retinanet-jax evaluate --config={preset} --workdir={quoted}{changed}{data}",
-        f"retinanet-jax train --weights={quoted} --data=FOLDER_OR_FILE --workdir=DIR",
+        f"retinanet-jax predict --weights={folder} --output=DIR IMAGES",
+        f"retinanet-jax evaluate --workdir={folder}{data}",
+        f"retinanet-jax train --weights={folder} --data=FOLDER_OR_FILE --workdir=DIR",
     ]
 
 
