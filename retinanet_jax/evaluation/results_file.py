@@ -9,7 +9,7 @@ import collections
 import json
 import pathlib
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -179,29 +179,49 @@ def _shown(value: Any) -> str:
     return shorten(json.dumps(value))
 
 
-def _unknown(
-    entries: Sequence[dict[str, Any]], field: str, known: Collection[int]
-) -> Iterator[tuple[int, Any]]:
-    """Yield the index of the first entry of each id that a dataset lacks, and the id."""
-    seen: set[Any] = set()
+def _first_of_each(entries: Sequence[dict[str, Any]], field: str) -> dict[Any, int]:
+    """Return the different ids in a field, each with the index of its first entry."""
+    first: dict[Any, int] = {}
     for index, entry in enumerate(entries):
         value = entry[field]
-        key = value if isinstance(value, int | float | str) else json.dumps(value)
-        if key not in known and key not in seen:
-            seen.add(key)
-            yield index, value
+        key = value if isinstance(value, int | float | str) else _shown(value)
+        first.setdefault(key, index)
+    return first
+
+
+def _find_unknown(
+    path: pathlib.Path,
+    entries: Sequence[dict[str, Any]],
+    field: str,
+    known: Collection[int],
+    source: Source,
+) -> tuple[list[Any], str]:
+    """Return the ids that a dataset lacks, and the beginning of a message about them.
+
+    Args:
+        path: The file.
+        entries: Its entries.
+        field: The field of the ids.
+        known: The ids of the dataset.
+        source: The dataset.
+    """
+    first = _first_of_each(entries, field)
+    unknown = [value for value in first if value not in known]
+    if not unknown:
+        return [], ""
+    name = field.replace("_", " ")
+    return unknown, (
+        f"{_name(path, first[unknown[0]])} has {field}={_shown(unknown[0])}, which is not in "
+        f"{source.name} (unknown: {len(unknown)} of the {len(first)} {name}s in the file)"
+    )
 
 
 def _check_images(path: pathlib.Path, entries: Sequence[dict[str, Any]], source: Source) -> None:
     """Raise ValueError if an image is not in the dataset, or has another file name there."""
     index_of = {image_id: index for index, image_id in enumerate(source.image_ids)}
-    unknown = list(_unknown(entries, "image_id", index_of))
+    unknown, message = _find_unknown(path, entries, "image_id", index_of, source)
     if unknown:
-        index, image_id = unknown[0]
-        raise ValueError(
-            f"{_name(path, index)} has image_id={_shown(image_id)}, which is not in {source.name}, "
-            f"as are {len(unknown)} image ids of the file; {_image_hint(entries, unknown, source)}."
-        )
+        raise ValueError(f"{message}; {_image_hint(entries, unknown, source)}.")
     for index, entry in enumerate(entries):
         expected = source.file_name(index_of[entry["image_id"]])
         given = entry.get("file_name", expected)  # `predict` writes it
@@ -213,20 +233,18 @@ def _check_images(path: pathlib.Path, entries: Sequence[dict[str, Any]], source:
             )
 
 
-def _image_hint(
-    entries: Sequence[dict[str, Any]], unknown: Sequence[tuple[int, Any]], source: Source
-) -> str:
+def _image_hint(entries: Sequence[dict[str, Any]], unknown: Sequence[Any], source: Source) -> str:
     """Return what the image ids that a dataset lacks seem to be."""
     name_ids = {
         key: image_id
         for name, image_id in zip(source.file_names, source.image_ids, strict=True)
-        for key in (pathlib.PurePath(name).stem, pathlib.PurePath(name).name, name)
+        for key in (str(image_id), pathlib.PurePath(name).stem, pathlib.PurePath(name).name, name)
     }
-    for _, value in unknown:
-        if isinstance(value, str) and value in name_ids:
+    for value in unknown:
+        if value in name_ids:
             return (
-                "it reads as a file name; give the dataset's id, which for "
-                f"{shorten(value)} is {name_ids[value]}"
+                "it is text; give the dataset's id, which for "
+                f"{shorten(value)} is the number {name_ids[value]}"
             )
     ids = {entry["image_id"] for entry in entries if type(entry["image_id"]) is int}
     if ids and min(ids) >= 0 and max(ids) <= len(source):
@@ -243,18 +261,14 @@ def _check_categories(
 ) -> None:
     """Raise ValueError if a category is not in the dataset; the message lists those that are."""
     known = {category.id for category in source.categories}
-    unknown = list(_unknown(entries, "category_id", known))
+    unknown, message = _find_unknown(path, entries, "category_id", known, source)
     if not unknown:
         return
-    index, category_id = unknown[0]
     ids = {entry["category_id"] for entry in entries if type(entry["category_id"]) is int}
     is_class = 0 in ids and 0 not in known and max(ids) < len(known)
     hint = "the ids look like indices of classes from 0; " if is_class else ""
-    raise ValueError(
-        f"{_name(path, index)} has category_id={_shown(category_id)}, which is not in "
-        f"{source.name}, as are {len(unknown)} category ids of the file; {hint}the dataset's "
-        f"categories are {list_categories(source) or 'none'}."
-    )
+    listed = list_categories(source) or "none"
+    raise ValueError(f"{message}; {hint}the dataset's categories are {listed}.")
 
 
 def _check_boxes(path: pathlib.Path, results: Sequence[dict[str, Any]], source: Source) -> None:
