@@ -98,7 +98,11 @@ def template_engine() -> Any:
             '`pip install "retinanet-jax[analyze]"`.'
         ) from None
     engine = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        keep_trailing_newline=True,
+        lstrip_blocks=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     engine.filters |= {
         "count": format_count,
