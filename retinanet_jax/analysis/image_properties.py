@@ -68,13 +68,19 @@ def groups(
     return [
         {
             "property": name,
-            "group": f"{values[indices].min():.0f} to {values[indices].max():.0f}",
+            "group": value_range(values[indices]),
             "images": len(indices),
             "AP": aps[group],
             "delta": None if aps[group] is None else aps[group] - aps["all"],
         }
         for group, indices in zip(slices, members, strict=True)
     ]
+
+
+def value_range(values: Float[np.ndarray, " n"]) -> str:
+    """Return the lowest and the highest value as a text, or one of them if they are equal."""
+    low, high = f"{values.min():.0f}", f"{values.max():.0f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def mean_brightness(source: Source, index: int) -> float:
