@@ -137,11 +137,32 @@ def measure(
 def place_views(config: ConfigDict, views: Sequence[View]) -> PlacedBoxes:
     """Return the boxes of an epoch with their distances to the grid of a config's anchors."""
     counts = [len(view.boxes) for view in views]
-    buckets = np.repeat([view.bucket for view in views], counts, axis=0)
-    sizes = np.repeat([view.size for view in views], counts, axis=0)
+    return place(
+        config,
+        np.concatenate([view.boxes for view in views]),
+        buckets=np.repeat([view.bucket for view in views], counts, axis=0),
+        sizes=np.repeat([view.size for view in views], counts, axis=0),
+    )
+
+
+def place(
+    config: ConfigDict,
+    boxes: Float[np.ndarray, "n 4"],
+    *,
+    buckets: Int[np.ndarray, "n 2"],
+    sizes: Int[np.ndarray, "n 2"],
+) -> PlacedBoxes:
+    """Return boxes with their distances to the grid of a config's anchors.
+
+    Args:
+        config: A run's config; its `anchors` and `matching` are used.
+        boxes: yxyx in pixels of the network's input.
+        buckets: (H, W) of the bucket of each box's image.
+        sizes: Height and width of each box's image inside the bucket.
+    """
     anchors = config.anchors
     return coverage.place_boxes(
-        np.concatenate([view.boxes for view in views]),
+        boxes,
         buckets,
         sizes if config.matching.ignore_padding else buckets,
         min_level=anchors.min_level,

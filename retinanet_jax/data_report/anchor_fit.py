@@ -120,7 +120,7 @@ def check_coverage(config: ConfigDict, source: Source, fit: AnchorFit) -> Findin
     poor = configured.classes.poor.tolist()
     if poor:
         message += f", of {join_first([_class_label(source, configured, k) for k in poor])}"
-    message += f": {_causes(config, boxes)}"
+    message += f": {causes(config, boxes)}"
     advice = "no other anchors and no other image size were found that cover notably more"
     if fit.proposals:
         best = fit.proposals[0]
@@ -185,8 +185,13 @@ def typical_sides(choice: AnchorChoice, class_index: int) -> tuple[float, float]
     return height, width
 
 
-def _causes(config: ConfigDict, boxes: EpochBoxes) -> str:
-    """Return which of the uncovered boxes are smaller, larger or longer than the anchors."""
+def causes(config: ConfigDict, boxes: EpochBoxes) -> str:
+    """Return which of the uncovered boxes are smaller, larger or longer than the anchors.
+
+    Args:
+        config: The config with the anchors.
+        boxes: The boxes, of which at least one is uncovered.
+    """
     sides = boxes.sides[~boxes.covered]
     sizes, ratios = np.sqrt(sides.prod(axis=1)), sides[:, 0] / sides[:, 1]
     anchor_sizes, anchor_ratios = anchor_sides(config), config.anchors.ratios

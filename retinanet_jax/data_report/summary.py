@@ -190,7 +190,26 @@ def histograms(anchors: AnchorFit) -> tuple[list[Bin], list[Bin]]:
     """Return the boxes by size and by aspect ratio, without empty bins at either end."""
     sides, uncovered = anchors.configured.boxes.sides, ~anchors.configured.boxes.covered
     sizes, ratios = np.sqrt(sides.prod(axis=1)), sides[:, 0] / sides[:, 1]
-    return _bins(sizes, uncovered, SIZE_EDGES), _bins(ratios, uncovered, RATIO_EDGES)
+    return count_bins(sizes, uncovered, SIZE_EDGES), count_bins(ratios, uncovered, RATIO_EDGES)
+
+
+def count_bins(
+    values: Float[np.ndarray, " n"], uncovered: Bool[np.ndarray, " n"], edges: Sequence[float]
+) -> list[Bin]:
+    """Return a histogram without empty bins at either end.
+
+    Args:
+        values: The values, such as the sizes of boxes.
+        uncovered: Which of them are also counted on their own.
+        edges: The edges of the bins; a value at an edge is in the bin that it begins.
+    """
+    counts, _ = np.histogram(values, edges)
+    uncovered_counts, _ = np.histogram(values[uncovered], edges)
+    nonempty = np.flatnonzero(counts)
+    return [
+        Bin(float(edges[k]), float(edges[k + 1]), int(counts[k]), int(uncovered_counts[k]))
+        for k in range(nonempty.min(initial=len(counts)), nonempty.max(initial=-1) + 1)
+    ]
 
 
 def bins_text(bins: Sequence[Bin]) -> Iterator[str]:
@@ -266,19 +285,6 @@ def _choice_json(report: DatasetReport, choice: AnchorChoice) -> dict[str, Any]:
         "fields": fields,
         "flags": flags(fields),
     }
-
-
-def _bins(
-    values: Float[np.ndarray, " n"], uncovered: Bool[np.ndarray, " n"], edges: Sequence[float]
-) -> list[Bin]:
-    """Return the histogram of the values, without empty bins at either end."""
-    counts, _ = np.histogram(values, edges)
-    uncovered_counts, _ = np.histogram(values[uncovered], edges)
-    nonempty = np.flatnonzero(counts)
-    return [
-        Bin(float(edges[k]), float(edges[k + 1]), int(counts[k]), int(uncovered_counts[k]))
-        for k in range(nonempty[0], nonempty[-1] + 1)
-    ]
 
 
 def _finite(b: Bin) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""Systematic differences of detections from their objects: a displacement, or another size.
+
+They show that images or boxes were resized, cropped or converted differently somewhere. Each object
+is compared with the best detection near it, also if their IoU is below .5, as that of small objects
+is if the boxes are displaced. The numbers are medians, which a few wrong detections do not change.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from retinanet_jax.analysis.evaluated import BACKGROUND_IOU, Evaluated
+
+
+class Pairs(NamedTuple):
+    """Objects, each with the detection of the highest score near it.
+
+    Attributes:
+        class_index: The class of both.
+        shift: (dy, dx) from the object's center to the detection's, in pixels of the image.
+        ratio: The detection's height and width, divided by the object's.
+        sides: The object's height and width in pixels of the image.
+    """
+
+    class_index: Int[np.ndarray, " p"]
+    shift: Float[np.ndarray, "p 2"]
+    ratio: Float[np.ndarray, "p 2"]
+    sides: Float[np.ndarray, "p 2"]
+
+    def select(self, mask: Bool[np.ndarray, " p"]) -> "Pairs":
+        """Return the pairs of the mask."""
+        return Pairs(*(field[mask] for field in self))
+
+
+def best_pairs(evaluated: Evaluated) -> Pairs:
+    """Return each object with the detection of the highest score near it, if there is one.
+
+    That is a detection of the object's category that overlaps no other object more, and this one by
+    an IoU of .1 or more.
+
+    Args:
+        evaluated: The dataset and its detections.
+    """
+    detections, objects = evaluated.detections, evaluated.objects
+    near = np.flatnonzero(detections.nearest_iou >= BACKGROUND_IOU)
+    nearest = detections.nearest[near]
+    near = near[detections.class_index[near] == objects.class_index[nearest]]
+    # The detections of an image are in descending order of score: the first is the best.
+    index, first = np.unique(detections.nearest[near], return_index=True)
+    box, truth = detections.box[near[first]], objects.box[index]
+    sides = truth[:, 2:] - truth[:, :2]
+    return Pairs(
+        objects.class_index[index],
+        (box[:, :2] + box[:, 2:] - truth[:, :2] - truth[:, 2:]) / 2,
+        (box[:, 2:] - box[:, :2]) / sides,  # overlapping boxes have an area
+        sides,
+    )
+
+
+def offsets(evaluated: Evaluated) -> list[dict[str, Any]]:
+    """Return the median displacement and the median ratio of sizes, of all objects and by category.
+
+    Args:
+        evaluated: The dataset and its detections.
+
+    Returns:
+        First a dict of all objects, whose category is None, then one of each category: the number
+        of objects with a detection near them, the displacement "dy", "dx" in pixels of the image
+        (positive: down, to the right), and the ratios of "height" and "width" (above 1: the
+        detections are larger). Categories without such objects are left out.
+    """
+    pairs, categories = best_pairs(evaluated), evaluated.source.categories
+    if not len(pairs.class_index):
+        return []
+    return [
+        _medians(None, pairs),
+        *(
+            _medians(categories[k].name, pairs.select(pairs.class_index == k))
+            for k in np.unique(pairs.class_index).tolist()
+        ),
+    ]
+
+
+def _medians(name: str | None, pairs: Pairs) -> dict[str, Any]:
+    """Return the medians of some pairs; their category may be None."""
+    dy, dx = np.median(pairs.shift, axis=0).tolist()
+    height, width = np.median(pairs.ratio, axis=0).tolist()
+    return {
+        "category": name,
+        "matches": len(pairs.shift),
+        **{"dy": dy, "dx": dx, "height": height, "width": width},
+    }
