@@ -71,7 +71,7 @@ def worst_errors(evaluated: Evaluated, thresholds: Thresholds) -> list[str | Non
     names = (*ERRORS, MISSED)
     counts = np.zeros((len(lowest), len(names)), np.int64)
     np.add.at(counts, (detections.class_index[is_confident], detections.error[is_confident]), 1)
-    np.add.at(counts, (objects.class_index[missed], names.index(MISSED)), 1)
+    counts[:, names.index(MISSED)] = np.bincount(objects.class_index[missed], minlength=len(lowest))
     counts[:, [NONE, IGNORED]] = 0
     worst = counts.argmax(axis=1).tolist()
     return [names[k] if counts[i, k] else None for i, k in enumerate(worst)]

@@ -21,8 +21,9 @@ def precision_recall_curves(evaluated: Evaluated, thresholds: Thresholds) -> lis
         thresholds: The operating points.
 
     Returns:
-        First the mean over the categories, whose name is None, then at most 30 categories, those of
-        the lowest AP50 first. Categories without objects have no curve; if all are, there is none.
+        First the mean over the categories, with None as its name, then at most 30 categories, those
+        of the lowest AP50 first. A category without objects has no curve; without any object there
+        is none.
     """
     precision = precision_at_50(evaluated)
     defined = np.flatnonzero(precision[0] >= 0)

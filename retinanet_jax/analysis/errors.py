@@ -81,22 +81,22 @@ def confusion(evaluated: Evaluated, threshold: float | None) -> dict[str, Any]:
         threshold: The lowest score of a detection that counts; None for all.
 
     Returns:
-        The names of the categories; the matrix, whose rows are the classes of objects and whose
-        columns are those of detections, with background at the end of both; the threshold; and the
-        most frequent pairs of different categories. Of more than 30 categories, the matrix has
+        The names of the categories; the matrix, of which rows are classes of objects and columns
+        classes of detections, with background at the end of both; the threshold; and the most
+        frequent pairs of different categories. Of more than 30 categories, the matrix has
         those with the most confusions, and `num_omitted` is the number of others.
     """
     categories = evaluated.source.categories
     matrix = confusion_matrix(evaluated, threshold)
     confused = matrix[:-1, :-1] * (1 - np.eye(len(categories), dtype=np.int64))
-    shown = np.arange(len(categories))
-    if len(shown) > MAX_CATEGORIES:
+    selected = np.arange(len(categories))
+    if len(selected) > MAX_CATEGORIES:
         most_first = np.argsort(-(confused.sum(axis=0) + confused.sum(axis=1)), stable=True)
-        shown = np.sort(most_first[:MAX_CATEGORIES])
-    indices = np.append(shown, len(categories))
+        selected = np.sort(most_first[:MAX_CATEGORIES])
+    indices = np.append(selected, len(categories))
     return {
-        "categories": [categories[k].name for k in shown],
-        "num_omitted": len(categories) - len(shown),
+        "categories": [categories[k].name for k in selected],
+        "num_omitted": len(categories) - len(selected),
         "matrix": matrix[np.ix_(indices, indices)].tolist(),
         "score_threshold": threshold,
         "pairs": most_confused(evaluated, confused, matrix.sum(axis=1)),
@@ -123,7 +123,7 @@ def confusion_matrix(
     undetected[matched[matched >= 0]] = False
     matrix = np.zeros((background + 1, background + 1), np.int64)
     np.add.at(matrix, (rows[counts], detections.class_index[counts]), 1)
-    np.add.at(matrix, (objects.class_index[undetected], background), 1)
+    matrix[:-1, -1] = np.bincount(objects.class_index[undetected], minlength=background)
     return matrix
 
 

@@ -200,9 +200,9 @@ def detection_columns(
     group = image[order] * len(source.categories) + class_index[order]  # sorted
     counts = np.arange(len(group)) - np.searchsorted(group, group) < COCO_DETECTIONS
     # In the order of the results: detections of equal score keep it.
-    kept = np.sort(order[counts])
-    kept = kept[np.lexsort((-table[kept, 5], image[kept]))]
-    return Boxes(image[kept], class_index[kept], table[kept, 1:5]), table[kept, 5]
+    rows = np.sort(order[counts])
+    rows = rows[np.lexsort((-table[rows, 5], image[rows]))]
+    return Boxes(image[rows], class_index[rows], table[rows, 1:5]), table[rows, 5]
 
 
 def compare(

@@ -51,7 +51,7 @@ def groups(
     Args:
         evaluated: The dataset and its detections.
         name: The property.
-        images: Indices of the images whose property is known.
+        images: Indices of the images of which the property is known.
         values: The property of each of them.
     """
     if len(np.unique(values)) < 2:
@@ -64,17 +64,19 @@ def groups(
     numbers = image_numbers(evaluated.source)[images]
     slices = {str(group): numbers[indices].tolist() for group, indices in enumerate(members)}
     measured = evaluated.evaluation.slice_by({"all": numbers.tolist(), **slices})
-    aps = {group: none_if_undefined(metrics["AP"]) for group, metrics in measured.items()}
-    return [
-        {
+    ap_of_all = measured["all"]["AP"]
+    rows = []
+    for group, indices in zip(slices, members, strict=True):
+        ap = none_if_undefined(measured[group]["AP"])
+        row = {
             "property": name,
             "group": value_range(values[indices]),
             "images": len(indices),
-            "AP": aps[group],
-            "delta": None if aps[group] is None else aps[group] - aps["all"],
+            "AP": ap,
+            "delta": None if ap is None else ap - ap_of_all,
         }
-        for group, indices in zip(slices, members, strict=True)
-    ]
+        rows.append(row)
+    return rows
 
 
 def value_range(values: Float[np.ndarray, " n"]) -> str:

@@ -1,9 +1,9 @@
 """Confidence intervals of AP by the bootstrap, and of the difference of two detectors.
 
-The images of the dataset are drawn with repetition, as many as there are; AP is computed of each
-such sample; the interval contains the middle 95% of the values
-(https://doi.org/10.1214/aos/1176344552). hotcoco's `compare` lets an image that was drawn several
-times count once, which makes its intervals a fifth too narrow, and it has none for one detector.
+As many images as the dataset has are sampled from it with replacement, many times. AP is computed
+of each sample, and the interval contains the middle 95% of the values
+(https://doi.org/10.1214/aos/1176344552). hotcoco's `compare` counts an image once that is several
+times in a sample, which makes its intervals a fifth too narrow, and it has none for one detector.
 """
 
 import math
@@ -68,7 +68,7 @@ def confidence_intervals(
     """
     ranking = rank(evaluated)
     weights = image_weights(len(evaluated.source), num_samples, seed)
-    samples = np.array([sample_metrics(ranking, drawn) for drawn in weights])
+    samples = np.array([sample_metrics(ranking, sample) for sample in weights])
     samples = samples.reshape(-1, len(METRICS))
     return dict(zip(METRICS, map(interval, samples.T), strict=True))
 
@@ -106,8 +106,8 @@ def compare_detectors(
     difference = np.subtract(*(sample_metrics(ranking, everything) for ranking in rankings))
     samples = np.array(
         [
-            np.subtract(*(sample_metrics(ranking, drawn) for ranking in rankings))
-            for drawn in image_weights(num_images, num_samples, seed)
+            np.subtract(*(sample_metrics(ranking, weights) for ranking in rankings))
+            for weights in image_weights(num_images, num_samples, seed)
         ]
     ).reshape(-1, len(METRICS))
     aps = [category_metrics(ranking, everything)[0].mean(axis=0) for ranking in rankings]
@@ -132,15 +132,15 @@ def check_same_dataset(evaluated: Evaluated, other: Evaluated, name: str) -> Non
         other: Those of another one.
         name: The name of the other one.
     """
-    ours, theirs = evaluated.source, other.source
+    ours, others = evaluated.source, other.source
     is_same = (
-        list(ours.image_ids) == list(theirs.image_ids)
-        and ours.categories == theirs.categories
-        and all(map(np.array_equal, ours.objects, theirs.objects))
+        list(ours.image_ids) == list(others.image_ids)
+        and ours.categories == others.categories
+        and all(map(np.array_equal, ours.objects, others.objects))
     )
     if not is_same:
         raise ValueError(
-            f"{shorten(name)} was evaluated on {shorten(theirs.name)}, which is not the same "
+            f"{shorten(name)} was evaluated on {shorten(others.name)}, which is not the same "
             f"dataset as {shorten(ours.name)}; compare detectors on the same images and objects."
         )
 
@@ -182,7 +182,7 @@ def rank(evaluated: Evaluated) -> Ranking:
 
 
 def image_weights(num_images: int, num_samples: int, seed: int) -> Iterator[Int[np.ndarray, " N"]]:
-    """Yield how many times each image is drawn, for each sample; nothing for a single image.
+    """Yield how many times each image is in each sample; nothing for a single image.
 
     Args:
         num_images: N, the number of images.
@@ -225,15 +225,15 @@ def category_metrics(
     """
     num_classes = len(ranking.first) - 1
     shape = len(IOU_THRESHOLDS), num_classes
-    drawn = weights[ranking.image]
+    counts = weights[ranking.image]
     num_objects = np.bincount(
         ranking.object_class, weights[ranking.object_image], num_classes
     ).astype(np.int64)
-    hits_before = _sums(drawn[ranking.correct])
+    hits_before = _sums(counts[ranking.correct])
     hits = hits_before[1:] - hits_before[ranking.bounds[ranking.group]]
-    seen, ignored = _sums(drawn), _sums(drawn[ranking.ignored])
+    ranked, ignored = _sums(counts), _sums(counts[ranking.ignored])
     class_index = ranking.group % num_classes
-    num_detections = seen[ranking.correct + 1] - seen[ranking.first[class_index]]
+    num_detections = ranked[ranking.correct + 1] - ranked[ranking.first[class_index]]
     num_detections -= np.subtract(*ignored[ranking.ignored_range[::-1]])
     # The highest precision at this recall or a higher one. The offsets keep the groups apart.
     offset = 2.0 * (len(ranking.bounds) - ranking.group)

@@ -72,7 +72,10 @@ def find_overlaps(
     for image in np.intersect1d(detections.image, objects.image).tolist():
         start, stop = first_detection[image : image + 2]
         first, last = first_object[image : image + 2]
-        ious = mask.iou(detections.xywh[start:stop], objects.xywh[first:last], crowd[first:last])
+        # An array, since both have boxes.
+        ious = np.asarray(
+            mask.iou(detections.xywh[start:stop], objects.xywh[first:last], crowd[first:last])
+        )
         rows, columns = np.nonzero(ious > 0)
         detection_parts.append(rows + start)
         object_parts.append(columns + first)
@@ -92,8 +95,8 @@ def match(pairs: Overlaps, num_detections: int, threshold: float) -> Int[np.ndar
     """Return the object that each detection is matched with, or -1, as COCO matches them.
 
     In their order, each detection takes the free object that it overlaps most; of equal overlaps,
-    the last. If there is none, it is matched with a crowd region, which any number of detections
-    may share.
+    the last. If there is none, it is matched with a crowd region, with which any number of
+    detections may be matched.
 
     Args:
         pairs: The pairs that may be matched: for COCO's AP, those of the same class. The detections

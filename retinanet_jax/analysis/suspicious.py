@@ -29,7 +29,7 @@ MAX_LABELS = 200
 
 
 class Suspicions(NamedTuple):
-    """Annotations that may be wrong, each with a detection that says so.
+    """Annotations that may be wrong, each with a detection that contradicts it.
 
     Attributes:
         reason: Index in REASONS.
@@ -66,11 +66,11 @@ def suspicious_labels(evaluated: Evaluated, threshold: float | None) -> list[dic
     is_confident = score >= lowest_score(threshold)
     find = (missing_annotations, contradicted_annotations, duplicate_annotations)
     parts = [part(evaluated, is_confident) for part in find]
-    found = Suspicions(*map(np.concatenate, zip(*parts, strict=True)))
-    order = np.lexsort((-found.iou, found.detection, -score[found.detection]))
+    suspicions = Suspicions(*map(np.concatenate, zip(*parts, strict=True)))
+    order = np.lexsort((-suspicions.iou, suspicions.detection, -score[suspicions.detection]))
     labels: list[dict[str, Any]] = []
     named: set[tuple[str, int]] = set()
-    for reason, detection, index, iou in zip(*(c[order].tolist() for c in found), strict=True):
+    for reason, detection, index, iou in zip(*(c[order].tolist() for c in suspicions), strict=True):
         names = {("detection", detection), *([("object", index)] if index >= 0 else [])}
         if len(labels) < MAX_LABELS and not names & named:
             named |= names
@@ -94,7 +94,7 @@ def missing_annotations(evaluated: Evaluated, is_confident: Bool[np.ndarray, " n
 def contradicted_annotations(
     evaluated: Evaluated, is_confident: Bool[np.ndarray, " n"]
 ) -> Suspicions:
-    """Return the missed objects whose category or box a confident detection contradicts.
+    """Return the missed objects of which a confident detection contradicts category or box.
 
     Args:
         evaluated: The dataset and its detections.
@@ -106,8 +106,10 @@ def contradicted_annotations(
     wrong = (error == CLASS) & ~pairs.same_class & (pairs.iou >= FOREGROUND_IOU)
     inaccurate = (error == LOCALIZATION) & pairs.same_class & (pairs.iou >= BACKGROUND_IOU)
     reason = np.where(wrong, REASONS.index(WRONG), REASONS.index(INACCURATE))
-    kept = np.flatnonzero(candidates & (wrong | inaccurate))
-    return Suspicions(reason[kept], pairs.detection[kept], pairs.object[kept], pairs.iou[kept])
+    indices = np.flatnonzero(candidates & (wrong | inaccurate))
+    return Suspicions(
+        reason[indices], pairs.detection[indices], pairs.object[indices], pairs.iou[indices]
+    )
 
 
 def duplicate_annotations(evaluated: Evaluated, is_confident: Bool[np.ndarray, " n"]) -> Suspicions:

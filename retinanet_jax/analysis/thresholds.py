@@ -6,12 +6,15 @@ recall: 2 * correct / (detections + objects).
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from retinanet_jax import checkpoint
 from retinanet_jax.analysis.evaluated import IGNORED, NONE, Evaluated
+from retinanet_jax.data.sources.base import Category
 
 CURVE_THRESHOLDS = np.linspace(0, 1, 101)
 
@@ -91,6 +94,35 @@ def operating_point(
         float(num_correct[best] / num_detections[best]),
         float(num_correct[best] / num_objects),
     )
+
+
+def thresholds_to_store(
+    thresholds: Thresholds, categories: Sequence[Category]
+) -> checkpoint.Thresholds:
+    """Return the thresholds of a checkpoint with which just the detections that count are returned.
+
+    A checkpoint's thresholds are exceeded, those here are reached: they are the next lower number.
+
+    Args:
+        thresholds: The operating points.
+        categories: The source's categories. Those without an operating point have the overall one.
+
+    Raises:
+        ValueError: If no detection is correct.
+    """
+    overall = thresholds.overall.threshold
+    if overall is None:
+        raise ValueError("no detection is correct, so that there is no score threshold to store.")
+
+    def below(threshold: float) -> float:
+        return max(0.0, float(np.nextafter(np.float32(threshold), np.float32(-1))))
+
+    by_name = {
+        category.name: below(point.threshold)
+        for category, point in zip(categories, thresholds.categories, strict=True)
+        if point.threshold is not None
+    }
+    return checkpoint.Thresholds(below(overall), by_name)
 
 
 def lowest_score(threshold: float | None) -> float:

@@ -16,7 +16,7 @@ def evaluate(content, detections):
     return evaluate_detections(MemorySource(content), detections)
 
 
-def half_found(precision):
+def half_detected(precision):
     """Return AP if half of the objects are detected first, the others with this precision."""
     return (51 + 50 * precision) / 101
 
@@ -39,14 +39,14 @@ CASES = {
     "duplicate": (
         [(1, CAT, WHOLE), (2, CAT, WHOLE)],
         [(1, CAT, WHOLE, 0.9), (1, CAT, WHOLE, 0.8), (2, CAT, WHOLE, 0.7)],
-        (half_found(2 / 3), 1),
+        (half_detected(2 / 3), 1),
     ),
     "background": (
         [(1, CAT, WHOLE)],
         [(2, CAT, AWAY, 0.9), (1, CAT, WHOLE, 0.8)],
         (1 / 2, 1),
     ),
-    "missed": ([(1, CAT, WHOLE), (2, CAT, WHOLE)], [(1, CAT, WHOLE, 0.9)], (half_found(0), 1)),
+    "missed": ([(1, CAT, WHOLE), (2, CAT, WHOLE)], [(1, CAT, WHOLE, 0.9)], (half_detected(0), 1)),
 }
 
 
@@ -128,7 +128,7 @@ def test_the_confusion_matrix_is_that_of_hotcoco_without_crowd_regions(seed, thr
     np.testing.assert_array_equal(confusion_matrix(evaluated, threshold), expected.astype(int))
 
 
-def test_of_many_categories_those_with_the_most_confusions_are_shown():
+def test_of_many_categories_the_matrix_has_those_with_the_most_confusions():
     """Category n of 1,000 is detected as its successor if n is a multiple of 50."""
     names = [f"category {n}" for n in range(1, 1001)]
     confused = range(50, 1000, 50)

@@ -138,8 +138,8 @@ def check_matches(content, detections):
         )
     ]
     assert len(ids) == len(detections)
-    found = {n: int(o) + 1 for n, o in zip(ids, columns.object, strict=True) if o >= 0}
-    assert found == matches
+    matched = {n: int(o) + 1 for n, o in zip(ids, columns.object, strict=True) if o >= 0}
+    assert matched == matches
     assert {n for n, e in zip(ids, columns.error, strict=True) if e == IGNORED} == ignored
     detected = {o: n for n, o in matches.items() if n not in ignored}
     for index, detection in enumerate(evaluated.objects.detection):
@@ -238,8 +238,8 @@ def test_the_order_of_the_results_changes_nothing():
     content, detections = random_case(4)
     before = evaluate(content, detections).detections
     after = evaluate(content, detections[::-1]).detections
-    for one, other in zip(before, after, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for expected, column in zip(before, after, strict=True):
+        np.testing.assert_array_equal(column, expected)
     assert (np.diff(before.image) >= 0).all()
     for image in np.unique(before.image):
         assert (np.diff(before.score[before.image == image]) <= 0).all()

@@ -45,13 +45,13 @@ def repeated(content, detections, images):
 
 
 def reference(content, detections, images):
-    """Return METRICS of some images by hotcoco, whose numbers are those of pycocotools."""
+    """Return METRICS of some images by hotcoco, which computes the same numbers as pycocotools."""
     metrics, _ = coco_metrics(*repeated(content, detections, images), "hotcoco")
     return [np.nan if metrics[name] is None else metrics[name] for name in METRICS]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_an_image_that_is_drawn_twice_counts_twice(seed):
+def test_an_image_that_is_twice_in_a_sample_counts_twice(seed):
     content, detections = random_case(seed, num_images=9, num_categories=4)
     ranking = rank(evaluate(content, detections))
     for draw in range(6):
@@ -91,7 +91,7 @@ def test_equal_scores_are_ranked_in_the_order_of_the_image_ids():
 
 
 def test_the_interval_is_that_of_a_bootstrap_of_the_images():
-    """The samples are drawn here again, and each is evaluated as a dataset of its own."""
+    """The samples are weights here again, and each is evaluated as a dataset of its own."""
     content, detections = random_case(7, num_images=8)
     rng = np.random.default_rng(3)
     samples = [
@@ -118,15 +118,15 @@ def test_the_interval_of_a_recall_is_that_of_a_proportion():
     evaluated = evaluate(content, results(*((n, 1, BOX, 0.9) for n in range(1, 201))))
     low, high = confidence_intervals(evaluated, num_samples=1000)["AR100"]
     assert (low, high) == pytest.approx((0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025), abs=0.006)
-    # hotcoco counts an image that is drawn several times once; its interval is too narrow.
+    # hotcoco counts an image once that is several times in a sample: its interval is too narrow.
     nothing = evaluate(content, [])
     compare = hotcoco_api().compare
-    theirs = compare(nothing.evaluation, evaluated.evaluation, n_bootstrap=1000, seed=0)
-    entry = theirs["ci"]["AR100"]
+    comparison = compare(nothing.evaluation, evaluated.evaluation, n_bootstrap=1000, seed=0)
+    entry = comparison["ci"]["AR100"]
     assert 0.7 < (entry["upper"] - entry["lower"]) / (high - low) < 0.85
 
 
-def test_the_difference_is_drawn_from_the_same_images():
+def test_the_difference_is_of_the_same_samples():
     content, detections = random_case(5, num_images=8)
     worse = [{**entry, "bbox": [v + 4 for v in entry["bbox"]]} for entry in detections]
     rng = np.random.default_rng(3)
@@ -188,9 +188,9 @@ def test_samples_without_any_object_do_not_count():
     content, detections = truth((1, 1, BOX), num_images=5), results((1, 1, BOX, 0.9))
     interval = confidence_intervals(evaluate(content, detections), num_samples=50)["AP"]
     assert interval == pytest.approx([1, 1])
-    drawn = np.array(list(image_weights(5, 50, 0)))
-    assert (drawn.sum(axis=1) == 5).all()
-    assert (drawn[:, 0] == 0).any()
+    weights = np.array(list(image_weights(5, 50, 0)))
+    assert (weights.sum(axis=1) == 5).all()
+    assert (weights[:, 0] == 0).any()
 
 
 @pytest.mark.parametrize("change", ["images", "categories", "objects"])

@@ -108,15 +108,15 @@ def test_at_most_200_are_returned():
 def test_missing_annotations_are_those_of_hotcoco(seed):
     content, detections = random_case(seed, crowds=False)
     evaluated = evaluate_detections(MemorySource(content), detections)
-    theirs = evaluated.evaluation.image_diagnostics(0.5, 0.5)["label_errors"]
-    expected = [e["dt_score"] for e in theirs if e["type"] == "missing_annotation"]
+    flagged = evaluated.evaluation.image_diagnostics(0.5, 0.5)["label_errors"]
+    expected = [e["dt_score"] for e in flagged if e["type"] == "missing_annotation"]
     entries = suspicious_labels(evaluated, 0.5)
     scores = [e["score"] for e in entries if e["reason"] == "missing annotation"]
     assert scores == expected
     assert len(scores) > 5
 
 
-def test_a_detection_in_a_crowd_region_of_its_category_says_nothing():
+def test_a_detection_in_a_crowd_region_of_its_category_contradicts_nothing():
     """Nor does hotcoco flag it."""
     content = truth(crowds=[(1, CAT, BOX)])
     inside = results((1, CAT, [10, 10, 50, 50], 0.9), (1, DOG, [10, 10, 50, 50], 0.8))
