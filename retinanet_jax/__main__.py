@@ -11,7 +11,8 @@ from retinanet_jax.stopping import run_program
 # The module in `cli` and the summary of each command, by its name.
 COMMANDS = {
     "train": ("train", "Train a detector and evaluate it."),
-    "evaluate": ("evaluate", "Compute the COCO average precision of a checkpoint."),
+    "evaluate": ("evaluate", "Compute the COCO average precision of a checkpoint or detections."),
+    "analyze": ("analyze", "Report what a detector gets wrong, and what to try."),
     "predict": ("predict", "Detect objects in images, and write and draw the detections."),
     "inspect": ("inspect_data", "Report the problems of a dataset before training on it."),
     "pack": ("pack", "Decode and resize a dataset once, so that training needs no decoder."),

@@ -64,7 +64,7 @@ def config_of_detections(values: Any) -> ConfigDict:
         ValueError: If no dataset is given.
     """
     if values.workdir:
-        return evaluation_config(values)
+        return evaluation_config(values, to_path(values.workdir))
     if not values.data and values["config"].using_default_value:
         raise ValueError(
             f"--detections={values.detections}: give --data=FOLDER_OR_FILE, the dataset that they "

@@ -12,25 +12,22 @@ from retinanet_jax.utils.paths import to_path
 from retinanet_jax.weights import cached
 
 
-def evaluation_config(values: Any) -> ConfigDict:
-    """Return the config with which the checkpoint of --workdir is evaluated.
+def evaluation_config(values: Any, workdir: pathlib.Path) -> ConfigDict:
+    """Return the config with which the checkpoint of a working directory is evaluated.
 
     Without --config=FILE it is the checkpoint's own. The flags --config.FIELD and --data change it.
 
     Args:
-        values: The flags of `train.define_run_flags`.
+        values: The flags.
+        workdir: The working directory, or the folder of a checkpoint.
 
     Raises:
         FileNotFoundError: If there is no checkpoint, or no such dataset.
-        ValueError: If there is no workdir, or its run started from other weights than --weights.
     """
-    workdir = to_path(values.workdir)
-    if values.weights:
-        use_weights(values.weights, workdir)
     if values["config"].using_default_value:
         config = own_config(values, workdir)
     else:
-        config = with_weights(values)
+        config = with_weights(values) if "weights" in values else values.config
     if values.data:
         use_evaluation_data(values, config, checkpoint.best_config(workdir))
     return config

@@ -18,7 +18,7 @@ from retinanet_jax.cli.common import (
     define_data,
     use_data,
 )
-from retinanet_jax.cli.evaluation_config import evaluation_config
+from retinanet_jax.cli.evaluation_config import evaluation_config, use_weights
 from retinanet_jax.cli.initial_weights import define_initial_weights, with_weights
 from retinanet_jax.cli.observe import STALL_SECONDS, define_profile, define_stall_seconds, watchdog
 from retinanet_jax.cli.replay import define_replay, replay_step
@@ -166,7 +166,10 @@ def config_of(values: Any, mode: str) -> ConfigDict:
         mode: One of MODES.
     """
     if mode == "evaluate" and values.workdir:
-        return evaluation_config(values)
+        workdir = to_path(values.workdir)
+        if values.weights:
+            use_weights(values.weights, workdir)
+        return evaluation_config(values, workdir)
     config = with_weights(values)
     use_data(values, config)
     return config

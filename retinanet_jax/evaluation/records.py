@@ -189,6 +189,23 @@ def detections_file(folder: pathlib.Path, step: int) -> pathlib.Path:
     return folder / f"{step}_detections.json"
 
 
+def stored_detections(
+    folder: pathlib.Path, step: int, description: dict[str, Any]
+) -> list[dict[str, Any]] | None:
+    """Return the detections of a finished evaluation of a checkpoint, or None if there is none.
+
+    Args:
+        folder: The folder of the evaluation, from `evaluation_folder`.
+        step: The step of the checkpoint.
+        description: The dataset and settings, from `describe`, that it must have.
+    """
+    evaluation = read_evaluation(folder / f"{step}.json") or {}
+    file = detections_file(folder, step)
+    if {name: evaluation.get(name) for name in description} != description or not file.exists():
+        return None
+    return json.loads(file.read_bytes())
+
+
 def write_detections(results: list[dict[str, Any]], step: int, folder: pathlib.Path) -> None:
     """Write the detections of an evaluation, before its AP is computed from them."""
     folder.mkdir(parents=True, exist_ok=True)

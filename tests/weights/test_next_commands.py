@@ -73,7 +73,7 @@ def test_the_evaluation_has_the_config_of_the_import(source, changes, tmp_path):
     checkpoint.write_imported(folder, variables, config, COCO_CATEGORIES)
     _, evaluate, _ = convert.next_commands(example)
     words, values = parsed(evaluate)
-    assert not stored_config.differences(config, evaluation_config(values))
+    assert not stored_config.differences(config, evaluation_config(values, folder))
     assert DATA not in words  # the data of COCO are in the preset
     own = example._replace(checkpoint=example.checkpoint._replace(categories=OWN))
     assert shlex.split(convert.next_commands(own)[1]) == [*shlex.split(evaluate), DATA]
