@@ -1,6 +1,5 @@
 """The summary of an analysis as a few lines of text, for a terminal."""
 
-import itertools
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,9 +7,10 @@ from typing import Any
 from retinanet_jax.data_report.findings import shorten
 
 WIDTH = 100  # characters of a line
-NUM_METRICS, NUM_CATEGORIES = 3, 5
+METRICS = ("AP", "AP50", "AP75")
+NUM_CATEGORIES = 5
 NUM_ADVICE, ADVICE_LINES = 5, 3
-MAX_NAME = 30  # characters of a category's name
+MAX_NAME = 30  # characters of a name
 
 
 def summarize(analysis: Mapping[str, Any]) -> str:
@@ -34,8 +34,8 @@ def _metrics(summary: Mapping[str, Any]) -> Iterator[str]:
     counts = (f"{summary[name]} {name}" for name in ("images", "objects", "detections"))
     yield ", ".join(counts)
     values = (
-        f"{name} {_number(summary['metrics'][name])}{_interval(interval)}"
-        for name, interval in itertools.islice(summary["intervals"].items(), NUM_METRICS)
+        f"{name} {_number(summary['metrics'][name])}{_interval(summary['intervals'].get(name))}"
+        for name in METRICS
     )
     yield f"{', '.join(values)} (intervals of {summary['confidence']:.0%})"
     if summary["threshold"] is not None:
@@ -44,14 +44,17 @@ def _metrics(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _comparison(comparison: Mapping[str, Any] | None) -> Iterator[str]:
-    """Yield a line that compares two detectors, if there are two."""
+    """Yield lines that compare two detectors, if there are two."""
     if comparison:
-        ap, line = comparison["metrics"]["AP"], f"compared with {shorten(comparison['other'])}: AP "
-        line += _gain(ap["difference"])
+        ap = comparison["metrics"]["AP"]
+        interval = ""
         if ap["low"] is not None:
-            line += f" [{ap['low']:+.3f}, {ap['high']:+.3f}]"
-            line += f", higher with probability {ap['probability']:.0%}"
-        yield line
+            interval = (
+                f" [{ap['low']:+.3f}, {ap['high']:+.3f}], higher with probability "
+                f"{ap['probability']:.0%}"
+            )
+        yield f"compared with {shorten(comparison['other'], MAX_NAME)}:"
+        yield f"  AP {_gain(ap['difference'])}{interval}"
 
 
 def _errors(errors: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -96,10 +96,13 @@ def run(values: Any, _: list[str]) -> int:
     detected = open_run(values, to_path(values.workdir)) if values.workdir else open_file(values)
     folder = OutputFolder(output_folder(values, detected))
     report.prepare(folder)
-    evaluated = compare_with_objects(values.workdir, detected)
     other = open_other(values, detected) if values.compare else None
-    origin = detected.origin._replace(command=command_line(values))
-    analysis = report.analyze(evaluated, origin, other=other)
+    evaluated = compare_with_objects(values.workdir, detected)
+    analysis = report.analyze(
+        evaluated,
+        detected.origin._replace(command=command_line(values)),
+        other=other and (values.compare, compare_with_objects(values.compare, other)),
+    )
     report.write(analysis, folder)
     print(summarize(analysis))
     if values.store_thresholds:
@@ -143,16 +146,18 @@ def open_file(values: Any) -> Detected:
     return Detected(source, read_results(path, source), description, origin)
 
 
-def open_other(values: Any, detected: Detected) -> tuple[str, Evaluated]:
-    """Return the name and the detections of --compare.
+def open_other(values: Any, detected: Detected) -> Detected:
+    """Return the dataset and the detections of --compare.
 
     Raises:
-        ValueError: If they are of another dataset.
+        ValueError: If the dataset is another one.
     """
     path = to_path(values.compare)
     if path.is_file():
         results = read_results(path, detected.source)
-        return values.compare, evaluate_detections(detected.source, results)
+        return detected._replace(
+            results=results, origin=report.Origin("", detections=str(path)), config=None
+        )
     other = open_run(values, path)
     ours, theirs = (d.description["dataset"] for d in (detected, other))
     if ours["sha256"] != theirs["sha256"]:
@@ -161,7 +166,7 @@ def open_other(values: Any, detected: Detected) -> tuple[str, Evaluated]:
             f"and not of {ours['name']} ({ours['num_images']} images); give --data=FOLDER_OR_FILE "
             "to evaluate both on the same dataset."
         )
-    return values.compare, compare_with_objects(values.compare, other)
+    return other
 
 
 def compare_with_objects(workdir: str, detected: Detected) -> Evaluated:
