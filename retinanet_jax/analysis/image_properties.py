@@ -34,7 +34,9 @@ def image_properties(evaluated: Evaluated) -> list[dict[str, Any]]:
     everything = np.arange(len(source))
     num_objects = np.bincount(objects.image[~objects.is_crowd], minlength=len(source))
     read = np.unique(np.linspace(0, len(source) - 1, min(MAX_READ, len(source))).astype(int))
-    brightness = np.array(list(map_ahead(lambda index: mean_brightness(source, index), read)))
+    brightness = np.array(
+        list(map_ahead(lambda index: mean_brightness(source, index), read.tolist()))
+    )
     is_known = ~np.isnan(brightness)
     return [
         *groups(evaluated, "size", everything, np.sqrt(source.sizes.prod(axis=1, dtype=float))),
