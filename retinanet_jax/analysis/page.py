@@ -65,7 +65,8 @@ def render(analysis: Mapping[str, Any]) -> bytes:
         errors = image["category_errors"].items()
         return " ".join(f"{numbers[name]}:{error}" for name, types in errors for error in types)
 
-    page = engine.from_string(_resource(TEMPLATE)).render(
+    template = engine.from_string(_resource(TEMPLATE))
+    return template.render(
         **analysis,
         plots=plots(analysis),
         style=_resource(STYLE),
@@ -78,9 +79,7 @@ def render(analysis: Mapping[str, Any]) -> bytes:
         image_categories=image_categories,
         error_words=error_words,
         provenance_rows=list(_flatten(analysis["provenance"])),
-    )
-    # File names that are no UTF-8 contain surrogates, which UTF-8 does not have.
-    return page.encode(errors="replace")
+    ).encode()
 
 
 def template_engine() -> Any:
