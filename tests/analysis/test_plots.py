@@ -51,7 +51,7 @@ def test_the_missed_objects_have_their_fractions(drawings):
 
 def test_the_confusion_matrix_has_its_counts_and_the_fractions_of_its_rows():
     confusion = {"categories": ["a", "b"], "matrix": [[6, 1, 3], [0, 5, 0], [2, 0, 0]]}
-    svg = plots.plots(example_analysis() | {"confusion": confusion})["confusion"]
+    svg = plots.plots(empty_analysis() | {"confusion": confusion})["confusion"]
     assert [text for text in texts(svg) if text.isdigit()] == list("613050200")
     cells = [
         float((re.search(r"fill-opacity: ([\d.]+)", style) or [0, 1])[1])
@@ -70,7 +70,7 @@ def test_the_worst_categories_have_names_among_many_curves():
         {"category": name, "recall": [0, 1], "precision": [p, p]}
         for name, p in zip(names, precisions, strict=True)
     ]
-    svg = plots.plots(example_analysis() | {"curves": curves})["curves"]
+    svg = plots.plots(empty_analysis() | {"curves": curves})["curves"]
     legend = [text.strip("\u200b") for text in texts(svg)]
     assert [name for name in [*names, "all categories"] if name in legend] == [
         *("_b", "d", "e", "g", "all categories")
@@ -84,13 +84,14 @@ def test_all_colors_and_fonts_are_those_of_the_page(drawings):
 
 
 def test_names_are_text_and_nothing_else():
-    for name, svg in plots.plots(example_analysis(HOSTILE)).items():
+    drawings = plots.plots(example_analysis(HOSTILE))
+    for name, svg in drawings.items():
         root = ElementTree.fromstring(svg)  # it is well-formed
         tags = {element.tag.removeprefix(SVG) for element in root.iter()}
         assert tags <= {"svg", "defs", "g", "path", "use", "text", "clipPath", "rect"}, name
-    svg = plots.plots(example_analysis(HOSTILE))["categories"]
-    assert "#000011 & #000001" in texts(svg)  # not replaced as the colors of the plots are
-    assert plots.short_name("$\\alpha$ {{ 7 * 7 }} {% raw %}") in texts(svg)  # not a formula
+    names = texts(drawings["categories"])
+    assert "#000011 & #000001" in names  # not replaced as the colors of the plots are
+    assert plots.short_name("$\\alpha$ {{ 7 * 7 }} {% raw %}") in names  # not a formula
 
 
 def test_two_plots_on_a_page_have_no_id_in_common(drawings):
