@@ -1,10 +1,16 @@
 """The thresholds of the highest F1, and precision, recall and F1 at every threshold."""
 
+import numpy as np
 import pytest
 from memory_source import MemorySource, random_case, results, truth
 
 from retinanet_jax.analysis.evaluated import IGNORED, NONE, evaluate_detections
-from retinanet_jax.analysis.thresholds import OperatingPoint, find_thresholds, threshold_curve
+from retinanet_jax.analysis.thresholds import (
+    OperatingPoint,
+    find_thresholds,
+    threshold_curve,
+    thresholds_to_store,
+)
 
 BOX, ELSEWHERE = [0, 0, 100, 100], [120, 120, 60, 60]  # xywh
 CAT, DOG = 1, 2
@@ -109,3 +115,30 @@ def test_the_curve_without_objects_or_without_detections():
     curve = threshold_curve(evaluate(truth((1, CAT, BOX)), []))
     assert set(curve["precision"]) == {None}
     assert set(curve["recall"]) == set(curve["F1"]) == {0}
+
+
+def test_stored_thresholds_return_just_the_detections_that_count():
+    """A checkpoint's threshold is exceeded. Categories without one have that of all."""
+    content = truth(*((n, CAT, BOX) for n in range(1, 4)), num_images=4, names=("cat", "dog"))
+    scores = [np.float32(score).item() for score in (0.7, 0.3, 0.2)]
+    boxes = (BOX, BOX, ELSEWHERE)
+    detections = [(n, CAT, box, s) for n, box, s in zip((1, 2, 3), boxes, scores, strict=True)]
+    evaluated = evaluate(content, results(*detections))
+    stored = thresholds_to_store(find_thresholds(evaluated), evaluated.source.categories)
+    assert list(stored.categories) == ["cat"]
+    assert [score > stored.categories["cat"] for score in scores] == [True, True, False]
+    assert stored.categories["cat"] == stored.overall == pytest.approx(0.3)
+    assert stored.by_class(evaluated.source.categories) == (stored.overall, stored.overall)
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_stored_thresholds_of_extreme_scores_are_valid(score):
+    evaluated = evaluate(truth((1, CAT, BOX)), results((1, CAT, BOX, score)))
+    stored = thresholds_to_store(find_thresholds(evaluated), evaluated.source.categories)
+    assert 0 <= stored.overall < 1
+
+
+def test_without_a_correct_detection_there_is_nothing_to_store():
+    evaluated = evaluate(truth((1, CAT, BOX)), results((1, CAT, ELSEWHERE, 0.5)))
+    with pytest.raises(ValueError, match="no detection is correct, so that there is no score thre"):
+        thresholds_to_store(find_thresholds(evaluated), evaluated.source.categories)
