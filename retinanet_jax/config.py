@@ -17,7 +17,7 @@ if not CONFIGS.is_dir():  # in a checkout, the folder is next to the package
     CONFIGS = CONFIGS.parent.parent / "configs"
 
 # The version of the config fields, which every checkpoint stores; that of 0.1.0 was 1.
-CONFIG_VERSION = 5
+CONFIG_VERSION = 6
 # The changes of each version: renamed fields, and new fields with the value that reproduces the
 # behavior of earlier versions.
 RENAMED_FIELDS = {
@@ -25,6 +25,7 @@ RENAMED_FIELDS = {
     3: {},
     4: {},
     5: {},
+    6: {},
 }
 ADDED_FIELDS: dict[int, dict[str, Any]] = {
     2: {},
@@ -40,6 +41,7 @@ ADDED_FIELDS: dict[int, dict[str, Any]] = {
         "data.split_groups": "none",
     },
     5: {"nonfinite": "stop", "shard_optimizer": False},
+    6: {"loggers": ()},
 }
 
 
@@ -57,6 +59,8 @@ def default_config() -> ConfigDict:
     # pycocotools; hotcoco: the same results, fifty times faster (pip install hotcoco); auto:
     # hotcoco if it is installed
     config.evaluator = "auto"
+    # Where metrics are written besides metrics.jsonl and TensorBoard: wandb, mlflow.
+    config.loggers = ()
     config.keep_checkpoints = 2  # number of newest checkpoints; the best by AP is kept, too
     # Of the network's computation: float32, bfloat16, float64 (float16 would require loss scaling).
     # Parameters, outputs and losses are in at least float32.

@@ -226,6 +226,15 @@ class CheckpointManager:
                 remove(self._folder / str(superseded))
                 del self._aps[superseded]
 
+    def best(self) -> tuple[int, float] | None:
+        """Return the step and the AP of the best checkpoint; None if no AP is defined.
+
+        It is called on the first host only.
+        """
+        with self._aps_lock:
+            aps = {k: ap for k, ap in self._aps.items() if ap is not None and ap != NOT_MEASURED}
+        return next(((step, aps[step]) for step in best_steps(aps)), None)
+
     def latest_step(self) -> int | None:
         """Return the step of the newest complete checkpoint, or None if there is none."""
         return step_of_first_host(lambda: max(self._aps, default=None))
@@ -296,9 +305,17 @@ def steps_to_preserve(aps: Mapping[int, float | None], num_newest: int) -> set[i
         num_newest: The number of newest checkpoints.
     """
     awaited = {step for step, ap in aps.items() if ap is None}
-    measured = {step: ap for step, ap in aps.items() if ap is not None}
-    best = heapq.nlargest(1, measured, key=lambda step: (measured[step], step))
-    return {*heapq.nlargest(num_newest, aps), *best, *awaited}
+    return {*heapq.nlargest(num_newest, aps), *awaited, *best_steps(aps)}
+
+
+def best_steps(aps: Mapping[int, float | None]) -> list[int]:
+    """Return the step of the highest AP, of equal ones the latest; [] if no AP is known.
+
+    Args:
+        aps: As in `steps_to_preserve`.
+    """
+    known = {step: ap for step, ap in aps.items() if ap is not None}
+    return heapq.nlargest(1, known, key=lambda step: (known[step], step))
 
 
 def write_imported(

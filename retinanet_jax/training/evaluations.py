@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from retinanet_jax.checkpoint import FOLDER, NOT_MEASURED, CheckpointManager, read_config
 from retinanet_jax.evaluation import records
+from retinanet_jax.evaluation.category_table import category_scalars, category_table
 from retinanet_jax.evaluation.evaluator import Evaluation, Evaluator, write_evaluation
 from retinanet_jax.stopping import Stopping
 from retinanet_jax.training.metrics import MetricWriter
@@ -149,6 +150,8 @@ class TrainingEvaluations:
         print(evaluation.summary, flush=True)
         log_evaluation(step, evaluation, self._writer)
         self._checkpoints.record_ap(step, evaluation.ap)
+        if best := self._checkpoints.best():
+            print(f"best so far: step {best[0]}, AP {best[1]:.3f}", flush=True)
 
     def _finish_earlier_run(self) -> None:
         """Compute the AP of detections that a killed run has left."""
@@ -167,12 +170,15 @@ class TrainingEvaluations:
 def log_evaluation(step: int, evaluation: Evaluation, writer: MetricWriter) -> None:
     """Write the metrics of an evaluation after `step`, and some images with their detections.
 
-    AP by category, and metrics that are undefined because there are no such objects, are left out.
+    Metrics that are undefined because there are no such objects are left out.
     """
     values = {
         f"eval/{name}": value
         for name, value in evaluation.metrics.items()
         if isinstance(value, float)
     }
-    writer.write_scalars(step, values)
+    categories = evaluation.metrics["categories"]
+    writer.write_scalars(step, {**values, **category_scalars(categories)})
+    if table := category_table(categories):
+        writer.write_text(step, "AP_by_category", table)
     writer.write_image(step, "ground_truth_and_detections", np.asarray(evaluation.comparison))

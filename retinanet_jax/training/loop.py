@@ -1,6 +1,7 @@
 """The training loop: a jitted, sharded step, with logging, evaluations and checkpoints."""
 
 import contextlib
+import functools
 import pathlib
 
 import jax
@@ -20,6 +21,7 @@ from retinanet_jax.modeling import build_model
 from retinanet_jax.stopping import Stopping
 from retinanet_jax.training.evaluations import TrainingEvaluations
 from retinanet_jax.training.initialization import restore_or_initialize
+from retinanet_jax.training.loggers import check_loggers, open_loggers
 from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.training.objective import normalizer_shape
 from retinanet_jax.training.observation import Observation
@@ -66,6 +68,7 @@ def train(
     normalizer_shape(config)  # raises now if the batch cannot be split into groups
     if evaluates:
         coco_metrics.coco_api(config.evaluator)  # raises now if it is not installed
+    check_loggers(config.loggers)  # so does this
     mesh = sharding.make_mesh(config.space)
     sharding.check_batch_size("data.batch_size", config.data.batch_size, mesh)
     sharding.check_heights(config.data.buckets, config.anchors.max_level, mesh)
@@ -89,37 +92,40 @@ def train(
         if eval_data:
             evaluator = Evaluator(config, model, eval_data, mesh, compiler, stopping)
         steps = range(start, total)
-        state = run_largest_shapes(compiled_step, evaluator, state, train_data, plan, steps, mesh)
-        with (
-            MetricWriter(
-                workdir,
-                observation,
-                start_step=start,
-                total_steps=total,
-                evaluate_every=config.evaluate_every if evaluates else None,
-                writes=jax.process_index() == 0,
-            ) as writer,
-            TrainingEvaluations(config, evaluator, workdir, checkpoints, writer, stopping)
-            if evaluator
-            else contextlib.nullcontext() as evaluations,
-        ):
-            tripwire = Tripwire(Examiner(config, train_data, workdir, mesh, start))
-            loop = StepLoop(
-                config,
-                compiled_step,
-                mesh,
-                checkpoints,
-                observation,
-                writer,
-                evaluations,
-                tripwire,
-                stopping,
+        with MetricWriter(
+            workdir,
+            observation,
+            start_step=start,
+            total_steps=total,
+            evaluate_every=config.evaluate_every if evaluates else None,
+            open_loggers=functools.partial(open_loggers, config, workdir),
+            writes=jax.process_index() == 0,
+        ) as writer:
+            state = run_largest_shapes(
+                compiled_step, evaluator, state, train_data, plan, steps, mesh
             )
-            batches = input_pipeline.host_batches(
-                config, train_data, plan, steps, stopping.check_data
-            )
-            with contextlib.closing(batches):
-                loop.run(state, batches)
+            with (
+                TrainingEvaluations(config, evaluator, workdir, checkpoints, writer, stopping)
+                if evaluator
+                else contextlib.nullcontext()
+            ) as evaluations:
+                tripwire = Tripwire(Examiner(config, train_data, workdir, mesh, start))
+                loop = StepLoop(
+                    config,
+                    compiled_step,
+                    mesh,
+                    checkpoints,
+                    observation,
+                    writer,
+                    evaluations,
+                    tripwire,
+                    stopping,
+                )
+                batches = input_pipeline.host_batches(
+                    config, train_data, plan, steps, stopping.check_data
+                )
+                with contextlib.closing(batches):
+                    loop.run(state, batches)
     return stopping.signal if stopping.leaves_work else 0
 
 

@@ -1,14 +1,15 @@
-"""The metrics of a run: metrics.jsonl, TensorBoard files, and progress lines on the console."""
+"""The metrics of a run: metrics.jsonl, TensorBoard and other loggers, and progress lines."""
 
 import collections
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import UInt8
 
+from retinanet_jax.training.loggers import RECORDS, Logger
 from retinanet_jax.training.observation import Observation
 from retinanet_jax.training.tensorboard import TensorBoard
 from retinanet_jax.utils.files import errors_name, write_atomically
@@ -32,6 +33,8 @@ class MetricWriter:
         total_steps: Number of steps after which the run ends.
         evaluate_every: Number of steps between evaluations, of which one is after the last step;
             None if there are none.
+        open_loggers: Returns the loggers besides TensorBoard, for the folder of their records and
+            `start_step`; called on the host that writes.
         writes: Whether this host writes.
     """
 
@@ -43,6 +46,7 @@ class MetricWriter:
         start_step: int,
         total_steps: int,
         evaluate_every: int | None = None,
+        open_loggers: Callable[[pathlib.Path, int], list[Logger]] = lambda *_: [],
         writes: bool,
     ) -> None:
         self._writes, self._observation = writes, observation
@@ -50,21 +54,25 @@ class MetricWriter:
         self._last_step = start_step
         # The steps and seconds between logged steps.
         self._intervals = collections.deque[tuple[int, float]](maxlen=NUM_INTERVALS)
+        self._loggers: list[Logger] = []
         if writes:
-            self._growing_files = GrowingFiles(workdir, METRICS)
+            self._growing_files = GrowingFiles(workdir, METRICS, *RECORDS.values())
             self._path = self._growing_files.folder / METRICS
             remove_lines_after(self._path, start_step)
             self._file = self._path.open("a", encoding="utf-8")
-            self._tensorboard = TensorBoard(self._path.parent / "tensorboard", start_step)
+            folder = self._path.parent
+            tensorboard = TensorBoard(folder / "tensorboard", start_step)
+            self._loggers = [tensorboard, *open_loggers(folder, start_step)]
 
     def __enter__(self) -> "MetricWriter":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         if self._writes:
             with errors_name(self._path):
                 self._file.close()
-                self._tensorboard.close()
+            for logger in self._loggers:
+                logger.close(failed=error is not None)
             self._growing_files.close()
 
     def update_files(self) -> None:
@@ -124,16 +132,19 @@ class MetricWriter:
         return f"{format_duration(left)}{more}"
 
     def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write scalars to TensorBoard only."""
-        if self._writes:
-            with errors_name(self._path.parent / "tensorboard"):
-                self._tensorboard.write_scalars(step, values)
+        """Write scalars to TensorBoard and the other loggers only."""
+        for logger in self._loggers:
+            logger.write_scalars(step, values)
 
     def write_image(self, step: int, name: str, image: UInt8[np.ndarray, "H W 3"]) -> None:
-        """Write an RGB image to TensorBoard under `name`, as an image of step `step`."""
-        if self._writes:
-            with errors_name(self._path.parent / "tensorboard"):
-                self._tensorboard.write_image(step, name, image)
+        """Write an RGB image to the loggers under `name`, as an image of step `step`."""
+        for logger in self._loggers:
+            logger.write_image(step, name, image)
+
+    def write_text(self, step: int, name: str, text: str) -> None:
+        """Write a text of several lines to the loggers under `name`, as a text of step `step`."""
+        for logger in self._loggers:
+            logger.write_text(step, name, text)
 
 
 def check_metrics(workdir: pathlib.Path) -> None:

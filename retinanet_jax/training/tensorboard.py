@@ -1,6 +1,7 @@
 """The TensorBoard file of a run, which a killed run leaves complete up to its latest line."""
 
 import pathlib
+import textwrap
 import time
 from collections.abc import Mapping
 
@@ -12,6 +13,8 @@ from tensorboardX.event_file_writer import EventsWriter
 # Protocol buffers make these classes when they are imported, where no type checker finds them.
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+from retinanet_jax.utils.files import errors_name
 
 
 class TensorBoard:
@@ -28,7 +31,7 @@ class TensorBoard:
 
     def __init__(self, folder: pathlib.Path, start_step: int) -> None:
         folder.mkdir(exist_ok=True)
-        self._file = EventsWriter(str(folder / "events"))
+        self._folder, self._file = folder, EventsWriter(str(folder / "events"))
         start = SessionLog(status=SessionLog.START)
         self._write(Event(step=start_step + 1, session_log=start))
 
@@ -41,11 +44,18 @@ class TensorBoard:
         """Write an RGB image after a step."""
         self._write(Event(step=step, summary=summary.image(name, image, dataformats="HWC")))
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+    def write_text(self, step: int, name: str, text: str) -> None:
+        """Write a text after a step; TensorBoard, which renders Markdown, shows it as it is."""
+        block = textwrap.indent(text, "    ")
+        self._write(Event(step=step, summary=summary.text(name, block)))
+
+    def close(self, *, failed: bool) -> None:
+        """Close the file, which does not say whether the run `failed`."""
+        with errors_name(self._folder):
+            self._file.close()
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()
-        self._file.write_event(event)
-        self._file.flush()
+        with errors_name(self._folder):
+            self._file.write_event(event)
+            self._file.flush()

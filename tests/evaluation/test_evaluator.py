@@ -10,6 +10,7 @@ import pytest
 from retinanet_jax import compilation, core, sharding
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.evaluation import evaluator, records
+from retinanet_jax.evaluation.category_table import category_table
 from retinanet_jax.evaluation.coco_metrics import METRICS, coco_metrics
 
 
@@ -115,7 +116,7 @@ def test_the_files_that_an_evaluation_writes(source, config, tmp_path):
     ]
     assert read(tmp_path / "eval/30_detections.json") == results == as_given
     content = read(tmp_path / "eval/30.json")
-    assert list(content) == [*METRICS, "AP_by_category", "dataset", "settings"]
+    assert list(content) == [*METRICS, "AP_by_category", "categories", "dataset", "settings"]
     assert set(content["AP_by_category"]) == {category["name"] for category in truth["categories"]}
     assert content["dataset"]["name"] == "shapes/instances.json"
     assert content["dataset"]["num_images"] == 20
@@ -123,6 +124,7 @@ def test_the_files_that_an_evaluation_writes(source, config, tmp_path):
     assert content["settings"]["detections.iou_threshold"] == 0.5
     assert "20 images after step 30" in evaluation.summary
     assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all" in evaluation.summary
+    assert evaluation.summary.endswith(f"\n{category_table(content['categories'])}")
 
 
 def test_an_undefined_ap_is_below_every_other(source_without_objects, config, tmp_path):

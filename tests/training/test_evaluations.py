@@ -39,6 +39,8 @@ class Ap:
         if isinstance(self.aps[step], Exception):
             raise self.aps[step]
         metrics = dict.fromkeys(coco_metrics.METRICS, self.aps[step]) | {"APl": None}
+        row = {**dict.fromkeys(("AP", "AP50", "AR"), self.aps[step]), "objects": 3, "images": 2}
+        metrics["categories"] = {"dog": row}
         return Evaluation(metrics, f"summary of {step}", Image.new("RGB", (4, 4)))
 
 
@@ -53,6 +55,9 @@ class Writer:
 
     def write_image(self, step, name, image):
         self.logged.append((step, name, image.shape))
+
+    def write_text(self, step, name, text):
+        self.logged.append((step, name, text))
 
 
 @pytest.fixture
@@ -145,6 +150,30 @@ def test_a_later_ap_that_is_higher_makes_its_checkpoint_the_best(run, ap):
     assert checkpoint.find(run.workdir).name == "20"
 
 
+def test_the_best_checkpoint_so_far_is_named(run, ap, capsys):
+    ap.aps.update({10: 0.5, 20: 0.25, 30: 0.75})
+    with run.open() as training_evaluations:
+        for step in (10, 20, 30):
+            training_evaluations.evaluate({}, step)
+            run.save(step, awaits_ap=True)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "best" in line]
+    assert lines == [
+        "best so far: step 10, AP 0.500",
+        "best so far: step 10, AP 0.500",
+        "best so far: step 30, AP 0.750",
+    ]
+
+
+def test_ap_by_category_is_logged_as_scalars_and_as_a_table(run, ap):
+    ap.aps[10] = 0.5
+    with run.open() as training_evaluations:
+        training_evaluations.evaluate({}, 10)
+        run.save(10, awaits_ap=True)
+    logged = {name: value for _, name, value in run.writer.logged}
+    assert logged["AP_by_category/dog"] == 0.5
+    assert logged["AP_by_category"].splitlines()[-1].split() == ["dog", *["0.500"] * 3, "3", "2"]
+
+
 def test_a_second_evaluation_waits_for_the_first(run, ap):
     """At most one evaluation's detections are in memory."""
     with run.open() as training_evaluations:
@@ -162,8 +191,11 @@ def test_a_second_evaluation_waits_for_the_first(run, ap):
     assert {step for step, *_ in run.writer.logged} == {10, 20}
 
 
-def test_an_undefined_ap_is_not_logged_and_the_newest_checkpoint_is_the_best(run, monkeypatch):
-    nothing = dict.fromkeys(coco_metrics.METRICS) | {"AP_by_category": {"dog": None}}
+def test_an_undefined_ap_is_not_logged_and_the_newest_checkpoint_is_the_best(
+    run, monkeypatch, capsys
+):
+    row = {**dict.fromkeys(("AP", "AP50", "AR")), "objects": 0, "images": 0}
+    nothing = dict.fromkeys(coco_metrics.METRICS) | {"categories": {"dog": row}}
     undefined = Evaluation(nothing, "summary", Image.new("RGB", (4, 4)))
     monkeypatch.setattr(evaluations, "write_evaluation", lambda *_: undefined)
     with run.open() as training_evaluations:
@@ -173,10 +205,11 @@ def test_an_undefined_ap_is_not_logged_and_the_newest_checkpoint_is_the_best(run
     assert [run.ap_of(step) for step in run.steps()] == [checkpoint.NOT_MEASURED]
     assert checkpoint.find(run.workdir).name == "20"
     assert {name for _, name, _ in run.writer.logged} == {"ground_truth_and_detections"}
+    assert "best so far" not in capsys.readouterr().out
 
 
 def test_metrics_of_more_than_100_detections_are_logged(run):
-    metrics = {"AP": 0.25, "AP_max500": 1.0, "APl": None, "AP_by_category": {"dog": 0.25}}
+    metrics = {"AP": 0.25, "AP_max500": 1.0, "APl": None, "categories": {}}
     evaluation = Evaluation(metrics, "summary", Image.new("RGB", (4, 4)))
     evaluations.log_evaluation(10, evaluation, run.writer)
     assert run.writer.logged[:-1] == [(10, "eval/AP", 0.25), (10, "eval/AP_max500", 1.0)]

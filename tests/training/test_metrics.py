@@ -63,6 +63,7 @@ def test_each_logged_step_is_one_json_object(tmp_path, capsys):
     with open_writer(tmp_path) as writer:
         writer.write_step(10, METRICS, batch_size=4)
         writer.write_image(10, "comparison", np.zeros((8, 8, 3), np.uint8))
+        writer.write_text(10, "table", "a\n  <b>")
     (line,) = read_lines(tmp_path)
     assert line.items() >= {"step": 10, **METRICS, "data_wait": 0.0}.items()
     assert {*line} - {"step", *METRICS} == TIME_METRICS
@@ -70,12 +71,15 @@ def test_each_logged_step_is_one_json_object(tmp_path, capsys):
     assert "step 10/20 (50%)  loss 3.0000 = classification 1.0000 + box 2.0000  lr 0.01" in printed
     assert "images/s" in printed
     assert printed.rstrip().endswith("left")
-    start, scalars, image = read_events(tmp_path)
+    start, scalars, image, text = read_events(tmp_path)
     assert (start.step, start.session_log.status) == (1, SessionLog.START)
     assert {value.tag: value.simple_value for value in scalars.summary.value} == pytest.approx(
         {name: value for name, value in line.items() if name != "step"}
     )
     assert image.summary.value[0].tag == "comparison"
+    (text,) = text.summary.value
+    assert text.metadata.plugin_data.plugin_name == "text"
+    assert (text.tag, text.tensor.string_val) == ("table/text_summary", [b"    a\n      <b>"])
 
 
 def read_events(workdir):
@@ -224,5 +228,6 @@ def test_other_hosts_are_silent(tmp_path, capsys):
         writer.write_step(1, METRICS, batch_size=4)
         writer.write_scalars(1, {"a": 1.0})
         writer.write_image(1, "comparison", np.zeros((8, 8, 3), np.uint8))
+        writer.write_text(1, "table", "a")
     assert not list(tmp_path.iterdir())
     assert not capsys.readouterr().out
