@@ -159,11 +159,11 @@ def open_other(values: Any, detected: Detected) -> Detected:
             results=results, origin=report.Origin("", detections=str(path)), config=None
         )
     other = open_run(values, path)
-    ours, theirs = (d.description["dataset"] for d in (detected, other))
-    if ours["sha256"] != theirs["sha256"]:
+    first, second = (d.description["dataset"] for d in (detected, other))
+    if first["sha256"] != second["sha256"]:
         raise ValueError(
-            f"--compare={values.compare} is of {theirs['name']} ({theirs['num_images']} images), "
-            f"and not of {ours['name']} ({ours['num_images']} images); give --data=FOLDER_OR_FILE "
+            f"--compare={values.compare} is of {second['name']} ({second['num_images']} images), "
+            f"and not of {first['name']} ({first['num_images']} images); give --data=FOLDER_OR_FILE "
             "to evaluate both on the same dataset."
         )
     return other

@@ -143,15 +143,15 @@ def _name(path: pathlib.Path, index: int) -> str:
 def _problem(entry: Any) -> str:
     """Return what is wrong with an entry, apart from its ids; empty if nothing is."""
     if not isinstance(entry, dict):
-        return f"must be an object with {', '.join(FIELDS)}, and is {_shown(entry)}"
+        return f"must be an object with {', '.join(FIELDS)}, and is {_as_json(entry)}"
     for field in FIELDS:
         if field not in entry:
             return _missing(field, entry)
     box = entry["bbox"]
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))):
-        return f"has bbox={_shown(box)}, which must be four finite numbers: x, y, width, height"
+        return f"has bbox={_as_json(box)}, which must be four finite numbers: x, y, width, height"
     if not _is_finite(entry["score"]):
-        return f"has score={_shown(entry['score'])}, which must be a finite number"
+        return f"has score={_as_json(entry['score'])}, which must be a finite number"
     return ""
 
 
@@ -174,7 +174,7 @@ def _is_finite(value: Any) -> bool:
     return is_number and abs(value) <= sys.float_info.max
 
 
-def _shown(value: Any) -> str:
+def _as_json(value: Any) -> str:
     """Return a value of JSON, shortened, for a message."""
     return shorten(json.dumps(value))
 
@@ -184,7 +184,7 @@ def _first_of_each(entries: Sequence[dict[str, Any]], field: str) -> dict[Any, i
     first: dict[Any, int] = {}
     for index, entry in enumerate(entries):
         value = entry[field]
-        key = value if isinstance(value, int | float | str) else _shown(value)
+        key = value if isinstance(value, int | float | str) else _as_json(value)
         first.setdefault(key, index)
     return first
 
@@ -211,7 +211,7 @@ def _find_unknown(
         return [], ""
     name = field.replace("_", " ")
     return unknown, (
-        f"{_name(path, first[unknown[0]])} has {field}={_shown(unknown[0])}, which is not in "
+        f"{_name(path, first[unknown[0]])} has {field}={_as_json(unknown[0])}, which is not in "
         f"{source.name} (unknown: {len(unknown)} of the {len(first)} {name}s in the file)"
     )
 

@@ -202,9 +202,12 @@ def test_thresholds_are_stored_for_predict(run, capsys):
     analysis = json.loads((run / "page/analysis.json").read_text())
     assert stored.overall == pytest.approx(analysis["summary"]["threshold"], abs=1e-6)
     assert stored.overall < analysis["summary"]["threshold"]
-    found = {row["name"]: row["threshold"] for row in analysis["categories"]}
-    found = {name: threshold for name, threshold in found.items() if threshold is not None}
-    assert dict(stored.categories) == pytest.approx(found, abs=1e-6)
+    defined = {
+        row["name"]: row["threshold"]
+        for row in analysis["categories"]
+        if row["threshold"] is not None
+    }
+    assert dict(stored.categories) == pytest.approx(defined, abs=1e-6)
     assert Detector.load(run).checkpoint.score_thresholds == stored.by_class(
         checkpoint.load(run).categories
     )

@@ -85,8 +85,8 @@ def test_another_dataset_replaces_only_the_data(trained, evaluated, synthetic_da
         "data.train.annotations": annotations,
         "data.train.images": images,
     }
-    held_out = "25% of the images are held out for evaluation; only the held-out images are read"
-    assert held_out in capsys.readouterr().out
+    line = "25% of the images are held out for evaluation; only the held-out images are read"
+    assert line in capsys.readouterr().out
     config = evaluated(f"--data={synthetic_dataset}", "--config.data.validation_fraction=0")
     assert config.data.eval.annotations == annotations
     line = capsys.readouterr().out
