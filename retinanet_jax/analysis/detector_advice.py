@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from retinanet_jax.analysis.evaluated import CLASS, DUPLICATE, NONE
 from retinanet_jax.analysis.facts import ENOUGH, Advice, Facts
+from retinanet_jax.analysis.offsets import are_displaced
 from retinanet_jax.data.sizes import round_up
 from retinanet_jax.data_report.anchor_choice import CATEGORY_BAD, ClassCounts, EpochBoxes
 from retinanet_jax.data_report.anchor_fit import causes
@@ -41,7 +42,11 @@ def check_anchors(facts: Facts) -> Iterator[Advice]:
     counts = ClassCounts(facts.num_objects, facts.count(boxes.classes[~boxes.covered]))
     limit = max(MISSED, TIMES_MISSED * others)
     masks = {k: (boxes.classes == k) & ~boxes.covered for k in counts.poor.tolist()}
-    often_missed = [k for k, uncovered in masks.items() if missed[uncovered].mean() >= limit]
+    often_missed = [
+        k
+        for k, uncovered in masks.items()
+        if missed[uncovered].sum() >= ENOUGH and missed[uncovered].mean() >= limit
+    ]
     for k in often_missed[:MAX_ADVICE]:
         uncovered = masks[k]
         height, width = np.median(boxes.sides[uncovered], axis=0).tolist()
@@ -60,6 +65,8 @@ def check_anchors(facts: Facts) -> Iterator[Advice]:
 
 def check_small_objects(facts: Facts) -> Iterator[Advice]:
     """Report that small objects are missed far more often than others."""
+    if are_displaced(facts.pairs).any():  # which would be the cause
+        return
     config, boxes, objects = facts.evaluated.config, facts.boxes, facts.evaluated.objects
     missed = facts.is_missed[facts.is_object]
     sides = np.sqrt(np.maximum(objects.area[facts.is_object], 0))
@@ -120,7 +127,7 @@ def check_several_categories(facts: Facts) -> Iterator[Advice]:
     if config is not None:
         flag = f"{flags({'detections.class_agnostic': True})} (--class_agnostic of predict)"
     yield Advice(
-        WARNING,
+        INFO,
         "Objects are detected as several categories",
         f"{count} confident detections of a wrong category are of an object that is also detected "
         f"as what it is; {facts.num_correct} are correct. {flag} keeps the best detection only.",
@@ -226,9 +233,10 @@ def _larger_images(facts: Facts, config: ConfigDict | None) -> str:
 
 def _lower_iou(config: ConfigDict) -> str:
     """Return the flag of an NMS that suppresses more."""
+    if config.detections.nms != "hard":
+        flag = flags({"detections.nms": "hard"})
+        return f"NMS is {config.detections.nms}; try {flag}, or a higher score threshold"
     present = config.detections.iou_threshold
-    lower = 0.5 if present > 0.5 else round(present - 0.1, 2)
-    if config.detections.nms != "hard" or lower < LOWEST_IOU:
-        return f"Try {flags({'detections.nms': 'hard', 'detections.iou_threshold': 0.5})}"
+    lower = max(LOWEST_IOU, 0.5 if present > 0.5 else round(present - 0.1, 2))
     flag = flags({"detections.iou_threshold": lower})
     return f"NMS has the IoU threshold {present}; try {flag} (--iou_threshold of predict)"

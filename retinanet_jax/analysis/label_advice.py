@@ -12,21 +12,18 @@ from jaxtyping import Bool, Float
 
 from retinanet_jax.analysis.evaluated import BACKGROUND, NONE
 from retinanet_jax.analysis.facts import ENOUGH, Advice, Facts
-from retinanet_jax.analysis.offsets import Pairs
-from retinanet_jax.data_report.findings import ERROR, WARNING
+from retinanet_jax.analysis.offsets import Pairs, are_displaced, have_other_size
+from retinanet_jax.data_report.findings import ERROR, INFO, WARNING
 from retinanet_jax.utils.progress import join_first
 
 MAX_ADVICE = 3  # of one sort
 INTERCHANGED = 0.5  # fraction of the objects of two categories that is detected as the other one
 CONFUSED = 0.1  # fraction of the objects of a category that is detected as another one
 MISSING = 0.03  # fraction of the confident detections
-MANY_OBJECTS = 10  # of a category: that none of so many is detected is an error
-MANY_PAIRS = 20  # of an object and a detection, from which on a displacement is judged
-SAME_SIDE = 0.75  # fraction of the pairs that differ in the same direction
-DISPLACED_PIXELS, DISPLACED = 1.0, 0.02  # of the image; fraction of the objects' side
+# Objects of a category: that none of so many is detected is an error, a warning, or an accident.
+MANY_OBJECTS, SOME_OBJECTS = 10, 3
 FAR = 0.05  # fraction of the objects' side
 DIRECTIONS = (("above", "below"), ("to the left of", "to the right of"))  # of y and of x
-OTHER_SIZE = 0.1  # by which the detections are larger or smaller
 
 
 def check_content(facts: Facts) -> Iterator[Advice]:
@@ -109,8 +106,9 @@ def check_undetected(facts: Facts) -> Iterator[Advice]:
         f"{facts.name(k)} (objects: {facts.num_objects[k]}, detections: {num_detections[k]})"
         for k in worst
     ]
+    most = facts.num_objects[worst[0]]
     yield Advice(
-        ERROR if facts.num_objects[worst[0]] >= MANY_OBJECTS else WARNING,
+        ERROR if most >= MANY_OBJECTS else WARNING if most >= SOME_OBJECTS else INFO,
         f"AP 0: {join_first([facts.name(k) for k in worst])}",
         f"No object is detected of {join_first(listed)}. Such a category has too few objects in "
         "the training data, another name or id there, or no fitting anchors: `retinanet-jax "
@@ -153,11 +151,11 @@ def check_missing_annotations(facts: Facts) -> Iterator[Advice]:
 
 def check_displacement(facts: Facts) -> Iterator[Advice]:
     """Report that detections are displaced from their objects, all of them or of a category."""
-    for name, pairs in _all_or_by_category(facts, _displaced):
+    for name, pairs in _all_or_by_category(facts, are_displaced):
         shift, side = np.median(pairs.shift, axis=0).tolist(), float(np.median(pairs.sides))
         directions = [
             f"{abs(pixels):.1f} pixels {names[pixels > 0]}"
-            for pixels, names, is_far in zip(shift, DIRECTIONS, _displaced(pairs), strict=True)
+            for pixels, names, is_far in zip(shift, DIRECTIONS, are_displaced(pairs), strict=True)
             if is_far
         ]
         farthest = max(map(abs, shift))
@@ -172,7 +170,7 @@ def check_displacement(facts: Facts) -> Iterator[Advice]:
 
 def check_box_size(facts: Facts) -> Iterator[Advice]:
     """Report that detections are larger or smaller than their objects."""
-    for name, pairs in _all_or_by_category(facts, _resized):
+    for name, pairs in _all_or_by_category(facts, have_other_size):
         height, width = np.median(pairs.ratio, axis=0).tolist()
         yield Advice(
             WARNING,
@@ -207,31 +205,10 @@ def _all_or_by_category(
         find: Returns whether something is found along each axis.
     """
     pairs = facts.pairs
-    if len(pairs.class_index) >= MANY_PAIRS and find(pairs).any():
+    if find(pairs).any():
         yield "all categories", pairs
         return
-    counts = facts.count(pairs.class_index)
-    of_classes = (
-        pairs.select(pairs.class_index == k) for k in np.flatnonzero(counts >= MANY_PAIRS)
-    )
+    of_classes = (pairs.select(pairs.class_index == k) for k in np.unique(pairs.class_index))
     found = (selected for selected in of_classes if find(selected).any())
     for selected in itertools.islice(found, MAX_ADVICE):
         yield facts.name(selected.class_index[0]), selected
-
-
-def _displaced(pairs: Pairs) -> Bool[np.ndarray, " 2"]:
-    """Return whether most detections are displaced in the same direction in y and in x."""
-    least = max(DISPLACED_PIXELS, DISPLACED * float(np.median(pairs.sides)))
-    return _are_systematic(pairs.shift, least)
-
-
-def _resized(pairs: Pairs) -> Bool[np.ndarray, " 2"]:
-    """Return whether most detections are higher or lower, and whether wider or narrower."""
-    return _are_systematic(np.log(pairs.ratio), np.log(1 + OTHER_SIZE))
-
-
-def _are_systematic(differences: Float[np.ndarray, "p 2"], least: float) -> Bool[np.ndarray, " 2"]:
-    """Return whether the median is large enough, and most differences have its sign."""
-    median = np.median(differences, axis=0)
-    same = np.sign(differences) == np.sign(median)
-    return (np.abs(median) >= least) & (same.mean(axis=0) >= SAME_SIDE)

@@ -12,6 +12,11 @@ from jaxtyping import Bool, Float, Int
 
 from retinanet_jax.analysis.evaluated import BACKGROUND_IOU, Evaluated
 
+MANY_PAIRS = 20  # from which on a difference is judged
+SAME_SIGN = 0.75  # fraction of the pairs whose difference has the sign of the median
+DISPLACED_PIXELS, DISPLACED = 1.0, 0.02  # of the image; fraction of the objects' side
+OTHER_SIZE = 0.1  # by which most detections are larger or smaller
+
 
 class Pairs(NamedTuple):
     """Objects, each with the detection of the highest score near it.
@@ -58,6 +63,17 @@ def best_pairs(evaluated: Evaluated) -> Pairs:
     )
 
 
+def are_displaced(pairs: Pairs) -> Bool[np.ndarray, " 2"]:
+    """Return whether most detections are displaced in the same direction, in y and in x."""
+    sides = float(np.median(pairs.sides)) if len(pairs.sides) else 0.0
+    return _are_systematic(pairs.shift, max(DISPLACED_PIXELS, DISPLACED * sides))
+
+
+def have_other_size(pairs: Pairs) -> Bool[np.ndarray, " 2"]:
+    """Return whether most detections are higher, or most lower, and the same of their width."""
+    return _are_systematic(np.log(pairs.ratio), np.log(1 + OTHER_SIZE))
+
+
 def offsets(evaluated: Evaluated) -> list[dict[str, Any]]:
     """Return the median displacement and the median ratio of sizes, of all objects and by category.
 
@@ -80,6 +96,15 @@ def offsets(evaluated: Evaluated) -> list[dict[str, Any]]:
             for k in np.unique(pairs.class_index).tolist()
         ),
     ]
+
+
+def _are_systematic(differences: Float[np.ndarray, "p 2"], least: float) -> Bool[np.ndarray, " 2"]:
+    """Return whether there are enough pairs, the median is large, and most have its sign."""
+    if len(differences) < MANY_PAIRS:
+        return np.zeros(2, bool)
+    median = np.median(differences, axis=0)
+    is_same = np.sign(differences) == np.sign(median)
+    return (np.abs(median) >= least) & (is_same.mean(axis=0) >= SAME_SIGN)
 
 
 def _medians(name: str | None, pairs: Pairs) -> dict[str, Any]:
