@@ -30,10 +30,8 @@ def test_objects_are_counted_by_size_and_crowd_regions_are_not():
         (1, 2, (50, 50, 31.9, 31.9)),
         crowds=[(1, 1, (100, 100, 20, 20))],
     )
-    detections = [
-        (1, 1, (50, 0, 16, 16), 0.1),
-        (1, 1, (0, 50, 31, 31), 0.9),
-    ]  # one of another class
+    of_another_class = (1, 1, (0, 50, 31, 31), 0.9)
+    detections = [(1, 1, (50, 0, 16, 16), 0.1), of_another_class]
     assert missed_objects(evaluated(content, detections)) == {
         "by_size": [
             {"label": "4 to 8 px", "lower": 4, "upper": 8, "objects": 1, "missed": 1},
@@ -44,9 +42,9 @@ def test_objects_are_counted_by_size_and_crowd_regions_are_not():
     }
 
 
-def test_the_size_is_that_of_the_annotated_area_and_may_be_huge_or_zero():
+def test_the_size_is_that_of_the_annotated_area_whatever_the_box():
     content = truth((1, 1, (0, 0, 100, 100)), (1, 1, (0, 0, 90, 90)), (1, 2, (0, 0, 9, 9)))
-    for annotation, area in zip(content["annotations"], (0, 16, 4e6), strict=True):
+    for annotation, area in zip(content["annotations"], (4, 16, 4e6), strict=True):
         annotation["area"] = area
     bins = missed_objects(evaluated(content))["by_size"]
     counts = {b["label"]: b["objects"] for b in bins if b["objects"]}
@@ -101,10 +99,11 @@ def test_objects_are_counted_by_the_iou_of_their_best_anchor():
     config = config_of(192)
     config.anchors.update(scales=(1.0,), ratios=(1.0,))
     size = 192 / 200  # of an image of 200 pixels
-    square, half = 32 / size, 32 / size / np.sqrt(2)
+    square, smaller = 32 / size, 32 * np.sqrt(0.55) / size
+    corner = 20 / size - smaller / 2
     objects = [
         (1, 1, (4 / size, 4 / size, square, square)),  # an anchor: IoU 1
-        (1, 1, ((20 - 16 / np.sqrt(2)) / size, (20 - 16 / np.sqrt(2)) / size, half, half)),
+        (1, 1, (corner, corner, smaller, smaller)),  # IoU .55
         (1, 1, (18.5 / size, 18.5 / size, 3 / size, 3 / size)),  # 9 of 1024 pixels
     ]
     found = [(1, 1, objects[0][2], 0.5)]

@@ -69,9 +69,9 @@ def test_offsets_equal_a_search_through_all_pairs(seed):
     for detection in sorted(detections, key=lambda d: -d["score"]):
         others = [a for a in objects if a["image_id"] == detection["image_id"]]
         nearest = max(others, key=lambda a: iou(a, detection), default=None)
-        if nearest and nearest["category_id"] == detection["category_id"]:
-            if iou(nearest, detection) >= 0.1:
-                best.setdefault(nearest["id"], (nearest, detection))
+        same_class = nearest and nearest["category_id"] == detection["category_id"]
+        if same_class and iou(nearest, detection) >= 0.1:
+            best.setdefault(nearest["id"], (nearest, detection))
     expected = {}
     for annotation, detection in best.values():
         (x, y, w, h), (dx, dy, dw, dh) = annotation["bbox"], detection["bbox"]
