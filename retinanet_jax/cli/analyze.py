@@ -163,8 +163,8 @@ def open_other(values: Any, detected: Detected) -> Detected:
     if first["sha256"] != second["sha256"]:
         raise ValueError(
             f"--compare={values.compare} is of {second['name']} ({second['num_images']} images), "
-            f"and not of {first['name']} ({first['num_images']} images); give --data=FOLDER_OR_FILE "
-            "to evaluate both on the same dataset."
+            f"and not of {first['name']} ({first['num_images']} images); give "
+            "--data=FOLDER_OR_FILE to evaluate both on the same dataset."
         )
     return other
 
