@@ -98,10 +98,21 @@ def test_the_interval_is_that_of_a_bootstrap_of_the_images():
         reference(content, detections, np.sort(rng.integers(8, size=8) + 1).tolist())
         for _ in range(40)
     ]
+    metrics = reference(content, detections, range(1, 9))
     intervals = confidence_intervals(evaluate(content, detections), num_samples=40, seed=3)
     assert list(intervals) == list(METRICS)
-    for name, values in zip(METRICS, np.transpose(samples), strict=True):
-        assert intervals[name] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1e-12)
+    for name, value, column in zip(METRICS, metrics, np.transpose(samples), strict=True):
+        too_high = np.quantile(column, [0.975, 0.025]) - value
+        assert intervals[name] == pytest.approx(value - too_high, abs=1e-12)
+
+
+def test_an_interval_is_within_0_and_1():
+    """Nine of ten objects are detected, in some samples seven: a recall of .9 + .2 is cut."""
+    content = truth(*((n, 1, BOX) for n in range(1, 11)), num_images=10)
+    detections = results(*((n, 1, BOX, 0.9) for n in range(1, 10)))
+    low, high = confidence_intervals(evaluate(content, detections))["AR100"]
+    assert 0.7 < low < 0.9
+    assert high == 1
 
 
 def test_a_seed_determines_the_interval():
@@ -140,11 +151,12 @@ def test_the_difference_is_of_the_same_samples():
     assert comparison["other"] == "worse"
     first, second = (coco_metrics(content, entries)[0] for entries in (detections, worse))
     for name, values in zip(METRICS, np.transpose(samples), strict=True):
-        entry = comparison["metrics"][name]
-        low, high = np.quantile(values, [0.025, 0.975])
-        positive = np.mean(values > 0) + np.mean(values == 0) / 2
-        expected = {"difference": first[name] - second[name], "low": low, "high": high}
-        assert entry == pytest.approx({**expected, "probability": positive}, abs=1e-12)
+        entry, difference = comparison["metrics"][name], first[name] - second[name]
+        corrected = 2 * difference - values
+        low, high = np.quantile(corrected, [0.025, 0.975])
+        positive = np.mean(corrected > 0) + np.mean(corrected == 0) / 2
+        expected = {"difference": difference, "low": low, "high": high, "probability": positive}
+        assert entry == pytest.approx(expected, abs=1e-12)
     differences = {entry["name"]: entry["difference"] for entry in comparison["categories"]}
     expected = {
         name: ap - second["AP_by_category"][name] for name, ap in first["AP_by_category"].items()
