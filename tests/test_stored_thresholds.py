@@ -21,7 +21,7 @@ THRESHOLDS = Thresholds(0.25, {"cat": 0.5})
 
 @pytest.fixture
 def folder(tmp_path, config) -> pathlib.Path:
-    """Return the folder of a checkpoint whose AP is known."""
+    """Return the folder of a checkpoint with an AP."""
     variables = {"params": {"kernel": jnp.ones(3)}, "batch_stats": {}}
     with CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints:
         checkpoints.save(4, variables, {"step": jnp.int32(4)}, awaits_ap=True)

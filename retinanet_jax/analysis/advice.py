@@ -42,9 +42,9 @@ def advise(
         Dicts with a title, a text, the number that shows it, and the severity.
     """
     facts = collect_facts(evaluated, thresholds)
-    found = [(item, error_type) for rule, error_type in RULES.items() for item in rule(facts)]
-    advice = [item for item, _ in found]
-    explained = {error_type for _, error_type in found}
+    items = [(item, error_type) for rule, error_type in RULES.items() for item in rule(facts)]
+    advice = [item for item, _ in items]
+    explained = {error_type for _, error_type in items}
     advice += detector_advice.check_largest_error(errors, explained)
     advice.sort(key=lambda item: SEVERITIES.index(item.severity))
     return [item._asdict() for item in advice]

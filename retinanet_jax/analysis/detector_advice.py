@@ -80,7 +80,7 @@ def check_small_objects(facts: Facts) -> Iterator[Advice]:
     if num_missed < max(MISSED, TIMES_MISSED * others) * num_small:
         return
     by_class = facts.count(objects.class_index[facts.is_object][small & missed])
-    worst = np.argsort(-by_class, kind="stable")[: np.count_nonzero(by_class)].tolist()
+    worst = np.argsort(-by_class, stable=True)[: np.count_nonzero(by_class)].tolist()
     listed = join_first([f"{facts.name(k)} {by_class[k]}" for k in worst])
     where = "of the image" if config is None else "in the network's input"
     yield Advice(

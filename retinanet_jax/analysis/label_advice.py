@@ -58,14 +58,14 @@ def check_interchanged(facts: Facts) -> Iterator[Advice]:
     """Report pairs of categories that are interchanged."""
     fractions, _ = _confused(facts)
     for first, second in interchanged_pairs(facts)[:MAX_ADVICE]:
-        one, other = facts.name(first), facts.name(second)
+        name, other = facts.name(first), facts.name(second)
         there, back = fractions[first, second], fractions[second, first]
         yield Advice(
             ERROR,
-            f"{one} and {other} are interchanged",
-            f"{there:.0%} of the objects of {one} are detected as {other}, and {back:.0%} of those "
-            f"of {other} as {one}. Compare the names and ids of the categories in the annotations "
-            "with those that the detector was trained with.",
+            f"{name} and {other} are interchanged",
+            f"{there:.0%} of the objects of {name} are detected as {other}, and {back:.0%} of "
+            f"those of {other} as {name}. Compare the names and ids of the categories in the "
+            "annotations with those that the detector was trained with.",
             float(min(there, back)),
         )
 
@@ -76,15 +76,15 @@ def check_confused(facts: Facts) -> Iterator[Advice]:
     counts = np.where((fractions >= CONFUSED) & (counts >= ENOUGH), counts, 0)
     for first, second in interchanged_pairs(facts):
         counts[first, second] = counts[second, first] = 0
-    for flat in np.argsort(-counts, axis=None, kind="stable")[:MAX_ADVICE].tolist():
+    for flat in np.argsort(-counts, axis=None, stable=True)[:MAX_ADVICE].tolist():
         first, second = divmod(flat, len(counts))
         if counts[first, second]:
-            one, other = facts.name(first), facts.name(second)
+            name, other = facts.name(first), facts.name(second)
             fraction = float(fractions[first, second])
             yield Advice(
                 WARNING,
-                f"{one} is detected as {other}",
-                f"{counts[first, second]} of {facts.num_objects[first]} objects of {one} "
+                f"{name} is detected as {other}",
+                f"{counts[first, second]} of {facts.num_objects[first]} objects of {name} "
                 f"({fraction:.0%}) are detected as {other}. If the annotations are right, add "
                 "images that show both, or merge the categories.",
                 fraction,
@@ -100,7 +100,7 @@ def check_undetected(facts: Facts) -> Iterator[Advice]:
     undetected = np.flatnonzero(is_undetected)
     if not len(undetected) or not len(detections.score):
         return
-    worst = undetected[np.argsort(-facts.num_objects[undetected], kind="stable")].tolist()
+    worst = undetected[np.argsort(-facts.num_objects[undetected], stable=True)].tolist()
     num_detections = facts.count(detections.class_index)
     listed = [
         f"{facts.name(k)} (objects: {facts.num_objects[k]}, detections: {num_detections[k]})"
@@ -134,7 +134,7 @@ def check_missing_annotations(facts: Facts) -> Iterator[Advice]:
         return
     by_class = facts.count(detections.class_index[without])
     all_of_class = by_class + facts.count(detections.class_index[is_sure & is_correct])
-    worst = np.argsort(-by_class, kind="stable")[: np.count_nonzero(by_class)].tolist()
+    worst = np.argsort(-by_class, stable=True)[: np.count_nonzero(by_class)].tolist()
     listed = [
         f"{facts.name(k)} {by_class[k]} of {all_of_class[k]} ({by_class[k] / all_of_class[k]:.0%})"
         for k in worst
@@ -209,6 +209,6 @@ def _all_or_by_category(
         yield "all categories", pairs
         return
     of_classes = (pairs.select(pairs.class_index == k) for k in np.unique(pairs.class_index))
-    found = (selected for selected in of_classes if find(selected).any())
-    for selected in itertools.islice(found, MAX_ADVICE):
+    notable = (selected for selected in of_classes if find(selected).any())
+    for selected in itertools.islice(notable, MAX_ADVICE):
         yield facts.name(selected.class_index[0]), selected

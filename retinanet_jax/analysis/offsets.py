@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from retinanet_jax.analysis.evaluated import BACKGROUND_IOU, Evaluated
 
 MANY_PAIRS = 20  # from which on a difference is judged
-SAME_SIGN = 0.75  # fraction of the pairs whose difference has the sign of the median
+SAME_SIGN = 0.75  # fraction of the pairs with a difference of the sign of the median
 DISPLACED_PIXELS, DISPLACED = 1.0, 0.02  # of the image; fraction of the objects' side
 OTHER_SIZE = 0.1  # by which most detections are larger or smaller
 
@@ -81,7 +81,7 @@ def offsets(evaluated: Evaluated) -> list[dict[str, Any]]:
         evaluated: The dataset and its detections.
 
     Returns:
-        First a dict of all objects, whose category is None, then one of each category: the number
+        First a dict of all objects, with None as category, then one of each category: the number
         of objects with a detection near them, the displacement "dy", "dx" in pixels of the image
         (positive: down, to the right), and the ratios of "height" and "width" (above 1: the
         detections are larger). Categories without such objects are left out.

@@ -1,8 +1,8 @@
-"""The advice names each planted fault, its categories and its number, and nothing else."""
+"""Of each planted problem the advice names the category and the number, and nothing else."""
 
 import numpy as np
 import pytest
-from planted_faults import NAMES, Scene, advice_of, config_of, strong_detector
+from synthetic_detections import NAMES, Scene, advice_of, config_of, strong_detector
 
 CAT, DOG, COW, BIRD = range(4)
 CLASS, BOX, SIDES, SCORE = 1, slice(2, 6), slice(4, 6), 6  # columns of a scene
@@ -28,7 +28,7 @@ def changed(rows: np.ndarray, mask, column, value) -> np.ndarray:
     return rows
 
 
-def faults(advice: list[dict]) -> list[str]:
+def problems(advice: list[dict]) -> list[str]:
     """Return the titles of what is wrong, the worst first."""
     return [item["title"] for item in advice if item["severity"] != "info"]
 
@@ -41,13 +41,13 @@ def find(advice: list[dict], title: str) -> dict:
 def test_there_is_no_advice_about_a_clean_strong_detector(config):
     for settings in (config, None):
         assert strong_detector(noise=0).advice(settings) == []
-        assert faults(strong_detector(noise=20).advice(settings)) == []
+        assert problems(strong_detector(noise=20).advice(settings)) == []
 
 
 def test_dropped_annotations_are_missing(scene, config):
     dropped = np.random.default_rng(1).random(len(scene.objects)) < 0.1
     advice = scene._replace(objects=scene.objects[~dropped]).advice(config)
-    assert faults(advice) == ["Annotations seem to be missing"]
+    assert problems(advice) == ["Annotations seem to be missing"]
     number = find(advice, "Annotations seem to be missing")["number"]
     assert number == pytest.approx(dropped.mean(), abs=0.03)
     assert f"({number:.0%}) are where nothing is annotated" in advice[0]["text"]
@@ -69,7 +69,7 @@ def test_two_swapped_classes_are_interchanged(scene, config, part):
     rows = getattr(scene, part).copy()
     rows[:, CLASS] = np.array([CAT, BIRD, COW, DOG])[rows[:, CLASS].astype(int)]
     advice = scene._replace(**{part: rows}).advice(config)
-    assert faults(advice) == ["dog and bird are interchanged"]
+    assert problems(advice) == ["dog and bird are interchanged"]
     assert advice[0]["severity"] == "error"
     assert advice[0]["number"] == pytest.approx(0.97, abs=0.03)
 
@@ -78,7 +78,7 @@ def test_a_class_that_is_often_detected_as_another_is_confused(scene, config):
     is_cow = scene.detections[:, CLASS] == COW
     fifth = is_cow & (np.cumsum(is_cow) % 5 == 0) & (scene.detections[:, SCORE] > 0.3)
     advice = scene._replace(detections=changed(scene.detections, fifth, CLASS, DOG)).advice(config)
-    assert faults(advice) == ["cow is detected as dog"]
+    assert problems(advice) == ["cow is detected as dog"]
     assert advice[0]["number"] == pytest.approx(0.2, abs=0.03)
     num_cows = int((scene.objects[:, CLASS] == COW).sum())
     assert f"{fifth.sum()} of {num_cows} objects of cow" in advice[0]["text"]
@@ -95,7 +95,7 @@ def test_a_class_that_is_often_detected_as_another_is_confused(scene, config):
 def test_boxes_that_are_shifted_by_8_pixels_are_displaced(scene, config, shift, directions):
     scene.detections[:, BOX] += (*shift, 0, 0)
     advice = scene.advice(config)
-    assert faults(advice) == ["The boxes of all categories are displaced"]
+    assert problems(advice) == ["The boxes of all categories are displaced"]
     assert advice[0]["number"] == pytest.approx(8, abs=0.3)
     named = [word for word in DIRECTIONS if f"pixels {word} " in advice[0]["text"]]
     assert tuple(named) == directions
@@ -107,11 +107,11 @@ DIRECTIONS = ("above", "below", "to the left of", "to the right of")
 def test_only_the_displaced_category_is_named(scene, config):
     scene.detections[scene.detections[:, CLASS] == COW, 3] -= 8
     advice = scene.advice(config)
-    assert faults(advice) == ["The boxes of cow are displaced"]
+    assert problems(advice) == ["The boxes of cow are displaced"]
     assert "pixels above their objects" in advice[0]["text"]
 
 
-def test_the_displacement_of_small_objects_is_found_though_nothing_matches(config):
+def test_the_displacement_of_small_objects_is_reported_though_nothing_matches(config):
     """Boxes of 24 pixels that are shifted by 8 pixels have an IoU of 2/7 with their objects."""
     scene = strong_detector(noise=0)
     for rows in (scene.objects, scene.detections):
@@ -120,16 +120,16 @@ def test_the_displacement_of_small_objects_is_found_though_nothing_matches(confi
     evaluated = scene.evaluate(config)
     assert (evaluated.objects.detection < 0).all()
     advice = advice_of(evaluated)
-    assert faults(advice)[0] == "The boxes of all categories are displaced"
+    assert problems(advice)[0] == "The boxes of all categories are displaced"
     assert advice[0]["number"] == pytest.approx(8, abs=0.5)
-    assert "Small objects are missed" not in faults(advice)  # the displacement is the cause
+    assert "Small objects are missed" not in problems(advice)  # the displacement is the cause
 
 
 def test_boxes_of_another_size_are_reported(scene, config):
     scene.detections[:, 5] *= 1.25
     scene.detections[:, 3] -= scene.detections[:, 5] * 0.1  # the center remains
     advice = scene.advice(config)
-    assert faults(advice) == ["The boxes of all categories have another size"]
+    assert problems(advice) == ["The boxes of all categories have another size"]
     assert advice[0]["number"] == pytest.approx(1.25, abs=0.01)
     assert "1.25 times as high and 1.00 times as wide" in advice[0]["text"]
 
@@ -145,7 +145,7 @@ def test_a_class_without_anchors_is_named(scene, config, sides, cause):
     objects = changed(scene.objects, scene.objects[:, CLASS] == BIRD, SIDES, sides)
     detections = scene.detections[scene.detections[:, CLASS] != BIRD]
     advice = Scene(objects, detections, IMAGE).advice(config)
-    assert faults(advice)[:2] == ["No anchor fits bird", "AP 0: bird"]
+    assert problems(advice)[:2] == ["No anchor fits bird", "AP 0: bird"]
     assert [item["severity"] for item in advice[:2]] == ["error", "error"]
     num_birds = int((objects[:, CLASS] == BIRD).sum())
     assert advice[0]["number"] == 1
@@ -158,20 +158,20 @@ def test_a_class_without_anchors_is_named(scene, config, sides, cause):
     assert "`retinanet-jax inspect`" in advice[0]["text"]
 
 
-def test_objects_without_an_anchor_that_are_detected_are_no_fault(scene, config):
+def test_objects_without_an_anchor_that_are_detected_are_no_problem(scene, config):
     """Each of them has a forced match, from which the detector has learned."""
     is_bird = scene.objects[:, CLASS] == BIRD
     objects = changed(scene.objects, is_bird, SIDES, (100, 20))
     detections = changed(scene.detections, scene.detections[:, CLASS] == BIRD, SIDES, (100, 20))
     real = detections[detections[:, SCORE] > 0.3]
-    assert faults(Scene(objects, real, IMAGE).advice(config)) == []
+    assert problems(Scene(objects, real, IMAGE).advice(config)) == []
 
 
 @pytest.mark.parametrize("settings", [True, False])
 def test_a_class_with_ap_0_is_named(scene, config, settings):
     detections = scene.detections[scene.detections[:, CLASS] != COW]
     advice = scene._replace(detections=detections).advice(config if settings else None)
-    assert faults(advice) == ["AP 0: cow"]
+    assert problems(advice) == ["AP 0: cow"]
     num_cows = int((scene.objects[:, CLASS] == COW).sum())
     assert f"cow (objects: {num_cows}, detections: 0)" in advice[0]["text"]
     assert (advice[0]["number"], advice[0]["severity"]) == (num_cows, "error")
@@ -187,7 +187,7 @@ def test_duplicates_name_the_iou_threshold_of_nms(scene, config):
     doubled = scene._replace(detections=np.concatenate([scene.detections, again]))
     config.detections.iou_threshold = 0.9
     advice = doubled.advice(config)
-    assert faults(advice) == ["Objects are detected several times"]
+    assert problems(advice) == ["Objects are detected several times"]
     assert advice[0]["number"] == pytest.approx(1, abs=0.02)
     assert (
         "has the IoU threshold 0.9; try --config.detections.iou_threshold=0.5"
@@ -208,10 +208,10 @@ def test_small_objects_of_reduced_images_are_missed_for_their_resolution():
     objects = scene.objects.copy()
     objects[small, SIDES] = rng.uniform(60, 120, (small.sum(), 2))
     missed = small & (rng.random(count) < 0.7)
-    found = objects[~missed]
-    detections = np.column_stack([found, rng.beta(9, 1.5, len(found))])
+    detected = objects[~missed]
+    detections = np.column_stack([detected, rng.beta(9, 1.5, len(detected))])
     advice = Scene(objects, detections, 1600).advice(config_of(1600, 400))
-    assert faults(advice) == ["Small objects are missed"]
+    assert problems(advice) == ["Small objects are missed"]
     fraction = missed.sum() / small.sum()
     assert advice[0]["number"] == pytest.approx(fraction)
     assert f"{missed.sum()} of {small.sum()} objects of less than 32 x 32" in advice[0]["text"]
@@ -251,7 +251,7 @@ def test_without_a_known_cause_the_errors_that_cost_most_are_named(scene, config
     real = scene.detections[:, SCORE] > 0.3
     dropped = real & (np.arange(len(real)) % 3 == 0)
     advice = scene._replace(detections=scene.detections[~dropped]).advice(config)
-    assert faults(advice) == ["The errors that cost most: missed"]
+    assert problems(advice) == ["The errors that cost most: missed"]
     assert advice[0]["number"] == pytest.approx(1 / 3, abs=0.05)
     assert f"higher by {advice[0]['number']:.3f}" in advice[0]["text"]
 
@@ -264,7 +264,7 @@ def test_a_dataset_without_objects_or_detections(scene, config, settings):
         ("detections", "There are no detections"),
     ):
         advice = scene._replace(**{part: getattr(scene, part)[:0]}).advice(config)
-        assert faults(advice)[0] == title
+        assert problems(advice)[0] == title
         assert advice[0]["severity"] == "error"
 
 
@@ -297,5 +297,5 @@ def test_the_worst_advice_is_first(scene, config):
     advice = Scene(scene.objects[~dropped], detections, IMAGE).advice(config)
     severities = [item["severity"] for item in advice]
     assert severities == sorted(severities, key=("error", "warning", "info").index)
-    assert faults(advice) == ["AP 0: cow", "Annotations seem to be missing"]
+    assert problems(advice) == ["AP 0: cow", "Annotations seem to be missing"]
     assert set(advice[0]) == {"severity", "title", "text", "number"}

@@ -106,8 +106,8 @@ def test_objects_are_counted_by_the_iou_of_their_best_anchor():
         (1, 1, (corner, corner, smaller, smaller)),  # IoU .55
         (1, 1, (18.5 / size, 18.5 / size, 3 / size, 3 / size)),  # 9 of 1024 pixels
     ]
-    found = [(1, 1, objects[0][2], 0.5)]
-    bins = missed_objects(evaluated(truth(*objects), found, config))["by_anchor_iou"]
+    detections = [(1, 1, objects[0][2], 0.5)]
+    bins = missed_objects(evaluated(truth(*objects), detections, config))["by_anchor_iou"]
     assert (bins[0]["label"], bins[-1]["label"]) == ("0 to 0.1", "0.9 to 1")
     assert [(b["lower"], b["missed"]) for b in bins if b["objects"]] == [(0, 1), (0.5, 1), (0.9, 0)]
     assert sum(b["objects"] for b in bins) == 3

@@ -1,4 +1,4 @@
-"""A strong detector of a synthetic dataset, and faults that are planted in either."""
+"""The detections of a strong detector of a synthetic dataset; tests damage either."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ CELLS = 3  # an image has as many objects in a row and in a column, each in a ce
 
 
 class Scene(NamedTuple):
-    """The objects and the detections of a dataset; a fault changes either.
+    """The objects and the detections of a dataset; a test may change either.
 
     The columns of both are the image's index, the class, xywh and, of detections, the score.
     """
