@@ -33,10 +33,10 @@ def category_table(categories: Mapping[str, Mapping[str, Any]]) -> str:
     first, between, last = order, [], []
     if len(order) > NUM_WORST + NUM_BEST + 1:
         first, between, last = order[:NUM_WORST], order[NUM_WORST:-NUM_BEST], order[-NUM_BEST:]
-    shown = {name: shorten(name, MAX_NAME) for name in [*first, *last]}
-    width = max(map(len, shown.values()))
+    titles = {name: shorten(name, MAX_NAME) for name in [*first, *last]}
+    width = max(map(len, titles.values()))
     header = "".join(f"{column:>9}" for column in COLUMNS)
-    rows = [f"{shown[name]:<{width}}{_cells(measured[name])}" for name in shown]
+    rows = [f"{title:<{width}}{_cells(measured[name])}" for name, title in titles.items()]
     if between:
         low, high = (measured[name]["AP"] for name in (between[0], between[-1]))
         rows.insert(NUM_WORST, f"... {len(between)} more with AP {low:.3f} to {high:.3f}")

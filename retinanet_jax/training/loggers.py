@@ -2,8 +2,8 @@
 
 TensorBoard's files are always written, and config.loggers names services that get the same. What
 happens at a service never ends or slows a run: a thread writes to it, and the first error is a
-warning. A run that resumes from a checkpoint continues the run of the service, whose id and latest
-steps are in WORKDIR/SERVICE_run.json, so that each step is there once.
+warning. A run that resumes from a checkpoint continues the run of the service, of which the id and
+the latest steps are in WORKDIR/SERVICE_run.json, so that each step is there once.
 """
 
 import collections
@@ -44,7 +44,7 @@ class Logger(Protocol):
         """Write a text of several lines, such as a table, after a step."""
 
     def close(self, *, failed: bool) -> None:
-        """End the log; `failed` tells whether an error has ended the run."""
+        """End the log. An error has ended the run if `failed`."""
 
 
 class Service(Logger, Protocol):
@@ -227,7 +227,7 @@ class BackgroundLogger:
         if not self._has_warned:
             self._has_warned = True
             print(
-                f"warning: {self._name} lacks some of this run ({problem}), which goes on; "
+                f"warning: {self._name} lacks some of this run ({problem}), which continues; "
                 "metrics.jsonl and TensorBoard have all of it",
                 flush=True,
             )

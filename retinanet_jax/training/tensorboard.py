@@ -50,7 +50,7 @@ class TensorBoard:
         self._write(Event(step=step, summary=summary.text(name, block)))
 
     def close(self, *, failed: bool) -> None:
-        """Close the file, which does not say whether the run `failed`."""
+        """Close the file, which has no field for whether the run `failed`."""
         with errors_name(self._folder):
             self._file.close()
 

@@ -61,14 +61,14 @@ def losses_in_float64(detector, source, index):
     """Return the losses (G A) of an image's anchors, and which are foreground and background."""
     config, variables = detector
     model = build_model(config, len(source.categories))
-    one = subset(source, [index])
+    single = subset(source, [index])
     config.data.loader = "numpy"
-    plan = input_pipeline.eval_plan(config, one.sizes, batch_size=1)
-    (batch,) = input_pipeline.host_batches(config, one, plan, range(1))
+    plan = input_pipeline.eval_plan(config, single.sizes, batch_size=1)
+    (batch,) = input_pipeline.host_batches(config, single, plan, range(1))
     pixels = network_input(batch, config, train=False)
     outputs = jax.jit(functools.partial(model.apply, train=False))(variables, pixels)
     logits = np.concatenate([level[0] for level in outputs.logits]).astype(np.float64)
-    annotations = one.annotations(0)
+    annotations = single.annotations(0)
     anchors = np.concatenate(image_anchors((64, 64), config)).astype(np.float64)
     overlaps = ious(anchors, annotations.boxes.astype(np.float64))
     foreground = overlaps.max(axis=1) >= 0.5
@@ -166,7 +166,7 @@ def test_the_drawing_has_a_line_for_each_gamma_and_group():
     assert len({(line.get_linestyle(), line.get_color()) for line in figure.axes[0].lines}) == 4
 
 
-def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ValueError, match=r'run `pip install "retinanet-jax\[analyze\]"`\.$'):
         draw_focal_loss({})

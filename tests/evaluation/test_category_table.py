@@ -46,10 +46,10 @@ def truth_and_results():
         "annotations": [*annotations, crowd],
     }
     fields = ("image_id", "category_id", "bbox")
-    found = [{**{field: annotations[k][field] for field in fields}, "score": 0.9} for k in (0, 3)]
+    results = [{**{field: annotations[k][field] for field in fields}, "score": 0.9} for k in (0, 3)]
     # The box of the cat is 8 pixels wider, with an IoU of 40 / 48 = .83: right at 7 of 10 IoUs.
-    found[1]["bbox"] = [200.0, 0.0, 48.0, 40.0]
-    return truth, found
+    results[1]["bbox"] = [200.0, 0.0, 48.0, 40.0]
+    return truth, results
 
 
 def test_the_numbers_of_a_category(truth_and_results):

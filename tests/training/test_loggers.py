@@ -180,7 +180,7 @@ def test_a_service_is_opened_once_and_gets_its_run_back(tmp_path, services, caps
 
 
 def test_a_service_that_cannot_start_is_an_error_and_later_a_warning(tmp_path, services, capsys):
-    """A run that is started again at night goes on without it."""
+    """A run that is started again at night continues without it."""
 
     def fail(*_):
         raise ConnectionError("no route")
@@ -294,13 +294,13 @@ def wandb_records(file):
         if in_block < 7:  # the rest of a block, which is too short for a header
             position += in_block
             continue
-        length, kind = (
+        length, part_type = (
             int.from_bytes(content[position + 4 : position + 6], "little"),
             content[position + 6],
         )
         parts += content[position + 7 : position + 7 + length]
         position += 7 + length
-        if kind in (1, 4):  # a full record, or the last part of one
+        if part_type in (1, 4):  # a full record, or the last part of one
             yield wandb_internal_pb2.Record.FromString(parts)
             parts = b""
 
