@@ -11,7 +11,7 @@ from retinanet_jax.analysis.missed import input_boxes
 from retinanet_jax.analysis.offsets import Pairs, best_pairs
 from retinanet_jax.analysis.thresholds import Thresholds, lowest_score
 from retinanet_jax.data_report.anchor_choice import EpochBoxes
-from retinanet_jax.data_report.findings import shorten
+from retinanet_jax.utils.progress import shorten
 
 ENOUGH = 5  # errors of one sort, from which on they are no accident
 

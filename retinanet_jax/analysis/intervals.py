@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 from retinanet_jax.analysis.evaluated import Evaluated, image_numbers
 from retinanet_jax.analysis.overlaps import in_crowd, match
-from retinanet_jax.data_report.findings import shorten
+from retinanet_jax.utils.progress import shorten
 
 CONFIDENCE = 0.95
 NUM_SAMPLES = 500

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from retinanet_jax.data_report.findings import shorten
+from retinanet_jax.utils.progress import shorten
 
-TEXT, GRID, PAPER = "#000001", "#000002", "#000003"
+TEXT, GRID, PAPER, FAINT = "#000001", "#000002", "#000003", "#000004"
 SERIES = ("#000011", "#000012", "#000013", "#000014", "#000015", "#000016")
 COLORS = {
-    **{TEXT: "var(--text)", GRID: "var(--line)", PAPER: "var(--paper)"},
+    **{TEXT: "var(--text)", GRID: "var(--line)", PAPER: "var(--paper)", FAINT: "var(--faint)"},
     **{color: f"var(--series-{n})" for n, color in enumerate(SERIES, start=1)},
 }
 FONT = "DejaVu Sans"  # by which matplotlib measures texts; the page's own font replaces it
@@ -87,7 +87,7 @@ def plots(analysis: Mapping[str, Any]) -> dict[str, str]:
 def plot_errors(errors: Sequence[Mapping[str, Any]]) -> str:
     """Plot the AP50 that each type of error costs."""
     rows = [(error["type"], error["delta_ap"], f"{error['count']}") for error in errors]
-    return _bars(rows, "AP50 gained if these errors are mended (number of errors)")
+    return _bars(rows, "AP50 gained if these errors are corrected (number of errors)")
 
 
 def plot_categories(categories: Sequence[Mapping[str, Any]]) -> str:
@@ -105,7 +105,8 @@ def plot_missed(missed: Mapping[str, Any]) -> str:
     panels = {title: groups for title, groups in panels.items() if groups}
     if not panels:
         return ""
-    height = max(map(len, panels.values())) * BAR + 1.1
+    longest = max(map(len, panels.values()))
+    height = longest * BAR + 1.1
     figure, axes = _figure(WIDTH * len(panels), height, columns=len(panels))
     for axis, (title, groups) in zip(axes, panels.items(), strict=True):
         rows = [
@@ -117,7 +118,7 @@ def plot_missed(missed: Mapping[str, Any]) -> str:
             for group in groups
         ]
         _draw_bars(axis, rows, limit=1.0)
-        axis.set(title=title, xlabel="fraction of objects missed")
+        axis.set(title=title, xlabel="fraction of objects missed", ylim=(longest - 0.4, -0.6))
     return _svg(figure, "Fraction of objects missed")
 
 
@@ -129,9 +130,9 @@ def plot_curves(curves: Sequence[Mapping[str, Any]]) -> str:
     figure, (axis,) = _figure()
     worst = sorted(range(len(named)), key=lambda i: sum(named[i]["precision"]))[:HIGHLIGHTED]
     for index, curve in enumerate(named):
-        color = SERIES[1 + worst.index(index)] if index in worst else GRID
+        color = SERIES[1 + worst.index(index)] if index in worst else FAINT
         label = short_name(curve["category"]) if index in worst else None
-        axis.plot(curve["recall"], curve["precision"], color=color, lw=1.2, label=_literal(label))
+        axis.plot(curve["recall"], curve["precision"], color=color, lw=1, label=_literal(label))
     for curve in curves:
         if curve["category"] is None and curve["recall"]:
             axis.plot(
@@ -171,13 +172,9 @@ def plot_calibration(calibration: Mapping[str, Any]) -> str:
     lower = [entry["lower"] for entry in bins]
     widths = [entry["upper"] - entry["lower"] for entry in bins]
     heights = [entry["accuracy"] for entry in bins]
-    axis.bar(lower, heights, widths, align="edge", color=SERIES[0], edgecolor=PAPER, alpha=0.75)
-    axis.plot([0, 1], [0, 1], color=TEXT, lw=1, ls="--", label="calibrated")
-    axis.plot(
-        [entry["confidence"] for entry in bins], heights, "o", color=SERIES[1], label="mean score"
-    )
+    axis.bar(lower, heights, widths, align="edge", color=SERIES[0], edgecolor=PAPER)
+    axis.plot([0, 1], [0, 1], color=TEXT, lw=1, ls="--")
     axis.set(xlabel="score", ylabel="fraction that is correct", xlim=(0, 1), ylim=(0, 1.02))
-    axis.legend(loc="upper left")
     return _svg(figure, "Calibration")
 
 
@@ -259,6 +256,7 @@ def _draw_bars(
     axis.set_yticks(range(len(rows)), [short_name(name) for name, _, _ in rows])
     axis.tick_params(axis="y", length=0)
     axis.set(ylim=(len(rows) - 0.4, -0.6), xlim=(min(*values, 0.0) * 1.1, largest * 1.3))
+    axis.set_xticks([tick for tick in axis.get_xticks() if tick <= largest])
     axis.grid(visible=False, axis="y")
 
 

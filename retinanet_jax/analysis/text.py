@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from retinanet_jax.data_report.findings import shorten
+from retinanet_jax.utils.progress import shorten
 
 WIDTH = 100  # characters of a line
 METRICS = ("AP", "AP50", "AP75")

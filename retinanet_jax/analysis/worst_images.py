@@ -22,8 +22,7 @@ from retinanet_jax.analysis.evaluated import (
 )
 from retinanet_jax.analysis.thresholds import lowest_score
 from retinanet_jax.data.sources.base import Source
-from retinanet_jax.data_report.findings import shorten
-from retinanet_jax.utils.progress import make_progress, one_line
+from retinanet_jax.utils.progress import make_progress, one_line, shorten
 from retinanet_jax.visualize import draw_in_colors, score_label
 
 CORRECT, CROWD = "correct", "crowd region"
@@ -184,8 +183,11 @@ def _drawings(judged: Judged, index: int) -> dict[str, str | None]:
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     pixels = np.asarray(Image.fromarray(image).resize(size))
     names = [category.name for category in source.categories]
+    # Errors first: the first boxes are drawn over the others.
     truth = np.flatnonzero(objects.image == index)
+    truth = truth[np.argsort(~judged.missed[truth], stable=True)]
     detected = np.flatnonzero((detections.image == index) & judged.counted)
+    detected = detected[np.argsort(detections.error[detected] == NONE, stable=True)]
     truth_types = [
         CROWD if is_crowd else MISSED if missed else CORRECT
         for is_crowd, missed in zip(objects.is_crowd[truth], judged.missed[truth], strict=True)

@@ -16,18 +16,10 @@ from retinanet_jax.data_report.anchor_choice import (
     anchor_sides,
     measure,
 )
-from retinanet_jax.data_report.findings import (
-    ERROR,
-    INFO,
-    MAX_EXAMPLES,
-    WARNING,
-    Finding,
-    flags,
-    shorten,
-)
+from retinanet_jax.data_report.findings import ERROR, INFO, MAX_EXAMPLES, WARNING, Finding, flags
 from retinanet_jax.data_report.proposals import propose
 from retinanet_jax.data_report.views import View, label_counts, make_matcher
-from retinanet_jax.utils.progress import join_first
+from retinanet_jax.utils.progress import join_first, shorten
 
 CONFIGURED = "configured"  # the name of the config's own anchors in a report
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from retinanet_jax import visualize
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data_report.anchor_choice import AnchorChoice, EpochBoxes, anchor_sides
-from retinanet_jax.data_report.findings import shorten
+from retinanet_jax.utils.progress import shorten
 
 NUM_BINS = 60
 MAX_CATEGORIES = 30  # in the bar chart

@@ -12,7 +12,8 @@ from retinanet_jax.data_report.anchor_choice import AnchorChoice, anchor_sides
 from retinanet_jax.data_report.anchor_fit import AnchorFit, typical_sides
 from retinanet_jax.data_report.annotation_checks import AnnotatedBoxes
 from retinanet_jax.data_report.bucket_fit import BucketFit
-from retinanet_jax.data_report.findings import Finding, flags, shorten
+from retinanet_jax.data_report.findings import Finding, flags
+from retinanet_jax.utils.progress import shorten
 
 MAX_CATEGORIES = 40  # with more, the text lists only the most frequent and the rarest
 MAX_EXAMPLES = 3  # per finding in the text

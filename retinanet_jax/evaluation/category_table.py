@@ -5,8 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from retinanet_jax.data_report.findings import shorten
-from retinanet_jax.utils.progress import format_count, join_first
+from retinanet_jax.utils.progress import format_count, join_first, shorten
 
 NUM_WORST, NUM_BEST = 15, 5  # rows of a table of many categories
 MAX_NAME = 30  # characters of a category's name in the table

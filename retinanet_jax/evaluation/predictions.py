@@ -15,10 +15,9 @@ from PIL import Image
 from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.data.image_files import ImageLike
 from retinanet_jax.data.sources.base import Category, DatasetImage, Source
-from retinanet_jax.data_report.findings import shorten
 from retinanet_jax.evaluation.detections import Detections
 from retinanet_jax.utils.files import OutputFolder, to_json
-from retinanet_jax.utils.progress import format_count, join_first, make_progress
+from retinanet_jax.utils.progress import format_count, join_first, make_progress, shorten
 from retinanet_jax.utils.remote import with_remote_names
 from retinanet_jax.utils.threads import map_ahead
 

@@ -20,10 +20,10 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from retinanet_jax.config import choose
-from retinanet_jax.data_report.findings import shorten
 from retinanet_jax.training.mlflow_logger import MlflowLogger
 from retinanet_jax.training.wandb_logger import WandbLogger
 from retinanet_jax.utils.files import write_json
+from retinanet_jax.utils.progress import shorten
 from retinanet_jax.utils.threads import DaemonThreads
 
 MAX_PENDING = 1000  # writes that wait for a service

@@ -2,11 +2,13 @@
 
 import contextlib
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 PROGRESS_INTERVAL = 5.0  # seconds between two lines of progress
 MIN_MEASURED = 1.0  # seconds of work from which a speed is computed
+MAX_NAME = 50  # characters of a name in a sentence
 
 
 class WorkClock:
@@ -166,3 +168,18 @@ def one_line(text: object) -> str:
     This turns the message of an exception into one line; those of ml_collections have several.
     """
     return " ".join(str(text).split())
+
+
+def shorten(text: str, limit: int = MAX_NAME) -> str:
+    """Return a text in one line that any terminal can print, with dots in the middle if it is long.
+
+    Args:
+        text: Any text, such as a name in a dataset.
+        limit: The largest number of characters.
+    """
+    # File names that are no UTF-8 contain surrogates, which cannot be printed.
+    line = "".join("?" if unicodedata.category(c) in ("Cc", "Cs") else c for c in one_line(text))
+    if len(line) <= limit:
+        return line
+    half = (limit - 3) // 2
+    return f"{line[: limit - 3 - half]}...{line[-half:]}"
