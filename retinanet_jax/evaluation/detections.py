@@ -110,7 +110,7 @@ class Detections:
             ValueError: If supervision is not installed.
         """
         try:
-            import supervision
+            import supervision  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ValueError(
                 f"to_supervision() requires supervision, which cannot be imported ({error}); run "

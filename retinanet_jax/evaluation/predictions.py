@@ -155,7 +155,7 @@ def scaled_to(detections: Detections, size: tuple[int, int] | None) -> Detection
     height, width = detections.image.shape[:2]
     if size in (None, (height, width)):
         return detections
-    scale = np.float32([size[1] / width, size[0] / height] * 2)
+    scale = np.array([size[1] / width, size[0] / height] * 2, np.float32)
     return dataclasses.replace(detections, boxes=detections.boxes * scale)
 
 

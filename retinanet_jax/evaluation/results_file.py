@@ -7,6 +7,7 @@ with numbers that are no ids, is an error, because its AP would be that of other
 
 import collections
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Collection, Sequence
@@ -222,14 +223,26 @@ def _check_images(path: pathlib.Path, entries: Sequence[dict[str, Any]], source:
     if unknown:
         raise ValueError(f"{message}; {_image_hint(entries, unknown, source)}.")
     for index, entry in enumerate(entries):
-        expected = source.file_name(index_of[entry["image_id"]])
-        given = entry.get("file_name", expected)  # `predict` writes it
-        if pathlib.PurePath(str(given)).name != pathlib.PurePath(expected).name:
-            raise ValueError(
-                f"{_name(path, index)} is of the image {shorten(str(given))}, but in {source.name} "
-                f"the image_id {entry['image_id']} is {shorten(expected)}; give the dataset's ids: "
-                f"{PREDICT_ADVICE}."
-            )
+        if "file_name" in entry:  # `predict` writes it
+            expected = source.file_name(index_of[entry["image_id"]])
+            _check_file_name(_name(path, index), entry, expected, source.name)
+
+
+def _check_file_name(name: str, entry: dict[str, Any], expected: str, source_name: str) -> None:
+    """Raise ValueError if an entry has the id of an image with another file name.
+
+    Args:
+        name: What messages call the entry.
+        entry: The entry.
+        expected: The file name of the image in the dataset.
+        source_name: The name of the dataset.
+    """
+    given = str(entry["file_name"])
+    if os.path.basename(given) != os.path.basename(expected):
+        raise ValueError(
+            f"{name} is of the image {shorten(given)}, but in {source_name} the image_id "
+            f"{entry['image_id']} is {shorten(expected)}; give the dataset's ids: {PREDICT_ADVICE}."
+        )
 
 
 def _image_hint(entries: Sequence[dict[str, Any]], unknown: Sequence[Any], source: Source) -> str:
