@@ -9,6 +9,7 @@ import base64
 import hashlib
 import importlib.resources
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -90,6 +91,7 @@ def template_engine() -> Any:
     """
     try:
         import jinja2
+        import markupsafe  # which jinja2 requires
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ValueError(
@@ -103,7 +105,13 @@ def template_engine() -> Any:
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+
+    def with_code(text: str) -> Any:
+        """Return a text as HTML, in which the commands between backticks are code."""
+        return markupsafe.Markup(re.sub("`([^`]+)`", r"<code>\1</code>", markupsafe.escape(text)))
+
     engine.filters |= {
+        "code": with_code,
         "count": format_count,
         "number": format_number,
         "short": short_name,
@@ -120,7 +128,7 @@ def format_number(value: float | None, digits: int = 3, *, sign: str = "") -> st
         digits: The number of decimals.
         sign: "+" to give positive numbers a sign, too.
     """
-    return UNDEFINED if value is None else f"{value:{sign}.{digits}f}"
+    return UNDEFINED if value is None else f"{value:{sign}z.{digits}f}"  # z: no "-0.0"
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

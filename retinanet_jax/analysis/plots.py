@@ -132,7 +132,15 @@ def plot_curves(curves: Sequence[Mapping[str, Any]]) -> str:
     for index, curve in enumerate(named):
         color = SERIES[1 + worst.index(index)] if index in worst else FAINT
         label = short_name(curve["category"]) if index in worst else None
-        axis.plot(curve["recall"], curve["precision"], color=color, lw=1, label=_literal(label))
+        alpha = 1 if index in worst else 0.35
+        axis.plot(
+            curve["recall"],
+            curve["precision"],
+            color=color,
+            lw=1,
+            alpha=alpha,
+            label=_literal(label),
+        )
     for curve in curves:
         if curve["category"] is None and curve["recall"]:
             axis.plot(

@@ -5,7 +5,6 @@ analysis.json and index.html. The page contains nothing that analysis.json does 
 """
 
 import datetime
-import hashlib
 import importlib.metadata
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from retinanet_jax.analysis.suspicious import suspicious_labels
 from retinanet_jax.analysis.thresholds import Thresholds, find_thresholds, threshold_curve
 from retinanet_jax.analysis.worst_images import worst_images
 from retinanet_jax.data.sources.base import Source
+from retinanet_jax.evaluation import records
 from retinanet_jax.utils.files import OutputFolder, to_json
 from retinanet_jax.utils.progress import make_progress
 
@@ -134,17 +134,17 @@ def _summary(evaluated: Evaluated, thresholds: Thresholds) -> dict[str, Any]:
 
 def _provenance(source: Source, origin: Origin) -> dict[str, Any]:
     """Return what is needed to compute the analysis again."""
-    annotations = to_json(source.ground_truth()).encode()
+    described = records.describe_dataset(source)
     return {
         "retinanet_jax": retinanet_jax.__version__,
         "hotcoco": importlib.metadata.version("hotcoco"),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **origin._asdict(),
         "dataset": {
-            "name": source.name,
+            "name": described["name"],
             "images": len(source),
             "objects": len(source.objects.classes),
             "categories": len(source.categories),
-            "sha256": hashlib.sha256(annotations).hexdigest(),
+            "sha256": described["sha256"],
         },
     }

@@ -1,6 +1,5 @@
 """The analysis has all of its parts, and its files replace only those of earlier analyses."""
 
-import hashlib
 import json
 
 import pytest
@@ -10,6 +9,7 @@ from memory_source import MemorySource, random_case, results, truth
 import retinanet_jax
 from retinanet_jax.analysis import report
 from retinanet_jax.analysis.evaluated import evaluate_detections
+from retinanet_jax.evaluation import records
 from retinanet_jax.utils.files import OutputFolder
 
 ORIGIN = report.Origin("retinanet-jax analyze --detections=results.json", detections="results.json")
@@ -50,7 +50,7 @@ def test_the_provenance_is_that_of_the_run(analysis):
     assert provenance["retinanet_jax"] == retinanet_jax.__version__
     assert provenance["command"] == ORIGIN.command
     assert provenance["checkpoint"] is None
-    digest = hashlib.sha256(json.dumps(source.ground_truth()).encode()).hexdigest()
+    digest = records.describe_dataset(source)["sha256"]  # as in the files of an evaluation
     assert provenance["dataset"] == {
         **{"name": "memory", "images": 12, "objects": len(content["annotations"])},
         **{"categories": 3, "sha256": digest},

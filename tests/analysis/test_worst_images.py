@@ -104,7 +104,7 @@ def test_boxes_have_the_colors_of_their_errors(evaluated, capsys):
     assert_edge(objects, CAT, "correct")
     assert_edge(objects, DOG, "missed")
     assert_edge(objects, CROWD, "crowd region")
-    assert_edge(detections, CAT, "correct")
+    assert_edge(detections, CAT, "duplicate")  # over the correct one
     assert_edge(detections, DOG, "class")
     assert_edge(detections, CROWD, "ignored")
     x, y = (round(side * 2.4) for side in (10, 170))
