@@ -7,13 +7,15 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from PIL import Image
 
 from retinanet_jax import checkpoint, core
 from retinanet_jax import detector as detector_module
 from retinanet_jax.data.image_files import find_images
-from retinanet_jax.data.sources.base import Category
+from retinanet_jax.data.sources.base import Category, subset
+from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.evaluation import predictions
 from retinanet_jax.utils import files
 
@@ -288,3 +290,38 @@ def test_prediction_equals_evaluation_and_needs_no_training_stack(
 
     assert len(evaluated) > 100
     assert sorted(predicted, key=order) == sorted(evaluated, key=order)
+
+
+def test_images_of_a_dataset_are_read_in_its_way_and_boxes_are_in_its_pixels(
+    detector, tmp_path, synthetic_dataset, monkeypatch
+):
+    """As of a packed dataset, which stores smaller images; one of them is missing."""
+    source = CocoSource(synthetic_dataset / "instances.json", synthetic_dataset / "images")
+    source = subset(source, [4, 2, 0])
+    height, width = source.sizes[0].tolist()
+
+    def image(index):
+        if index == 1:
+            raise FileNotFoundError("it is missing")
+        return np.zeros((height // 2, width // 4, 3), np.uint8)
+
+    monkeypatch.setattr(source, "image", image)
+    images = predictions.input_dataset(source)
+    errors = predictions.predict_images(detector, images, tmp_path, draw_threshold=None)
+    assert errors == ["it is missing"]
+    results = json.loads((tmp_path / "detections.json").read_text())
+    ids, names = source.image_ids, source.file_names
+    assert [entry["image_id"] for entry in results] == [ids[0], ids[0], ids[2], ids[2]]
+    assert results[0]["file_name"] == names[0]
+    # The detector's boxes (y, x) are 2, 3, 20, 30 in the image that it gets.
+    assert results[0]["bbox"] == [3 * 4, 2 * 2, 27 * 4, 18 * 2]
+
+
+def test_an_image_of_a_dataset_that_no_bucket_contains_is_named(
+    detector, tmp_path, synthetic_dataset, toy_config
+):
+    source = CocoSource(synthetic_dataset / "instances.json", synthetic_dataset / "images")
+    detector.checkpoint.config.data.buckets = ((32, 32),)
+    images = predictions.input_dataset(source)[:1]
+    (error,) = predictions.predict_images(detector, images, tmp_path, draw_threshold=None)
+    assert error.startswith(f"{source.file_names[0]}: ")
