@@ -250,14 +250,16 @@ def category_metrics(
     precision = hits / np.maximum(num_detections, 1) + offset
     precision = np.maximum.accumulate(precision[::-1])[::-1] - offset
     # The number of RECALLS that are first reached by each correct detection of a group.
-    reached = np.searchsorted(RECALLS, hits / np.maximum(num_objects, 1)[class_index], side="right")
+    recall = hits / np.maximum(num_objects, 1)[class_index]
+    nearest = np.rint(recall * (len(RECALLS) - 1)).astype(np.int64)
+    reached = nearest + (RECALLS[nearest] <= recall)
     newly_reached = np.diff(reached, prepend=0)
     is_first = np.diff(ranking.group, prepend=-1) > 0
     newly_reached[is_first] = reached[is_first]
     ap = np.bincount(ranking.group, precision * newly_reached, math.prod(shape)) / len(RECALLS)
-    recall = np.diff(hits_before[ranking.bounds]).reshape(shape) / np.maximum(num_objects, 1)
+    ar = np.diff(hits_before[ranking.bounds]).reshape(shape) / np.maximum(num_objects, 1)
     defined = num_objects > 0
-    return np.where(defined, ap.reshape(shape), np.nan), np.where(defined, recall, np.nan)
+    return np.where(defined, ap.reshape(shape), np.nan), np.where(defined, ar, np.nan)
 
 
 def reflect(
