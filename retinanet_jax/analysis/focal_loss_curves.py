@@ -22,6 +22,7 @@ GAMMAS = (0.0, 0.5, 1.0, 2.0)
 NUM_POINTS = 101  # of a curve: at 0%, 1%, ..., 100% of the anchors
 MAX_BACKGROUND = 10_000_000  # anchors: 160 MB of losses
 GROUPS = ("foreground", "background")
+COLORS = ("#440154", "#3e4c8a", "#24868e", "#3fbc73")  # of the gammas, from viridis
 
 
 def focal_loss_curves(
@@ -143,29 +144,28 @@ def _loss(
     return jnp.concatenate([per_anchor(logits, labels) for logits, labels in levels])
 
 
-def draw_focal_loss(curves: Mapping[str, Any]) -> Any:
+def draw_focal_loss(curves: Mapping[str, Any], colors: Sequence[str] = COLORS) -> Any:
     """Return a matplotlib figure of the curves, foreground and background next to each other.
 
     Args:
         curves: What `focal_loss_curves` returns.
+        colors: The color of each gamma.
 
     Raises:
         ValueError: If matplotlib is not installed.
     """
     try:
-        from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError(
             'matplotlib is not installed; run `pip install "retinanet-jax[analyze]"`.'
         ) from None
     figure = Figure(figsize=(11, 4.5), layout="constrained")
-    # Dashes, and colors from light to dark, distinguish the lines in gray prints too.
+    # Dashes distinguish the lines in gray prints too.
     styles = ("-", "--", "-.", ":")
     for axis, group in zip(figure.subplots(1, 2, sharey=True), GROUPS, strict=True):
         for index, (gamma, curve) in enumerate(curves[group].items()):
-            color = colormaps["viridis_r"](1 - 0.23 * index)
-            line = {"linestyle": styles[index], "color": color, "linewidth": 2}
+            line = {"linestyle": styles[index], "color": colors[index], "linewidth": 2}
             axis.plot(np.linspace(0, 1, len(curve)), curve, label=f"gamma = {gamma}", **line)
         axis.set(xlabel=f"fraction of the {group} anchors, easiest first", xlim=(0, 1), ylim=(0, 1))
         axis.legend(loc="upper left")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from retinanet_jax.analysis.focal_loss_curves import draw_focal_loss
 from retinanet_jax.utils.progress import shorten
 
 TEXT, GRID, PAPER, FAINT = "#000001", "#000002", "#000003", "#000004"
@@ -221,14 +222,7 @@ def plot_focal_loss(focal_loss: Mapping[str, Any] | None) -> str:
     """Plot the cumulative normalized focal loss of foreground and background anchors."""
     if focal_loss is None:
         return ""
-    figure, axes = _figure(2 * WIDTH, HEIGHT, columns=2)
-    for axis, anchors in zip(axes, ("foreground", "background"), strict=True):
-        for color, (gamma, loss) in zip(SERIES, focal_loss[anchors].items(), strict=False):
-            label = f"gamma {float(gamma):g}"
-            axis.plot(np.linspace(0, 1, len(loss)), loss, color=color, lw=1.8, label=label)
-        axis.set(title=f"{anchors} anchors", xlim=(0, 1), ylim=(0, 1.02))
-        axis.set(xlabel="fraction of the anchors, by loss", ylabel="cumulative normalized loss")
-        axis.legend(loc="upper left")
+    figure = draw_focal_loss(focal_loss, SERIES)
     return _svg(figure, "Cumulative normalized focal loss")
 
 
