@@ -32,6 +32,7 @@ STYLE: Any = {
     "text.color": TEXT,
     "axes.edgecolor": GRID,
     "axes.facecolor": "none",
+    "figure.facecolor": "none",
     "axes.labelcolor": TEXT,
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -266,7 +267,7 @@ def _figure(width: float = WIDTH, height: float = HEIGHT, columns: int = 1) -> t
     """Return a figure and its axes in one row; sizes in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+    figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 

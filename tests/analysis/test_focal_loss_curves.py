@@ -167,6 +167,6 @@ def test_the_drawing_has_a_line_for_each_gamma_and_group():
 
 
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match=r'run `pip install "retinanet-jax\[analyze\]"`\.$'):
         draw_focal_loss({})
