@@ -10,13 +10,14 @@ from ml_collections import ConfigDict
 from retinanet_jax import checkpoint, datasets
 from retinanet_jax.analysis import report
 from retinanet_jax.analysis.evaluated import Evaluated, evaluate_detections
+from retinanet_jax.analysis.focal_loss_curves import focal_loss_curves
 from retinanet_jax.analysis.text import summarize
 from retinanet_jax.analysis.thresholds import find_thresholds, thresholds_to_store
 from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.cli.common import Command, define_config, define_data, output_path
 from retinanet_jax.cli.evaluate import config_of_detections, define_detections
 from retinanet_jax.cli.evaluation_config import evaluation_config
-from retinanet_jax.cli.train import train_or_evaluate
+from retinanet_jax.cli.train import train_or_evaluate, use_program_cache
 from retinanet_jax.config import CONFIGS
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.evaluation import records
@@ -102,6 +103,7 @@ def run(values: Any, _: list[str]) -> int:
         evaluated,
         detected.origin._replace(command=command_line(values)),
         other=other and (values.compare, compare_with_objects(values.compare, other)),
+        focal_loss=focal_loss(values.workdir, detected),
     )
     report.write(analysis, folder)
     print(summarize(analysis))
@@ -186,6 +188,14 @@ def compare_with_objects(workdir: str, detected: Detected) -> Evaluated:
         results = records.stored_detections(folder, trained.step, description) or []
     print(f"{origin.detections}: {describe_results(results, source)}", flush=True)
     return evaluate_detections(source, results, config)
+
+
+def focal_loss(workdir: str, detected: Detected) -> dict[str, Any] | None:
+    """Return the focal loss of the anchors of a few images; None if there is no checkpoint."""
+    if detected.trained is None or detected.config is None:
+        return None
+    use_program_cache(to_path(workdir))
+    return focal_loss_curves(detected.trained.variables, detected.config, detected.source)
 
 
 def output_folder(values: Any, detected: Detected) -> pathlib.Path:

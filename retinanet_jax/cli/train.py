@@ -244,9 +244,7 @@ def train_or_evaluate(
         raise ValueError("no --workdir: give a folder for the run's checkpoints and metrics.")
     check_fields(config)
     folder = create_workdir(workdir)
-    # A run that is started again or resumed finds its programs compiled.
-    programs = local_folder(folder, "compilation_cache")
-    jax.config.update("jax_compilation_cache_dir", str(programs))
+    use_program_cache(folder)
     if mode == "evaluate":
         from retinanet_jax.evaluation.evaluator import evaluate
 
@@ -271,6 +269,12 @@ def train_or_evaluate(
         f"  retinanet-jax predict --weights={workdir} --output=DIR IMAGES"
     )
     return 0
+
+
+def use_program_cache(workdir: pathlib.Path) -> None:
+    """Let commands in a working directory find the programs that earlier ones have compiled."""
+    programs = local_folder(workdir, "compilation_cache")
+    jax.config.update("jax_compilation_cache_dir", str(programs))
 
 
 def create_workdir(workdir: str) -> pathlib.Path:

@@ -80,6 +80,7 @@ def test_a_file_of_detections_is_analyzed_and_compared(dataset, results_file, tm
     assert provenance["command"].startswith("retinanet-jax analyze --")
     for flag in (*flags, f"--compare={other}"):
         assert flag in provenance["command"].split()
+    assert analysis["focal_loss"] is None
     assert (output / "index.html").read_bytes().startswith(b"<!DOCTYPE html>")
     analyze(*flags)  # replaces its own files
     assert json.loads((output / "analysis.json").read_text())["comparison"] is None
@@ -170,8 +171,9 @@ def test_detections_of_different_datasets_are_not_compared(
 
 
 @pytest.fixture
-def run(tiny_run, tmp_path):
+def run(tiny_run, tmp_path, monkeypatch):
     """A copy of a finished run, without what it has compiled."""
+    monkeypatch.setattr(command, "use_program_cache", lambda workdir: None)
     return shutil.copytree(
         tiny_run.workdir, tmp_path / "run", ignore=shutil.ignore_patterns("compilation_cache")
     )
@@ -191,6 +193,7 @@ def test_a_run_is_analyzed_from_its_stored_detections(run, monkeypatch, capsys):
     assert analysis["provenance"]["step"] == 8
     assert analysis["provenance"]["settings"] == evaluation["settings"]
     assert analysis["missed"]["by_anchor_iou"]  # which requires the config
+    assert analysis["focal_loss"]["images"] == 8
     assert checkpoint.load(run).thresholds is None
 
 
