@@ -177,3 +177,23 @@ def test_names_of_folders_are_valid_and_short(trained, config, source, monkeypat
     folder = folder_for(trained, config, source)
     assert folder.name.startswith("coco-2017-validation-äpfel-xxx")
     assert len(folder.name) < 120
+
+
+def test_stored_detections_are_those_of_the_same_dataset_and_settings(
+    trained, config, source, tmp_path
+):
+    """And of an evaluation that was finished."""
+    results = [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]
+    description, folder = records.describe(config, source), tmp_path / "eval"
+    records.write_detections(results, 8, folder)
+    assert records.stored_detections(folder, 8, description) is None
+    write_json(folder / "8.json", {"AP": 0.5, **description})
+    assert records.stored_detections(folder, 8, description) == results
+    assert records.stored_detections(folder, 4, description) is None
+    other = records.describe(config, subset(source, [0, 1]))
+    assert records.stored_detections(folder, 8, other) is None
+    config.detections.iou_threshold = 0.625
+    other = records.describe(config, source)
+    assert records.stored_detections(folder, 8, other) is None
+    (folder / "8_detections.json").unlink()
+    assert records.stored_detections(folder, 8, description) is None
