@@ -25,6 +25,7 @@ from retinanet_jax.evaluation.evaluator import open_checkpoint_and_data
 from retinanet_jax.evaluation.results_file import describe_results, read_results
 from retinanet_jax.utils.files import OutputFolder
 from retinanet_jax.utils.paths import is_remote, to_path
+from retinanet_jax.utils.run_lock import RunLock
 
 FOLDER = "analysis"  # in a working directory
 
@@ -108,7 +109,9 @@ def run(values: Any, _: list[str]) -> int:
     report.write(analysis, folder)
     print(summarize(analysis))
     if values.store_thresholds:
-        store_thresholds(detected, evaluated)
+        # A run that is training here may be writing the same digests.
+        with RunLock(to_path(values.workdir)):
+            store_thresholds(detected, evaluated)
     print(f"written to {folder.path / report.PAGE}", flush=True)
     return 0
 

@@ -84,6 +84,15 @@ def test_a_class_that_is_often_detected_as_another_is_confused(scene, config):
     assert f"{fifth.sum()} of {num_cows} objects of cow" in advice[0]["text"]
 
 
+def test_a_class_that_is_always_detected_as_another_is_not_interchanged(scene, config):
+    """The other class is detected as itself."""
+    is_cow = scene.detections[:, CLASS] == COW
+    detections = changed(scene.detections, is_cow, CLASS, DOG)
+    advice = scene._replace(detections=detections).advice(config)
+    assert problems(advice) == ["AP 0: cow", "cow is detected as dog"]
+    assert find(advice, "cow is detected as dog")["number"] == pytest.approx(0.97, abs=0.03)
+
+
 @pytest.mark.parametrize(
     ("shift", "directions"),
     [
