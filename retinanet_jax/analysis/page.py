@@ -108,7 +108,8 @@ def template_engine() -> Any:
 
     def with_code(text: str) -> Any:
         """Return a text as HTML, in which the commands between backticks are code."""
-        return markupsafe.Markup(re.sub("`([^`]+)`", r"<code>\1</code>", markupsafe.escape(text)))
+        escaped = str(markupsafe.escape(text))  # a Markup would escape the tags, too
+        return markupsafe.Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escaped))
 
     engine.filters |= {
         "code": with_code,

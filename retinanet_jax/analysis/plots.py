@@ -76,7 +76,8 @@ def plots(analysis: Mapping[str, Any]) -> dict[str, str]:
         "calibration": (plot_calibration, analysis["calibration"]),
         "confusion": (plot_confusion, analysis["confusion"]),
         "categories": (plot_categories, analysis["categories"]),
-        "missed": (plot_missed, analysis["missed"]),
+        "missed_by_size": (plot_missed_by_size, analysis["missed"]),
+        "missed_by_anchor_iou": (plot_missed_by_anchor_iou, analysis["missed"]),
         "focal_loss": (plot_focal_loss, analysis["focal_loss"]),
     }
     with rc_context(STYLE), warnings.catch_warnings():
@@ -98,30 +99,14 @@ def plot_categories(categories: Sequence[Mapping[str, Any]]) -> str:
     return _bars(rows, "AP", limit=1.0)
 
 
-def plot_missed(missed: Mapping[str, Any]) -> str:
-    """Plot the fraction of objects that are missed, by their size and by their best anchor."""
-    panels = {
-        "size of the object": missed["by_size"],
-        "IoU of the best anchor": missed["by_anchor_iou"],
-    }
-    panels = {title: groups for title, groups in panels.items() if groups}
-    if not panels:
-        return ""
-    longest = max(map(len, panels.values()))
-    height = longest * BAR + 1.1
-    figure, axes = _figure(WIDTH * len(panels), height, columns=len(panels))
-    for axis, (title, groups) in zip(axes, panels.items(), strict=True):
-        rows = [
-            (
-                group["label"],
-                group["missed"] / group["objects"] if group["objects"] else None,
-                f"{group['missed']} of {group['objects']}",
-            )
-            for group in groups
-        ]
-        _draw_bars(axis, rows, limit=1.0)
-        axis.set(title=title, xlabel="fraction of objects missed", ylim=(longest - 0.4, -0.6))
-    return _svg(figure, "Fraction of objects missed")
+def plot_missed_by_size(missed: Mapping[str, Any]) -> str:
+    """Plot the fraction of objects that are missed, by their size."""
+    return _missed(missed["by_size"], "size of the object")
+
+
+def plot_missed_by_anchor_iou(missed: Mapping[str, Any]) -> str:
+    """Plot the fraction of objects that are missed, by the IoU of their best anchor."""
+    return _missed(missed["by_anchor_iou"] or [], "IoU of the best anchor")
 
 
 def plot_curves(curves: Sequence[Mapping[str, Any]]) -> str:
@@ -225,6 +210,19 @@ def plot_focal_loss(focal_loss: Mapping[str, Any] | None) -> str:
         return ""
     figure = draw_focal_loss(focal_loss, SERIES)
     return _svg(figure, "Cumulative normalized focal loss")
+
+
+def _missed(groups: Sequence[Mapping[str, Any]], title: str) -> str:
+    """Return a plot of the fraction of objects that are missed in groups of them."""
+    rows = [
+        (
+            group["label"],
+            group["missed"] / group["objects"] if group["objects"] else None,
+            f"{group['missed']} of {group['objects']}",
+        )
+        for group in groups
+    ]
+    return _bars(rows, f"fraction of objects missed, by {title}", limit=1.0)
 
 
 def _bars(

@@ -109,6 +109,13 @@ def test_an_analysis_in_which_everything_is_undefined_is_a_page():
     assert not re.search(r"\b(None|nan)\b", text)
 
 
+def test_commands_in_advice_are_code_and_everything_else_is_text():
+    advice = {"title": "", "number": 1, "severity": "info", "text": "Run `a --b='<i>'`, <b>now</b>"}
+    page = render(empty_analysis() | {"advice": [advice]}).decode()
+    code = "Run <code>a --b=&#39;&lt;i&gt;&#39;</code>, &lt;b&gt;now&lt;/b&gt;"
+    assert code in page
+
+
 def test_the_page_of_a_thousand_categories_is_bounded():
     page = render(example_analysis([f"category {i}" for i in range(1000)]))
     assert len(page) < 3_000_000

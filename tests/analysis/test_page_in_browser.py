@@ -127,7 +127,7 @@ def test_a_page_opens_without_a_message_or_a_request(opened, files, name, scheme
     assert all(complete and width > 0 for complete, width in sizes)
     assert len(sizes) == (0 if name == "empty" else 46)  # two of each readable image
     plots = browser.find_elements("css selector", "figure.plot svg")
-    assert len(plots) == (0 if name == "empty" else 8)
+    assert len(plots) == (0 if name == "empty" else 9)
     assert all(plot.size["width"] > 200 and plot.size["height"] > 100 for plot in plots)
 
 

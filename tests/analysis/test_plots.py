@@ -31,7 +31,7 @@ def bar_widths(svg):
 
 def test_each_part_has_its_plot_and_undefined_parts_have_none(drawings):
     expected = {"errors", "curves", "threshold_curve", "calibration", "confusion", "categories"}
-    assert set(drawings) == expected | {"missed", "focal_loss"}
+    assert set(drawings) == expected | {"missed_by_size", "missed_by_anchor_iou", "focal_loss"}
     assert plots.plots(empty_analysis()) == {}
 
 
@@ -45,7 +45,7 @@ def test_bars_are_as_long_as_their_numbers(drawings):
 
 def test_the_missed_objects_have_their_fractions(drawings):
     assert {"0.625 (25 of 40)", "0.120 (60 of 500)", "undefined (0 of 0)"} <= set(
-        texts(drawings["missed"])
+        texts(drawings["missed_by_size"])
     )
 
 
