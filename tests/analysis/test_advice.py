@@ -1,8 +1,14 @@
 """Of each planted problem the advice names the category and the number, and nothing else."""
 
+import json
+
 import numpy as np
 import pytest
+from memory_source import MemorySource, random_case
 from synthetic_detections import NAMES, Scene, advice_of, config_of, strong_detector
+
+from retinanet_jax.analysis.evaluated import evaluate_detections
+from retinanet_jax.utils.files import to_json
 
 CAT, DOG, COW, BIRD = range(4)
 CLASS, BOX, SIDES, SCORE = 1, slice(2, 6), slice(4, 6), 6  # columns of a scene
@@ -245,6 +251,14 @@ def test_several_categories_of_an_object_are_a_hint_to_class_agnostic_nms(scene,
     assert title not in [item["title"] for item in doubled.advice(config)]
 
 
+def test_images_with_more_objects_than_detections_are_named(scene, config):
+    config.detections.max_detections = 8  # each image has nine objects
+    advice = scene.advice(config)
+    assert problems(advice) == ["Images have too many objects"]
+    assert "--config.detections.max_detections=9" in advice[0]["text"]
+    assert advice[0]["number"] == 8
+
+
 def test_a_low_score_threshold_is_a_hint_to_store_better_ones(config):
     scene = strong_detector(noise=10)
     item = find(scene.advice(config), "A higher score threshold suits prediction")
@@ -298,6 +312,16 @@ def test_a_thousand_categories_have_a_bounded_list(config):
     item = next(item for item in advice if item["title"].startswith("AP 0"))
     assert len(item["text"]) < 1000
     assert item["number"] > 3000
+
+
+@pytest.mark.parametrize("settings", [None, config_of(200, 200)], ids=["file", "run"])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_detections_of_few_images_have_advice_as_json(settings, seed):
+    content, detections = random_case(seed, num_images=1 + seed, num_detections=5 * seed)
+    evaluated = evaluate_detections(MemorySource(content), detections, settings)
+    for item in json.loads(to_json(advice_of(evaluated))):
+        assert isinstance(item["number"], int | float)
+        assert item["text"][-1] in ".?"
 
 
 def test_the_worst_advice_is_first(scene, config):
