@@ -88,6 +88,9 @@ def test_a_class_that_is_often_detected_as_another_is_confused(scene, config):
     assert advice[0]["number"] == pytest.approx(0.2, abs=0.03)
     num_cows = int((scene.objects[:, CLASS] == COW).sum())
     assert f"{fifth.sum()} of {num_cows} objects of cow" in advice[0]["text"]
+    # These objects have no detection as cow besides.
+    titles = [item["title"] for item in advice]
+    assert "Objects are detected as several categories" not in titles
 
 
 def test_a_class_that_is_always_detected_as_another_is_not_interchanged(scene, config):
