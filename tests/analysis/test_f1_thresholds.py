@@ -37,9 +37,11 @@ def test_the_threshold_of_the_highest_f1():
 
 
 def test_of_equal_f1_the_highest_threshold_is_chosen():
-    """F1 is 1/2 for one of one detection, and for two of five."""
-    point = find_thresholds(cats(True, False, False, True, False, num_objects=3)).categories[0]
-    assert point == pytest.approx((0.9, 1 / 2, 1, 1 / 3))
+    """F1 is 2/3 for one correct of one detection, and for two of four."""
+    content = truth((1, CAT, BOX), (4, CAT, BOX), num_images=4)
+    detections = results(*((n, CAT, BOX, 1 - n / 10) for n in (1, 2, 3, 4)))
+    point = find_thresholds(evaluate(content, detections)).categories[0]
+    assert point == pytest.approx((0.9, 2 / 3, 1, 1 / 2))
 
 
 def test_detections_of_equal_score_are_all_left_out_or_none():
