@@ -18,7 +18,7 @@ from retinanet_jax.utils.files import check_absent, make_writable, write_json
 from retinanet_jax.utils.remote import local_copy, with_remote_names
 
 VALIDATION_FRACTION = 0.2  # of the images of a detected dataset without evaluation data
-HELD_OUT = "of the images are held out for evaluation"
+SPLIT_NOTE = "of the images are held out for evaluation"
 
 
 def use_dataset(config: ConfigDict, path: pathlib.Path, given: Collection[str]) -> str:
@@ -53,7 +53,7 @@ def use_dataset(config: ConfigDict, path: pathlib.Path, given: Collection[str]) 
     if not config.data.validation_fraction and "data.validation_fraction" not in given:
         config.data.validation_fraction = VALIDATION_FRACTION
     fraction = config.data.validation_fraction
-    split = f"; {fraction:.0%} {HELD_OUT}" if fraction else ""
+    split = f"; {fraction:.0%} {SPLIT_NOTE}" if fraction else ""
     return description + split
 
 
@@ -101,7 +101,7 @@ def use_evaluation_dataset(
     """
     description = use_dataset(config, path, given)
     images = use_all_images(config, trained, given)
-    if description.endswith(HELD_OUT) and names_evaluation_data(config):  # none are, after all
+    if description.endswith(SPLIT_NOTE) and names_evaluation_data(config):  # none are, after all
         description, _, _ = description.rpartition("; ")
     return "; ".join(filter(None, [description, images]))
 
