@@ -24,7 +24,6 @@ from retinanet_jax.analysis.overlaps import (
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data.sources.dense_images import COCO_DETECTIONS
 from retinanet_jax.evaluation.coco_metrics import (
-    COCO_LIMITS,
     METRICS,
     none_if_undefined,
     renumber,
@@ -131,8 +130,6 @@ def evaluate_detections(
     ).reshape(-1, 7)
     truth = hotcoco.COCO(with_plain_names(ground_truth))
     evaluation = hotcoco.COCOeval(truth, truth.load_res(table), "bbox")
-    evaluation.params.img_ids = list(range(1, len(source) + 1))
-    evaluation.params.max_dets = list(COCO_LIMITS)
     evaluation.evaluate()
     evaluation.accumulate()
     boxes, score = detection_columns(source, table)
