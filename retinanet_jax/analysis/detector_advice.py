@@ -225,9 +225,10 @@ def _larger_images(facts: Facts, config: ConfigDict | None) -> str:
         "data.eval_shapes": "own",
     }
     size = f"{short:.0f} to {data.eval_short_side} pixels"
+    command = f"retinanet-jax evaluate --workdir=DIR {flags(fields)}"
     return (
         f"The short side of the images is resized from {size} (median). Evaluate at a higher "
-        f"resolution: `retinanet-jax evaluate {flags(fields)}`; if AP is higher, train with it."
+        f"resolution: `{command}`; if AP is higher, train with it."
     )
 
 

@@ -152,13 +152,13 @@ def check_missing_annotations(facts: Facts) -> Iterator[Advice]:
 def check_displacement(facts: Facts) -> Iterator[Advice]:
     """Report that detections are displaced from their objects, all of them or of a category."""
     for name, pairs in _all_or_by_category(facts, are_displaced):
-        shift, side = np.median(pairs.shift, axis=0).tolist(), float(np.median(pairs.sides))
+        shift, side = np.median(pairs.shift, axis=0), float(np.median(pairs.sides))
+        axes = np.flatnonzero(are_displaced(pairs)).tolist()
         directions = [
-            f"{abs(pixels):.1f} pixels {names[pixels > 0]}"
-            for pixels, names, is_far in zip(shift, DIRECTIONS, are_displaced(pairs), strict=True)
-            if is_far
+            f"{abs(shift[axis]):.1f} pixels {DIRECTIONS[axis][int(shift[axis] > 0)]}"
+            for axis in axes
         ]
-        farthest = max(map(abs, shift))
+        farthest = float(np.abs(shift[axes]).max())
         yield Advice(
             ERROR if farthest >= FAR * side else WARNING,
             f"The boxes of {name} are displaced",

@@ -238,7 +238,7 @@ def test_small_objects_of_reduced_images_are_missed_for_their_resolution():
     assert f"0%): {worst} " in advice[0]["text"]
     assert "resized from 1600 to 400 pixels" in advice[0]["text"]
     flags = "--config.data.eval_short_side=800 --config.data.long_side=800"
-    assert f"evaluate {flags} --config.data.eval_shapes=own`" in advice[0]["text"]
+    assert f"evaluate --workdir=DIR {flags} --config.data.eval_shapes=own`" in advice[0]["text"]
 
 
 def test_several_categories_of_an_object_are_a_hint_to_class_agnostic_nms(scene, config):
