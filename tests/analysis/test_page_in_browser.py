@@ -44,12 +44,17 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Return the file of each page."""
+def file_of(tmp_path_factory):
+    """Return a function that writes one of PAGES, if it is not written yet, and returns its file."""
     folder = tmp_path_factory.mktemp("pages")
-    for name, analysis in PAGES.items():
-        (folder / f"{name}.html").write_bytes(render(analysis()))
-    return {name: folder / f"{name}.html" for name in PAGES}
+
+    def file_of(name):
+        file = folder / f"{name}.html"
+        if not file.exists():
+            file.write_bytes(render(PAGES[name]()))
+        return file
+
+    return file_of
 
 
 def set_screen(chromium, size=DESKTOP, scheme="light", media=""):
@@ -62,7 +67,7 @@ def set_screen(chromium, size=DESKTOP, scheme="light", media=""):
 
 
 @pytest.fixture
-def opened(chromium, files):
+def opened(chromium, file_of):
     """Return a function that opens a page, as for the first time, and returns the browser."""
 
     def open_page(name, **screen):
@@ -70,7 +75,7 @@ def opened(chromium, files):
         for log in ("browser", "performance"):
             chromium.get_log(log)
         set_screen(chromium, **screen)
-        chromium.get(files[name].as_uri())
+        chromium.get(file_of(name).as_uri())
         return chromium
 
     return open_page
@@ -116,10 +121,10 @@ def choose(browser, name, text):
 
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_page_opens_without_a_message_or_a_request(opened, files, name, scheme):
+def test_a_page_opens_without_a_message_or_a_request(opened, file_of, name, scheme):
     browser = opened(name, scheme=scheme)
     assert browser.get_log("browser") == []
-    assert requests(browser) == [files[name].as_uri()]
+    assert requests(browser) == [file_of(name).as_uri()]
     assert browser.title.startswith("Analysis: ")  # no script of a name has changed it
     sizes = browser.execute_script(
         "return Array.from(document.images, (image) => [image.complete, image.naturalWidth])"
