@@ -258,7 +258,7 @@ def next_commands(imported: Imported) -> list[str]:
     Those for data other than COCO have a placeholder for the data.
     """
     folder = shlex.quote(str(imported.checkpoint.folder))
-    is_coco = imported.checkpoint.categories == COCO_CATEGORIES  # whose data the preset names
+    is_coco = imported.checkpoint.categories == COCO_CATEGORIES  # the preset names its data
     data = "" if is_coco else " --data=FOLDER_OR_FILE"
     return [
         f"retinanet-jax predict --weights={folder} --output=DIR IMAGES",
