@@ -24,8 +24,9 @@ def curves(evaluated):
 
 
 def test_the_curve_of_a_few_detections():
-    """One of two cats is found first, the other after a false one; the dog is not found."""
-    content = truth((1, CAT, BOX), (2, CAT, BOX), (1, DOG, BOX), num_images=2)
+    """One of two cats is first, the other after a false one; the dog is missed; there is no cow."""
+    objects = (1, CAT, BOX), (2, CAT, BOX), (1, DOG, BOX)
+    content = truth(*objects, num_images=2, names=("cat", "dog", "cow"))
     detections = results((1, CAT, BOX, 0.9), (1, CAT, ELSEWHERE, 0.8), (2, CAT, BOX, 0.7))
     overall, dog, cat = curves(evaluate(content, detections))
     assert [overall["category"], dog["category"], cat["category"]] == [None, "dog", "cat"]
