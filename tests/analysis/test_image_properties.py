@@ -10,6 +10,7 @@ from retinanet_jax.analysis import image_properties as module
 from retinanet_jax.analysis.evaluated import evaluate_detections
 from retinanet_jax.analysis.image_properties import image_properties
 from retinanet_jax.data.sources.base import subset
+from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.evaluation.coco_metrics import coco_metrics
 
 BOX = [0, 0, 100, 100]  # xywh
@@ -105,3 +106,13 @@ def test_the_brightness_of_at_most_a_thousand_images_is_measured(monkeypatch):
     values = [10 * n for n in range(7)]
     rows = image_properties(dataset(pixels=gray(*values), num_images=7))
     assert [row["group"] for row in rows] == ["0", "30", "60"]
+
+
+def test_the_brightness_of_image_files(synthetic_dataset):
+    source = CocoSource(synthetic_dataset / "instances.json", synthetic_dataset / "images")
+    rows = image_properties(evaluate_detections(source, []))
+    rows = [row for row in rows if row["property"] == "brightness"]
+    assert sum(row["images"] for row in rows) == 20
+    values = sorted(source.image(index).mean() for index in range(20))
+    bounds = [row["group"].split(" to ") for row in rows]
+    assert (bounds[0][0], bounds[-1][-1]) == (f"{values[0]:.0f}", f"{values[-1]:.0f}")
