@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from retinanet_jax import checkpoint, datasets
+from retinanet_jax import checkpoint
 from retinanet_jax.analysis import report
 from retinanet_jax.analysis.evaluated import Evaluated, evaluate_detections
 from retinanet_jax.analysis.focal_loss_curves import focal_loss_curves
@@ -22,7 +22,7 @@ from retinanet_jax.config import CONFIGS
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.evaluation import records
 from retinanet_jax.evaluation.evaluator import open_checkpoint_and_data
-from retinanet_jax.evaluation.results_file import describe_results, read_results
+from retinanet_jax.evaluation.results_file import describe_results, open_annotations, read_results
 from retinanet_jax.utils.files import OutputFolder
 from retinanet_jax.utils.paths import is_remote, to_path
 from retinanet_jax.utils.run_lock import RunLock
@@ -145,7 +145,7 @@ def open_run(values: Any, workdir: pathlib.Path) -> Detected:
 def open_file(values: Any) -> Detected:
     """Return the dataset and the detections of a file."""
     path, config = to_path(values.detections), config_of_detections(values)
-    source = datasets.open_evaluation(config, to_path("."))
+    source = open_annotations(config, to_path("."))
     description = {"dataset": records.describe_dataset(source)}
     origin = report.Origin("", detections=str(path))
     return Detected(source, read_results(path, source), description, origin)

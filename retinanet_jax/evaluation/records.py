@@ -85,7 +85,7 @@ def short_name(source: Source) -> str:
 def digest(source: Source) -> str:
     """Return the SHA-256 of a dataset: its images' ids, sizes and objects, and some of its files.
 
-    It does not depend on the folder that the dataset is in.
+    It does not depend on the folder that the dataset is in, but on whether its images are there.
     """
     total = hashlib.sha256()
     total.update(json.dumps(source.categories).encode())
@@ -96,7 +96,7 @@ def digest(source: Source) -> str:
         for field in source.annotations(index):
             total.update(np.ascontiguousarray(field).tobytes())
     spread = np.linspace(0, len(source) - 1, min(NUM_HASHED_IMAGES, len(source)))
-    for index in spread.astype(int).tolist():
+    for index in spread.astype(int).tolist() if source.has_images else ():
         content = source.read(index)
         total.update(source.image(index).tobytes() if content is None else content)
     return total.hexdigest()

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import datasets
 from retinanet_jax.data.sources.base import Source
+from retinanet_jax.data.sources.coco import CocoAnnotations
 from retinanet_jax.data.sources.conventions import convention_of
 from retinanet_jax.evaluation.category_table import category_table
 from retinanet_jax.evaluation.coco_metrics import coco_api, coco_metrics
@@ -51,7 +52,7 @@ def evaluate_file(
     coco_api(config.evaluator)  # raises an error early if it is not installed
     if output:
         OutputFolder(output).prepare(OUTPUT)
-    source = datasets.open_evaluation(config, workdir)
+    source = open_annotations(config, workdir)
     results = read_results(path, source)
     print(f"{path}: {describe_results(results, source)}")
     print(f"categories of {source.name}: {list_categories(source)}", flush=True)
@@ -68,6 +69,29 @@ def evaluate_file(
         content = {**metrics, "detections": str(path), "dataset": describe_dataset(source)}
         OutputFolder(output).write(OUTPUT, to_json(content))
         print(f"written to {output / OUTPUT}")
+
+
+def open_annotations(config: ConfigDict, workdir: pathlib.Path) -> Source:
+    """Open the evaluation data; if its images are missing, only the annotations in COCO's format.
+
+    AP does not require the images.
+
+    Args:
+        config: The config that names the dataset.
+        workdir: The folder for generated datasets.
+
+    Raises:
+        OSError: If a file cannot be read.
+        ValueError: If a file is invalid.
+    """
+    try:
+        return datasets.open_evaluation(config, workdir)
+    except FileNotFoundError as error:
+        file = pathlib.Path(config.data.eval.annotations)
+        if config.data.eval.source != "coco" or not file.is_file():
+            raise
+        logging.warning("%s AP is computed without the images.", error)
+        return CocoAnnotations(file)
 
 
 def read_results(path: pathlib.Path, source: Source) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -259,6 +260,33 @@ def test_without_objects_the_reason_is_printed(dataset, results_file, capsys):
     file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": []}))
     assert evaluate(f"--detections={results_file}", f"--data={dataset}") == 0
     assert "AP is undefined, because none of its 3 images has a box\n" in capsys.readouterr().out
+
+
+def test_the_images_are_not_needed(dataset, results_file, tmp_path, caplog):
+    """Only the annotations, in COCO's format; the other numbers are the same."""
+    flags = (f"--detections={results_file}", f"--data={dataset / 'instances.json'}")
+    evaluate(*flags, f"--output={tmp_path / 'with'}")
+    assert caplog.messages == []
+    shutil.rmtree(dataset / "images")
+    evaluate(*flags, f"--output={tmp_path / 'without'}")
+    (message,) = caplog.messages
+    assert "3 of 3 images of " in message
+    assert message.endswith(" AP is computed without the images.")
+    expected, content = (
+        json.loads((tmp_path / name / "evaluation.json").read_text())
+        for name in ("with", "without")
+    )
+    assert expected.pop("dataset")["sha256"] != content.pop("dataset")["sha256"]
+    assert content == expected
+
+
+def test_a_missing_file_of_annotations_is_an_error(dataset, results_file, error_line):
+    flags = [f"--config.data.eval.{name}" for name in ("source", "annotations", "images")]
+    values = ("coco", dataset / "none.json", dataset)
+    given = [f"{flag}={value}" for flag, value in zip(flags, values, strict=True)]
+    config = "--config=configs/finetune.py"
+    line = error_line("evaluate", f"--detections={results_file}", config, *given)
+    assert "none.json" in line
 
 
 def test_a_part_of_the_images_is_evaluated_if_asked(dataset, results_file, error_line):

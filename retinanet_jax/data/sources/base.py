@@ -60,9 +60,11 @@ class Source(abc.ABC):
         decoding: How the images are decoded.
         exif_decisions: What the images of each file of annotations show about their orientation;
             empty if that was not examined.
+        has_images: Whether the images can be read; without them, AP can be computed.
     """
 
     exif_decisions: tuple[ExifDecision, ...] = ()
+    has_images = True
 
     def __init__(
         self,

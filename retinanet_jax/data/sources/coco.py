@@ -81,6 +81,36 @@ class CocoSource(ImageFolderSource):
         )
 
 
+class CocoAnnotations(Source):
+    """The boxes of a COCO JSON file, of which the images are not here."""
+
+    has_images = False
+
+    def __init__(self, annotations: str | os.PathLike):
+        """Read and check the JSON file.
+
+        Args:
+            annotations: The JSON file.
+
+        Raises:
+            FileNotFoundError: If the JSON is missing.
+            ValueError: If it is not COCO instances or contradicts itself.
+        """
+        content = CocoContent(str(annotations), load_instances(pathlib.Path(annotations)))
+        super().__init__(
+            str(annotations),
+            image_ids=content.image_ids,
+            file_names=content.file_names,
+            sizes=content.sizes,
+            categories=content.categories,
+            objects=content.objects,
+        )
+
+    def read(self, index: int) -> bytes:
+        """Raise FileNotFoundError."""
+        raise FileNotFoundError(f"{self.name}: the image {self.file_names[index]} is missing.")
+
+
 def coco_json(source: Source, folder: pathlib.Path) -> dict[str, Any]:
     """Return a dataset of any format as the content of a COCO JSON file.
 
