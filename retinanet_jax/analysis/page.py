@@ -116,7 +116,6 @@ def template_engine() -> Any:
         "count": format_count,
         "number": format_number,
         "short": short_name,
-        "signed": lambda value: format_number(value, sign="+"),
     }
     return engine
 

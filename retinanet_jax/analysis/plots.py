@@ -46,7 +46,7 @@ STYLE: Any = {
     "ytick.labelcolor": TEXT,
     "legend.frameon": False,
 }
-WIDTH, HEIGHT = 5.6, 3.8  # inches of a plot
+WIDTH, HEIGHT = 4.6, 3.3  # inches of a plot, 442 CSS pixels wide
 BAR = 0.28  # inches of the height of a bar with its gap
 MAX_NAME = 26  # characters of a category's name
 MAX_BARS = 30
@@ -90,7 +90,7 @@ def plots(analysis: Mapping[str, Any]) -> dict[str, str]:
 def plot_errors(errors: Sequence[Mapping[str, Any]]) -> str:
     """Plot the AP50 that each type of error costs."""
     rows = [(error["type"], error["delta_ap"], f"{error['count']}") for error in errors]
-    return _bars(rows, "AP50 gained if these errors are corrected (number of errors)")
+    return _bars(rows, "AP50 gained if corrected (number of errors)")
 
 
 def plot_categories(categories: Sequence[Mapping[str, Any]]) -> str:
@@ -222,7 +222,7 @@ def _missed(groups: Sequence[Mapping[str, Any]], title: str) -> str:
         )
         for group in groups
     ]
-    return _bars(rows, f"fraction of objects missed, by {title}", limit=1.0)
+    return _bars(rows, f"fraction missed, by {title}", limit=1.0)
 
 
 def _bars(

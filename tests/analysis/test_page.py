@@ -1,9 +1,11 @@
 """The page contains everything, escapes everything and loads nothing."""
 
 import base64
+import configparser
 import hashlib
 import html
 import html.parser
+import pathlib
 import re
 import sys
 
@@ -13,6 +15,7 @@ from analysis_examples import HOSTILE, empty_analysis, example_analysis
 from retinanet_jax.analysis.page import render
 from retinanet_jax.analysis.plots import short_name
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 # Elements of HTML that have no end tag.
 VOID = ("br", "hr", "img", "input", "link", "meta")
 
@@ -129,6 +132,14 @@ def test_an_undefined_number_is_a_dash_and_is_sorted_as_undefined(plain_page):
     page = plain_page.decode()
     assert '<td class="number" data-value="0.1">0.100</td>' in page
     assert '<td class="number" data-value="">-</td>' in page
+
+
+def test_a_wheel_has_the_files_of_the_page():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = setup["options.package_data"]["retinanet_jax.analysis"].split(", ")
+    folder = ROOT / "retinanet_jax" / "analysis"
+    assert sorted(listed) == sorted(p.name for p in folder.glob("*.*") if p.suffix != ".py")
 
 
 @pytest.mark.parametrize("module", ["jinja2", "matplotlib"])

@@ -45,7 +45,7 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def file_of(tmp_path_factory):
-    """Return a function that writes one of PAGES, if it is not written yet, and returns its file."""
+    """Return a function that returns the file of one of PAGES, which it writes first."""
     folder = tmp_path_factory.mktemp("pages")
 
     def file_of(name):
