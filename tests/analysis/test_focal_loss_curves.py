@@ -138,15 +138,17 @@ def test_the_seed_chooses_the_images(detector, source):
 
 
 @pytest.mark.parametrize(
-    ("labels", "losses"),
+    ("labels", "at_gamma_2"),
     [
-        ([-1, -2, -1], [1.0, 1.0, 1.0]),  # no foreground
-        ([0, -2, 3], [1.0, 1.0, 1.0]),  # no background
-        ([0, -1, -1], [1.0, 0.0, 0.0]),  # a loss that is rounded to 0
+        ([-1, -2, -1], 1.0),  # no foreground
+        ([0, -2, 3], 1.0),  # no background
+        ([0, -1, -1], 0.0),  # losses that are rounded to 0
     ],
 )
-def test_curves_that_are_undefined(config, source, monkeypatch, labels, losses):
-    images = [(np.tile(np.float32(losses), (4, 1)), np.array(labels), 1.0)]
+def test_curves_that_are_undefined(config, source, monkeypatch, labels, at_gamma_2):
+    losses = np.ones((4, 3), np.float32)
+    losses[3] = at_gamma_2
+    images = [(losses, np.array(labels), 1.0)]
     monkeypatch.setattr(focal_loss_curves, "_anchor_losses", lambda *_: images)
     assert curves_of((config, {}), source) is None
 

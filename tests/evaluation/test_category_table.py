@@ -47,8 +47,8 @@ def truth_and_results():
     }
     fields = ("image_id", "category_id", "bbox")
     results = [{**{field: annotations[k][field] for field in fields}, "score": 0.9} for k in (0, 3)]
-    # The box of the cat is 8 pixels wider, with an IoU of 40 / 48 = .83: right at 7 of 10 IoUs.
-    results[1]["bbox"] = [200.0, 0.0, 48.0, 40.0]
+    # The box of the cat is 36 pixels wider, with an IoU of 40 / 76 = .53: right only at IoU .5.
+    results[1]["bbox"] = [200.0, 0.0, 76.0, 40.0]
     return truth, results
 
 
@@ -64,9 +64,9 @@ def test_the_numbers_of_a_category(truth_and_results):
         "images": 2,
     }
     assert metrics["categories"]["cat"] == {
-        "AP": pytest.approx(0.7),
+        "AP": pytest.approx(0.1),
         "AP50": pytest.approx(1),
-        "AR": pytest.approx(0.7),
+        "AR": pytest.approx(0.1),
         "objects": 1,
         "images": 1,
     }
@@ -90,7 +90,7 @@ def test_the_table_is_sorted_and_points_at_a_category_without_ap(truth_and_resul
         "AP by category, worst first:",
         "          AP     AP50       AR  objects   images",
         "dog    0.000    0.000    0.000        3        2",
-        "cat    0.700    1.000    0.700        1        1",
+        "cat    0.100    1.000    0.100        1        1",
         "no objects, and so no AP: ?",
         "AP is 0 although there are objects: dog (3 objects)",
     ]
