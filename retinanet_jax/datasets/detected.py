@@ -76,12 +76,12 @@ def use_all_images(config: ConfigDict, trained: ConfigDict | None, given: Collec
         if all(config.data.train[name] == trained.data.train[name] for name in LIST_FIELDS):
             return ""
         return (
-            "only the held-out images are read, as this may be the run's own dataset in "
-            "another place; --config.data.validation_fraction=0 reads all"
+            "only the held-out images are used, as this may be the run's own dataset in "
+            "another place; --config.data.validation_fraction=0 uses all"
         )
     for name in LIST_FIELDS:
         config.data.eval[name] = config.data.train[name]
-    return "all images are read"
+    return "all images are used"
 
 
 def use_evaluation_dataset(

@@ -85,12 +85,12 @@ def test_another_dataset_replaces_only_the_data(trained, evaluated, synthetic_da
         "data.train.annotations": annotations,
         "data.train.images": images,
     }
-    line = "25% of the images are held out for evaluation; only the held-out images are read"
+    line = "25% of the images are held out for evaluation; only the held-out images are used"
     assert line in capsys.readouterr().out
     config = evaluated(f"--data={synthetic_dataset}", "--config.data.validation_fraction=0")
     assert config.data.eval.annotations == annotations
     line = capsys.readouterr().out
-    assert line.endswith(f"images in {synthetic_dataset}/images; all images are read\n")
+    assert line.endswith(f"images in {synthetic_dataset}/images; all images are used\n")
 
 
 def test_all_images_of_another_dataset_are_read_if_the_run_had_evaluation_data(
@@ -158,7 +158,7 @@ def test_a_file_of_predictions_has_the_ap_of_the_evaluation(tiny_run, program, t
     weights = (f"--weights={tiny_run.workdir}", f"--output={output}", "--nodraw")
     status, stdout, stderr = program.run("predict", data, *weights)
     assert status == 0, stderr
-    assert "; all images are read\n" in stdout
+    assert "; all images are used\n" in stdout
     predicted = json.loads((output / "detections.json").read_text())
     stored = json.loads((tiny_run.workdir / "eval/8_detections.json").read_text())
     assert len(predicted) == len(stored) > 50

@@ -193,7 +193,7 @@ def test_a_dataset_has_its_own_ids_of_images_and_of_categories_by_name(
     assert given["categories"] == ["dog", "cat", "cow"]
     assert given["score_threshold"] == 0.125  # of the config, as in an evaluation
     printed = capsys.readouterr().out
-    assert f"images in {tmp_path}/mine/images; all images are read\n" in printed
+    assert f"images in {tmp_path}/mine/images; all images are used\n" in printed
     assert "same name" not in printed
     drawings = {path.name for path in (tmp_path / "out").glob("*.jpg")}
     assert drawings == {"a.jpg", "b.jpg", "c.jpg"}

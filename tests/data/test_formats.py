@@ -173,10 +173,10 @@ def test_evaluate_reads_all_images_unless_the_run_split_them(folders):
         message = datasets.use_all_images(config, trained, given)
         return message, config.data.eval.annotations
 
-    all_images = ("all images are read", str(folders["voc"]))
+    all_images = ("all images are used", str(folders["voc"]))
     assert evaluated(folders["voc"]) == ("", "")
     message, annotations = evaluated(folders["coco"])
-    assert "only the held-out images are read" in message
+    assert "only the held-out images are used" in message
     assert not annotations
     given = "data.validation_fraction"
     assert evaluated(folders["coco"], given, fraction=0.3) == ("", "")

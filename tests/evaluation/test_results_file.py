@@ -228,7 +228,7 @@ def test_the_metrics_are_printed_and_written(results_file, dataset, tmp_path, ca
     flags = (f"--detections={results_file}", f"--data={dataset}")
     assert evaluate(*flags, f"--output={tmp_path / 'out'}") == 0
     printed = capsys.readouterr().out
-    assert f"images in {dataset}/images; all images are read\n" in printed
+    assert f"images in {dataset}/images; all images are used\n" in printed
     counts = "3 detections of 2 of the 2 categories in 2 of the 3 images"
     assert f"{results_file}: {counts}\n" in printed
     assert f"categories of {dataset}/instances.json: 2 cat, 7 dog <b>\n" in printed
