@@ -175,7 +175,9 @@ def _warn_of_unfilled(images: Sequence[pathlib.Path], value_range: str) -> None:
 COMMAND = Command(
     usage=(
         "retinanet-jax predict --weights=NAME_OR_DIR_OR_FILE --output=DIR "
-        "IMAGE_OR_FOLDER_OR_PATTERN...|--data=FOLDER_OR_FILE"
+        "IMAGE_OR_FOLDER_OR_PATTERN...\n"
+        "       retinanet-jax predict --weights=NAME_OR_DIR_OR_FILE --output=DIR "
+        "--data=FOLDER_OR_FILE"
     ),
     description=(
         "Detects objects in images. Writes OUTPUT/detections.json (COCO's results format with "
