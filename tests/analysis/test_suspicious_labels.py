@@ -55,9 +55,9 @@ def test_an_inaccurate_box():
 
 
 def test_a_duplicate():
-    """The second annotation of a cat is missed because the first one is detected."""
+    """The second annotation of a cat is missed because the first one is detected; so is a dog."""
     content = truth((1, CAT, BOX), (1, CAT, [0, 0, 100, 90]), (1, DOG, [0, 0, 100, 95]))
-    (entry,) = find(content, results((1, CAT, BOX, 0.9), (1, DOG, [0, 0, 100, 95], 0.8)))
+    (entry,) = find(content, results((1, CAT, BOX, 0.9)))
     assert (entry["reason"], entry["category"], entry["detected_as"]) == ("duplicate", "cat", "cat")
     assert (entry["box"], entry["object_box"]) == ([0, 0, 100, 100], [0, 0, 100, 90])
     assert (entry["score"], entry["iou"]) == (0.9, pytest.approx(0.9))
@@ -83,6 +83,15 @@ def test_an_object_that_is_detected_is_not_suspicious():
 def test_crowd_regions_are_not_suspicious():
     content = truth(crowds=[(1, CAT, BOX)])
     assert find(content, results((1, CAT, [10, 10, 50, 50], 0.9))) == []
+    content = truth((1, CAT, BOX), (1, DOG, ELSEWHERE), crowds=[(1, CAT, BOX)])
+    assert find(content, results((1, DOG, ELSEWHERE, 0.9))) == []  # the cat is no duplicate of it
+
+
+def test_a_small_overlap_with_a_missed_object_is_no_wrong_category():
+    """The cat is on a detected dog; it overlaps another one by less than .5."""
+    content = truth((1, DOG, BOX), (1, DOG, SHIFTED))
+    detections = results((1, DOG, BOX, 0.9), (1, CAT, BOX, 0.8))
+    assert find(content, detections) == []
 
 
 def test_an_object_is_named_once_and_the_highest_score_is_first():
