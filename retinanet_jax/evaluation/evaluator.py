@@ -237,13 +237,21 @@ def open_checkpoint_and_data(
         none; and the dataset.
 
     Raises:
-        FileNotFoundError: If there is no checkpoint.
+        FileNotFoundError: If there is no checkpoint, or a file of the dataset is missing.
         ValueError: If the network or the categories differ from the checkpoint's.
     """
     trained = checkpoint.load(workdir)
     names = [category.name for category in trained.categories]
     config = datasets.with_missing_categories(config, names)
-    source = datasets.open_evaluation(config, workdir)
+    try:
+        source = datasets.open_evaluation(config, workdir)
+    except FileNotFoundError as error:
+        if records.dataset_fields(config) != records.dataset_fields(trained.config):
+            raise
+        raise FileNotFoundError(
+            f"{error} The checkpoint's config names this dataset; --data=FOLDER_OR_FILE gives "
+            "another place."
+        ) from None
     datasets.check_evaluation_data(source, max_detections=config.detections.max_detections)
     checkpoint.check_categories(trained.folder, trained.categories, source.categories)
     checkpoint.check_model(trained.folder, trained.config, config)

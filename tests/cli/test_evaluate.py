@@ -62,6 +62,19 @@ def test_without_flags_it_is_the_checkpoints_config(trained, evaluated, command)
     assert config.is_locked
 
 
+def test_data_that_were_moved_are_named_with_the_flag_that_helps(trained, error_line, tmp_path):
+    trained.data.eval.update(annotations=str(tmp_path / "gone.json"), images=str(tmp_path))
+    write(tmp_path / "second", trained)
+    flag = f"--workdir={tmp_path / 'second'}"
+    line = error_line("evaluate", flag)
+    assert f"{tmp_path / 'gone.json'}: there is no such annotation file" in line
+    assert line.endswith(
+        " The checkpoint's config names this dataset; --data=FOLDER_OR_FILE gives another place."
+    )
+    line = error_line("evaluate", flag, "--config.data.eval.annotations=other.json")
+    assert "The checkpoint's config" not in line
+
+
 def test_fields_that_are_given_override_it(trained, evaluated):
     config = evaluated("--config.detections.iou_threshold=0.5", "--config.data.buckets=((96, 96),)")
     assert changes(trained, config) == {
