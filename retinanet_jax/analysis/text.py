@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from retinanet_jax.utils.progress import shorten
+from retinanet_jax.utils.progress import format_count, shorten
 
 WIDTH = 100  # characters of a line
 METRICS = ("AP", "AP50", "AP75")
@@ -31,13 +31,15 @@ def summarize(analysis: Mapping[str, Any]) -> str:
 
 def _metrics(summary: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines with the metrics and their intervals."""
-    counts = (f"{summary[name]} {name}" for name in ("images", "objects", "detections"))
-    yield ", ".join(counts)
+    nouns = ("image", "object", "detection")
+    yield ", ".join(format_count(summary[f"{noun}s"], noun) for noun in nouns)
     values = (
         f"{name} {_number(summary['metrics'][name])}{_interval(summary['intervals'].get(name))}"
         for name in METRICS
     )
-    yield f"{', '.join(values)} (intervals of {summary['confidence']:.0%})"
+    has_intervals = any(summary["intervals"].get(name) for name in METRICS)
+    note = f" (intervals of {summary['confidence']:.0%})" if has_intervals else ""
+    yield ", ".join(values) + note
     if summary["threshold"] is not None:
         point = ", ".join(f"{name} {_number(summary[name])}" for name in ("precision", "recall"))
         yield f"F1 {_number(summary['F1'])} at the score {summary['threshold']:.3f}: {point}"
@@ -54,21 +56,21 @@ def _comparison(comparison: Mapping[str, Any] | None) -> Iterator[str]:
                 f"{ap['probability']:.0%}"
             )
         yield f"compared with {shorten(comparison['other'], MAX_NAME)}:"
-        yield f"  AP {_gain(ap['difference'])}{interval}"
+        yield f"  AP {_gain(ap['difference']) or 'undefined'}{interval}"
 
 
 def _errors(errors: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a line for each type of error."""
     yield "errors by type, and the AP50 that they cost:"
     for error in errors:
-        yield f"  {error['type']:<14}{error['count']:>7}   {_gain(error['delta_ap'])}"
+        yield f"  {error['type']:<14}{error['count']:>7}   {_gain(error['delta_ap'])}".rstrip()
 
 
 def _categories(categories: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the categories of the lowest AP."""
     measured = [row for row in categories if row["AP"] is not None]
     if measured:
-        yield f"lowest AP of {len(measured)} categories with objects:"
+        yield f"lowest AP ({len(measured)} of {len(categories)} categories have objects):"
     for row in measured[:NUM_CATEGORIES]:
         error = f", mostly {row['worst_error']}" if row["worst_error"] else ""
         yield (
@@ -103,4 +105,4 @@ def _interval(interval: Sequence[float] | None) -> str:
 
 
 def _gain(delta_ap: float | None) -> str:
-    return "undefined" if delta_ap is None else f"{delta_ap:+.3f}"
+    return "" if delta_ap is None else f"{delta_ap:+.3f}"
