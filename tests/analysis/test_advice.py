@@ -256,6 +256,16 @@ def test_several_categories_of_an_object_are_a_hint_to_class_agnostic_nms(scene,
     assert title not in [item["title"] for item in doubled.advice(config)]
 
 
+def test_class_agnostic_nms_is_no_advice_for_objects_without_a_right_detection(config):
+    scene = strong_detector(noise=0)
+    image, is_cow = scene.detections[:, 0], scene.detections[:, CLASS] == COW
+    scene.detections[:, SCORE] = np.where(image < 20, 0.5, 0.9)
+    scene.detections[is_cow & (image < 50), SCORE] = 0.6
+    scene.detections[is_cow & (image < 50), CLASS] = DOG
+    advice = scene.advice(config)
+    assert [item["title"] for item in advice] == ["cow is detected as dog"]
+
+
 def test_class_agnostic_nms_is_no_advice_where_the_wrong_category_is_better(scene, config):
     """It would remove the right one."""
     again = scene.detections[scene.detections[:, SCORE] > 0.3][::4]
