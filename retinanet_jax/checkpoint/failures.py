@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 import sys
+import traceback
 
 from retinanet_jax.utils.progress import one_line
 
@@ -64,6 +65,8 @@ def silence_orbax() -> None:
 
 
 def _is_of_others(record: logging.LogRecord) -> bool:
-    """Return whether a record is not about Orbax."""
-    text = f"{record.pathname} {record.getMessage()}"
+    """Return whether a record, with its traceback, is not about Orbax."""
+    stack = traceback.extract_tb(record.exc_info[2]) if record.exc_info else []
+    files = [frame.filename for frame in stack]  # asyncio logs errors of tasks, wherever they arose
+    text = " ".join([record.pathname, record.getMessage(), *files])
     return "orbax" not in text and "OCDBT" not in text  # the format of its files
