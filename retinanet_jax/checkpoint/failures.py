@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import traceback
+import warnings
 
 from retinanet_jax.utils.progress import one_line
 
@@ -52,6 +53,8 @@ def silence_orbax() -> None:
     A full disk is otherwise a thousand lines: a traceback for each array. As some are printed when
     Python collects its garbage, this remains in force until the process ends.
     """
+    # Of a save that has failed, Orbax leaves the further parts where they are.
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_of_others)
     earlier_hook = sys.unraisablehook

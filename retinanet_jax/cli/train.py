@@ -237,9 +237,10 @@ def train_or_evaluate(
         raise ValueError("no --workdir: give a folder for the run's checkpoints and metrics.")
     check_fields(config)
     folder = create_workdir(workdir)
+    from retinanet_jax.compilation import store_programs
+
     # A run that is started again or resumed finds its programs compiled.
-    programs = local_folder(folder, "compilation_cache")
-    jax.config.update("jax_compilation_cache_dir", str(programs))
+    store_programs(local_folder(folder, "compilation_cache"))
     if mode == "evaluate":
         from retinanet_jax.evaluation.evaluator import evaluate
 
