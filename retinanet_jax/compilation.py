@@ -6,6 +6,7 @@ import os
 import pathlib
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from typing import Any, TypeVar
@@ -158,4 +159,11 @@ def use_compilation_cache() -> None:
         make_writable(folder)
     except OSError:
         return
+    store_programs(folder)
+
+
+def store_programs(folder: pathlib.Path) -> None:
+    """Store compiled programs in a folder; if one cannot be written, it is compiled again."""
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    # A warning for each program. If the disk is full, what the command writes next reports it.
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache", UserWarning)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -20,6 +21,7 @@ import retinanet_jax
 from retinanet_jax import checkpoint, sharding
 from retinanet_jax import config as config_module
 from retinanet_jax.checkpoint import CheckpointManager
+from retinanet_jax.checkpoint.failures import silence_orbax
 from retinanet_jax.checkpoint.manager import steps_to_preserve
 from retinanet_jax.data.sources import synthetic
 from retinanet_jax.data.sources.base import Category
@@ -410,3 +412,16 @@ def test_a_run_keeps_its_validation_images(config, tmp_path):
         checkpoint.check_split(tmp_path, saved, config)
     config.data.validation_fraction = 0.0  # the run has evaluation data of its own
     checkpoint.check_split(tmp_path, saved, config)
+
+
+@pytest.mark.parametrize(
+    ("file", "is_logged"), [("orbax/checkpoint/path.py", False), ("a.py", True)]
+)
+def test_errors_of_orbaxs_tasks_are_not_logged_and_those_of_others_are(caplog, file, is_logged):
+    silence_orbax()
+    try:
+        exec(compile("raise OSError(28, 'No space left on device')", file, "exec"))
+    except OSError as error:
+        future = f"Future exception was never retrieved: {error!r}"
+        logging.getLogger("asyncio").error(future, exc_info=error)
+    assert bool(caplog.records) == is_logged

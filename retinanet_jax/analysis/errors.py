@@ -103,9 +103,7 @@ def confusion(evaluated: Evaluated, threshold: float | None) -> dict[str, Any]:
     }
 
 
-def confusion_matrix(
-    evaluated: Evaluated, threshold: float | None
-) -> Int[np.ndarray, "K1 K1"]:
+def confusion_matrix(evaluated: Evaluated, threshold: float | None) -> Int[np.ndarray, "K1 K1"]:
     """Return the numbers of objects by class, and by class of the detection; K is background.
 
     Args:

@@ -8,6 +8,8 @@ import pathlib
 import re
 import shutil
 import sys
+import traceback
+import warnings
 
 from retinanet_jax.utils.progress import one_line
 
@@ -51,6 +53,8 @@ def silence_orbax() -> None:
     A full disk is otherwise a thousand lines: a traceback for each array. As some are printed when
     Python collects its garbage, this remains in force until the process ends.
     """
+    # Of a save that has failed, Orbax leaves the further parts where they are.
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_of_others)
     earlier_hook = sys.unraisablehook
@@ -64,6 +68,8 @@ def silence_orbax() -> None:
 
 
 def _is_of_others(record: logging.LogRecord) -> bool:
-    """Return whether a record is not about Orbax."""
-    text = f"{record.pathname} {record.getMessage()}"
+    """Return whether a record, with its traceback, is not about Orbax."""
+    stack = traceback.extract_tb(record.exc_info[2]) if record.exc_info else []
+    files = [frame.filename for frame in stack]  # asyncio logs errors of tasks, wherever they arose
+    text = " ".join([record.pathname, record.getMessage(), *files])
     return "orbax" not in text and "OCDBT" not in text  # the format of its files

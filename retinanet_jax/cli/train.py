@@ -273,8 +273,9 @@ def train_or_evaluate(
 
 def use_program_cache(workdir: pathlib.Path) -> None:
     """Let commands in a working directory find the programs that earlier ones have compiled."""
-    programs = local_folder(workdir, "compilation_cache")
-    jax.config.update("jax_compilation_cache_dir", str(programs))
+    from retinanet_jax.compilation import store_programs
+
+    store_programs(local_folder(workdir, "compilation_cache"))
 
 
 def create_workdir(workdir: str) -> pathlib.Path:

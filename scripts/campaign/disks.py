@@ -153,7 +153,13 @@ def run_read_only(folder: pathlib.Path, reference: Reference, name: str, at: str
 def run_removed(folder: pathlib.Path, reference: Reference, name: str) -> dict[str, Any]:
     """Run in a folder that is removed."""
     workdir = runs.make_workdir(folder / "removed", folder / "cache")
-    ended = run_with_trouble(workdir, "step 5/", lambda: shutil.rmtree(workdir))
+
+    def remove() -> None:
+        # At once, whatever the run is writing meanwhile.
+        gone = workdir.rename(folder / "gone")
+        shutil.rmtree(gone, ignore_errors=True)
+
+    ended = run_with_trouble(workdir, "step 5/", remove)
     return record_of(name, ended, workdir, reference)
 
 

@@ -142,5 +142,5 @@ def test_stored_thresholds_of_extreme_scores_are_valid(score):
 
 def test_without_a_correct_detection_there_is_nothing_to_store():
     evaluated = evaluate(truth((1, CAT, BOX)), results((1, CAT, ELSEWHERE, 0.5)))
-    with pytest.raises(ValueError, match="no detection is correct, so that there is no score thre"):
+    with pytest.raises(ValueError, match="no detection is correct, so that there is no score"):
         thresholds_to_store(find_thresholds(evaluated), evaluated.source.categories)
