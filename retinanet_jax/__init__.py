@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retinanet_jax.detector import Detection, Detections, Detector
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 __all__ = ["Detection", "Detections", "Detector"]
 
 # An installed package contains the configs; in a checkout they are in the folder next to it. Either
