@@ -126,6 +126,7 @@ def assert_same_run(first: pathlib.Path, second: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_train_like_one(program, tmp_path):
     single, double = tmp_path / "single", tmp_path / "double"
     for workdir in (single, double):

@@ -41,6 +41,7 @@ def run(config, workdir):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_coco_voc_and_packed_give_equal_training_and_evaluation(
     coco_config, test_data, tmp_path, one_device
 ):

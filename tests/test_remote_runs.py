@@ -133,6 +133,7 @@ def test_a_remote_working_directory_without_a_checkpoint_is_named(error_line, ob
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_remote_run_is_killed_resumed_evaluated_and_used(
     program, tiny_run, tmp_path, object_store
 ):

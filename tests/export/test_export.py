@@ -184,7 +184,10 @@ def store_median_scores(workdir, files) -> tuple[dict[int, float], list[Detectio
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format_name", list(FORMATS))
+@pytest.mark.parametrize(
+    "format_name",
+    ["stablehlo", *(pytest.param(x, marks=pytest.mark.exhaustive) for x in ("savedmodel", "onnx"))],
+)
 def test_predict_and_artifacts_have_the_stored_thresholds(format_name, toy_config, tmp_path):
     for package in FORMATS[format_name].PACKAGES:
         pytest.importorskip(package)
@@ -218,6 +221,7 @@ def test_predict_and_artifacts_have_the_stored_thresholds(format_name, toy_confi
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_evaluation_has_no_stored_thresholds(toy_config, tmp_path, one_device):
     workdir, folder = tmp_path / "run", tmp_path / "images"
     folder.mkdir()

@@ -140,6 +140,7 @@ def test_everything_that_was_computed_is_written(mode, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_sharded_optimizer_needs_less_memory(toy_config):
     """With the compiler for CPUs: of four parts of the optimizer's state a device has one."""
     mesh = sharding.make_mesh(1, devices=jax.devices()[:4])

@@ -122,6 +122,7 @@ def test_the_table_by_hand(script):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_row_trains(script, one_device, monkeypatch, tmp_path):
     """The actual config, with fewer and smaller images."""
     row_config = script.row_config

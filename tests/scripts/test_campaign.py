@@ -116,10 +116,10 @@ def problems(records):
 
 @pytest.mark.slow
 def test_killed_runs_end_like_runs_without_kills(folder, reference):
-    records = list(kills.run(folder, {1: reference}, count=4, seed=0, jobs=1))
-    assert sum(len(record["kills"]) for record in records) >= 6
+    records = list(kills.run(folder, {1: reference}, count=2, seed=0, jobs=1))
+    assert sum(len(record["kills"]) for record in records) >= 3
     assert not problems(records)
-    assert "4 runs ended bit-equal" in kills.table(records)
+    assert "2 runs ended bit-equal" in kills.table(records)
 
 
 @pytest.mark.slow

@@ -416,7 +416,9 @@ def test_fine_tuning_with_a_validation_fraction_and_an_interruption(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("during", ["training", "evaluation"])
+@pytest.mark.parametrize(
+    "during", ["training", pytest.param("evaluation", marks=pytest.mark.exhaustive)]
+)
 def test_an_error_of_the_data_is_raised_when_the_steps_before_it_are_saved(
     finetune_config, tmp_path, monkeypatch, during
 ):

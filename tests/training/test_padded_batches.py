@@ -59,8 +59,8 @@ def random_variables(config):
 @pytest.mark.parametrize(
     "norm",
     [
-        "batch",
-        pytest.param("frozen_batch", marks=pytest.mark.slow),
+        pytest.param("batch", marks=pytest.mark.slow),
+        pytest.param("frozen_batch", marks=[pytest.mark.slow, pytest.mark.exhaustive]),
         pytest.param("group", marks=[pytest.mark.slow, pytest.mark.exhaustive]),
     ],
 )

@@ -429,7 +429,7 @@ def test_a_run_skips_poisoned_steps_and_counts_them_after_a_resume(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("disk_is_full", [False, True])
+@pytest.mark.parametrize("disk_is_full", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_a_run_stops_at_the_first_poisoned_step_though_it_logs_later(
     run_config, tmp_path, monkeypatch, capsys, disk_is_full
 ):
@@ -464,6 +464,7 @@ def test_a_run_stops_at_the_first_poisoned_step_though_it_logs_later(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("one_device")
 def test_a_lower_learning_rate_gets_a_run_out_of_a_divergence(run_config, tmp_path):
     run_config.update(total_steps=4, nonfinite="stop")

@@ -123,6 +123,7 @@ def test_every_config_field_survives_a_flag():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_printed_commands_run(program, synthetic_dataset, tmp_path):
     """A detector with 5 ratios, P6 from C5 and a background is evaluated, trained on and run."""
     case = {
