@@ -78,6 +78,7 @@ class Stopping:
         writer.setblocking(False)
         self._writer = writer
         self._earlier_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        self._earlier_hook, sys.unraisablehook = sys.unraisablehook, self._interrupt_again
         for number in SIGNALS:
             # nohup lets a program ignore SIGHUP, and a shell script SIGINT in the background.
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -92,6 +93,8 @@ class Stopping:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._earlier_fd)
+        if sys.unraisablehook == self._interrupt_again:
+            sys.unraisablehook = self._earlier_hook
         self._writer.send(b"\0")
         self._thread.join()
         self._wakeup.close()
@@ -174,6 +177,19 @@ class Stopping:
         """Handle a signal, in the main thread."""
         if self._progress is None and not self._hosts:
             raise Interrupted(number)
+
+    def _interrupt_again(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        """Interrupt the main thread again where Python drops exceptions, as in garbage collection.
+
+        It does so in the callbacks of other packages, too.
+        """
+        if not isinstance(unraisable.exc_value, Interrupted):
+            self._earlier_hook(unraisable)
+            return
+        number, main_thread = unraisable.exc_value.signal, threading.main_thread().ident
+        self._received = time.monotonic()  # it is the same signal
+        if main_thread is not None:
+            in_seconds(SECONDS_OF_ONE_SIGNAL / 2, lambda: signal.pthread_kill(main_thread, number))
 
     def _answer(self) -> None:
         """Answer the signals, in a thread."""

@@ -1,12 +1,14 @@
 """Signals: a run prints at once what it does, and saves all its steps for the next start."""
 
 import contextlib
+import gc
 import json
 import os
 import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -16,6 +18,7 @@ import pytest
 
 from retinanet_jax import checkpoint, stopping
 from retinanet_jax.stopping import Interrupted, RunOutput, Stopped, Stopping
+from retinanet_jax.utils.ending import in_seconds
 
 # ---- the class
 
@@ -107,6 +110,32 @@ def test_a_signal_is_answered_while_the_main_thread_waits_in_c(printed):
         while not printed and time.monotonic() < deadline:
             lock.sort()
     assert printed == ["received SIGTERM: stopping after step 3, saving"]
+
+
+def test_a_signal_interrupts_again_if_python_drops_the_first_interruption(printed, monkeypatch):
+    """As in a callback of garbage collection, in which Python ignores exceptions."""
+    sent = []
+    soon = [stopping.SECONDS_OF_ONE_SIGNAL / 2]
+    monkeypatch.setattr(stopping, "in_seconds", lambda s, f: s in soon and in_seconds(s, f))
+
+    def callback(*_):
+        if not sent:
+            sent.append(True)
+            send(signal.SIGTERM)
+
+    def collect_and_wait():
+        gc.collect()
+        time.sleep(10)
+
+    before = sys.unraisablehook
+    gc.callbacks.append(callback)
+    try:
+        with Stopping(), pytest.raises(Interrupted):
+            collect_and_wait()
+    finally:
+        gc.callbacks.remove(callback)
+    assert sys.unraisablehook == before
+    assert printed == ["received SIGTERM: stopping; there is nothing to save"]
 
 
 def test_the_handlers_of_a_program_are_restored():
