@@ -395,6 +395,7 @@ def lines_of(path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("one_device")
 def test_a_run_skips_poisoned_steps_and_counts_them_after_a_resume(
     run_config, tmp_path, monkeypatch, capsys
