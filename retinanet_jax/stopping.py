@@ -69,6 +69,7 @@ class Stopping:
         self._received = 0.0  # the time of the first signal
         self._asked = 0.0  # when the wait for data has seen it
         self._progress: Callable[[], tuple[int, int]] | None = None
+        self._is_repeated = False  # whether the next signal is not from outside
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> "Stopping":
@@ -186,10 +187,13 @@ class Stopping:
         if not isinstance(unraisable.exc_value, Interrupted):
             self._earlier_hook(unraisable)
             return
-        number, main_thread = unraisable.exc_value.signal, threading.main_thread().ident
-        self._received = time.monotonic()  # it is the same signal
-        if main_thread is not None:
-            in_seconds(SECONDS_OF_ONE_SIGNAL / 2, lambda: signal.pthread_kill(main_thread, number))
+        number = unraisable.exc_value.signal
+
+        def send() -> None:
+            self._is_repeated = True
+            os.kill(os.getpid(), number)
+
+        in_seconds(SECONDS_OF_ONE_SIGNAL, send)
 
     def _answer(self) -> None:
         """Answer the signals, in a thread."""
@@ -199,7 +203,9 @@ class Stopping:
 
     def _receive(self, received: signal.Signals) -> None:
         """Print what a signal does, and end the process at once if it is the second one."""
-        if not self.signal:
+        if self._is_repeated:
+            self._is_repeated = False
+        elif not self.signal:
             with self._lock:
                 self.signal, self._received = received, time.monotonic()
             print_message(f"received {received.name}: {self._consequence()}")

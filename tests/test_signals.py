@@ -115,7 +115,7 @@ def test_a_signal_is_answered_while_the_main_thread_waits_in_c(printed):
 def test_a_signal_interrupts_again_if_python_drops_the_first_interruption(printed, monkeypatch):
     """As in a callback of garbage collection, in which Python ignores exceptions."""
     sent = []
-    soon = [stopping.SECONDS_OF_ONE_SIGNAL / 2]
+    soon = [stopping.SECONDS_OF_ONE_SIGNAL]
     monkeypatch.setattr(stopping, "in_seconds", lambda s, f: s in soon and in_seconds(s, f))
 
     def callback(*_):
@@ -124,16 +124,16 @@ def test_a_signal_interrupts_again_if_python_drops_the_first_interruption(printe
             send(signal.SIGTERM)
 
     def collect_and_wait():
-        gc.collect()
-        time.sleep(10)
+        gc.callbacks.append(callback)
+        try:
+            gc.collect()
+            time.sleep(10)
+        finally:
+            gc.callbacks.remove(callback)
 
     before = sys.unraisablehook
-    gc.callbacks.append(callback)
-    try:
-        with Stopping(), pytest.raises(Interrupted):
-            collect_and_wait()
-    finally:
-        gc.callbacks.remove(callback)
+    with Stopping(), pytest.raises(Interrupted):
+        collect_and_wait()
     assert sys.unraisablehook == before
     assert printed == ["received SIGTERM: stopping; there is nothing to save"]
 
