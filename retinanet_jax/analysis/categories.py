@@ -7,7 +7,7 @@ import numpy as np
 from retinanet_jax.analysis.errors import MISSED
 from retinanet_jax.analysis.evaluated import ERRORS, IGNORED, NONE, Evaluated, missed_by
 from retinanet_jax.analysis.thresholds import Thresholds, lowest_score
-from retinanet_jax.evaluation.coco_metrics import none_if_undefined
+from retinanet_jax.evaluation.coco_metrics import category_averages
 
 
 def category_table(evaluated: Evaluated, thresholds: Thresholds) -> list[dict[str, Any]]:
@@ -21,8 +21,6 @@ def category_table(evaluated: Evaluated, thresholds: Thresholds) -> list[dict[st
         evaluated: The dataset and its detections.
         thresholds: The operating points.
     """
-    curves = evaluated.evaluation.eval
-    precision, recall = curves["precision"][..., 0, -1], curves["recall"][..., 0, -1]  # T R K, T K
     detections, objects = evaluated.detections, evaluated.objects
     num_categories = len(evaluated.source.categories)
     counted = ~objects.is_crowd
@@ -40,12 +38,11 @@ def category_table(evaluated: Evaluated, thresholds: Thresholds) -> list[dict[st
         "missed": count(objects.class_index[counted & (objects.detection < 0)]),
         "worst_error": worst_errors(evaluated, thresholds),
     }
+    averages = category_averages(evaluated.evaluation.eval)
     rows = [
         {
             "name": category.name,
-            "AP": none_if_undefined(precision[:, :, k].mean()),
-            "AP50": none_if_undefined(precision[0, :, k].mean()),
-            "AR": none_if_undefined(recall[:, k].mean()),
+            **averages[k],
             **{name: values[k] for name, values in columns.items()},
             **thresholds.categories[k]._asdict(),
         }

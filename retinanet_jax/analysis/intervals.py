@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from retinanet_jax.analysis.curves import RECALLS
 from retinanet_jax.analysis.evaluated import Evaluated, image_numbers
 from retinanet_jax.analysis.overlaps import in_crowd, match
 from retinanet_jax.utils.progress import shorten
@@ -27,7 +28,6 @@ NUM_SAMPLES = 500
 SEED = 0
 METRICS = ("AP", "AP50", "AP75", "AR100")
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # T of them
-RECALLS = np.linspace(0, 1, 101)
 
 
 class Ranking(NamedTuple):

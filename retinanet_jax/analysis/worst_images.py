@@ -2,7 +2,6 @@
 
 import base64
 import collections
-import io
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from retinanet_jax.analysis.evaluated import (
 )
 from retinanet_jax.analysis.thresholds import lowest_score
 from retinanet_jax.data.sources.base import Source
+from retinanet_jax.evaluation.predictions import to_jpeg
 from retinanet_jax.utils.progress import make_progress, one_line, shorten
 from retinanet_jax.visualize import draw_in_colors, score_label
 
@@ -214,6 +214,4 @@ def _drawings(judged: Judged, index: int) -> dict[str, str | None]:
 
 def _data_uri(image: Image.Image) -> str:
     """Return a JPEG file of an image as a URI that contains it."""
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(to_jpeg(image, QUALITY)).decode()}"

@@ -196,10 +196,6 @@ def category_metrics(
         detections of the category in an image; they are None if it has no objects. Crowd regions
         are no objects.
     """
-    # precision: T IoU thresholds, R recalls, K categories, area ranges, detection limits; recall
-    # has no axis R.
-    limit = COCO_LIMITS.index(COCO_DETECTIONS)
-    precision, recall = curves["precision"][..., 0, limit], curves["recall"][..., 0, limit]
     objects = [entry for entry in ground_truth["annotations"] if not entry["iscrowd"]]
     num_objects = collections.Counter(entry["category_id"] for entry in objects)
     occurrences = {(entry["image_id"], entry["category_id"]) for entry in objects}
@@ -207,14 +203,32 @@ def category_metrics(
     categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
     return {
         category["name"]: {
-            "AP": none_if_undefined(np.mean(precision[:, :, k])),
-            "AP50": none_if_undefined(np.mean(precision[0, :, k])),
-            "AR": none_if_undefined(np.mean(recall[:, k])),
+            **averages,
             "objects": num_objects[category["id"]],
             "images": num_images[category["id"]],
         }
-        for k, category in enumerate(categories)
+        for category, averages in zip(categories, category_averages(curves), strict=True)
     }
+
+
+def category_averages(curves: dict[str, Any]) -> list[dict[str, float | None]]:
+    """Return AP, AP50 and AR of each category, in the order of the ids; None without objects.
+
+    Args:
+        curves: As in `summarize`.
+    """
+    # precision: T IoU thresholds, R recalls, K categories, area ranges, detection limits; recall
+    # has no axis R.
+    limit = COCO_LIMITS.index(COCO_DETECTIONS)
+    precision, recall = curves["precision"][..., 0, limit], curves["recall"][..., 0, limit]
+    return [
+        {
+            "AP": none_if_undefined(np.mean(precision[:, :, k])),
+            "AP50": none_if_undefined(np.mean(precision[0, :, k])),
+            "AR": none_if_undefined(np.mean(recall[:, k])),
+        }
+        for k in range(recall.shape[1])
+    ]
 
 
 def summarize(curves: dict[str, Any]) -> tuple[Float[np.ndarray, " 12"], str]:

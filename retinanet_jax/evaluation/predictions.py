@@ -239,10 +239,15 @@ def _file_id(path: pathlib.Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def to_jpeg(image: Image.Image) -> bytes:
-    """Return an image as a JPEG file."""
+def to_jpeg(image: Image.Image, quality: int = JPEG_QUALITY) -> bytes:
+    """Return an image as a JPEG file.
+
+    Args:
+        image: The image.
+        quality: From 0 to 95, as in Pillow.
+    """
     jpeg = io.BytesIO()
-    image.save(jpeg, "JPEG", quality=JPEG_QUALITY)
+    image.save(jpeg, "JPEG", quality=quality)
     return jpeg.getvalue()
 
 
