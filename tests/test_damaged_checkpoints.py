@@ -1,9 +1,12 @@
 """Nothing is read from bits that were not written, and a failed save costs nothing."""
 
+import contextlib
 import json
 import pathlib
 import resource
 import shutil
+import time
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
@@ -258,6 +261,26 @@ def test_a_failed_save_is_one_line_at_the_next_logged_step(workdir, config, smal
     assert capfd.readouterr() == ("", "")
     checkpoint.recover(workdir)  # if a thread still wrote when the partial checkpoint was removed
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "3"]
+
+
+def test_an_incomplete_checkpoint_is_removed_while_a_thread_still_writes_to_it(workdir):
+    """The threads of tensorstore do so for a moment after a save has failed."""
+    item = workdir / "checkpoints/4.orbax-checkpoint-tmp/training.orbax-checkpoint-tmp"
+    item.mkdir(parents=True)
+    end = time.monotonic() + 0.3
+
+    def write():
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                (item / str(time.monotonic_ns())).write_bytes(b"")
+
+    with futures.ThreadPoolExecutor(4) as threads:
+        writing = [threads.submit(write) for _ in range(4)]
+        checkpoint.recover(workdir)
+        for thread in writing:
+            thread.result()
+    assert steps(workdir) == [1, 2, 3]
+    assert not item.parent.exists()
 
 
 def test_a_removed_folder_is_not_created_again(workdir, config):

@@ -7,7 +7,10 @@ is incomplete. Only those that earlier versions of this package wrote are comple
 import hashlib
 import json
 import pathlib
+import time
 from typing import Any
+
+from etils import epath
 
 from retinanet_jax.utils.files import write_json
 from retinanet_jax.utils.paths import is_remote
@@ -18,6 +21,7 @@ DIGESTS = "digests.json"
 # The first version of the config, which a checkpoint stores, with which digests are written.
 FIRST_VERSION = 5
 CHUNK = 2**20  # bytes that are read and hashed at a time
+NUM_TRIALS, PAUSE_SECONDS = 5, 0.2  # of removing a folder
 
 
 class DamagedError(ValueError):
@@ -110,3 +114,24 @@ def _requires_digests(folder: pathlib.Path) -> bool:
         return stored.get("config_version", 1) >= FIRST_VERSION
     except (OSError, ValueError, AttributeError, TypeError):
         return False  # it cannot be read, which is damage and not an interrupted save
+
+
+def remove(folder: pathlib.Path) -> None:
+    """Remove a checkpoint; if this process is killed meanwhile, the rest of it is incomplete.
+
+    Threads of tensorstore may write to it for a moment after a save has failed, so that it is not
+    empty when its files have been removed; therefore it is tried again.
+
+    Raises:
+        OSError: If it cannot be removed.
+    """
+    (folder / DIGESTS).unlink(missing_ok=True)
+    for trial in range(NUM_TRIALS):
+        try:
+            epath.Path(folder).rmtree(missing_ok=True)
+        except OSError:
+            if trial == NUM_TRIALS - 1:
+                raise
+            time.sleep(PAUSE_SECONDS)
+        else:
+            return

@@ -4,14 +4,12 @@ import contextlib
 import heapq
 import pathlib
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
@@ -45,8 +43,6 @@ from retinanet_jax.utils.files import write_json
 from retinanet_jax.utils.paths import is_remote
 from retinanet_jax.utils.progress import join_first
 from retinanet_jax.utils.threads import DaemonThreads
-
-NUM_TRIALS, PAUSE_SECONDS = 5, 0.2  # of removing what a failed save has written
 
 
 class CheckpointManager:
@@ -156,7 +152,7 @@ class CheckpointManager:
                 integrity.write_digests(folder, digests)
                 self._add_ap(saving.step, None if saving.awaits_ap else NOT_MEASURED)
             else:
-                remove(folder)
+                integrity.remove(folder)
                 print(f"{folder}: removed, no finite step has followed", flush=True)
         except Exception as error:
             raise self._error(saving, error) from None
@@ -172,7 +168,8 @@ class CheckpointManager:
         newest = max(filter(self.is_complete, self._aps), default=None)
         if self._is_first_host:
             for partial in self._folder.glob(f"{saving.step}{TMP_DIR_SUFFIX}*"):
-                remove_partial(partial)
+                with contextlib.suppress(OSError):  # then the next start of a run removes it
+                    integrity.remove(partial)
         return save_error(folder, error, num_bytes=saving.num_bytes, newest=newest)
 
     def confirm(self, step: int) -> None:
@@ -223,7 +220,7 @@ class CheckpointManager:
             self._aps[step] = ap
             preserved = steps_to_preserve(self._aps, self._config.keep_checkpoints)
             for superseded in self._aps.keys() - preserved:
-                remove(self._folder / str(superseded))
+                integrity.remove(self._folder / str(superseded))
                 del self._aps[superseded]
 
     def best(self) -> tuple[int, float] | None:
@@ -275,26 +272,6 @@ class CheckpointManager:
             ),
         )
         return restored["variables"], restored["training"]
-
-
-def remove(folder: pathlib.Path) -> None:
-    """Remove a checkpoint; if this process is killed meanwhile, the rest of it is incomplete."""
-    (folder / integrity.DIGESTS).unlink(missing_ok=True)
-    epath.Path(folder).rmtree(missing_ok=True)
-
-
-def remove_partial(folder: pathlib.Path) -> None:
-    """Remove what a failed save has written, if possible; otherwise the next start of a run does.
-
-    Threads of tensorstore may be writing to it for a moment.
-    """
-    for _ in range(NUM_TRIALS):
-        try:
-            remove(folder)
-        except OSError:
-            time.sleep(PAUSE_SECONDS)
-        else:
-            return
 
 
 def steps_to_preserve(aps: Mapping[int, float | None], num_newest: int) -> set[int]:

@@ -6,7 +6,6 @@ way when the run reaches their steps again, and nothing is lost that could be of
 
 import pathlib
 
-from etils import epath
 from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from retinanet_jax.checkpoint import integrity
@@ -68,7 +67,7 @@ def remove_incomplete(folder: pathlib.Path) -> None:
     """
     incomplete = [p for p in folder.glob("*") if p.name.isdigit() and not integrity.is_complete(p)]
     for path in sorted([*folder.glob(f"*{TMP_DIR_SUFFIX}*"), *incomplete]):
-        epath.Path(path).rmtree()
+        integrity.remove(path)
         print(f"{path}: removed, an earlier run ended before it was complete", flush=True)
 
 
