@@ -17,7 +17,7 @@ if not CONFIGS.is_dir():  # in a checkout, the folder is next to the package
     CONFIGS = CONFIGS.parent.parent / "configs"
 
 # The version of the config fields, which every checkpoint stores; that of 0.1.0 was 1.
-CONFIG_VERSION = 6
+CONFIG_VERSION = 7
 # The changes of each version: renamed fields, and new fields with the value that reproduces the
 # behavior of earlier versions.
 RENAMED_FIELDS = {
@@ -26,6 +26,7 @@ RENAMED_FIELDS = {
     4: {},
     5: {},
     6: {},
+    7: {},
 }
 ADDED_FIELDS: dict[int, dict[str, Any]] = {
     2: {},
@@ -42,6 +43,10 @@ ADDED_FIELDS: dict[int, dict[str, Any]] = {
     },
     5: {"nonfinite": "stop", "shard_optimizer": False},
     6: {"loggers": ()},
+    7: {
+        "patience": 0,
+        "optimizer.ema_decay": 0.0,
+    },
 }
 
 
@@ -56,6 +61,7 @@ def default_config() -> ConfigDict:
     config.log_every = 20
     config.checkpoint_every = 2_500
     config.evaluate_every = 10_000  # a multiple of checkpoint_every
+    config.patience = 0  # evaluations without a better AP after which the run ends; 0: never
     # pycocotools; hotcoco: the same results, fifty times faster (pip install hotcoco); auto:
     # hotcoco if it is installed
     config.evaluator = "auto"
@@ -229,6 +235,9 @@ def default_config() -> ConfigDict:
         schedule_steps=0,  # length of the schedule; 0: total_steps
         drops=(2 / 3, 8 / 9),  # fractions of the schedule's steps: 60k and 80k of 90k
         drop_factor=0.1,
+        # Decay of the moving average of all variables, which is what is evaluated and exported; it
+        # rises from 0.1 to this value in the first steps. 0: no average.
+        ema_decay=0.0,
     )
     return config
 
