@@ -46,6 +46,12 @@ ADDED_FIELDS: dict[int, dict[str, Any]] = {
     7: {
         "patience": 0,
         "optimizer.ema_decay": 0.0,
+        "data.gray": 0.0,
+        "data.blur": 0.0,
+        "data.jpeg": 0.0,
+        "data.cutout": 0.0,
+        "data.augmentation": "",
+        "data.repeat_threshold": 0.0,
     },
 }
 
@@ -146,6 +152,17 @@ def default_config() -> ConfigDict:
     config.data.min_visible = 0.0  # boxes with a smaller fraction inside the crop are dropped
     # Factors are sampled from 1 - strength to 1 + strength; hue is a fraction of the color circle.
     config.data.color_jitter = dict(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+    # Fractions of the images that are made gray; blurred by a Gaussian of 0.5 to 2 pixels; saved as
+    # JPEG of quality 30 to 90; of which a rectangle of 10% to 30% of each side is made gray.
+    config.data.gray = 0.0
+    config.data.blur = 0.0
+    config.data.jpeg = 0.0
+    config.data.cutout = 0.0
+    # light, medium, strong: values of the fields of augmentation that are off (docs/data.md).
+    config.data.augmentation = ""
+    # Images with a category that is in a smaller fraction of the images are repeated in an epoch,
+    # sqrt(threshold / fraction) times (LVIS, https://arxiv.org/abs/1908.03195); 0: off.
+    config.data.repeat_threshold = 0.0
     config.data.loader = "tf"  # tf: tf.data; numpy: threads, without TensorFlow
     config.data.prefetch = 4  # batches
     config.data.threads = 0  # 0: the loader chooses
