@@ -44,6 +44,8 @@ ADDED_FIELDS: dict[int, dict[str, Any]] = {
     5: {"nonfinite": "stop", "shard_optimizer": False},
     6: {"loggers": ()},
     7: {
+        "epochs": 0,
+        "choose_anchors": False,
         "patience": 0,
         "optimizer.ema_decay": 0.0,
         "data.gray": 0.0,
@@ -64,9 +66,10 @@ def default_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.total_steps = 90_000
+    config.epochs = 0  # if not 0, total_steps is that many epochs of the training data
     config.log_every = 20
-    config.checkpoint_every = 2_500
-    config.evaluate_every = 10_000  # a multiple of checkpoint_every
+    config.checkpoint_every = 2_500  # 0: whole epochs, about a tenth of the run
+    config.evaluate_every = 10_000  # a multiple of checkpoint_every; 0: as for that
     config.patience = 0  # evaluations without a better AP after which the run ends; 0: never
     # pycocotools; hotcoco: the same results, fifty times faster (pip install hotcoco); auto:
     # hotcoco if it is installed
@@ -129,6 +132,8 @@ def default_config() -> ConfigDict:
     # voc, csv without `classes`, yolo, labelme, cvat: names in the order of their ids, which start
     # from 1. (): those of the dataset; of voc, csv and labelme those that are present, sorted.
     config.data.categories = ()
+    # 0 (auto): the largest that the memory allows, up to optimizer.reference_batch_size and up to a
+    # sixteenth of the training images.
     config.data.batch_size = 16
     config.data.eval_batch_size = 8
     # (height, width), multiples of 32: each image is padded to the smallest one that contains it.
@@ -199,6 +204,9 @@ def default_config() -> ConfigDict:
         rounding="exact",  # exact, torchvision
         stride_rule="nominal",  # nominal: 8..128; grid: image size // grid size
     )
+    # Whether base_scale, scales and ratios are chosen for the training data if those above cover
+    # its boxes poorly; also --config.anchors=auto.
+    config.choose_anchors = False
     config.matching = dict(
         foreground_iou=0.5,
         background_iou=0.4,
