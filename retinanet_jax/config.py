@@ -48,6 +48,14 @@ ADDED_FIELDS: dict[int, dict[str, Any]] = {
         "choose_anchors": False,
         "patience": 0,
         "optimizer.ema_decay": 0.0,
+        "data.affine.rotation": 0.0,
+        "data.affine.shear": 0.0,
+        "data.affine.scale": (1.0, 1.0),
+        "data.affine.translation": 0.0,
+        "data.mosaic": 0.0,
+        "data.mixup": 0.0,
+        "data.copy_paste": 0.0,
+        "data.unmixed_fraction": 0.1,
         "data.gray": 0.0,
         "data.blur": 0.0,
         "data.jpeg": 0.0,
@@ -157,6 +165,15 @@ def default_config() -> ConfigDict:
     config.data.min_visible = 0.0  # boxes with a smaller fraction inside the crop are dropped
     # Factors are sampled from 1 - strength to 1 + strength; hue is a fraction of the color circle.
     config.data.color_jitter = dict(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+    # Inside an image's height and width, after its crop: strengths of the rotation and of the shear
+    # along both axes in degrees, the range of a factor, and the fraction of the sides to move by.
+    config.data.affine = dict(rotation=0.0, shear=0.0, scale=(1.0, 1.0), translation=0.0)
+    # Fractions of the images that share their area with three others; are averaged with another
+    # one; and, for each of up to 4 objects of other images, have it pasted onto them.
+    config.data.mosaic = 0.0
+    config.data.mixup = 0.0
+    config.data.copy_paste = 0.0
+    config.data.unmixed_fraction = 0.1  # of the steps, at the end, without these three
     # Fractions of the images that are made gray; blurred by a Gaussian of 0.5 to 2 pixels; saved as
     # JPEG of quality 30 to 90; of which a rectangle of 10% to 30% of each side is made gray.
     config.data.gray = 0.0
