@@ -20,6 +20,7 @@ from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.pipeline import batches
 from retinanet_jax.data.plan import EvalPlan, Plan, TrainPlan
 from retinanet_jax.data.reading import files_in_progress
+from retinanet_jax.data.repeats import repeat_factors
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data.sources.packed import write_packed
 from retinanet_jax.datasets import (
@@ -56,6 +57,12 @@ def train_plan(config: ConfigDict, source: Source) -> TrainPlan:
         batch_size=data.batch_size,
         buckets=data.buckets,
         resize=data.resize,
+        repeat_factors=repeat_factors(
+            source.objects.classes[source.object_mask],
+            source.objects.image_index[source.object_mask],
+            num_images=len(source),
+            threshold=data.repeat_threshold,
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int32
+from jaxtyping import Bool, Float, Float32, Int, Int32
 
 from retinanet_jax.data.augmentation import (
     Augmentation,
@@ -27,6 +27,7 @@ from retinanet_jax.data.buckets import (
     smallest_bucket,
 )
 from retinanet_jax.data.random_streams import Stream, random_bits
+from retinanet_jax.data.repeats import Repeats
 from retinanet_jax.data.sizes import Length, check_resize_method, resized_sizes
 from retinanet_jax.data.transforms import Geometry
 
@@ -87,6 +88,8 @@ class Plan(Protocol):
 class TrainPlan:
     """A plan for training: every epoch has each image once, in a new order and newly transformed.
 
+    Repeated images are in it more than once, each time transformed differently.
+
     There is no last epoch. The images of a group all fit in one bucket; usually there is a group of
     landscapes and one of portraits. Each image is padded to its smallest bucket, except for the
     leftover images that do not fill a batch there: they may be padded to a larger bucket, together
@@ -100,6 +103,8 @@ class TrainPlan:
         batch_size: Number of images per step over all hosts.
         buckets: The (height, width) that images are padded to.
         resize: The resize method, a key of `transforms.PIXEL_TYPES`.
+        repeat_factors: How often each image is in an epoch on average, as in `Repeats`; None means
+            once.
 
     Raises:
         ValueError: If an argument is out of range, or an image could fit in no bucket.
@@ -121,6 +126,7 @@ class TrainPlan:
         batch_size: int,
         buckets: Sequence[Sequence[int]],
         resize: str,
+        repeat_factors: Float[np.ndarray, " N"] | None = None,
     ):
         _check_batch_size(batch_size)
         if seed < 0:
@@ -142,6 +148,10 @@ class TrainPlan:
         # The group of an image, by rotation, is the index of a bucket that always contains it.
         groups = fewest_buckets(self.largest_sizes.reshape(-1, 2), self.buckets)
         self._groups = groups.reshape(len(self.largest_sizes), len(self.sizes))
+        factors = np.ones(len(self.sizes)) if repeat_factors is None else repeat_factors
+        # Rotations move images between the groups.
+        fixed = self._groups[0] if len(self._groups) == 1 else np.zeros_like(self._groups[0])
+        self._repeats = Repeats(factors, fixed)
         self.steps_per_epoch = self._count_steps()
         self._latest_epoch: tuple[int, _Epoch] | None = None
 
@@ -159,28 +169,32 @@ class TrainPlan:
         if latest is None or latest[0] != epoch_index:
             latest = self._latest_epoch = epoch_index, self._plan_epoch(epoch_index)
         epoch = latest[1]
-        return _batch_plan(
+        copies = epoch.index[step_in_epoch]
+        batch_plan = _batch_plan(
             self.buckets[epoch.bucket[step_in_epoch]],
             self.resize,
-            epoch.index[step_in_epoch],
+            copies,
             epoch.transforms,
             epoch.weights[step_in_epoch],
         )
+        return batch_plan._replace(index=self._repeats.image[copies].astype(np.int32))
 
     def _plan_epoch(self, epoch: int) -> "_Epoch":
+        image = self._repeats.image  # of each copy
         transforms = sample_transforms(
             self.augmentation,
-            self.sizes,
+            self.sizes[image],
             seed=self.seed,
             epoch=epoch,
             resize=self.resize,
             buckets=self.buckets,
         )
-        order = self._permutation(epoch, Stream.ORDER, len(self.sizes))
+        order = self._permutation(epoch, Stream.ORDER, len(image))
+        order = order[self._repeats.present(self.seed, epoch)[order]]
         bucket = smallest_bucket(transforms.size, self.buckets)
         rotation = transforms.rot90_k % len(self._groups)
-        group = self._groups[rotation, np.arange(len(self.sizes))]
-        members = [order[group[order] == group_index] for group_index in np.unique(group)]
+        group = self._groups[rotation, image]
+        members = [order[group[order] == k] for k in np.unique(group[order])]
         index, weights = _join([self._batches_of_group(part, bucket[part]) for part in members])
         while len(index) < self.steps_per_epoch:
             index, weights = _divide_fullest(index, weights)
@@ -209,12 +223,13 @@ class TrainPlan:
 
     def _count_steps(self) -> int:
         """Return the number of batches that is enough in every epoch."""
+        counts = self._repeats.group_counts
         if len(self._groups) == 1:
-            return int((-(-np.bincount(self._groups[0]) // self.batch_size)).sum())
+            return int((-(-counts // self.batch_size)).sum())
         # Rotations move images between the groups. A group of n > 0 images has 1 + (n - 1) // B
         # batches, so the sum over all groups is largest if each of them has an image.
-        groups = min(len(np.unique(self._groups)), len(self.sizes))
-        return groups + (len(self.sizes) - groups) // self.batch_size
+        groups = min(len(np.unique(self._groups)), int(counts.sum()))
+        return groups + (int(counts.sum()) - groups) // self.batch_size
 
     def _permutation(self, epoch: int, stream: Stream, count: int) -> Int[np.ndarray, " n"]:
         return np.argsort(random_bits(self.seed, epoch, stream, count=count), stable=True)
@@ -284,7 +299,7 @@ class EvalPlan:
 
 
 class _Epoch(NamedTuple):
-    """The batches of one epoch, and the transforms of all images in it."""
+    """The batches of one epoch by the copies of `Repeats`, and the transforms of all copies."""
 
     index: Int32[np.ndarray, "S B"]
     weights: Float32[np.ndarray, "S B"]

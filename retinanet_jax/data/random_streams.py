@@ -26,6 +26,17 @@ class Stream(enum.IntEnum):
     CONTRAST = 9
     SATURATION = 10
     HUE = 11
+    REPEATS = 12
+    GRAY = 13
+    BLUR = 14
+    BLUR_SIGMA = 15
+    JPEG = 16
+    JPEG_QUALITY = 17
+    CUTOUT = 18
+    CUTOUT_HEIGHT = 19
+    CUTOUT_WIDTH = 20
+    CUTOUT_Y = 21
+    CUTOUT_X = 22
 
 
 def random_bits(seed: int, epoch: int, stream: Stream, *, count: int) -> UInt64[np.ndarray, " n"]:
