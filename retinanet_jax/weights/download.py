@@ -1,9 +1,9 @@
-"""The weights that torchvision, detectron2 and Keras publish, and their download.
+"""The weights that torchvision, detectron2, Keras and timm publish, and their download.
 
 A downloaded file appears when it is complete and its checksum is right. torchvision has the first
-digits of a file's SHA-256 in its name, detectron2 those of its MD5 (see its MODEL_ZOO.md), and
-Keras an MD5 in its code; for the ImageNet weights that detectron2 starts from no checksum is
-published.
+digits of a file's SHA-256 in its name, detectron2 those of its MD5 (see its MODEL_ZOO.md), Keras an
+MD5 in its code, and the host of timm's files their SHA-256; for the ImageNet weights that
+detectron2 starts from no checksum is published.
 """
 
 import contextlib
@@ -85,6 +85,11 @@ MSRA_FILES = ("ImageNetPretrained/MSRA/R-50.pkl", "ImageNetPretrained/MSRA/R-101
 KERAS = "https://github.com/fchollet/deep-learning-models/releases/download/v0.2"
 KERAS_RESNET50 = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 KERAS_MD5 = "a268eb855778b3df3c7506639542a6af"
+# The ResNet-50 of https://arxiv.org/abs/2110.00476 (procedure A1). Its host calls each model's file
+# model.safetensors.
+TIMM = "https://huggingface.co/timm"
+TIMM_RESNET50 = "resnet50.a1_in1k.safetensors"
+TIMM_SHA256 = "773525d5821de224f8f30c33377b7a795d7863e08522698200d3217d3f2a41bb"
 # A file that the configs name -> the published one with the same arrays.
 SAME_ARRAYS = {"resnet50.npz": KERAS_RESNET50}
 
@@ -107,6 +112,9 @@ KNOWN = {
     for path in paths
 }
 KNOWN[KERAS_RESNET50] = Published(f"{KERAS}/{KERAS_RESNET50}", "md5", KERAS_MD5, "MIT")
+KNOWN[TIMM_RESNET50] = Published(
+    f"{TIMM}/resnet50.a1_in1k/resolve/main/model.safetensors", "sha256", TIMM_SHA256, "Apache-2.0"
+)
 
 
 def locate(file: str | os.PathLike) -> pathlib.Path:

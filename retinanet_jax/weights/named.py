@@ -66,6 +66,14 @@ BACKBONES = {
     "msra_resnet50": NamedBackbone(
         "R-50.pkl", "msra", "resnet50", msra.MSRA_MODEL, msra.MSRA_INPUT
     ),
+    # timm's ResNets have torchvision's arrays, epsilon and input.
+    "timm_resnet50_a1": NamedBackbone(
+        download.TIMM_RESNET50,
+        "torchvision",
+        "resnet50",
+        torchvision.TORCHVISION_MODEL,
+        torchvision.TORCHVISION_INPUT,
+    ),
 }
 BACKBONES |= {
     f"torchvision_{name}": NamedBackbone(
