@@ -34,11 +34,13 @@ def repeat_factors(
             f"data.repeat_threshold={threshold} must be a fraction of the images from 0 to 1; try "
             "0.001, or 0 for off."
         )
+    factors = np.ones(num_images)
+    if threshold == 0:
+        return factors
     num_classes = classes.max(initial=0) + 1
     pairs = np.unique(image_index.astype(np.int64) * num_classes + classes)
     image, category = np.divmod(pairs, num_classes)
     fractions = np.bincount(category) / num_images
-    factors = np.ones(num_images)
     np.maximum.at(factors, image, np.sqrt(threshold / fractions[category]))
     return factors
 
