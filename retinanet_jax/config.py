@@ -10,60 +10,13 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from retinanet_jax.config_versions import RENAMED_FIELDS
+
 T = TypeVar("T")
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 if not CONFIGS.is_dir():  # in a checkout, the folder is next to the package
     CONFIGS = CONFIGS.parent.parent / "configs"
-
-# The version of the config fields, which every checkpoint stores; that of 0.1.0 was 1.
-CONFIG_VERSION = 7
-# The changes of each version: renamed fields, and new fields with the value that reproduces the
-# behavior of earlier versions.
-RENAMED_FIELDS = {
-    2: {"data.validation_share": "data.validation_fraction", "data.quarter_turns": "data.rot90"},
-    3: {},
-    4: {},
-    5: {},
-    6: {},
-    7: {},
-}
-ADDED_FIELDS: dict[int, dict[str, Any]] = {
-    2: {},
-    3: {
-        "model.padding": "plain",
-        "optimizer.schedule_steps": 0,
-        "optimizer.decay_biases": False,
-        "loss.ema_images": 0,
-    },
-    4: {
-        "data.value_range": "type",
-        "data.exif": "applied",
-        "data.split_groups": "none",
-    },
-    5: {"nonfinite": "stop", "shard_optimizer": False},
-    6: {"loggers": ()},
-    7: {
-        "epochs": 0,
-        "choose_anchors": False,
-        "patience": 0,
-        "optimizer.ema_decay": 0.0,
-        "data.affine.rotation": 0.0,
-        "data.affine.shear": 0.0,
-        "data.affine.scale": (1.0, 1.0),
-        "data.affine.translation": 0.0,
-        "data.mosaic": 0.0,
-        "data.mixup": 0.0,
-        "data.copy_paste": 0.0,
-        "data.unmixed_fraction": 0.1,
-        "data.gray": 0.0,
-        "data.blur": 0.0,
-        "data.jpeg": 0.0,
-        "data.cutout": 0.0,
-        "data.augmentation": "",
-        "data.repeat_threshold": 0.0,
-    },
-}
 
 
 def default_config() -> ConfigDict:
@@ -199,6 +152,9 @@ def default_config() -> ConfigDict:
         norm="frozen_batch",  # frozen_batch, batch, group
         norm_epsilon=1e-3,
         frozen_stages=2,  # 0 none, 1 the stem, 2 the stem and the first stage, ...
+        frozen_parts=(),  # fpn, class_head, box_head
+        # stem, c2, c3, c4, c5, fpn, heads: parts with less memory, computed twice in a step
+        remat=(),
         p6_from="c5",  # c5, p5
         fpn_channels=256,
         head_depth=4,
@@ -280,6 +236,8 @@ def default_config() -> ConfigDict:
         # Decay of the moving average of all variables, which is what is evaluated and exported; it
         # rises from 0.1 to this value in the first steps. 0: no average.
         ema_decay=0.0,
+        accumulate=1,  # number of parts of a batch, of which one at a time is in memory
+        layer_decay=1.0,  # factor of the learning rate per stage of the backbone, from C5 down
     )
     return config
 

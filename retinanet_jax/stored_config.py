@@ -8,20 +8,16 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 import retinanet_jax
-from retinanet_jax.config import (
-    ADDED_FIELDS,
-    CONFIG_VERSION,
-    RENAMED_FIELDS,
-    default_config,
-    flatten,
-    unknown_field,
-)
+from retinanet_jax.config import default_config, flatten, unknown_field
+from retinanet_jax.config_versions import ADDED_FIELDS, CONFIG_VERSION, RENAMED_FIELDS
 
 # Sections that determine what a network computes from its weights, often without changing the shape
 # of any array. The other sections affect only data and training.
 NETWORK_SECTIONS = ("model", "anchors", "input")
 # Fields of these sections that only affect training.
-TRAINING_FIELDS = ("model.frozen_stages", "model.prior_probability")
+TRAINING_FIELDS = (
+    *("model.frozen_stages", "model.frozen_parts", "model.remat", "model.prior_probability"),
+)
 BATCH_NORMS = {"frozen_batch", "batch"}  # norms with the same four arrays
 
 

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # import each other, except for the helpers in utils.
 LAYERS = (
     ("utils", "core", "models", "data"),
-    ("config", "config_checks", "stored_config", "hosts", "stopping"),
+    ("config", "config_checks", "config_versions", "stored_config", "hosts", "stopping"),
     (
         "modeling",
         "datasets",

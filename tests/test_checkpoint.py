@@ -18,8 +18,7 @@ import optax
 import pytest
 
 import retinanet_jax
-from retinanet_jax import checkpoint, sharding
-from retinanet_jax import config as config_module
+from retinanet_jax import checkpoint, sharding, stored_config
 from retinanet_jax.checkpoint import CheckpointManager
 from retinanet_jax.checkpoint.failures import silence_orbax
 from retinanet_jax.checkpoint.manager import steps_to_preserve
@@ -301,7 +300,7 @@ def test_a_checkpoint_of_a_newer_version_names_it_and_the_field(tmp_path, config
     config.loss.novel = 1.0
     with monkeypatch.context() as newer:
         newer.setattr(retinanet_jax, "__version__", "9.1.0")
-        newer.setattr(config_module, "CONFIG_VERSION", 9)
+        newer.setattr(stored_config, "CONFIG_VERSION", 9)
         save(tmp_path, config, {5: None})
     message = (
         r"checkpoints/5: written by retinanet_jax 9\.1\.0, read by .*: config\.loss\.novel is not "

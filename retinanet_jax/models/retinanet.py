@@ -33,6 +33,9 @@ class RetinaNet(nn.Module, kw_only=True):
         head_norm: The heads', as in `Head`.
         padding: What the padding of the images changes: nothing ("masked"), or, as in torchvision
             and detectron2, the outputs near it and the statistics of the norms ("plain").
+        frozen_parts: Parts of which the parameters are constants: "fpn", "class_head", "box_head".
+        remat: Parts of which the activations are computed again in the backward pass, instead of
+            being stored: "stem", "c2", ..., "c5", "fpn", "heads".
         backbone: A name of ARCHITECTURES.
         backbone_width: Number of channels of the backbone's stem.
         fpn_channels: Number of channels of the pyramid and the heads.
@@ -53,6 +56,8 @@ class RetinaNet(nn.Module, kw_only=True):
     p6_from: str
     head_norm: str
     padding: str
+    frozen_parts: tuple[str, ...] = ()
+    remat: tuple[str, ...] = ()
     backbone: str = "resnet50"
     backbone_width: int = 64
     fpn_channels: int = 256
