@@ -113,16 +113,16 @@ class CheckpointManager:
             FloatingPointError: If an array is not finite.
             OSError: If this checkpoint, or the one before, cannot be written.
         """
-        arrays = {**variables, **training}
         categories: Any = [category._asdict() for category in self._categories]
-        if names := not_finite(arrays):
+        if names := [*not_finite(training), *not_finite(variables)]:
             raise FloatingPointError(
                 f"the checkpoint of step {step} is not saved, because these arrays are not finite: "
                 f"{join_first(names)}."
             )
         self.confirm(step - 1)
         self._wait()
-        saving = Saving(step, awaits_ap, sum(x.nbytes for x in jax.tree.leaves(arrays)))
+        num_bytes = sum(x.nbytes for x in jax.tree.leaves((variables, training)))
+        saving = Saving(step, awaits_ap, num_bytes)
         try:
             if self._is_first_host and not is_remote(self._folder) and not self._folder.exists():
                 raise FileNotFoundError("the working directory was removed")

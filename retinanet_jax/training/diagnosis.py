@@ -36,6 +36,7 @@ PARTS = {
     "batch statistics": "batch statistics before the step",
     "optimizer": "optimizer state before the step",
     "normalizer": "moving averages of the loss before the step",
+    "average": "average of the variables before the step",
     "outputs": "outputs of the network",
     "losses": "losses of images",
     "gradients of outputs": "gradients of outputs",
@@ -44,8 +45,9 @@ PARTS = {
     "optimizer after": "optimizer state after the step",
     "parameters after": "parameters after the step",
     "normalizer after": "moving averages of the loss after the step",
+    "average after": "average of the variables after the step",
 }
-STATE_PARTS = ("parameters", "batch statistics", "optimizer", "normalizer")
+STATE_PARTS = ("parameters", "batch statistics", "optimizer", "normalizer", "average")
 
 
 class ImageName(NamedTuple):
@@ -219,7 +221,7 @@ def by_level(outputs: Outputs, min_level: int) -> dict[str, Any]:
 
 def parts_of_state(state: TrainState, suffix: str) -> dict[str, Any]:
     """Return the arrays of a state by the part that they are; names of parts end with `suffix`."""
-    arrays = (state.params, state.batch_stats, state.opt_state, state.normalizer)
+    arrays = (state.params, state.batch_stats, state.opt_state, state.normalizer, state.average)
     return {f"{name}{suffix}": tree for name, tree in zip(STATE_PARTS, arrays, strict=True)}
 
 

@@ -48,10 +48,34 @@ def restore_or_initialize(
         return jax.device_put(state, state_shardings(state.opt_state, config, mesh))
     # Restoring needs only shapes: no random network is compiled, no weights file is read.
     shapes = jax.eval_shape(lambda: random_train_state(config, len(categories), optimizer))
+    saved = checkpoints.saved_config(step)
+    shapes = shapes._replace(average=shapes.latest if saved.optimizer.ema_decay else None)
     target = sharding.with_shardings(shapes, state_shardings(shapes.opt_state, config, mesh))
-    variables, training = checkpoints.restore(step, target.variables, target.training)
-    print_rate_change(checkpoints.saved_config(step), config, step)
-    return TrainState(**variables, **training)
+    state = TrainState.of_checkpoint(*checkpoints.restore(step, target.variables, target.training))
+    print_rate_change(saved, config, step)
+    return with_average_of(config, state)
+
+
+def with_average_of(config: ConfigDict, state: TrainState) -> TrainState:
+    """Return a restored state with or without an average of the variables; print a change.
+
+    Args:
+        config: The config of the resumed run.
+        state: The state, with an average if the run that saved it kept one.
+    """
+    step, decay = int(state.step), config.optimizer.ema_decay
+    if decay and state.average is None:
+        print(f"the average of the variables starts with those of step {step}", flush=True)
+        # A step reuses the memory of its state, in which each array must therefore be another one.
+        return state._replace(average=jax.tree.map(jnp.copy, state.latest))
+    if state.average is not None and not decay:
+        print(
+            f"the average of the variables ends with step {step}: training continues with the "
+            "latest variables, and these are evaluated",
+            flush=True,
+        )
+        return state._replace(average=None)
+    return state
 
 
 def initial_train_state(
@@ -115,6 +139,8 @@ def train_state_from_variables(
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
         normalizer=jnp.full(normalizer_shape(config), config.loss.ema_start, jnp.float32),
+        # A step reuses the memory of its state, in which each array must therefore be another one.
+        average=jax.tree.map(jnp.copy, dict(variables)) if config.optimizer.ema_decay else None,
     )
 
 

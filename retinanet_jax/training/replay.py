@@ -163,7 +163,7 @@ def print_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
 
 def saved_part(state: TrainState) -> dict[str, Any]:
     """Return the arrays of a state that are stored: all but the flag of a step in flight."""
-    return {**state.variables, **state.training}
+    return {name: x for name, x in state._asdict().items() if name != "is_finite"}
 
 
 def named_arrays(tree: Any, prefix: str) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from retinanet_jax import sharding
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.modeling import network_input, valid_sizes
 from retinanet_jax.models import Outputs, RetinaNet
+from retinanet_jax.training.averaging import update_average
 from retinanet_jax.training.objective import LossTerms, batch_loss
 from retinanet_jax.training.optimizer import make_schedule
 
@@ -30,16 +31,30 @@ class TrainState(NamedTuple):
     # False if steps change nothing in this state: with nonfinite="stop", after the first one that
     # was not finite, until the host has seen it.
     is_finite: Bool[Array, ""] | np.bool_ = np.True_
+    average: dict[str, Any] | None = None  # of the variables over the steps; None without ema_decay
+
+    @property
+    def latest(self) -> dict[str, Any]:
+        """The variables of the network that the next step changes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The variables of the network: the checkpoint's item `variables`."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """The variables to evaluate: the checkpoint's item `variables`."""
+        return self.latest if self.average is None else self.average
 
     @property
     def training(self) -> dict[str, Any]:
         """The rest of the state, which resuming needs: the checkpoint's item `training`."""
-        return {"step": self.step, "opt_state": self.opt_state, "normalizer": self.normalizer}
+        rest = {"step": self.step, "opt_state": self.opt_state, "normalizer": self.normalizer}
+        return rest if self.average is None else {**rest, **self.latest}
+
+    @classmethod
+    def of_checkpoint(cls, variables: dict[str, Any], training: dict[str, Any]) -> "TrainState":
+        """Return the state with these `variables` and `training`."""
+        if "params" in training:
+            return cls(**training, average=variables)
+        return cls(**variables, **training)
 
 
 class Update(NamedTuple):
@@ -83,6 +98,11 @@ def make_update(
         after = TrainState(
             state.step + 1, params, batch_stats, opt_state, terms.normalizer, state.is_finite
         )
+        if state.average is not None:
+            average = update_average(
+                state.average, after.latest, state.step, config.optimizer.ema_decay
+            )
+            after = after._replace(average=average)
         return Update(outputs, terms, gradients, updates, after)
 
     return update
