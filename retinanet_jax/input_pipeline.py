@@ -49,6 +49,10 @@ def train_plan(config: ConfigDict, source: Source) -> TrainPlan:
         flip=data.flip,
         rot90=data.rot90,
         color_jitter=dict(data.color_jitter),
+        gray=data.gray,
+        blur=data.blur,
+        jpeg=data.jpeg,
+        cutout=data.cutout,
     )
     return TrainPlan(
         source.sizes,

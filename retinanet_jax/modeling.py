@@ -72,7 +72,7 @@ def network_input(batch: Batch, config: ConfigDict, *, train: bool) -> Float[Arr
 
     Args:
         batch: Images, their valid sizes, and the colors sampled for each image.
-        config: A run's config; its `input`, `dtype` and `data.color_jitter` are used.
+        config: A run's config; its `input`, `dtype`, `data.color_jitter` and `data.gray` are used.
         train: Whether to jitter the colors, provided that the config has a strength other than 0.
 
     Raises:
@@ -84,7 +84,7 @@ def network_input(batch: Batch, config: ConfigDict, *, train: bool) -> Float[Arr
             "variable JAX_ENABLE_X64=1."
         )
     images = batch.images
-    if train and any(config.data.color_jitter.values()):
+    if train and (config.data.gray or any(config.data.color_jitter.values())):
         # Jittered on the device, where it takes almost no time; the host is busy decoding.
         valid = valid_mask(batch.sizes, images.shape[1:3])
         pixels = images.astype(jnp.promote_types(config.dtype, jnp.float32))

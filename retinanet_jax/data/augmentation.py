@@ -19,6 +19,9 @@ from retinanet_jax.data.sizes import Length, fit_sizes, round_sizes
 COLORS = ("brightness", "contrast", "saturation", "hue")  # the order of `Batch.colors`
 COLOR_STREAMS = (Stream.BRIGHTNESS, Stream.CONTRAST, Stream.SATURATION, Stream.HUE)
 
+# The fields that are fractions of the images.
+FRACTIONS = ("gray", "blur", "jpeg", "cutout")
+
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
@@ -39,6 +42,10 @@ class Augmentation:
         color_jitter: The strength s of "brightness", "contrast", "saturation" and "hue". The
             factors of the first three are in [max(0, 1 - s), 1 + s], and the shift of the hue is
             in [-s, s], where 1 is the full color circle.
+        gray: The fraction of the images of which the saturation is 0.
+        blur: The fraction of the images that are blurred, as in `effects`.
+        jpeg: The fraction of the images that are compressed, as in `effects`.
+        cutout: The fraction of the images of which a rectangle is covered, as in `effects`.
 
     Raises:
         ValueError: If a value is out of range.
@@ -52,9 +59,19 @@ class Augmentation:
     flip: bool
     rot90: bool
     color_jitter: Mapping[str, Length]
+    gray: float = 0.0
+    blur: float = 0.0
+    jpeg: float = 0.0
+    cutout: float = 0.0
 
     def __post_init__(self):
         self._check_sides()
+        for name in FRACTIONS:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be a fraction of the images from 0 to 1; "
+                    "try 0.5, or 0 for off."
+                )
         jitter = tuple(self.scale_jitter or (1, 1))
         if len(jitter) != 2 or not 0 < jitter[0] <= jitter[1]:
             raise ValueError(
@@ -153,14 +170,17 @@ def sample_transforms(
     rotated = rot90_sizes(resized, rot90_k)
     size = _cropped_sizes(augmentation, rotated)
     offset_bits = np.stack([bits(Stream.OFFSET_Y), bits(Stream.OFFSET_X)], axis=1)
-    color_bits = [bits(stream) for stream in COLOR_STREAMS]
+    colors = _colors(
+        augmentation, uniform(np.stack([bits(stream) for stream in COLOR_STREAMS], axis=1))
+    )
+    colors[uniform(bits(Stream.GRAY)) < augmentation.gray, COLORS.index("saturation")] = 0
     return ImageTransforms(
         resized=resized,
         flip=uniform(bits(Stream.FLIP)) < (0.5 if augmentation.flip else 0.0),
         rot90_k=rot90_k,
         offset=uniform_integers(offset_bits, rotated - size + 1),
         size=size,
-        colors=_colors(augmentation, uniform(np.stack(color_bits, axis=1))),
+        colors=colors,
     )
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float32, Int32, UInt8
 
 from retinanet_jax.data import tf_transforms, transforms
 from retinanet_jax.data.decoding import decode_image, is_plain_jpeg
+from retinanet_jax.data.effects import apply_effects, effect_columns, from_columns
 from retinanet_jax.data.plan import BatchPlan
 from retinanet_jax.data.reading import read_patiently
 from retinanet_jax.data.sources.base import Source
@@ -53,7 +54,7 @@ def load_by_tf(
     tf = _import_tensorflow()
     waiting: dict[int, BatchPlan] = {}  # plans of batches that are being loaded
 
-    def plan_step(step: np.int64) -> Int32[np.ndarray, "B 11"]:
+    def plan_step(step: np.int64) -> Int32[np.ndarray, "B 17"]:
         batch_plan = waiting[int(step)] = host_plan(int(step))
         return _plan_columns(batch_plan)
 
@@ -86,9 +87,10 @@ def load_by_threads(
         geometry = batch_plan.geometry(example)
         height, width = geometry.size
         pixels = reader.pixels(int(batch_plan.index[example]), geometry.resized)
-        image[:height, :width] = transforms.transform_image(
-            pixels, geometry, method=batch_plan.resize
-        )
+        pixels = transforms.transform_image(pixels, geometry, method=batch_plan.resize)
+        if batch_plan.effects:
+            pixels = apply_effects(pixels, batch_plan.effects.select(example))
+        image[:height, :width] = pixels
 
     def start(step: int) -> tuple[LoadedImages, list[futures.Future[None]]]:
         batch_plan = host_plan(step)
@@ -208,7 +210,7 @@ def _tf_dataset(
     )
 
 
-def _plan_columns(batch_plan: BatchPlan) -> Int32[np.ndarray, "B 11"]:
+def _plan_columns(batch_plan: BatchPlan) -> Int32[np.ndarray, "B 17"]:
     """Return the plan of a batch as one array, which `_tf_image` splits in this order."""
     buckets = np.tile(np.array(batch_plan.bucket, np.int32), (len(batch_plan.index), 1))
     columns = (
@@ -219,6 +221,7 @@ def _plan_columns(batch_plan: BatchPlan) -> Int32[np.ndarray, "B 11"]:
         batch_plan.size,
         batch_plan.rot90_k,
         batch_plan.flip,
+        effect_columns(batch_plan.effects, len(buckets)),
     )
     return np.column_stack(columns).astype(np.int32)
 
@@ -228,7 +231,7 @@ def _tf_plan(
 ) -> Any:
     """Return the plan's columns of one step as a tensor."""
     columns = tf.numpy_function(plan_step, [step], tf.int32)
-    return tf.ensure_shape(columns, (batch_size, 11))
+    return tf.ensure_shape(columns, (batch_size, 17))
 
 
 def _tf_read(tf: ModuleType, reader: _ImageReader, columns: Any) -> tuple[Any, Any, Any]:
@@ -249,7 +252,8 @@ def _tf_image(
     tf: ModuleType, reader: _ImageReader, method: str, columns: Any, file: Any, is_plain: Any
 ) -> Any:
     """Return the image of one example, transformed by its plan and padded to its bucket."""
-    index, bucket, resized, offset, size, rot90_k, flip = tf.split(columns, [1, 2, 2, 2, 2, 1, 1])
+    widths = [1, 2, 2, 2, 2, 1, 1, 6]
+    index, bucket, resized, offset, size, rot90_k, flip, effects = tf.split(columns, widths)
 
     def decode_in_python():
         def pixels(index: np.int32, resized: np.ndarray, file: bytes) -> np.ndarray:
@@ -260,11 +264,19 @@ def _tf_image(
         image = tf.numpy_function(pixels, [index[0], resized, file], tf.uint8)
         return tf.ensure_shape(image, (None, None, 3))
 
+    def apply_in_python():
+        def apply(image: transforms.Pixels, effects: np.ndarray) -> transforms.Pixels:
+            return apply_effects(image, from_columns(effects))
+
+        changed = tf.numpy_function(apply, [image, effects], image.dtype)
+        return tf.ensure_shape(changed, (None, None, 3))
+
     # A plain JPEG is decoded outside Python's lock.
     image = tf.cond(is_plain, lambda: tf_transforms.decode_jpeg(file), decode_in_python)
     image = tf_transforms.transform_image(
         image, resized, flip[0] > 0, rot90_k[0], offset, size, method=method
     )
+    image = tf.cond(tf.reduce_any(effects != 0), apply_in_python, lambda: image)
     return tf_transforms.pad(image, bucket)
 
 

@@ -26,6 +26,7 @@ from retinanet_jax.data.buckets import (
     minimal_buckets,
     smallest_bucket,
 )
+from retinanet_jax.data.effects import Effects, sample_effects
 from retinanet_jax.data.random_streams import Stream, random_bits
 from retinanet_jax.data.repeats import Repeats
 from retinanet_jax.data.sizes import Length, check_resize_method, resized_sizes
@@ -45,6 +46,7 @@ class BatchPlan(NamedTuple):
     size: Int32[np.ndarray, "B 2"]  # height and width of the crop, which is padded to the bucket
     colors: Float32[np.ndarray, "B 4"]  # factors of brightness, contrast, saturation; hue shift
     weights: Float32[np.ndarray, " B"]  # 1 for an image, 0 for a filler
+    effects: Effects | None = None  # on the pixels of the examples, after all else; None: none
 
     def for_process(self, process_index: int, process_count: int) -> "BatchPlan":
         """Return the contiguous part of the batch that one host loads.
@@ -63,7 +65,9 @@ class BatchPlan(NamedTuple):
                 f"try {process_count * max(1, size)}."
             )
         part = slice(process_index * size, (process_index + 1) * size)
-        return BatchPlan(self.bucket, self.resize, *(field[part] for field in self[2:]))
+        effects = self.effects and self.effects.select(part)
+        arrays = (field[part] for field in self[2:-1])
+        return BatchPlan(self.bucket, self.resize, *arrays, effects)
 
     def geometry(self, example: int) -> Geometry:
         """Return the transforms of one example of the batch."""
@@ -177,7 +181,10 @@ class TrainPlan:
             epoch.transforms,
             epoch.weights[step_in_epoch],
         )
-        return batch_plan._replace(index=self._repeats.image[copies].astype(np.int32))
+        return batch_plan._replace(
+            index=self._repeats.image[copies].astype(np.int32),
+            effects=epoch.effects and epoch.effects.select(copies),
+        )
 
     def _plan_epoch(self, epoch: int) -> "_Epoch":
         image = self._repeats.image  # of each copy
@@ -205,6 +212,9 @@ class TrainPlan:
             weights=weights[shuffled],
             bucket=smallest_bucket(transforms.size[index].max(axis=1), self.buckets),
             transforms=transforms,
+            effects=sample_effects(
+                self.augmentation, transforms.size, seed=self.seed, epoch=epoch
+            ),
         )
 
     def _batches_of_group(
@@ -305,6 +315,7 @@ class _Epoch(NamedTuple):
     weights: Float32[np.ndarray, "S B"]
     bucket: Int[np.ndarray, " S"]
     transforms: ImageTransforms
+    effects: Effects | None
 
 
 def _batch_plan(

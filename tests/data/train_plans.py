@@ -43,7 +43,8 @@ plan_options = st.fixed_dictionaries(
 
 def make_train_plan(sizes: np.ndarray, settings: dict[str, Any]) -> TrainPlan:
     """Return a plan; `settings` contains its arguments and the fields of its `Augmentation`."""
-    augmentation = Augmentation(**{name: settings[name] for name in AUGMENTATION_FIELDS})
+    fields = {name: settings[name] for name in AUGMENTATION_FIELDS if name in settings}
+    augmentation = Augmentation(**fields)
     arguments = {k: v for k, v in settings.items() if k not in AUGMENTATION_FIELDS}
     return TrainPlan(np.asarray(sizes), augmentation, **arguments)
 
