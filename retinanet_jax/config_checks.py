@@ -13,6 +13,9 @@ from retinanet_jax.data.value_range import parse_value_range
 MAX_LEVELS = (5, 6, 7)  # of the feature pyramid, which begins at level 3
 DTYPES = ("float32", "bfloat16", "float64")
 EXIF_RULES = ("auto", "applied", "ignored")
+# Parts of the network, for config.model.frozen_parts and config.model.remat.
+FROZEN_PARTS = ("fpn", "class_head", "box_head")
+REMAT_PARTS = ("stem", "c2", "c3", "c4", "c5", "fpn", "heads")
 NONFINITE_RULES = ("stop", "skip")
 
 
@@ -38,6 +41,7 @@ def check_fields(config: ConfigDict) -> None:
     check_dtype(config)
     check_levels(config)
     check_padding(config)
+    check_parts(config)
     parse_value_range(config.data.value_range)
     if config.nonfinite not in NONFINITE_RULES:
         raise unknown_choice("nonfinite", config.nonfinite, NONFINITE_RULES)
@@ -49,6 +53,14 @@ def check_dtype(config: ConfigDict) -> None:
     """Raise ValueError if the network cannot compute in the config's dtype."""
     if config.dtype not in DTYPES:
         raise unknown_choice("dtype", config.dtype, DTYPES)
+
+
+def check_parts(config: ConfigDict) -> None:
+    """Raise ValueError if a part of the network that is frozen or recomputed is unknown."""
+    for field, parts in (("frozen_parts", FROZEN_PARTS), ("remat", REMAT_PARTS)):
+        for name in config.model[field]:
+            if name not in parts:
+                raise unknown_choice(f"model.{field}", name, parts)
 
 
 def check_levels(config: ConfigDict) -> None:

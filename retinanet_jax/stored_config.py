@@ -16,7 +16,10 @@ from retinanet_jax.config_versions import ADDED_FIELDS, CONFIG_VERSION, RENAMED_
 NETWORK_SECTIONS = ("model", "anchors", "input")
 # Fields of these sections that only affect training.
 TRAINING_FIELDS = (
-    *("model.frozen_stages", "model.frozen_parts", "model.remat", "model.prior_probability"),
+    "model.frozen_stages",
+    "model.frozen_parts",
+    "model.remat",
+    "model.prior_probability",
 )
 BATCH_NORMS = {"frozen_batch", "batch"}  # norms with the same four arrays
 

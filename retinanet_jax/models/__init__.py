@@ -5,8 +5,8 @@ from retinanet_jax.models.fpn import FPN
 from retinanet_jax.models.heads import Head
 from retinanet_jax.models.norm import FrozenBatchNorm, make_norm
 from retinanet_jax.models.padding import level_masks, valid_mask
-from retinanet_jax.models.resnet import ARCHITECTURES, ResNet, is_frozen
-from retinanet_jax.models.retinanet import Outputs, RetinaNet
+from retinanet_jax.models.resnet import ARCHITECTURES, ResNet, stage_of
+from retinanet_jax.models.retinanet import Outputs, RetinaNet, is_frozen
 
 __all__ = [
     "ARCHITECTURES",
@@ -20,5 +20,6 @@ __all__ = [
     "is_frozen",
     "level_masks",
     "make_norm",
+    "stage_of",
     "valid_mask",
 ]

@@ -47,20 +47,14 @@ ARCHITECTURES = {
 }
 
 
-def is_frozen(path: tuple[str, ...], frozen_stages: int) -> bool:
-    """Return whether a parameter belongs to a frozen stage of the backbone.
-
-    Such a parameter has a gradient of zero, but weight decay would still change it.
+def stage_of(name: str) -> int:
+    """Return the stage that a module of the backbone belongs to: 1 for the stem, 2 for C2, ...
 
     Args:
-        path: Path in the network's parameters, such as (
-            "backbone", "stage2_block0", "conv1", "kernel").
-        frozen_stages: As in `ResNet`.
+        name: The module's name, such as "stem_conv" or "stage2_block0".
     """
-    if path[0] != "backbone":
-        return False
-    stage = path[1].split("_")[0]  # "stem" or "stageN"
-    return (1 if stage == "stem" else int(stage.removeprefix("stage"))) <= frozen_stages
+    stage = name.split("_")[0]
+    return 1 if stage == "stem" else int(stage.removeprefix("stage"))
 
 
 def _conv(
@@ -186,6 +180,8 @@ class ResNet(nn.Module):
         frozen_stages: Number of frozen stages: 0 for none, 1 for the stem, 2 for the stem and the
             stage of C2, and so on up to 5. A frozen stage has zero gradients, and its batch norms
             use their running statistics without updating them.
+        remat: Stages of which the activations inside each block are computed again in the backward
+            pass, instead of being stored: "stem", "c2", "c3", "c4", "c5".
         dtype: The compute dtype; parameters are float32.
         convolve: The convolution function; None means `jax.lax.conv_general_dilated`.
     """
@@ -199,6 +195,7 @@ class ResNet(nn.Module):
     norm: str = "frozen_batch"
     norm_epsilon: float = 1e-5
     frozen_stages: int = 0
+    remat: tuple[str, ...] = ()
     dtype: DTypeLike | None = None
     convolve: Convolve | None = None
 
@@ -222,7 +219,8 @@ class ResNet(nn.Module):
         Raises:
             ValueError: If `groups` does not divide the width of a stage, or `norm` is unknown.
         """
-        x = self._stem(images, train and self.frozen_stages < 1, masks)
+        stem = nn.remat(ResNet._stem, static_argnums=2) if "stem" in self.remat else ResNet._stem
+        x = stem(self, images, train and self.frozen_stages < 1, masks)
         maps = []
         for stage, size in enumerate(self.stage_sizes, start=2):
             frozen = stage <= self.frozen_stages
@@ -263,7 +261,9 @@ class ResNet(nn.Module):
                 f"width={self.width} makes 3x3 convolutions of {inner} channels, which "
                 f"groups={self.groups} does not divide; use a width that is a multiple of 64."
             )
-        return Block(
+        # Each block by itself: then the backward pass stores the inside of one block at a time.
+        block = nn.remat(Block, static_argnums=2) if f"c{stage}" in self.remat else Block
+        return block(
             features=planes * 4 if self.bottleneck else planes,
             inner=inner,
             stride=stride,

@@ -1,7 +1,8 @@
 """RetinaNet (https://arxiv.org/abs/1708.02002): backbone, feature pyramid and heads."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 from flax import linen as nn
 from jaxtyping import Array, DTypeLike, Float
 
@@ -9,7 +10,28 @@ from retinanet_jax.models.convolution import Convolve
 from retinanet_jax.models.fpn import FPN
 from retinanet_jax.models.heads import Head
 from retinanet_jax.models.padding import Masks, level_masks
-from retinanet_jax.models.resnet import ARCHITECTURES, ResNet
+from retinanet_jax.models.resnet import ARCHITECTURES, ResNet, stage_of
+
+# The names of the parts that can be frozen, and of their modules.
+MODULES = {"fpn": "fpn", "class_head": "classification_head", "box_head": "box_head"}
+
+
+def is_frozen(
+    path: tuple[str, ...], frozen_stages: int, frozen_parts: tuple[str, ...] = ()
+) -> bool:
+    """Return whether a parameter is frozen.
+
+    Such a parameter has a gradient of zero, but weight decay would still change it.
+
+    Args:
+        path: Path in the network's parameters, such as (
+            "backbone", "stage2_block0", "conv1", "kernel").
+        frozen_stages: As in `ResNet`.
+        frozen_parts: As in `RetinaNet`.
+    """
+    if path[0] == "backbone":
+        return stage_of(path[1]) <= frozen_stages
+    return path[0] in {MODULES[part] for part in frozen_parts}
 
 
 class Outputs(NamedTuple):
@@ -88,7 +110,7 @@ class RetinaNet(nn.Module, kw_only=True):
         """
         masks = self._masks(images, sizes)
         maps = self._backbone()(images, train, masks)
-        pyramid = FPN(
+        pyramid = self._part(FPN, frozen="fpn", remat="fpn")(
             self.fpn_channels,
             self.p6_from,
             self.max_level,
@@ -96,7 +118,7 @@ class RetinaNet(nn.Module, kw_only=True):
             convolve=self.convolve,
             name="fpn",
         )(maps, masks)
-        classify = self._head("classification_head", self.num_classes, self.prior_probability)
+        classify = self._head("class_head", self.num_classes, self.prior_probability)
         regress = self._head("box_head", 4, None)
         return Outputs(classify(pyramid, masks), regress(pyramid, masks))
 
@@ -123,14 +145,15 @@ class RetinaNet(nn.Module, kw_only=True):
             norm=self.norm,
             norm_epsilon=self.norm_epsilon,
             frozen_stages=self.frozen_stages,
+            remat=self.remat,
             dtype=self.dtype,
             convolve=self.convolve,
             name="backbone",
         )
 
-    def _head(self, name: str, outputs: int, prior_probability: float | None) -> Head:
+    def _head(self, part: str, outputs: int, prior_probability: float | None) -> Head:
         """Return a head with `outputs` values per anchor."""
-        return Head(
+        return self._part(Head, frozen=part, remat="heads")(
             outputs,
             self.num_anchors,
             depth=self.head_depth,
@@ -139,5 +162,19 @@ class RetinaNet(nn.Module, kw_only=True):
             prior_probability=prior_probability,
             dtype=self.dtype,
             convolve=self.convolve,
-            name=name,
+            name=MODULES[part],
         )
+
+    def _part(self, module: type[nn.Module], *, frozen: str, remat: str) -> Any:
+        """Return a module class as `frozen_parts` and `remat` change it.
+
+        Args:
+            module: The class.
+            frozen: The part's name in `frozen_parts`.
+            remat: The part's name in `remat`.
+        """
+        if frozen in self.frozen_parts:
+            module = nn.map_variables(
+                module, "params", jax.lax.stop_gradient, init=self.is_initializing()
+            )
+        return nn.remat(module) if remat in self.remat else module
