@@ -51,28 +51,32 @@ SHORT_SIDES["800"] = lambda config: None
 
 
 def finished(
-    config: ConfigDict, arg: str, choices: Mapping[str, Callable[[ConfigDict], None]] = {}
+    config: ConfigDict, arg: str, *choices: Mapping[str, Callable[[ConfigDict], None]]
 ) -> ConfigDict:
     """Apply a config's argument and lock the config, so that a misspelled field is an error.
 
     Args:
         config: The config, unlocked; it is changed.
-        arg: Names separated by commas: at most one of `choices`, and "tiny".
-        choices: The arguments of this config, with the function that applies each.
+        arg: Names separated by commas: at most one of each of `choices`, and "tiny".
+        choices: The arguments of this config that exclude each other, with the function that
+            applies each.
 
     Raises:
-        ValueError: If a name is unknown, or there are two choices.
+        ValueError: If a name is unknown, or there are two of the same choices.
     """
     names = arg.split(",") if arg else []
+    known = [name for functions in choices for name in functions] + ["tiny"]
     for name in names:
-        if name != "tiny" and name not in choices:
-            known = ", ".join([*choices, "tiny"])
-            raise ValueError(f"config argument {name!r} is unknown; this config has {known}.")
-    chosen = [name for name in names if name != "tiny"]
-    if len(chosen) > 1:
-        raise ValueError(f"config argument {arg!r} asks for {' and '.join(chosen)}; give one.")
-    for name in chosen:
-        choices[name](config)
+        if name not in known:
+            raise ValueError(
+                f"config argument {name!r} is unknown; this config has {', '.join(known)}."
+            )
+    for functions in choices:
+        chosen = [name for name in names if name in functions]
+        if len(chosen) > 1:
+            raise ValueError(f"config argument {arg!r} asks for {' and '.join(chosen)}; give one.")
+        for name in chosen:
+            functions[name](config)
     if "tiny" in names:
         make_tiny(config)
     return config.lock()
@@ -100,4 +104,4 @@ def make_tiny(config: ConfigDict) -> None:
     config.init.update(source="", path="")
     config.loss.ohem.update(num_candidates=200, num_examples=32)
     config.optimizer.update(warmup_steps=2)
-    config.update(total_steps=8, log_every=1, checkpoint_every=4, evaluate_every=4)
+    config.update(total_steps=8, epochs=0, log_every=1, checkpoint_every=4, evaluate_every=4)

@@ -31,6 +31,13 @@ def load(name: str, arg: str = ""):
     return importlib.import_module(f"retinanet_jax.configs.{name}").get_config(arg)
 
 
+def load_with_batch_size(name: str, arg: str = ""):
+    """Return a config in which a batch size that depends on the device is 8."""
+    config = load(name, arg).unlock()
+    config.data.batch_size = config.data.batch_size or 8
+    return config
+
+
 def arguments(name: str) -> list[str]:
     """Return the arguments that a config accepts, which its error message lists."""
     with pytest.raises(ValueError, match="unknown") as error:
@@ -79,7 +86,10 @@ def test_every_config_has_all_fields_with_their_types_and_no_other(name, arg):
 @pytest.mark.parametrize(("name", "arg"), VARIANTS)
 def test_the_intervals_are_multiples_of_each_other(name, arg):
     config = load(name, arg)
-    assert config.evaluate_every % config.checkpoint_every == 0
+    if config.checkpoint_every:  # otherwise both follow from the number of steps of an epoch
+        assert config.evaluate_every % config.checkpoint_every == 0
+    else:
+        assert config.evaluate_every == 0
     assert config.optimizer.warmup_steps < config.total_steps
     assert 0 < config.log_every <= config.total_steps
     for side in (*config.data.short_sides, config.data.eval_short_side):
@@ -108,15 +118,38 @@ def test_the_error_of_an_unknown_argument_lists_those_that_exist(name):
         load(name, "tinny")
 
 
-@pytest.mark.parametrize("arg", ["600,700", "tiny,600,700"])
-def test_two_choices_are_an_error(arg):
-    message = f"config argument '{arg}' asks for 600 and 700; give one."
+@pytest.mark.parametrize(
+    ("name", "arg", "choices"),
+    [
+        ("r50_fpn", "600,700", "600 and 700"),
+        ("r50_fpn", "tiny,600,700", "600 and 700"),
+        ("finetune", "imagenet,gpu,torchvision_v1", "imagenet and torchvision_v1"),
+        ("finetune", "cpu,gpu", "cpu and gpu"),
+    ],
+)
+def test_two_choices_are_an_error(name, arg, choices):
+    message = f"config argument '{arg}' asks for {choices}; give one."
     with pytest.raises(ValueError, match=message):
-        load("r50_fpn", arg)
+        load(name, arg)
 
 
 def test_arguments_may_come_in_any_order():
     assert load("r50_fpn", "600,tiny").to_dict() == load("r50_fpn", "tiny,600").to_dict()
+    assert load("finetune", "imagenet,gpu").to_dict() == load("finetune", "gpu,imagenet").to_dict()
+
+
+def test_weights_and_a_device_are_chosen_independently():
+    """The device changes no field of the network or of the weights, and the weights no other."""
+    base, gpu, imagenet, both = (
+        fields_of(load("finetune", arg)) for arg in ("", "gpu", "imagenet", "imagenet,gpu")
+    )
+    of_device = {name for name in base if gpu[name] != base[name]}
+    of_weights = {name for name in base if imagenet[name] != base[name]}
+    assert not of_device & of_weights
+    assert both == base | {name: gpu[name] for name in of_device} | {
+        name: imagenet[name] for name in of_weights
+    }
+    assert load("finetune", "cpu").to_dict() == load("finetune").to_dict()
 
 
 def test_an_empty_argument_is_an_error():
@@ -317,8 +350,9 @@ def test_the_numbers_of_a_row_are_those_of_its_config(row):
         assert (config.total_steps, config.data.batch_size) == (90_000, 16)
         assert config.data.short_sides == (600,)
         return
-    assert int(row["steps"].replace(",", "")) == config.total_steps
-    assert int(row["batch"]) == config.data.batch_size
+    epochs = f"{config.epochs} epochs" if config.epochs else f"{config.total_steps:,}"
+    assert row["steps"] == epochs
+    assert row["batch"] == str(config.data.batch_size or "auto")
     sides = config.data.short_sides
     assert row["pixels"] == "-".join(map(str, sorted({min(sides), max(sides)})))
     assert config.data.eval_short_side == max(sides)
@@ -368,7 +402,7 @@ MAX_PADDING = {
     ("name", "arg"), [(name, arg) for name, arg in FULL if name not in ("shapes", "ablations")]
 )
 def test_every_config_plans_images_like_cocos(name, arg):
-    config = load(name, arg)
+    config = load_with_batch_size(name, arg)
     plan = input_pipeline.train_plan(config, types.SimpleNamespace(sizes=SIZES))
     assert len(plan.buckets) <= 8
     # At most one step more than the images fill: the last batch of landscapes, or of portraits.
@@ -466,7 +500,7 @@ def batch_shapes(config) -> Batch:
     ],
 )
 def test_every_config_builds_its_network_and_its_step(name, arg):
-    config = load(name, arg)
+    config = load_with_batch_size(name, arg)
     model = modeling.build_model(config, NUM_CLASSES)
     optimizer = make_optimizer(config)
     step = make_train_step(model, optimizer, config)
