@@ -7,7 +7,7 @@ on them.
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32
@@ -20,7 +20,9 @@ COLORS = ("brightness", "contrast", "saturation", "hue")  # the order of `Batch.
 COLOR_STREAMS = (Stream.BRIGHTNESS, Stream.CONTRAST, Stream.SATURATION, Stream.HUE)
 
 # The fields that are fractions of the images.
-FRACTIONS = ("gray", "blur", "jpeg", "cutout")
+FRACTIONS = ("mosaic", "mixup", "copy_paste", "gray", "blur", "jpeg", "cutout")
+# The `Augmentation.affine` that changes nothing.
+NO_AFFINE: dict[str, Any] = {"rotation": 0.0, "shear": 0.0, "scale": (1.0, 1.0), "translation": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,10 @@ class Augmentation:
     flip: bool
     rot90: bool
     color_jitter: Mapping[str, Length]
+    affine: Mapping[str, Any] = dataclasses.field(default_factory=lambda: dict(NO_AFFINE))
+    mosaic: float = 0.0
+    mixup: float = 0.0
+    copy_paste: float = 0.0
     gray: float = 0.0
     blur: float = 0.0
     jpeg: float = 0.0
@@ -66,6 +72,7 @@ class Augmentation:
 
     def __post_init__(self):
         self._check_sides()
+        self._check_affine()
         for name in FRACTIONS:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
@@ -97,6 +104,27 @@ class Augmentation:
             low, high = self.short_sides
             return np.arange(low, high + 1, dtype=np.float64)
         return np.asarray(self.short_sides, np.float64)
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether images are transformed by `affine`."""
+        identity = NO_AFFINE | {"scale": list(NO_AFFINE["scale"])}
+        return {**self.affine, "scale": list(self.affine["scale"])} != identity
+
+    def _check_affine(self) -> None:
+        limits = {"rotation": (180, "degrees"), "shear": (60, "degrees"), "translation": (1, "")}
+        for name, (limit, unit) in limits.items():
+            if not 0 <= self.affine[name] <= limit:
+                raise ValueError(
+                    f"affine.{name}={self.affine[name]} must be from 0 to {limit} {unit}".rstrip()
+                    + "; try 0 for off."
+                )
+        scale = tuple(self.affine["scale"])
+        if len(scale) != 2 or not 0.1 <= scale[0] <= scale[1] <= 10:
+            raise ValueError(
+                f"affine.scale={scale} must be (lo, hi) with 0.1 <= lo <= hi <= 10; "
+                "try (0.5, 1.5), or (1, 1) for off."
+            )
 
     def _check_sides(self) -> None:
         sides, sampling = tuple(self.short_sides), self.short_side_sampling
@@ -252,12 +280,12 @@ def _colors(
 
 
 def rot90_sizes(
-    sizes: Int[np.ndarray, "N 2"] | Float[np.ndarray, "N 2"], rot90_k: Int32[np.ndarray, " N"]
-) -> Int[np.ndarray, "N 2"] | Float[np.ndarray, "N 2"]:
+    sizes: Int[np.ndarray, "*N 2"] | Float[np.ndarray, "*N 2"], rot90_k: Int32[np.ndarray, "*N"]
+) -> Int[np.ndarray, "*N 2"] | Float[np.ndarray, "*N 2"]:
     """Return the heights and widths of rotated images.
 
     Args:
         sizes: Heights and widths before the rotation.
         rot90_k: How often each image is rotated by 90 degrees.
     """
-    return np.where(rot90_k[:, None] % 2 == 1, sizes[:, ::-1], sizes)
+    return np.where(rot90_k[..., None] % 2 == 1, sizes[..., ::-1], sizes)

@@ -27,6 +27,7 @@ from retinanet_jax.data.buckets import (
     smallest_bucket,
 )
 from retinanet_jax.data.effects import Effects, sample_effects
+from retinanet_jax.data.layers import Composition
 from retinanet_jax.data.random_streams import Stream, random_bits
 from retinanet_jax.data.repeats import Repeats
 from retinanet_jax.data.sizes import Length, check_resize_method, resized_sizes
@@ -46,6 +47,7 @@ class BatchPlan(NamedTuple):
     size: Int32[np.ndarray, "B 2"]  # height and width of the crop, which is padded to the bucket
     colors: Float32[np.ndarray, "B 4"]  # factors of brightness, contrast, saturation; hue shift
     weights: Float32[np.ndarray, " B"]  # 1 for an image, 0 for a filler
+    composition: Composition | None = None  # None: each example is its own image only
     effects: Effects | None = None  # on the pixels of the examples, after all else; None: none
 
     def for_process(self, process_index: int, process_count: int) -> "BatchPlan":
@@ -65,9 +67,10 @@ class BatchPlan(NamedTuple):
                 f"try {process_count * max(1, size)}."
             )
         part = slice(process_index * size, (process_index + 1) * size)
+        composition = self.composition and self.composition.select(part)
         effects = self.effects and self.effects.select(part)
-        arrays = (field[part] for field in self[2:-1])
-        return BatchPlan(self.bucket, self.resize, *arrays, effects)
+        arrays = (field[part] for field in self[2:-2])
+        return BatchPlan(self.bucket, self.resize, *arrays, composition, effects)
 
     def geometry(self, example: int) -> Geometry:
         """Return the transforms of one example of the batch."""

@@ -37,6 +37,10 @@ class Stream(enum.IntEnum):
     CUTOUT_WIDTH = 20
     CUTOUT_Y = 21
     CUTOUT_X = 22
+    AFFINE = 23
+    MOSAIC = 24
+    MIXUP = 25
+    COPY_PASTE = 26
 
 
 def random_bits(seed: int, epoch: int, stream: Stream, *, count: int) -> UInt64[np.ndarray, " n"]:
