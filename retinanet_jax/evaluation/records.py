@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -201,9 +202,35 @@ def stored_detections(
     """
     evaluation = read_evaluation(folder / f"{step}.json") or {}
     file = detections_file(folder, step)
-    if {name: evaluation.get(name) for name in description} != description or not file.exists():
+    if not (has_description(evaluation, description) and file.exists()):
         return None
     return json.loads(file.read_bytes())
+
+
+def has_description(evaluation: Mapping[str, Any], description: Mapping[str, Any]) -> bool:
+    """Return whether an evaluation is that of this dataset, with these settings.
+
+    Args:
+        evaluation: The content of an evaluation's JSON.
+        description: The dataset and settings, from `describe`.
+    """
+    return all(evaluation.get(name) == value for name, value in description.items())
+
+
+def defined_aps(folder: pathlib.Path, description: Mapping[str, Any]) -> dict[int, float]:
+    """Return AP by step of the evaluations in a folder, without those where it is undefined.
+
+    Args:
+        folder: The folder; it need not exist.
+        description: The dataset and settings, from `describe`, that the evaluations must have.
+    """
+    files = [file for file in folder.glob("*.json") if file.stem.isdigit()]
+    evaluations = {int(file.stem): read_evaluation(file) or {} for file in files}
+    return {
+        step: evaluation["AP"]
+        for step, evaluation in evaluations.items()
+        if has_description(evaluation, description) and evaluation.get("AP") is not None
+    }
 
 
 def write_detections(results: list[dict[str, Any]], step: int, folder: pathlib.Path) -> None:

@@ -11,11 +11,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from retinanet_jax.checkpoint import FOLDER, NOT_MEASURED, CheckpointManager, read_config
+from retinanet_jax.checkpoint.reading import step_of_first_host
 from retinanet_jax.evaluation import records
 from retinanet_jax.evaluation.category_table import category_scalars, category_table
 from retinanet_jax.evaluation.evaluator import Evaluation, Evaluator, write_evaluation
-from retinanet_jax.stopping import Stopping
+from retinanet_jax.stopping import Stopped, Stopping
 from retinanet_jax.training.metrics import MetricWriter
+from retinanet_jax.training.patience import last_better_step
 from retinanet_jax.utils.progress import format_count
 from retinanet_jax.utils.threads import POLL_SECONDS, in_daemon_thread
 
@@ -58,6 +60,7 @@ class TrainingEvaluations:
         self._checkpoints, self._writer, self._stopping = checkpoints, writer, stopping
         self._pending: PendingEvaluation | None = None
         self._interrupted: int | None = None  # the step of an evaluation that is not complete
+        self._ends_early = False
         self._is_first_host = jax.process_index() == 0
         if self._is_first_host:
             self._description = records.describe(config, evaluator.source)
@@ -69,6 +72,8 @@ class TrainingEvaluations:
     def __exit__(self, error: object, *_: object) -> None:
         if error is None:
             self._finish()
+            if self._ends_early:
+                self._print_early_end()
 
     def evaluate(self, variables: dict[str, Any], step: int) -> None:
         """Compute the detections after a step, write them, and start to compute their AP.
@@ -124,6 +129,52 @@ class TrainingEvaluations:
         print(f"computing AP from {format_count(len(results), 'detection')}", flush=True)
         outcome = in_daemon_thread(
             lambda: write_evaluation(
+    def check_patience(self, step: int) -> None:
+        """End the run if its AP has not become better for `config.patience` evaluations.
+
+        For this, it waits for the AP that is being computed. Whether a run ends after a step thus
+        depends neither on the time that this takes nor on where the run was stopped and resumed.
+        All hosts must call this.
+
+        Args:
+            step: Number of steps done; the latest evaluation is that of this step or an earlier
+                one.
+
+        Raises:
+            Stopped: If the run ends.
+            Exception: The error that ended the computation of AP.
+        """
+        if not self._config.patience or step >= self._config.total_steps:
+            return
+        if step_of_first_host(lambda: self._last_better_step(step)) is not None:
+            self._ends_early = True
+            raise Stopped
+
+    def _last_better_step(self, step: int) -> int | None:
+        """Return the step that the run ends because of, or None; after a signal it is None."""
+        if self._pending:
+            if not self._is_known(self._pending.outcome):
+                return None  # the next start, which computes the AP, decides
+            self._pending.outcome.result()
+        return last_better_step(self._config, self._workdir, self._description, step)
+
+    def _print_early_end(self) -> None:
+        """Print that the run has ended early, and its best checkpoint; only the first host does."""
+        if best := self._checkpoints.best():
+            print(
+                f"the run ends early: {self._config.patience} evaluations without a better AP "
+                f"(config.patience={self._config.patience}); the best checkpoint is that of step "
+                f"{best[0]}, AP {best[1]:.3f}",
+                flush=True,
+            )
+
+    def _is_known(self, outcome: "Future[Evaluation]") -> bool:
+        """Wait for an AP, and return True, or False if a signal leaves it to the next start."""
+        while futures.wait([outcome], POLL_SECONDS).not_done:
+            if self._stopping.drops_ap():
+                return False
+        return True
+
                 results,
                 self._evaluator.source,
                 step,
@@ -143,9 +194,8 @@ class TrainingEvaluations:
             return
         step, outcome = self._pending
         self._pending = None
-        while futures.wait([outcome], POLL_SECONDS).not_done:
-            if self._stopping.drops_ap():
-                return
+        if not self._is_known(outcome):
+            return
         evaluation = outcome.result()
         print(evaluation.summary, flush=True)
         log_evaluation(step, evaluation, self._writer)

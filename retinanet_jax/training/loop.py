@@ -26,6 +26,7 @@ from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.training.objective import normalizer_shape
 from retinanet_jax.training.observation import Observation
 from retinanet_jax.training.optimizer import make_optimizer, scaled_learning_rate
+from retinanet_jax.training.patience import check_patience_left
 from retinanet_jax.training.profiling import Profiler, check_profile
 from retinanet_jax.training.step import TrainState, jit_train_step
 from retinanet_jax.training.steps import StepLoop
@@ -73,6 +74,8 @@ def train(
     sharding.check_batch_size("data.batch_size", config.data.batch_size, mesh)
     sharding.check_heights(config.data.buckets, config.anchors.max_level, mesh)
     train_data, eval_data = open_data(config, workdir, evaluates)
+    if eval_data and not records.has_work_left(workdir):
+        check_patience_left(config, workdir, eval_data)
     plan = input_pipeline.train_plan(config, train_data)
     model = build_model(config, len(train_data.categories))
     with (

@@ -72,6 +72,7 @@ class StepLoop:
             self._stopping.begin(lambda: self._progress(first))
             if self._evaluations:
                 self._evaluations.resume(state.variables, step)
+                self._evaluations.check_patience(step)
             for batch in self._observation.batches(self._readable(host_batches)):
                 with self._observation.step(step + 1):
                     state, metrics = self._step(state, batch)
@@ -87,6 +88,9 @@ class StepLoop:
                 if self._evaluations:
                     self._evaluations.report()
         self._stopping.end()
+                    if self._evaluates_after(step):
+                        with self._observation.measure("evaluation"):
+                            self._evaluations.check_patience(step)
         if step > saved:
             if self._data_error:
                 print(f"an error of the data ends the run: saving step {step}", flush=True)
