@@ -125,10 +125,6 @@ class TrainingEvaluations:
         if pending and pending.outcome.done() and self._checkpoints.is_complete(pending.step):
             self._finish()
 
-    def _start(self, results: list[dict[str, Any]], step: int) -> None:
-        print(f"computing AP from {format_count(len(results), 'detection')}", flush=True)
-        outcome = in_daemon_thread(
-            lambda: write_evaluation(
     def check_patience(self, step: int) -> None:
         """End the run if its AP has not become better for `config.patience` evaluations.
 
@@ -175,6 +171,10 @@ class TrainingEvaluations:
                 return False
         return True
 
+    def _start(self, results: list[dict[str, Any]], step: int) -> None:
+        print(f"computing AP from {format_count(len(results), 'detection')}", flush=True)
+        outcome = in_daemon_thread(
+            lambda: write_evaluation(
                 results,
                 self._evaluator.source,
                 step,

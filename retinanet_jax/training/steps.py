@@ -86,11 +86,11 @@ class StepLoop:
                     self._save(state, step, awaits_ap=self._evaluates_after(step))
                     saved = step
                 if self._evaluations:
-                    self._evaluations.report()
-        self._stopping.end()
                     if self._evaluates_after(step):
                         with self._observation.measure("evaluation"):
                             self._evaluations.check_patience(step)
+                    self._evaluations.report()
+        self._stopping.end()
         if step > saved:
             if self._data_error:
                 print(f"an error of the data ends the run: saving step {step}", flush=True)
