@@ -42,6 +42,7 @@ def check_fields(config: ConfigDict) -> None:
     check_levels(config)
     check_padding(config)
     check_parts(config)
+    check_average_and_patience(config)
     parse_value_range(config.data.value_range)
     if config.nonfinite not in NONFINITE_RULES:
         raise unknown_choice("nonfinite", config.nonfinite, NONFINITE_RULES)
@@ -61,6 +62,21 @@ def check_parts(config: ConfigDict) -> None:
         for name in config.model[field]:
             if name not in parts:
                 raise unknown_choice(f"model.{field}", name, parts)
+
+
+def check_average_and_patience(config: ConfigDict) -> None:
+    """Raise ValueError if the average's decay or the number of evaluations is out of range."""
+    decay = config.optimizer.ema_decay
+    if not 0 <= decay < 1:
+        raise ValueError(
+            f"config.optimizer.ema_decay={decay:g} must be at least 0 and less than 1; give 0.9998 "
+            "for an average over some thousand steps, or 0 for none."
+        )
+    if config.patience < 0:
+        raise ValueError(
+            f"config.patience={config.patience} must be a number of evaluations, or 0 to train to "
+            "the last step in any case."
+        )
 
 
 def check_levels(config: ConfigDict) -> None:
