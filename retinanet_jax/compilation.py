@@ -4,12 +4,13 @@ import contextlib
 import itertools
 import os
 import pathlib
+import re
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -23,6 +24,9 @@ from retinanet_jax.utils.threads import wait_for
 R = TypeVar("R")
 Compiler = futures.Executor  # threads that compile; XLA releases Python's lock while it compiles
 MAX_THREADS = 8  # each needs about 500 MB for a ResNet-50
+# How libtpu reports that a program needs more memory than the chip has.
+EXHAUSTED = re.compile(r"(?:temporaries \(|Used )([\d.]+)([KMG])")
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @contextlib.contextmanager
@@ -125,6 +129,52 @@ def black_batch(like: Batch, bucket: tuple[int, int]) -> Batch:
         num_boxes=like.boxes.shape[1],
         num_crowd=like.crowd_boxes.shape[1],
     )
+
+
+class Measured(NamedTuple):
+    """A compiled program, and the memory that it needs on each device."""
+
+    program: Any  # None if the compiler rejected it because of its memory
+    needed: int  # bytes; at least this much if the compiler rejected the program
+    memory: dict[str, int] | None  # bytes by use; None if the compiler rejected the program
+
+
+def compile_measured(lowered: Any, compiler_options: Mapping[str, Any] | None = None) -> Measured:
+    """Compile a program, and measure the memory that it needs.
+
+    Args:
+        lowered: What `lower` of a jitted function returns.
+        compiler_options: Of XLA.
+    """
+    try:
+        program = lowered.compile(compiler_options=compiler_options or None)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Measured(None, exhausted_bytes(str(error)), None)
+    memory = memory_of(program.memory_analysis())
+    return Measured(program, memory["peak"] + memory["program"], memory)
+
+
+def memory_of(analysis: Any) -> dict[str, int]:
+    """Return the bytes of a compiled program on each device, by use.
+
+    Args:
+        analysis: From `memory_analysis()`.
+    """
+    return {
+        "peak": analysis.peak_memory_in_bytes,  # of all arrays at once
+        "arguments": analysis.argument_size_in_bytes,
+        "outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "temporaries": analysis.temp_size_in_bytes,
+        "program": analysis.generated_code_size_in_bytes,
+    }
+
+
+def exhausted_bytes(message: str) -> int:
+    """Return the bytes that a program needs, from the compiler's message that they are too many."""
+    match = EXHAUSTED.search(message)
+    return int(float(match[1]) * UNITS[match[2]]) if match else 0
 
 
 def compiled_off_the_clock(jitted: Callable[..., R]) -> Callable[..., R]:

@@ -1,7 +1,6 @@
 """Compiles the training step, or the detection, of a config for devices that are not here."""
 
 import functools
-import re
 import time
 from typing import Any, NamedTuple
 
@@ -11,20 +10,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from retinanet_jax import sharding
+from retinanet_jax.compilation import compile_measured
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.transforms import PIXEL_TYPES
 from retinanet_jax.modeling import build_model, detect, initialize
 from retinanet_jax.planning.costs import Costs, program_costs
-from retinanet_jax.planning.topologies import GIB
 from retinanet_jax.training.initialization import random_train_state
 from retinanet_jax.training.optimizer import make_optimizer
 from retinanet_jax.training.step import jit_train_step
 
 BATCH_FIELDS = {"train": "batch_size", "predict": "eval_batch_size"}  # of config.data
 NUM_CROWD = 8  # crowd regions of an image; they cost next to nothing
-# How libtpu reports that a program needs more memory than the chip has.
-EXHAUSTED = re.compile(r"(?:temporaries \(|Used )([\d.]+)([KMG])")
-UNITS = {"K": 2**10, "M": 2**20, "G": GIB}
 
 
 class Program(NamedTuple):
@@ -76,19 +72,10 @@ class Workload(NamedTuple):
         """
         lowered = self._lower(bucket, batch_size)
         start = time.monotonic()
-        try:
-            compiled = lowered.compile(compiler_options=self.compiler_options or None)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            seconds = time.monotonic() - start
-            return Program(bucket, batch_size, seconds, exhausted_bytes(str(error)), None, None)
+        program, needed, memory = compile_measured(lowered, self.compiler_options)
         seconds = time.monotonic() - start
-        memory = memory_of(compiled.memory_analysis())
-        needed = memory["peak"] + memory["program"]
-        return Program(
-            bucket, batch_size, seconds, needed, memory, program_costs(compiled.as_text())
-        )
+        costs = program_costs(program.as_text()) if program else None
+        return Program(bucket, batch_size, seconds, needed, memory, costs)
 
     def _lower(self, bucket: tuple[int, int], batch_size: int) -> Any:
         config = self.config.copy_and_resolve_references().unlock()
@@ -146,27 +133,6 @@ def batch_shapes(
         )
 
     return jax.eval_shape(batch)
-
-
-def memory_of(analysis: Any) -> dict[str, int]:
-    """Return the bytes of a compiled program on each device, by use.
-
-    Args:
-        analysis: From `memory_analysis()`.
-    """
-    return {
-        "peak": analysis.peak_memory_in_bytes,  # of all arrays at once
-        "arguments": analysis.argument_size_in_bytes,
-        "outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
-        "temporaries": analysis.temp_size_in_bytes,
-        "program": analysis.generated_code_size_in_bytes,
-    }
-
-
-def exhausted_bytes(message: str) -> int:
-    """Return the bytes that a program needs, from the compiler's message that they are too many."""
-    match = EXHAUSTED.search(message)
-    return int(float(match[1]) * UNITS[match[2]]) if match else 0
 
 
 def tree_bytes(tree: Any) -> int:

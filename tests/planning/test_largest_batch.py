@@ -2,8 +2,9 @@
 
 import pytest
 
+from retinanet_jax.compilation import exhausted_bytes
 from retinanet_jax.planning.largest_batch import find_largest_batch
-from retinanet_jax.planning.programs import Program, exhausted_bytes
+from retinanet_jax.planning.programs import Program
 
 
 def search(needed, first, units, limit, *, verifies=True, rejects=False):
