@@ -19,7 +19,7 @@ from retinanet_jax.data.sources.base import Category
 from retinanet_jax.modeling import initialize
 from retinanet_jax.stored_config import network_differences
 from retinanet_jax.training import transfer
-from retinanet_jax.training.objective import normalizer_shape
+from retinanet_jax.training.normalizers import normalizer_shape
 from retinanet_jax.training.optimizer import print_rate_change
 from retinanet_jax.training.step import TrainState, state_shardings
 from retinanet_jax.weights import cached, download, named

@@ -23,7 +23,7 @@ from retinanet_jax.training.evaluations import TrainingEvaluations
 from retinanet_jax.training.initialization import restore_or_initialize
 from retinanet_jax.training.loggers import check_loggers, open_loggers
 from retinanet_jax.training.metrics import MetricWriter
-from retinanet_jax.training.objective import normalizer_shape
+from retinanet_jax.training.normalizers import normalizer_shape
 from retinanet_jax.training.observation import Observation
 from retinanet_jax.training.optimizer import make_optimizer, scaled_learning_rate
 from retinanet_jax.training.patience import check_patience_left

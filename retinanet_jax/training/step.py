@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import sharding
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.modeling import network_input, valid_sizes
 from retinanet_jax.models import Outputs, RetinaNet
 from retinanet_jax.training.averaging import update_average
-from retinanet_jax.training.objective import LossTerms, batch_loss
+from retinanet_jax.training.gradients import make_gradient
+from retinanet_jax.training.normalizers import LossTerms
 from retinanet_jax.training.optimizer import make_schedule
 
 
@@ -77,21 +77,12 @@ def make_update(
         optimizer: The optimizer that `make_optimizer` returns for `config`.
         config: A run's config.
     """
+    gradient = make_gradient(model, config)
 
     def update(state: TrainState, batch: Batch) -> Update:
-        def objective(params):
-            outputs, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                network_input(batch, config, train=True),
-                train=True,
-                sizes=valid_sizes(batch),
-                mutable=["batch_stats"],
-            )
-            terms = batch_loss(outputs, batch, state.normalizer, config)
-            return terms.total, (outputs, terms, updated.get("batch_stats", {}))
-
-        gradients, aux = jax.grad(objective, has_aux=True)(state.params)
-        outputs, terms, batch_stats = aux
+        gradients, outputs, terms, batch_stats = gradient(
+            state.params, state.batch_stats, state.normalizer, batch
+        )
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)

@@ -10,7 +10,7 @@ from random_batches import NUM_CLASSES, SIZE, make_batch
 
 from retinanet_jax import core, modeling, sharding
 from retinanet_jax.models import Outputs
-from retinanet_jax.training import objective
+from retinanet_jax.training import normalizers, objective
 
 
 def random_outputs(config, batch_size: int, seed: int = 0) -> Outputs:
@@ -45,7 +45,7 @@ def test_the_three_normalizers_by_hand(config):
 
     def reduce(normalizer, num_selected=None):
         config.loss.normalizer = normalizer
-        return objective.reduce_losses(
+        return normalizers.reduce_losses(
             class_sums, box_sums, foreground, num_selected, weights, jnp.float32(10), config.loss
         )
 
@@ -74,7 +74,7 @@ def test_the_three_normalizers_by_hand(config):
 @pytest.mark.parametrize("normalizer", ["batch", "image", "ema"])
 def test_the_loss_of_a_batch_without_objects_is_finite_and_positive(config, normalizer):
     config.loss.normalizer = normalizer
-    terms = objective.reduce_losses(
+    terms = normalizers.reduce_losses(
         jnp.ones(2), jnp.zeros(2), jnp.zeros(2), None, jnp.ones(2), jnp.float32(1), config.loss
     )
     assert 0 < terms.total < 3
@@ -87,7 +87,7 @@ def test_the_loss_of_a_batch_without_objects_is_finite_and_positive(config, norm
 def reduce_ema(config, class_sums, box_sums, foreground, weights, averages, num_selected=None):
     config.loss.normalizer = "ema"
     arrays = map(jnp.float32, (class_sums, box_sums, foreground))
-    return objective.reduce_losses(
+    return normalizers.reduce_losses(
         *arrays, num_selected, jnp.float32(weights), jnp.float32(averages), config.loss
     )
 
@@ -188,11 +188,11 @@ def test_averages_of_groups_are_the_same_on_any_mesh(config, space):
 
 
 def test_the_number_of_averages_is_that_of_the_groups(config):
-    assert objective.normalizer_shape(config) == ()
+    assert normalizers.normalizer_shape(config) == ()
     config.loss.update(normalizer="ema", ema_images=2)
-    assert objective.normalizer_shape(config) == (8,)
+    assert normalizers.normalizer_shape(config) == (8,)
     config.loss.ema_images = 16
-    assert objective.normalizer_shape(config) == (1,)
+    assert normalizers.normalizer_shape(config) == (1,)
 
 
 @pytest.mark.parametrize(("images", "batch_size"), [(3, 16), (32, 16), (-2, 16), (2, 1)])
@@ -203,7 +203,7 @@ def test_groups_that_do_not_fill_the_batch_are_an_error(config, images, batch_si
         rf"^loss\.ema_images={images} must divide data\.batch_size={batch_size}; 0 is the whole"
     )
     with pytest.raises(ValueError, match=message):
-        objective.normalizer_shape(config)
+        normalizers.normalizer_shape(config)
 
 
 # ---- the loss of a batch

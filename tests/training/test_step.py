@@ -9,7 +9,7 @@ from random_batches import NUM_CLASSES, SIZE, make_batch
 
 from retinanet_jax import modeling
 from retinanet_jax.training import step
-from retinanet_jax.training.objective import LossTerms
+from retinanet_jax.training.normalizers import LossTerms
 from retinanet_jax.training.optimizer import make_optimizer
 from retinanet_jax.training.step import TrainState, Update, make_train_step
 

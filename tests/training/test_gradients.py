@@ -1,0 +1,103 @@
+"""A gradient computed in parts of the batch equals that of the whole batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_batches import NUM_CLASSES, SIZE, make_batch
+
+from retinanet_jax.models import Outputs
+from retinanet_jax.training.gradients import join, make_gradient, split
+from retinanet_jax.training.normalizers import normalizer_shape
+
+BATCH_SIZE = 8
+STRIDES = (8, 16, 32)
+
+
+class LinearModel:
+    """Stands for the network: outputs linear in the mean color of each cell.
+
+    Like batch norm, it adds the mean of what it sees to its statistics.
+    """
+
+    def apply(self, variables, images, *, train, sizes, mutable):
+        def level(stride, name):
+            batch, height, width, channels = images.shape
+            cells = images.reshape(batch, height // stride, stride, width // stride, stride, -1)
+            means = cells.mean(axis=(2, 4)).reshape(batch, -1, channels)
+            return means @ variables["params"][name] + jnp.log(stride) - 4
+
+        outputs = Outputs(*(tuple(level(s, name) for s in STRIDES) for name in Outputs._fields))
+        seen = variables["batch_stats"]["seen"] + images.mean()
+        return outputs, {"batch_stats": {"seen": seen}}
+
+
+def small(config, **loss):
+    """Return the config with one anchor per cell, in float64; OHEM has few examples."""
+    config.dtype = "float64"
+    config.data.batch_size = BATCH_SIZE
+    config.anchors.update(max_level=5, scales=(1.0,), ratios=(1.0,))
+    config.loss.ohem.update(num_candidates=16, num_examples=8)
+    config.loss.update(loss)
+    return config
+
+
+def gradient(config, batch, accumulate):
+    """Return the gradient of a batch in that many parts."""
+    config.optimizer.accumulate = accumulate
+    rng = np.random.default_rng(3)
+    params = {
+        "logits": rng.normal(0, 0.1, (3, NUM_CLASSES)),
+        "deltas": rng.normal(0, 0.01, (3, 4)),
+    }
+    normalizer = np.full(normalizer_shape(config), 20.0)
+    compute = jax.jit(make_gradient(LinearModel(), config))
+    return compute(params, {"seen": np.float64(0)}, normalizer, batch)
+
+
+@pytest.fixture
+def batch():
+    """Return 8 images with different numbers of boxes; the last is a filler."""
+    batch = make_batch(BATCH_SIZE)
+    batch.mask[:2] = False
+    batch = batch._replace(weights=np.float32([1] * 7 + [0]))
+    return jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, batch)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"normalizer": "batch"},
+        {"normalizer": "image", "box": "giou"},
+        {"normalizer": "ema", "classification": "focal_star"},
+        {"normalizer": "ema", "ema_images": 2},
+        {"normalizer": "batch", "classification": "ohem"},
+        {"normalizer": "ema", "classification": "ohem", "ema_images": 4},
+    ],
+    ids=lambda loss: " ".join(map(str, loss.values())),
+)
+def test_parts_add_up_to_the_batch(config, batch, loss):
+    """The gradients, the outputs, the loss and its normalizer, whatever the losses."""
+    small(config, **loss)
+    with jax.enable_x64(True):
+        whole = gradient(config, batch, 1)
+        assert all(np.abs(x).max() > 1e-4 for x in jax.tree.leaves(whole.gradients))
+        assert whole.terms.num_foreground > 20
+        for accumulate in (2, 4, 8):
+            parts = gradient(config, batch, accumulate)
+            for x, y in zip(*map(jax.tree.leaves, (parts[:3], whole[:3])), strict=True):
+                assert x.dtype == np.float64
+                np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10)
+
+
+def test_statistics_are_those_of_each_part(config, batch):
+    small(config)
+    with jax.enable_x64(True):
+        whole, parts = (gradient(config, batch, n).batch_stats["seen"] for n in (1, 4))
+    np.testing.assert_allclose(parts, 4 * whole)  # the mean of each part was added
+
+
+def test_each_device_has_examples_of_every_part():
+    examples = np.arange(8)
+    assert split(examples, 4).tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    np.testing.assert_array_equal(join(split(examples, 4)), examples)
