@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from retinanet_jax.augmentation_presets import PRESETS
 from retinanet_jax.config import default_config, flatten, unknown_choice, unknown_field
 from retinanet_jax.data.value_range import parse_value_range
 
@@ -48,6 +49,8 @@ def check_fields(config: ConfigDict) -> None:
         raise unknown_choice("nonfinite", config.nonfinite, NONFINITE_RULES)
     if config.data.exif not in EXIF_RULES:
         raise unknown_choice("data.exif", config.data.exif, EXIF_RULES)
+    if config.data.augmentation not in ("", *PRESETS):
+        raise unknown_choice("data.augmentation", config.data.augmentation, PRESETS)
 
 
 def check_dtype(config: ConfigDict) -> None:

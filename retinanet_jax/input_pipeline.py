@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
+from retinanet_jax.augmentation_presets import augmented_data
 from retinanet_jax.config import choose
 from retinanet_jax.config_checks import check_fields
 from retinanet_jax.data.augmentation import Augmentation
@@ -39,7 +40,7 @@ WAITING = Phase("waiting for data", patience=1.0, details=files_in_progress)
 
 def train_plan(config: ConfigDict, source: Source) -> TrainPlan:
     """Return the plan of training with the batch size, buckets and augmentation of the config."""
-    data = config.data
+    data = augmented_data(config)
     augmentation = Augmentation(
         short_sides=data.short_sides,
         short_side_sampling=data.short_side_sampling,
@@ -115,7 +116,7 @@ def host_batches(
         prefetch=config.data.prefetch,
         num_threads=config.data.threads or None,
         loader=config.data.loader,
-        min_visible=config.data.min_visible,
+        min_visible=augmented_data(config).min_visible,
     )
     awaited = in_background(loaded, while_waiting)
     while True:

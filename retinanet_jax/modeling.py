@@ -1,8 +1,8 @@
 """The network of `models` and the mathematics of `core`, put together by the config.
 
 Data reaches `core` only through these pure functions: `network_input` prepares a batch's images for
-the network, `image_anchors` returns the anchors of the network's outputs, and `detect` runs the
-network and returns detections.
+the network, `image_anchors` returns the anchors of the network's outputs, `assign_batch_targets`
+the targets of these outputs, and `detect` runs the network and returns detections.
 """
 
 import functools
@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from retinanet_jax import core
+from retinanet_jax.augmentation_presets import augmented_data
 from retinanet_jax.config_checks import check_dtype
 from retinanet_jax.core.structures import Array
 from retinanet_jax.data.batch import Batch
@@ -72,8 +73,8 @@ def network_input(batch: Batch, config: ConfigDict, *, train: bool) -> Float[Arr
 
     Args:
         batch: Images, their valid sizes, and the colors sampled for each image.
-        config: A run's config; its `input`, `dtype`, `data.color_jitter` and `data.gray` are used.
-        train: Whether to jitter the colors, provided that the config has a strength other than 0.
+        config: A run's config; its `input`, `dtype` and augmentation of colors are used.
+        train: Whether to augment the colors, provided that the config does.
 
     Raises:
         ValueError: If `config.dtype` is float64, and JAX is not configured to compute in it.
@@ -84,7 +85,8 @@ def network_input(batch: Batch, config: ConfigDict, *, train: bool) -> Float[Arr
             "variable JAX_ENABLE_X64=1."
         )
     images = batch.images
-    if train and (config.data.gray or any(config.data.color_jitter.values())):
+    data = augmented_data(config)
+    if train and (data.gray or any(data.color_jitter.values())):
         # Jittered on the device, where it takes almost no time; the host is busy decoding.
         valid = valid_mask(batch.sizes, images.shape[1:3])
         pixels = images.astype(jnp.promote_types(config.dtype, jnp.float32))
@@ -143,6 +145,32 @@ def image_anchors(
         the order of the network's outputs.
     """
     return core.pyramid_anchors(image_size, **config.anchors)
+
+
+@jax.named_scope("targets")
+def assign_batch_targets(
+    anchors: Float[Array, "A 4"], batch: Batch, matching: Mapping[str, Any]
+) -> core.Targets:
+    """Return the training targets of every anchor in every image of a batch.
+
+    Args:
+        anchors: Anchors of all levels, in yxyx pixels of the network's input.
+        batch: Ground truth, crowd regions and valid sizes.
+        matching: Keyword arguments of `core.assign_targets`, such as `config.matching`.
+
+    Returns:
+        `core.Targets` with a leading batch axis: labels (B, A) and boxes (B, A, 4).
+    """
+    assign = functools.partial(core.assign_targets, **matching)
+    return jax.vmap(assign, in_axes=(None, 0, 0, 0, 0, 0, 0))(
+        anchors,
+        batch.boxes,
+        batch.classes,
+        batch.mask,
+        batch.crowd_boxes,
+        batch.crowd_mask,
+        batch.sizes,
+    )
 
 
 def logits_without_padding(

@@ -13,7 +13,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # import each other, except for the helpers in utils.
 LAYERS = (
     ("utils", "core", "models", "data"),
-    ("config", "config_checks", "config_versions", "stored_config", "hosts", "stopping"),
+    (
+        "augmentation_presets",
+        "config",
+        "config_checks",
+        "config_versions",
+        "stored_config",
+        "hosts",
+        "stopping",
+    ),
     (
         "modeling",
         "datasets",

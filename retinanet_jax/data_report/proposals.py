@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from retinanet_jax import input_pipeline
+from retinanet_jax.augmentation_presets import augmented_data
 from retinanet_jax.config_checks import MAX_LEVELS
 from retinanet_jax.data.sizes import round_up
 from retinanet_jax.data.sources.base import Source
@@ -239,7 +240,8 @@ class _Search:
         changed, views = self._with(fields), self._views
         if any(field.startswith("data.") for field in fields):
             plan = input_pipeline.train_plan(changed, self._source)
-            views = list(epoch_views(self._source, plan, min_visible=changed.data.min_visible))
+            min_visible = augmented_data(changed).min_visible
+            views = list(epoch_views(self._source, plan, min_visible=min_visible))
         return measure(name, fields, changed, views, num_classes=len(self._source.categories))
 
     def _with(self, fields: dict[str, Any]) -> ConfigDict:

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from retinanet_jax import input_pipeline
+from retinanet_jax.augmentation_presets import augmented_data
 from retinanet_jax.config_checks import check_fields
 from retinanet_jax.data.sources.base import Source, subset
 from retinanet_jax.data_report import annotation_checks, figures, image_checks, sheet, summary
@@ -182,7 +183,7 @@ def check_anchors(
         parts: All training and evaluation data.
     """
     plan = input_pipeline.train_plan(config, sample)
-    views = list(epoch_views(sample, plan, min_visible=config.data.min_visible))
+    views = list(epoch_views(sample, plan, min_visible=augmented_data(config).min_visible))
     crops = [check_crops(views)] if config.data.crop_size else []
     if not any(len(view.boxes) for view in views):
         return None, [check_any_box(views), *crops]

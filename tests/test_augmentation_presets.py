@@ -1,0 +1,75 @@
+"""A preset of augmentation fills the fields that are off, and no others."""
+
+import jax
+import numpy as np
+import pytest
+
+from retinanet_jax.augmentation_presets import PRESETS, augmented_data
+from retinanet_jax.config import default_config, flatten
+from retinanet_jax.config_checks import check_fields
+from retinanet_jax.data.batch import Batch
+from retinanet_jax.modeling import network_input
+
+
+def test_without_a_preset_all_fields_are_those_of_the_config():
+    config = default_config()
+    assert dict(flatten(augmented_data(config))) == dict(flatten(config.data))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_the_fields_that_are_off_and_keeps_the_others(name):
+    config = default_config()
+    preset, before = dict(flatten(PRESETS[name])), dict(flatten(config.data))
+    config.data.augmentation = name
+    check_fields(config)
+    after = dict(flatten(augmented_data(config)))
+    assert after == before | {"augmentation": name} | preset
+    assert dict(flatten(config.data)) == before | {"augmentation": name}
+    config.data.affine.scale = (0.9, 1.0)
+    config.data.color_jitter.hue = 0.4
+    data = augmented_data(config)
+    assert data.affine.scale == (0.9, 1.0)
+    assert data.color_jitter.hue == 0.4
+    assert data.color_jitter.contrast == preset["color_jitter.contrast"]
+
+
+def test_each_preset_is_at_least_as_strong_as_the_one_before():
+    light, medium, strong = (dict(flatten(PRESETS[name])) for name in ("light", "medium", "strong"))
+    for weaker, stronger in ((light, medium), (medium, strong)):
+        assert set(weaker) <= set(stronger)
+        for field, value in weaker.items():
+            low, high = np.broadcast_to(value, 2)
+            lower, higher = np.broadcast_to(stronger[field], 2)
+            assert high <= higher
+            assert field != "affine.scale" or lower <= low
+
+
+def test_an_unknown_preset_is_an_error():
+    config = default_config()
+    config.data.augmentation = "heavy"
+    message = r"^data.augmentation='heavy' must be one of light, medium, strong\.$"
+    for check in (check_fields, augmented_data):
+        with pytest.raises(ValueError, match=message):
+            check(config)
+
+
+def test_the_network_sees_the_colors_of_the_preset_in_training_only():
+    config = default_config()
+    config.input.update(mean=(0.0, 0.0, 0.0))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    batch = Batch.of_images(pixels, np.full((2, 2), 8, np.float32), np.ones((2, 2), np.float32))
+    batch = batch._replace(colors=np.float32([[1, 1, 0, 0], [1, 1, 1, 0]]))
+    seen = jax.jit(lambda batch: network_input(batch, config, train=True))
+    np.testing.assert_array_equal(seen(batch), pixels[..., ::-1])
+    config.data.augmentation = "strong"
+    gray, colored = jax.jit(lambda batch: network_input(batch, config, train=True))(batch)
+    assert (gray == gray[..., :1]).all()
+    luma = pixels[0] @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(gray[..., 0], luma, atol=1e-3)
+    np.testing.assert_array_equal(colored, pixels[1, ..., ::-1])
+    config.data.augmentation = ""
+    config.data.gray = 0.5
+    by_field = jax.jit(lambda batch: network_input(batch, config, train=True))(batch)
+    np.testing.assert_array_equal(by_field, [gray, colored])
+    by_eval = network_input(batch, config, train=False)
+    np.testing.assert_array_equal(by_eval, pixels[..., ::-1])
