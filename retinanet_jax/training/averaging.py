@@ -20,7 +20,7 @@ def update_average(average: Any, variables: Any, step: Int[Array, ""], decay: fl
         step: Number of steps done before it.
         decay: The weight of the earlier average after many steps, at least 0 and less than 1.
     """
-    weight = jnp.maximum(1 - decay, 9 / (10 + step))
+    weight = jnp.maximum(1 - decay, 9 / (10 + step.astype(jnp.result_type(float))))
     # In this form, arrays that never change remain equal to their average, bit for bit.
     return jax.tree.map(
         lambda mean, x: mean + weight.astype(x.dtype) * (x - mean), average, variables
