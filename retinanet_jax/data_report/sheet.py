@@ -16,8 +16,7 @@ from retinanet_jax import core, input_pipeline, visualize
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.plan import TrainPlan
 from retinanet_jax.data.sources.base import Source
-from retinanet_jax.modeling import image_anchors, network_input
-from retinanet_jax.training.objective import assign_batch_targets
+from retinanet_jax.modeling import assign_batch_targets, image_anchors, network_input
 from retinanet_jax.utils.progress import shorten
 
 HEIGHT, WIDTH = 480, 1600  # the largest size of an image, and the width of a row of images

@@ -18,7 +18,7 @@ from retinanet_jax import core
 from retinanet_jax.config import unknown_choice
 from retinanet_jax.core.structures import Array
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.modeling import image_anchors
+from retinanet_jax.modeling import assign_batch_targets, image_anchors
 from retinanet_jax.models import Outputs
 from retinanet_jax.training.normalizers import ImageLosses, LossTerms, reduce_losses
 
@@ -83,32 +83,6 @@ def image_losses(outputs: Outputs, batch: Batch, config: ConfigDict) -> ImageLos
         )
     num_foreground = jax.vmap(core.count_foreground)(targets.labels).astype(class_sums.dtype)
     return ImageLosses(class_sums, box_sums, num_foreground, num_selected)
-
-
-@jax.named_scope("targets")
-def assign_batch_targets(
-    anchors: Float[Array, "A 4"], batch: Batch, matching: Mapping[str, Any]
-) -> core.Targets:
-    """Return the training targets of every anchor in every image of a batch.
-
-    Args:
-        anchors: Anchors of all levels, in yxyx pixels of the network's input.
-        batch: Ground truth, crowd regions and valid sizes.
-        matching: Keyword arguments of `core.assign_targets`, such as `config.matching`.
-
-    Returns:
-        `core.Targets` with a leading batch axis: labels (B, A) and boxes (B, A, 4).
-    """
-    assign = functools.partial(core.assign_targets, **matching)
-    return jax.vmap(assign, in_axes=(None, 0, 0, 0, 0, 0, 0))(
-        anchors,
-        batch.boxes,
-        batch.classes,
-        batch.mask,
-        batch.crowd_boxes,
-        batch.crowd_mask,
-        batch.sizes,
-    )
 
 
 def hard_example_labels(

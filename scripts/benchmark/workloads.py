@@ -17,7 +17,7 @@ from retinanet_jax import core, modeling
 from retinanet_jax.configs import r50_fpn, torchvision
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.models import ARCHITECTURES, Outputs, RetinaNet
-from retinanet_jax.training.objective import assign_batch_targets, batch_loss
+from retinanet_jax.training.objective import batch_loss
 from retinanet_jax.training.optimizer import make_optimizer
 from retinanet_jax.training.step import TrainState, make_train_step
 
@@ -234,7 +234,7 @@ def matching(workload: Workload) -> Call:
     """Return the assignment of targets to all anchors, with `NUM_BOXES` real boxes per image."""
     anchors = np.concatenate(modeling.image_anchors(workload.setting.size, workload.config))
     assign = functools.partial(
-        assign_batch_targets, jnp.asarray(anchors), matching=workload.config.matching
+        modeling.assign_batch_targets, jnp.asarray(anchors), matching=workload.config.matching
     )
     return Call(assign, (on_device(with_all_boxes(workload.batch)),))
 
