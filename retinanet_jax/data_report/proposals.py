@@ -64,6 +64,36 @@ def propose(
     return first, *(choice for choice in helpful if choice is not first)
 
 
+def propose_anchors(
+    config: ConfigDict,
+    source: Source,
+    views: Sequence[View],
+    configured: AnchorChoice,
+    *,
+    same_number: bool,
+) -> AnchorChoice | None:
+    """Return the base scale, or scales and ratios, to try first; None as for `propose`.
+
+    Args:
+        config: The config of the run.
+        source: The images of the epoch.
+        views: The epoch of the run's config.
+        configured: The coverage of the run's config.
+        same_number: Whether only as many scales and ratios as configured are proposed, for which
+            the network is the same.
+    """
+    if not configured.is_poor:
+        return None
+    search = _Search(config, source, views, {}, configured)
+    number = configured.anchors_per_image
+    helpful = [
+        choice
+        for choice in (search.base_scale(), *search.shapes())
+        if search.helps(choice) and (choice.anchors_per_image == number or not same_number)
+    ]
+    return search.cheapest_of_best(helpful) if helpful else None
+
+
 def box_weights(
     classes: Int[np.ndarray, " n"], poor: Int[np.ndarray, " p"]
 ) -> Float[np.ndarray, " n"]:

@@ -1,0 +1,98 @@
+"""The fields of a config that a run sets itself, from its training data and its devices.
+
+They are the anchors (choose_anchors), the batch size (data.batch_size=0), the number of steps
+(epochs), and the steps between checkpoints and evaluations (0). The checkpoints store what was set.
+A run that resumes has the anchors and the batch size of its checkpoint.
+"""
+
+import pathlib
+
+import jax
+from ml_collections import ConfigDict
+
+from retinanet_jax import checkpoint, input_pipeline
+from retinanet_jax.data.sources.base import Source
+from retinanet_jax.data_report.automatic_anchors import choose_anchors
+from retinanet_jax.training.batch_choice import choose_batch_size
+
+INTERVALS = ("checkpoint_every", "evaluate_every")
+NUM_EVALUATIONS = 10  # of a run, about
+
+
+def is_automatic(config: ConfigDict) -> bool:
+    """Return whether a run sets fields of its config itself."""
+    intervals = [config[name] for name in INTERVALS]
+    return bool(config.choose_anchors or config.epochs or 0 in (config.data.batch_size, *intervals))
+
+
+def saved_config(workdir: pathlib.Path) -> ConfigDict | None:
+    """Return the config of the newest checkpoint in a working directory; None if there is none."""
+    step = checkpoint.newest_step(workdir)
+    return checkpoint.read_config(workdir / checkpoint.FOLDER / str(step)) if step else None
+
+
+def set_automatic_fields(
+    config: ConfigDict, saved: ConfigDict | None, source: Source, mesh: jax.sharding.Mesh
+) -> ConfigDict:
+    """Return the config with all fields set that a run sets itself; print how they were chosen.
+
+    Args:
+        config: The run's config.
+        saved: The config of the checkpoint that the run resumes from; None for a new run.
+        source: The training data.
+        mesh: The devices.
+
+    Raises:
+        ValueError: As in `choose_batch_size`.
+    """
+    if not is_automatic(config):
+        return config
+    config = config.copy_and_resolve_references().unlock()
+    if saved:
+        adopt_choices(config, saved)
+    elif config.choose_anchors:
+        set_anchors(config, source)
+    if not config.data.batch_size:
+        config.data.batch_size = choose_batch_size(config, source, mesh).batch_size
+    set_length(config, input_pipeline.train_plan(config, source).steps_per_epoch)
+    return config.lock()
+
+
+def adopt_choices(config: ConfigDict, saved: ConfigDict) -> None:
+    """Set the anchors and the batch size that were chosen for the run of a checkpoint.
+
+    Args:
+        config: The config; it is changed.
+        saved: The config of the checkpoint.
+    """
+    if config.choose_anchors:
+        config.anchors.update(saved.anchors)
+    config.data.batch_size = config.data.batch_size or saved.data.batch_size
+
+
+def set_anchors(config: ConfigDict, source: Source) -> None:
+    """Set anchors for the training data, and print them.
+
+    Args:
+        config: The config; it is changed.
+        source: The training data.
+    """
+    # The outputs of a detector that the run starts from belong to a number of anchors.
+    anchors = choose_anchors(config, source, same_number=config.init.source == "checkpoint")
+    print(f"anchors: {anchors.description(config.matching.foreground_iou)}", flush=True)
+    if anchors.chosen:
+        config.update_from_flattened_dict(anchors.chosen.fields)
+
+
+def set_length(config: ConfigDict, steps_per_epoch: int) -> None:
+    """Set the number of steps, and of steps between checkpoints and evaluations.
+
+    Args:
+        config: The config; it is changed.
+        steps_per_epoch: The number of steps of an epoch.
+    """
+    if config.epochs:
+        config.total_steps = config.epochs * steps_per_epoch
+    epochs = max(1, round(config.total_steps / steps_per_epoch / NUM_EVALUATIONS))
+    for name in INTERVALS:
+        config[name] = config[name] or epochs * steps_per_epoch

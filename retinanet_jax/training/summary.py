@@ -1,0 +1,138 @@
+"""What a run prints before its first step, on one screen: what it will do, with what and where."""
+
+import pathlib
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from retinanet_jax.augmentation_presets import augmented_data
+from retinanet_jax.config import default_config, flatten
+from retinanet_jax.data.plan import TrainPlan
+from retinanet_jax.data.sources.base import Source
+from retinanet_jax.data_report.anchor_choice import anchor_sides
+from retinanet_jax.training.optimizer import scaled_learning_rate
+from retinanet_jax.training.step import TrainState
+
+# The fields and sections of config.data that change images, or how often they occur.
+AUGMENTATION = (
+    *("flip", "rot90", "scale_jitter", "crop_size", "affine", "mosaic", "mixup", "copy_paste"),
+    *("color_jitter", "gray", "blur", "jpeg", "cutout", "repeat_threshold"),
+)
+LABEL_WIDTH = 14
+
+
+def print_summary(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    train_data: Source,
+    eval_data: Source | None,
+    plan: TrainPlan,
+    state: TrainState,
+    mesh: jax.sharding.Mesh,
+) -> None:
+    """Print the devices, network, data, augmentation, length and results of a run.
+
+    Args:
+        config: The run's config.
+        workdir: The run's working directory.
+        train_data: The training data.
+        eval_data: The evaluation data; None if there is no evaluation.
+        plan: The plan of the training batches.
+        state: The state that the run starts from.
+        mesh: The devices.
+    """
+    data, kept = config.data, f"the newest {config.keep_checkpoints}"
+    num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    rows = {
+        "devices": f"{mesh.shape['data']} x {mesh.shape['space']} devices (data x space), "
+        f"{jax.devices()[0].device_kind}; {config.dtype}",
+        "network": f"{config.model.backbone}, {num_parameters:,} parameters",
+        "data": f"{len(train_data)} training and {len(eval_data or ())} evaluation images of "
+        f"{len(train_data.categories)} categories",
+        "images": images_text(config, plan),
+        "augmentation": augmentation_text(config),
+        "anchors": anchors_text(config),
+        "batch": f"{data.batch_size} images, learning rate {scaled_learning_rate(config):g} "
+        f"({config.optimizer.learning_rate:g} for {config.optimizer.reference_batch_size} images)",
+        "length": length_text(config, plan, evaluates=eval_data is not None),
+        "results": f"{workdir}, with the best checkpoint and {kept}",
+    }
+    for label, text in rows.items():
+        print(f"{label:<{LABEL_WIDTH}}{text}")
+    print(
+        f"training from step {int(state.step)} to {config.total_steps}, starting from "
+        f"{starting_point(config, state)}",
+        flush=True,
+    )
+    warn_of_long_warmup(config)
+
+
+def images_text(config: ConfigDict, plan: TrainPlan) -> str:
+    """Return the sizes of the images that the network sees.
+
+    Args:
+        config: The run's config.
+        plan: The plan of the training batches.
+    """
+    sides = sorted({min(config.data.short_sides), max(config.data.short_sides)})
+    height, width = plan.largest_bucket
+    return (
+        f"{' to '.join(map(str, sides))} pixels on the short side, at most "
+        f"{config.data.long_side} on the long one; padded to at most {height} x {width}"
+    )
+
+
+def augmentation_text(config: ConfigDict) -> str:
+    """Return the fields of augmentation that are not off, with those that its preset sets."""
+    off = dict(flatten(default_config().data)) | {"flip": False}
+    texts = [
+        name if value is True else f"{name} {value}"
+        for name, value in flatten(augmented_data(config))
+        if name.partition(".")[0] in AUGMENTATION and not np.array_equal(value, off[name])
+    ]
+    preset = f"{config.data.augmentation}: " if config.data.augmentation else ""
+    return preset + (", ".join(texts) or "none")
+
+
+def anchors_text(config: ConfigDict) -> str:
+    """Return the number of the anchors of a cell, and their sizes."""
+    anchors, sides = config.anchors, anchor_sides(config)
+    return (
+        f"{len(anchors.scales)} scales x {len(anchors.ratios)} ratios, {sides[0]:.0f} to "
+        f"{sides[-1]:.0f} pixels"
+    )
+
+
+def length_text(config: ConfigDict, plan: TrainPlan, *, evaluates: bool) -> str:
+    """Return the number of epochs and steps, and when the run evaluates.
+
+    Args:
+        config: The run's config.
+        plan: The plan of the training batches.
+        evaluates: Whether the run evaluates.
+    """
+    evaluations = f", an evaluation every {config.evaluate_every}" if evaluates else ""
+    if evaluates and config.patience:
+        evaluations += f", to the end after {config.patience} without a better AP"
+    return (
+        f"{config.total_steps / plan.steps_per_epoch:.3g} epochs, {plan.steps_per_epoch} steps per "
+        f"epoch: {config.total_steps} steps{evaluations}"
+    )
+
+
+def starting_point(config: ConfigDict, state: TrainState) -> str:
+    """Return a description of the parameters that this run starts from."""
+    if state.step:
+        return f"checkpoint {int(state.step)}"
+    return config.init.path or "random parameters"
+
+
+def warn_of_long_warmup(config: ConfigDict) -> None:
+    """Print a warning if the learning rate is below its peak during most of the run."""
+    if config.optimizer.warmup_steps > config.total_steps / 2:
+        print(
+            f"warning: the learning rate rises for {config.optimizer.warmup_steps} of "
+            f"{config.total_steps} steps; lower --config.optimizer.warmup_steps or train longer.",
+            flush=True,
+        )
