@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 
+@jax.named_scope("optimizer")
 def update_average(average: Any, variables: Any, step: Int[Array, ""], decay: float) -> Any:
     """Return the moving average after one more step.
 

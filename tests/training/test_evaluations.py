@@ -17,8 +17,9 @@ from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.evaluation import coco_metrics
 from retinanet_jax.evaluation.evaluator import Evaluation
-from retinanet_jax.stopping import Stopping
+from retinanet_jax.stopping import Stopped, Stopping
 from retinanet_jax.training import evaluations
+from retinanet_jax.utils.files import write_json
 
 STATE = {"params": {"kernel": jnp.ones(3)}}, {"step": jnp.int32(1)}
 
@@ -30,7 +31,7 @@ class Ap:
         self.started: list[int] = []
         self.aps: dict[int, float | Exception] = {}
 
-    def write_evaluation(self, results, source, step, *_):
+    def write_evaluation(self, results, source, step, folder, config, description):
         self.started.append(step)
         deadline = time.monotonic() + 30
         while step not in self.aps:
@@ -41,6 +42,7 @@ class Ap:
         metrics = dict.fromkeys(coco_metrics.METRICS, self.aps[step]) | {"APl": None}
         row = {**dict.fromkeys(("AP", "AP50", "AR"), self.aps[step]), "objects": 3, "images": 2}
         metrics["categories"] = {"dog": row}
+        write_json(folder / f"{step}.json", {**metrics, **description})
         return Evaluation(metrics, f"summary of {step}", Image.new("RGB", (4, 4)))
 
 
@@ -213,6 +215,62 @@ def test_metrics_of_more_than_100_detections_are_logged(run):
     evaluation = Evaluation(metrics, "summary", Image.new("RGB", (4, 4)))
     evaluations.log_evaluation(10, evaluation, run.writer)
     assert run.writer.logged[:-1] == [(10, "eval/AP", 0.25), (10, "eval/AP_max500", 1.0)]
+
+
+def end_step(run, patience, steps=(10, 20, 30, 40)):
+    """The step after which a run ends, with evaluations after these steps."""
+    run.config.update(patience=patience, total_steps=40)
+    with run.open() as training_evaluations:
+        for step in steps:
+            training_evaluations.evaluate({}, step)
+            run.save(step, awaits_ap=True)
+            try:
+                training_evaluations.check_patience(step)
+            except Stopped:
+                return step
+    return None
+
+
+@pytest.mark.parametrize(("patience", "end"), [(1, 20), (2, 30), (3, None), (0, None)])
+def test_a_run_ends_early_and_names_its_best_checkpoint(run, ap, capsys, patience, end):
+    """With a patience of 3 the last step is the end anyway."""
+    ap.aps.update({10: 0.5, 20: 0.5, 30: 0.25, 40: 0.25})
+    assert end_step(run, patience) == end
+    lines = [line for line in capsys.readouterr().out.splitlines() if "ends early" in line]
+    assert lines == [
+        f"the run ends early: {patience} evaluations without a better AP "
+        f"(config.patience={patience}); the best checkpoint is that of step 20, AP 0.500"
+    ] * bool(end)
+    assert checkpoint.find(run.workdir).name == "20"  # of equal ones the newest
+    assert run.writer.logged[-1][0] == (end or 40)  # the last AP is logged, too
+
+
+def test_the_end_waits_for_ap_and_is_the_same_after_a_kill(run, ap):
+    """Killed before the AP of step 20 was known, the run ends after it when it is started."""
+    ap.aps.update({10: 0.5, 20: 0.4})
+    assert end_step(run, 1) == 20
+    forget_ap(run.workdir / "checkpoints/20")
+    (run.workdir / "eval/20.json").unlink()
+    with run.open() as training_evaluations, pytest.raises(Stopped):
+        training_evaluations.check_patience(20)
+    assert ap.started == [10, 20, 20]
+    with run.open() as training_evaluations:  # resumed from an earlier checkpoint
+        training_evaluations.check_patience(10)
+
+
+def test_a_signal_leaves_the_end_to_the_next_start(run, ap, monkeypatch):
+    ap.aps[10] = 0.5
+    monkeypatch.setattr(Stopping, "drops_ap", lambda _: True)
+    assert end_step(run, 1, (10, 20)) is None
+    ap.aps[20] = 0.4  # the thread ends
+
+
+def test_all_hosts_end_with_the_first(run, ap, monkeypatch):
+    run.config.patience = 1
+    monkeypatch.setattr(jax, "process_index", lambda *_: 1)
+    monkeypatch.setattr(evaluations, "step_of_first_host", lambda _: 10)
+    with run.open() as training_evaluations, pytest.raises(Stopped):
+        training_evaluations.check_patience(20)
 
 
 @pytest.mark.parametrize("when", ["report", "evaluate", "end"])
