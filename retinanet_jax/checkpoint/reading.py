@@ -237,6 +237,19 @@ def best_config(path: pathlib.Path) -> ConfigDict:
     return read_config(folders[-1])
 
 
+def newest_config(workdir: pathlib.Path) -> ConfigDict | None:
+    """Return the config of the newest checkpoint with a readable one; None if there is none.
+
+    Raises:
+        ValueError: As in `read_config`.
+    """
+    folders = step_folders(workdir / FOLDER)
+    for folder in sorted(folders, key=lambda step: int(step.name), reverse=True):
+        with contextlib.suppress(DamagedError):
+            return read_config(folder)
+    return None
+
+
 def _parse_config(folder: pathlib.Path, stored: Mapping[str, Any]) -> ConfigDict:
     """Return the config that a checkpoint stores as JSON; error messages begin with its folder."""
     try:

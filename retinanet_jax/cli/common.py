@@ -32,6 +32,8 @@ TYPE_ERRORS = {
     "could not convert string to float": "a number",
     "('Non-boolean argument to boolean flag'": "true or false",
 }
+# What a command line may leave to the run, and the field that this sets.
+AUTOMATIC = {"data.batch_size": "data.batch_size=0", "anchors": "choose_anchors=True"}
 TRACEBACK_HELP = "Show a Python traceback instead of one line when an error ends the command."
 
 
@@ -60,7 +62,8 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
     """
     values = flags.FlagValues()
     with flag_errors_in_one_line():
-        argv = apply_jax_flags([argv[0], *map(resolve_config, with_equals_sign(argv[1:]))])
+        arguments = map(resolve_auto, map(resolve_config, with_equals_sign(argv[1:])))
+        argv = apply_jax_flags([argv[0], *arguments])
         check_config_flags(argv)
         command.define_flags(values, argv)
         flags.DEFINE_bool("traceback", False, TRACEBACK_HELP, flag_values=values)
@@ -237,6 +240,12 @@ def resolve_config(argument: str) -> str:
     if name in ("--config", "-config") and equals:
         return f"--config={find_config(spec)}"
     return argument
+
+
+def resolve_auto(argument: str) -> str:
+    """Return an argument --config.FIELD=auto as the one that lets a run set the field itself."""
+    flag = re.fullmatch(r"--?config\.(.*)=auto", argument)
+    return f"--config.{AUTOMATIC[flag[1]]}" if flag and flag[1] in AUTOMATIC else argument
 
 
 def apply_jax_flags(argv: list[str]) -> list[str]:

@@ -28,6 +28,8 @@ def evaluation_config(values: Any, workdir: pathlib.Path) -> ConfigDict:
         config = own_config(values, workdir)
     else:
         config = with_weights(values) if "weights" in values else values.config
+        if config.choose_anchors:
+            config.anchors.update(checkpoint.best_config(workdir).anchors)
     if values.data:
         use_evaluation_data(values, config, checkpoint.best_config(workdir))
     return config

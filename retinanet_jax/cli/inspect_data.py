@@ -13,6 +13,7 @@ from retinanet_jax.cli.common import (
     require,
     use_data,
 )
+from retinanet_jax.cli.device_variant import assume_batch_size, use_device
 from retinanet_jax.data_report.report import MAX_IMAGES, make_report
 
 
@@ -45,6 +46,8 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 def run(values: Any, _: list[str]) -> None:
     """Write the report; the command succeeds whatever the findings are."""
     require(values, config="FILE", output="DIR")
+    use_device(values, values.config)
+    assume_batch_size(values.config)
     use_data(values, values.config)
     logging.set_verbosity(logging.ERROR)  # the warnings of datasets are among the findings
     make_report(values.config, output_path(values.output), values.max_images)

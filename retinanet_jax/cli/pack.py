@@ -13,6 +13,7 @@ from retinanet_jax.cli.common import (
     require,
     use_data,
 )
+from retinanet_jax.cli.device_variant import use_device
 from retinanet_jax.input_pipeline import PARTS, pack_datasets
 
 
@@ -23,7 +24,8 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         argv,
         default_config_file(argv, None),
         "The config, FILE or FILE:ARGUMENT, with the datasets and the sizes to resize them to. "
-        "--config.FIELD=VALUE overrides a field. The default with --data is configs/finetune.py.",
+        "--config.FIELD=VALUE overrides a field. The default with --data is configs/finetune.py,"
+        " with the argument for this machine's device.",
     )
     define_data(values)
     flags.DEFINE_string(
@@ -44,6 +46,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 def run(values: Any, _: list[str]) -> None:
     """Pack the datasets and print the flags with which a run reads them."""
     require(values, config="FILE", output="DIR")
+    use_device(values, values.config)
     use_data(values, values.config)
     parts = PARTS if values.part == "both" else (values.part,)
     new_flags = pack_datasets(values.config, parts, output_path(values.output))

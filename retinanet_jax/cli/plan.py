@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import sharding
 from retinanet_jax.cli.common import Command, define_config, output_path, require
+from retinanet_jax.cli.device_variant import assume_batch_size
 from retinanet_jax.config import CONFIGS
 from retinanet_jax.config_checks import check_fields
 from retinanet_jax.data.buckets import make_buckets
@@ -89,6 +90,7 @@ def run(values: Any, _: list[str]) -> None:
     """Compile for each bucket, and print what each program needs."""
     require(values, topology="v5e-16")
     config, topology = values.config, find_topology(values.topology)
+    assume_batch_size(config)
     check_fields(config)
     buckets = parse_buckets(values.buckets, config)
     workload = make_workload(values, config, topology, buckets)

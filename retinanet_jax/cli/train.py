@@ -10,7 +10,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from retinanet_jax import hosts
+from retinanet_jax import checkpoint, hosts
 from retinanet_jax.cli.common import (
     Command,
     default_config_file,
@@ -18,6 +18,7 @@ from retinanet_jax.cli.common import (
     define_data,
     use_data,
 )
+from retinanet_jax.cli.device_variant import check_choices, use_device
 from retinanet_jax.cli.evaluation_config import evaluation_config, use_weights
 from retinanet_jax.cli.initial_weights import define_initial_weights, with_weights
 from retinanet_jax.cli.observe import STALL_SECONDS, define_profile, define_stall_seconds, watchdog
@@ -171,6 +172,9 @@ def config_of(values: Any, mode: str) -> ConfigDict:
             use_weights(values.weights, workdir)
         return evaluation_config(values, workdir)
     config = with_weights(values)
+    workdir = values.workdir and to_path(values.workdir)
+    use_device(values, config, checkpoint.newest_config(workdir) if workdir else None)
+    check_choices(values, config)
     use_data(values, config)
     return config
 

@@ -5,12 +5,10 @@ They are the anchors (choose_anchors), the batch size (data.batch_size=0), the n
 A run that resumes has the anchors and the batch size of its checkpoint.
 """
 
-import pathlib
-
 import jax
 from ml_collections import ConfigDict
 
-from retinanet_jax import checkpoint, input_pipeline
+from retinanet_jax import input_pipeline
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data_report.automatic_anchors import choose_anchors
 from retinanet_jax.training.batch_choice import choose_batch_size
@@ -23,12 +21,6 @@ def is_automatic(config: ConfigDict) -> bool:
     """Return whether a run sets fields of its config itself."""
     intervals = [config[name] for name in INTERVALS]
     return bool(config.choose_anchors or config.epochs or 0 in (config.data.batch_size, *intervals))
-
-
-def saved_config(workdir: pathlib.Path) -> ConfigDict | None:
-    """Return the config of the newest checkpoint in a working directory; None if there is none."""
-    step = checkpoint.newest_step(workdir)
-    return checkpoint.read_config(workdir / checkpoint.FOLDER / str(step)) if step else None
 
 
 def set_automatic_fields(

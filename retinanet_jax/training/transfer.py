@@ -24,6 +24,9 @@ from retinanet_jax.weights.resnet import MAX_NAMES, join_names
 CLASSIFICATION_OUTPUT = ("classification_head", "predict")
 # Fields of the network that change results only in and near the padding, to which a run adapts.
 PADDING_FIELDS = ("model.padding", "anchors.stride_rule")
+# Fields that choose_anchors sets. A run adapts to other shapes of anchors, and their number is that
+# of the channels.
+ANCHOR_FIELDS = ("anchors.base_scale", "anchors.scales", "anchors.ratios")
 
 Path = tuple[str, ...]
 
@@ -86,10 +89,11 @@ def check_transfer(plan: TransferPlan, source: Checkpoint, config: ConfigDict) -
         for group in ("missing", "unexpected", "misshapen")
         if (names := getattr(plan, group))
     ]
+    adapted = PADDING_FIELDS + (ANCHOR_FIELDS if config.choose_anchors else ())
     fields = [
         f"config.{name} is {saved} in the checkpoint and {current} in this run"
         for name, saved, current in network_differences(source.config, config)
-        if name not in PADDING_FIELDS
+        if name not in adapted
     ]
     if problems or fields:
         raise ValueError(
