@@ -6,7 +6,7 @@ from typing import Any
 from retinanet_jax.analysis import detector_advice, label_advice
 from retinanet_jax.analysis.evaluated import Evaluated
 from retinanet_jax.analysis.facts import collect_facts
-from retinanet_jax.analysis.thresholds import Thresholds
+from retinanet_jax.analysis.thresholds import OperatingPoints
 from retinanet_jax.data_report.findings import SEVERITIES
 
 # The rules, each with the type of error that its advice is about. Of advice of the same severity,
@@ -29,7 +29,7 @@ RULES = {
 
 
 def advise(
-    evaluated: Evaluated, thresholds: Thresholds, errors: Sequence[dict[str, Any]]
+    evaluated: Evaluated, thresholds: OperatingPoints, errors: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return what to try, the worst first; nothing where nothing is wrong.
 

@@ -6,11 +6,11 @@ import numpy as np
 
 from retinanet_jax.analysis.errors import MISSED
 from retinanet_jax.analysis.evaluated import ERRORS, IGNORED, NONE, Evaluated, missed_by
-from retinanet_jax.analysis.thresholds import Thresholds, lowest_score
+from retinanet_jax.analysis.thresholds import OperatingPoints, lowest_score
 from retinanet_jax.evaluation.coco_metrics import category_averages
 
 
-def category_table(evaluated: Evaluated, thresholds: Thresholds) -> list[dict[str, Any]]:
+def category_rows(evaluated: Evaluated, thresholds: OperatingPoints) -> list[dict[str, Any]]:
     """Return the numbers of each category, those of the lowest AP first.
 
     AP, AP50 and AR are COCO's. Objects, images with objects and missed objects do not count crowd
@@ -51,7 +51,7 @@ def category_table(evaluated: Evaluated, thresholds: Thresholds) -> list[dict[st
     return sorted(rows, key=lambda row: np.inf if row["AP"] is None else row["AP"])
 
 
-def worst_errors(evaluated: Evaluated, thresholds: Thresholds) -> list[str | None]:
+def worst_errors(evaluated: Evaluated, thresholds: OperatingPoints) -> list[str | None]:
     """Return the most frequent error of each category at its threshold; None if there is none.
 
     A class error counts for the category of the detection, a missed object for its own. Where a

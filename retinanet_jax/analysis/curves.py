@@ -6,14 +6,16 @@ import numpy as np
 from jaxtyping import Float
 
 from retinanet_jax.analysis.evaluated import FOREGROUND_IOU, Evaluated
-from retinanet_jax.analysis.thresholds import Thresholds
+from retinanet_jax.analysis.thresholds import OperatingPoints
 
 RECALLS = np.linspace(0, 1, 101)  # at which COCO computes the precision
 MAX_CURVES = 30
 NUM_BINS = 10  # of the calibration
 
 
-def precision_recall_curves(evaluated: Evaluated, thresholds: Thresholds) -> list[dict[str, Any]]:
+def precision_recall_curves(
+    evaluated: Evaluated, thresholds: OperatingPoints
+) -> list[dict[str, Any]]:
     """Return the curves of all categories together and of some of them, at IoU .5.
 
     Args:

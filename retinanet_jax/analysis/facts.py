@@ -9,7 +9,7 @@ from retinanet_jax.analysis.errors import confusion_matrix
 from retinanet_jax.analysis.evaluated import NONE, Evaluated, missed_by
 from retinanet_jax.analysis.missed import input_boxes
 from retinanet_jax.analysis.offsets import Pairs, best_pairs
-from retinanet_jax.analysis.thresholds import Thresholds, lowest_score
+from retinanet_jax.analysis.thresholds import OperatingPoints, lowest_score
 from retinanet_jax.data_report.anchor_choice import EpochBoxes
 from retinanet_jax.utils.progress import shorten
 
@@ -41,7 +41,7 @@ class Facts(NamedTuple):
     """
 
     evaluated: Evaluated
-    thresholds: Thresholds
+    thresholds: OperatingPoints
     is_confident: Bool[np.ndarray, " n"]
     is_object: Bool[np.ndarray, " m"]
     is_missed: Bool[np.ndarray, " m"]
@@ -64,7 +64,7 @@ class Facts(NamedTuple):
         return int((self.is_confident & (self.evaluated.detections.error == NONE)).sum())
 
 
-def collect_facts(evaluated: Evaluated, thresholds: Thresholds) -> Facts:
+def collect_facts(evaluated: Evaluated, thresholds: OperatingPoints) -> Facts:
     """Return the facts about the detections of a dataset.
 
     Args:

@@ -117,7 +117,7 @@ def compare_detectors(
         np.subtract(*(sample_metrics(ranking, weights) for ranking in rankings))
         for weights in image_weights(num_images, num_samples, seed)
     ]
-    aps = [category_metrics(ranking, everything)[0].mean(axis=0) for ranking in rankings]
+    aps = [weighted_category_metrics(ranking, everything)[0].mean(axis=0) for ranking in rankings]
     by_category = np.subtract(*aps)
     return {
         "other": name,
@@ -211,7 +211,7 @@ def sample_metrics(ranking: Ranking, weights: Int[np.ndarray, " N"]) -> Float[np
         ranking: The detections.
         weights: How many times each image is in the sample.
     """
-    precision, recall = category_metrics(ranking, weights)  # T K
+    precision, recall = weighted_category_metrics(ranking, weights)  # T K
     defined = ~np.isnan(precision[0])
     if not defined.any():
         return np.full(len(METRICS), np.nan)
@@ -221,7 +221,7 @@ def sample_metrics(ranking: Ranking, weights: Int[np.ndarray, " N"]) -> Float[np
     )
 
 
-def category_metrics(
+def weighted_category_metrics(
     ranking: Ranking, weights: Int[np.ndarray, " N"]
 ) -> tuple[Float[np.ndarray, "T K"], Float[np.ndarray, "T K"]]:
     """Return COCO's average precision and recall of each class at each IoU threshold.

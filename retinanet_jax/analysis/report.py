@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import retinanet_jax
 from retinanet_jax.analysis.advice import advise
-from retinanet_jax.analysis.categories import category_table
+from retinanet_jax.analysis.categories import category_rows
 from retinanet_jax.analysis.curves import calibration, precision_recall_curves
 from retinanet_jax.analysis.errors import confusion, error_table
 from retinanet_jax.analysis.evaluated import Evaluated, hotcoco_api, twelve_metrics
@@ -26,7 +26,7 @@ from retinanet_jax.analysis.missed import missed_objects
 from retinanet_jax.analysis.offsets import offsets
 from retinanet_jax.analysis.page import render, template_engine
 from retinanet_jax.analysis.suspicious import suspicious_labels
-from retinanet_jax.analysis.thresholds import Thresholds, find_thresholds, threshold_curve
+from retinanet_jax.analysis.thresholds import OperatingPoints, find_thresholds, threshold_curve
 from retinanet_jax.analysis.worst_images import worst_images
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.evaluation import records
@@ -95,7 +95,7 @@ def analyze(
         "curves": lambda: precision_recall_curves(evaluated, thresholds),
         "threshold_curve": lambda: threshold_curve(evaluated),
         "calibration": lambda: calibration(evaluated),
-        "categories": lambda: category_table(evaluated, thresholds),
+        "categories": lambda: category_rows(evaluated, thresholds),
         "image_properties": lambda: image_properties(evaluated),
         "missed": lambda: missed_objects(evaluated),
         "offsets": lambda: offsets(evaluated),
@@ -118,7 +118,7 @@ def write(analysis: Mapping[str, Any], folder: OutputFolder) -> None:
     folder.write(PAGE, render(analysis))
 
 
-def _summary(evaluated: Evaluated, thresholds: Thresholds) -> dict[str, Any]:
+def _summary(evaluated: Evaluated, thresholds: OperatingPoints) -> dict[str, Any]:
     """Return the metrics of all categories together."""
     return {
         "metrics": twelve_metrics(evaluated),

@@ -35,14 +35,14 @@ class OperatingPoint(NamedTuple):
     recall: float | None
 
 
-class Thresholds(NamedTuple):
+class OperatingPoints(NamedTuple):
     """The operating points of a detector."""
 
     overall: OperatingPoint  # one threshold for all categories
     categories: tuple[OperatingPoint, ...]  # in the order of the source's categories
 
 
-def find_thresholds(evaluated: Evaluated) -> Thresholds:
+def find_thresholds(evaluated: Evaluated) -> OperatingPoints:
     """Return the operating points of all categories together and of each of them.
 
     Args:
@@ -58,7 +58,7 @@ def find_thresholds(evaluated: Evaluated) -> Thresholds:
     num_objects = np.bincount(
         objects.class_index[~objects.is_crowd], minlength=num_categories
     ).tolist()
-    return Thresholds(
+    return OperatingPoints(
         operating_point(score, is_correct, sum(num_objects)),
         tuple(
             operating_point(score[start:stop], is_correct[start:stop], num_objects[k])
@@ -97,7 +97,7 @@ def operating_point(
 
 
 def thresholds_to_store(
-    thresholds: Thresholds, categories: Sequence[Category]
+    thresholds: OperatingPoints, categories: Sequence[Category]
 ) -> checkpoint.Thresholds:
     """Return the thresholds of a checkpoint with which just the detections that count are returned.
 

@@ -134,12 +134,12 @@ def run_facts(
         "the version of jax": jax.__version__,
         **fields,
         "the checkpoint in the workdir": f"that of step {step}" if step else "missing",
-        **{f"the dataset {name}": describe_dataset(source) for name, source in sources.items()},
+        **{f"the dataset {name}": dataset_fingerprint(source) for name, source in sources.items()},
         "the plan of the next batch": digest(*plan.batch(step)) if plan else "missing",
     }
 
 
-def describe_dataset(source: Source | None) -> str:
+def dataset_fingerprint(source: Source | None) -> str:
     """Return the number of images and objects of a dataset, and a digest of its annotations.
 
     The digest takes .2 s for COCO, because it reads no image.

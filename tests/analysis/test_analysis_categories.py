@@ -5,7 +5,7 @@ import json
 import pytest
 from memory_source import MemorySource, random_case, results, truth
 
-from retinanet_jax.analysis.categories import category_table
+from retinanet_jax.analysis.categories import category_rows
 from retinanet_jax.analysis.evaluated import evaluate_detections
 from retinanet_jax.analysis.thresholds import find_thresholds
 from retinanet_jax.evaluation.coco_metrics import coco_metrics
@@ -17,7 +17,7 @@ NAMES = ("cat", "dog", "cow", "hen")
 
 def table(content, detections):
     evaluated = evaluate_detections(MemorySource(content), detections)
-    return category_table(evaluated, find_thresholds(evaluated))
+    return category_rows(evaluated, find_thresholds(evaluated))
 
 
 def test_the_numbers_of_a_few_categories():

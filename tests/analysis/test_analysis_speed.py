@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from memory_source import MemorySource, random_case
 
-from retinanet_jax.analysis.categories import category_table
+from retinanet_jax.analysis.categories import category_rows
 from retinanet_jax.analysis.curves import calibration, precision_recall_curves
 from retinanet_jax.analysis.errors import confusion, error_table
 from retinanet_jax.analysis.evaluated import evaluate_detections
@@ -31,7 +31,7 @@ def seconds(num_images):
     precision_recall_curves(evaluated, thresholds)
     threshold_curve(evaluated)
     calibration(evaluated)
-    category_table(evaluated, thresholds)
+    category_rows(evaluated, thresholds)
     image_properties(evaluated)
     suspicious_labels(evaluated, threshold)
     confidence_intervals(evaluated)

@@ -9,12 +9,12 @@ from memory_source import MemorySource, random_case, results, truth
 from retinanet_jax.analysis.evaluated import evaluate_detections, hotcoco_api
 from retinanet_jax.analysis.intervals import (
     METRICS,
-    category_metrics,
     compare_detectors,
     confidence_intervals,
     image_weights,
     rank,
     sample_metrics,
+    weighted_category_metrics,
 )
 from retinanet_jax.evaluation.coco_metrics import coco_metrics
 
@@ -65,7 +65,7 @@ def test_an_image_that_is_twice_in_a_sample_counts_twice(seed):
 def test_each_image_once_gives_the_ap_of_pycocotools_in_every_category(seed):
     content, detections = random_case(seed)
     evaluated = evaluate(content, detections)
-    ap, recall = category_metrics(rank(evaluated), np.ones(12, np.int64))
+    ap, recall = weighted_category_metrics(rank(evaluated), np.ones(12, np.int64))
     curves = evaluated.evaluation.eval
     np.testing.assert_allclose(ap, curves["precision"][..., 0, -1].mean(axis=1), atol=1e-12)
     np.testing.assert_allclose(recall, curves["recall"][..., 0, -1], atol=1e-12)

@@ -120,13 +120,13 @@ def test_a_dataset_is_its_images_and_objects(synthetic_dataset):
     def source():
         return CocoSource(synthetic_dataset / "instances.json", synthetic_dataset / "images")
 
-    before, changed = comparison.describe_dataset(source()), source()
+    before, changed = comparison.dataset_fingerprint(source()), source()
     changed.objects.boxes[3, 2] += 0.01
-    assert comparison.describe_dataset(source()) == before
-    assert comparison.describe_dataset(changed) != before
+    assert comparison.dataset_fingerprint(source()) == before
+    assert comparison.dataset_fingerprint(changed) != before
     changed = source()
     changed.file_names = [*changed.file_names[1:], "other.png"]
-    assert comparison.describe_dataset(changed) != before
+    assert comparison.dataset_fingerprint(changed) != before
     # Ids larger than 64 bits are compared by their values, too.
     ids = np.array([2**70, 1], object)
     assert comparison.digest(ids) == comparison.digest(np.array([2**70, 1], object))
