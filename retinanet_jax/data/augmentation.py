@@ -44,6 +44,13 @@ class Augmentation:
         color_jitter: The strength s of "brightness", "contrast", "saturation" and "hue". The
             factors of the first three are in [max(0, 1 - s), 1 + s], and the shift of the hue is
             in [-s, s], where 1 is the full color circle.
+        affine: A transform inside the image's height and width, around its center: "rotation" r and
+            "shear" s along both axes are angles in [-r, r] and [-s, s] degrees; "scale" is the
+            range (lo, hi) of a factor; "translation" t moves by fractions of the sides in [-t, t].
+        mosaic: The fraction of the images that share their area with three other images.
+        mixup: The fraction of the images that are averaged with another image.
+        copy_paste: The fraction of the images onto which an object of the dataset is pasted, for
+            each of `layers.NUM_PASTED` objects.
         gray: The fraction of the images of which the saturation is 0.
         blur: The fraction of the images that are blurred, as in `effects`.
         jpeg: The fraction of the images that are compressed, as in `effects`.
@@ -108,16 +115,13 @@ class Augmentation:
     @property
     def is_affine(self) -> bool:
         """Whether images are transformed by `affine`."""
-        identity = NO_AFFINE | {"scale": list(NO_AFFINE["scale"])}
-        return {**self.affine, "scale": list(self.affine["scale"])} != identity
+        return {**self.affine, "scale": tuple(self.affine["scale"])} != NO_AFFINE
 
     def _check_affine(self) -> None:
-        limits = {"rotation": (180, "degrees"), "shear": (60, "degrees"), "translation": (1, "")}
-        for name, (limit, unit) in limits.items():
+        for name, limit in (("rotation", 180), ("shear", 60), ("translation", 1)):
             if not 0 <= self.affine[name] <= limit:
                 raise ValueError(
-                    f"affine.{name}={self.affine[name]} must be from 0 to {limit} {unit}".rstrip()
-                    + "; try 0 for off."
+                    f"affine.{name}={self.affine[name]} must be from 0 to {limit}; try 0 for off."
                 )
         scale = tuple(self.affine["scale"])
         if len(scale) != 2 or not 0.1 <= scale[0] <= scale[1] <= 10:

@@ -64,8 +64,8 @@ class Composition(NamedTuple):
 class PastableObjects(NamedTuple):
     """The objects of a dataset that may be pasted onto other images."""
 
-    boxes: Float[np.ndarray, "M 4"]  # yxyx in pixels of the original image, inside it
-    image_index: Int[np.ndarray, " M"]
+    boxes: Float32[np.ndarray, "M 4"]  # yxyx in pixels of the original image, inside it
+    image_index: Int32[np.ndarray, " M"]
 
 
 class Composer:
@@ -73,8 +73,9 @@ class Composer:
 
     Args:
         augmentation: The ranges and probabilities to sample from.
-        sizes: The original height and width of the image of each example of an epoch.
-        objects: The objects that may be pasted; their images are the first examples.
+        sizes: The original height and width of each image.
+        images: The index of the image of each example of an epoch; the first N are 0 to N - 1.
+        objects: The objects that may be pasted; None if none are.
         seed: Determines every sample, together with the epoch.
         resize: The resize method, a key of `transforms.PIXEL_TYPES`.
 
@@ -85,7 +86,8 @@ class Composer:
     def __init__(
         self,
         augmentation: Augmentation,
-        sizes: Int[np.ndarray, "E 2"],
+        sizes: Int[np.ndarray, "N 2"],
+        images: Int[np.ndarray, " E"],
         objects: PastableObjects | None,
         *,
         seed: int,
@@ -98,13 +100,14 @@ class Composer:
             )
         self._augmentation = augmentation
         self._sizes = sizes
+        self._images = images
         self._objects = objects
         self._seed = seed
         self._resize = resize
 
     def random_bits(self, epoch: int) -> dict[Stream, UInt64[np.ndarray, "E n"]]:
         """Return the random bits of an epoch for the streams that are in use."""
-        augmentation, count = self._augmentation, len(self._sizes)
+        augmentation, count = self._augmentation, len(self._images)
         in_use = {
             Stream.AFFINE: augmentation.is_affine,
             Stream.MOSAIC: augmentation.mosaic,
@@ -124,15 +127,17 @@ class Composer:
         bits: dict[Stream, UInt64[np.ndarray, "E n"]],
         *,
         is_mixed: bool,
-    ) -> Composition:
-        """Return what some of the examples of an epoch are composed of.
+    ) -> Composition | None:
+        """Return what some of the examples of an epoch are composed of; None without `bits`.
 
         Args:
-            examples: The numbers of the examples; `Layers.index` has such numbers, too.
+            examples: The numbers of the examples in the epoch.
             transforms: The transforms of the images of all examples.
             bits: From `random_bits`.
             is_mixed: Whether examples may have more than one image.
         """
+        if not bits:
+            return None
         samples = {stream: uniform(of_stream[examples]) for stream, of_stream in bits.items()}
         frame = transforms.size[examples]
         zoom, shift, warp = _affine(self._augmentation, frame, samples.get(Stream.AFFINE))
@@ -164,10 +169,10 @@ class Composer:
         center = transforms.size[examples] / 2
         alone = np.rint(center - zoom[:, None] * center + shift)  # B 2
         if samples is None:
-            layers = self._images(examples[:, None], transforms, zoom)
+            layers = self._whole(examples[:, None], transforms, zoom)
             return layers._replace(place=alone[:, None])
-        partners = (samples[:, 3:] * len(self._sizes)).astype(np.int32)
-        layers = self._images(np.column_stack([examples, partners]), transforms, zoom)
+        partners = (samples[:, 3:] * len(self._images)).astype(np.int32)
+        layers = self._whole(np.column_stack([examples, partners]), transforms, zoom)
         low, high = MEETING_RANGE
         from_center = 2 * center * (low + (high - low) * samples[:, 1:3]) - center
         meeting = np.rint(center + zoom[:, None] * from_center + shift)
@@ -185,8 +190,8 @@ class Composer:
         is_mixed: bool,
     ) -> Layers:
         """Return the layer of another image that is averaged with what is below."""
-        partner = (samples[:, 1:2] * len(self._sizes)).astype(np.int32)
-        layers = self._images(partner, transforms, zoom)
+        partner = (samples[:, 1:2] * len(self._images)).astype(np.int32)
+        layers = self._whole(partner, transforms, zoom)
         layers.opacity[:] = MIXUP_OPACITY
         layers.size[samples[:, 0] >= self._augmentation.mixup * is_mixed] = 0
         return layers._replace(place=_anywhere(layers.size, frame, samples[:, None, 2:]))
@@ -205,38 +210,39 @@ class Composer:
         assert objects is not None, "checked by __init__"
         selected = (samples[:, :, 1] * len(objects.boxes)).astype(np.int32)  # B p
         index = objects.image_index[selected].astype(np.int32)
-        layers = self._images(index, transforms, zoom)
+        layers = self._whole(index, transforms, zoom)
         scale = layers.resized / self._sizes[index]
-        boxes = objects.boxes[selected] * np.tile(scale, 2)
+        # Rounded as in `transforms.resize_boxes`, so that the crop contains the whole object.
+        boxes = (objects.boxes[selected] * np.tile(scale, 2)).astype(np.float32)
         start, stop = np.floor(boxes[..., :2]), np.ceil(boxes[..., 2:])
         offset, size = _rotated_windows(layers, start, np.minimum(stop, layers.resized) - start)
         size[samples[:, :, 0] >= self._augmentation.copy_paste * is_mixed] = 0
         place = _anywhere(size, frame, samples[:, :, 2:])
         return layers._replace(offset=offset, size=size, place=place)
 
-    def _images(
+    def _whole(
         self,
-        index: Int32[np.ndarray, "B S"],
+        examples: Int32[np.ndarray, "B S"],
         transforms: ImageTransforms,
         zoom: Float[np.ndarray, " B"],
     ) -> Layers:
-        """Return the layers of whole images, as their own examples have them except for a zoom."""
+        """Return layers of the images of examples, as these have them except for a zoom."""
         factor = zoom[:, None, None]
-        rot90_k = transforms.rot90_k[index]
-        resized = round_sizes(transforms.resized[index] * factor, self._resize)
+        rot90_k = transforms.rot90_k[examples]
+        resized = round_sizes(transforms.resized[examples] * factor, self._resize)
         rotated = rot90_sizes(resized, rot90_k)
         # Rounded up, so that without a crop this is the whole image.
-        size = np.minimum(np.ceil(transforms.size[index] * factor), rotated).astype(np.int32)
-        offset = np.minimum(np.rint(transforms.offset[index] * factor), rotated - size)
+        size = np.minimum(np.ceil(transforms.size[examples] * factor), rotated).astype(np.int32)
+        offset = np.minimum(np.rint(transforms.offset[examples] * factor), rotated - size)
         return Layers(
-            index=index,
+            index=self._images[examples].astype(np.int32),
             resized=resized,
-            flip=transforms.flip[index],
+            flip=transforms.flip[examples],
             rot90_k=rot90_k,
             offset=offset,
             size=size,
             place=np.zeros_like(size),
-            opacity=np.ones(index.shape, np.float32),
+            opacity=np.ones(examples.shape, np.float32),
         )
 
 

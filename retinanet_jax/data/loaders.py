@@ -16,9 +16,10 @@ from absl import logging
 from jaxtyping import Bool, Float32, Int32, UInt8
 
 from retinanet_jax.data import tf_transforms, transforms
+from retinanet_jax.data.batch_plan import BatchPlan
+from retinanet_jax.data.composition import compose_image
 from retinanet_jax.data.decoding import decode_image, is_plain_jpeg
 from retinanet_jax.data.effects import apply_effects, effect_columns, from_columns
-from retinanet_jax.data.plan import BatchPlan
 from retinanet_jax.data.reading import read_patiently
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.utils.threads import DaemonThreads, map_ahead
@@ -52,13 +53,21 @@ def load_by_tf(
         OSError: If an image cannot be read.
     """
     tf = _import_tensorflow()
+    reader = _ImageReader(source)
     waiting: dict[int, BatchPlan] = {}  # plans of batches that are being loaded
 
-    def plan_step(step: np.int64) -> Int32[np.ndarray, "B 17"]:
+    def plan_step(step: np.int64) -> Int32[np.ndarray, "B 20"]:
         batch_plan = waiting[int(step)] = host_plan(int(step))
-        return _plan_columns(batch_plan)
+        return _plan_columns(batch_plan, int(step))
 
-    dataset = _tf_dataset(tf, source, plan_step, host_plan(0), steps, prefetch, num_threads)
+    def compose(step: np.int32, example: np.int32) -> transforms.Pixels:
+        return reader.transformed(waiting[int(step)], int(example))
+
+    example_plan = host_plan(0)
+    dataset = _tf_dataset(
+        *(tf, reader, plan_step, compose if example_plan.composition else None),
+        *(example_plan, steps, prefetch, num_threads),
+    )
     iterator = dataset.as_numpy_iterator()
     for step in steps:
         try:
@@ -84,12 +93,10 @@ def load_by_threads(
     workers = DaemonThreads(num_threads or os.cpu_count() or 1)
 
     def load(image: np.ndarray, batch_plan: BatchPlan, example: int) -> None:
-        geometry = batch_plan.geometry(example)
-        height, width = geometry.size
-        pixels = reader.pixels(int(batch_plan.index[example]), geometry.resized)
-        pixels = transforms.transform_image(pixels, geometry, method=batch_plan.resize)
+        pixels = reader.transformed(batch_plan, example)
         if batch_plan.effects:
             pixels = apply_effects(pixels, batch_plan.effects.select(example))
+        height, width = pixels.shape[:2]
         image[:height, :width] = pixels
 
     def start(step: int) -> tuple[LoadedImages, list[futures.Future[None]]]:
@@ -150,6 +157,15 @@ class _ImageReader:
             )
         return image
 
+    def transformed(self, batch_plan: BatchPlan, example: int) -> transforms.Pixels:
+        """Return an example's transformed image, which may be composed of several images."""
+        method, geometry = batch_plan.resize, batch_plan.geometry(example)
+        if batch_plan.is_composed[example]:
+            composition = batch_plan.composition.select(example)
+            return compose_image(composition, geometry.size, self.pixels, method=method)
+        pixels = self.pixels(int(batch_plan.index[example]), geometry.resized)
+        return transforms.transform_image(pixels, geometry, method=method)
+
     def _name_and_size(self, index: int) -> tuple[str, tuple[int, int]]:
         """Return the file name and the declared (height, width)."""
         height, width = self._source.sizes[index].tolist()
@@ -173,8 +189,9 @@ def _import_tensorflow() -> ModuleType:
 
 def _tf_dataset(
     tf: ModuleType,
-    source: Source,
+    reader: _ImageReader,
     plan_step: Callable[[np.int64], np.ndarray],
+    compose: Callable[[np.int32, np.int32], np.ndarray] | None,
     example_plan: BatchPlan,
     steps: range,
     prefetch: int,
@@ -182,15 +199,14 @@ def _tf_dataset(
 ) -> Any:
     """Return a tf.data dataset of the images of each step.
 
-    `plan_step` returns the `_plan_columns` of a step; `example_plan` has the batch size and the
-    resize method of all steps.
+    `plan_step` returns the `_plan_columns` of a step, and `compose` a composed image; None if there
+    are none. `example_plan` has the batch size and the resize method of all steps.
     """
     options = tf.data.Options()
     options.deterministic = True
     if num_threads:
         options.threading.private_threadpool_size = num_threads
     batch_size, method = len(example_plan.index), example_plan.resize
-    reader = _ImageReader(source)
     unconverted = tf.autograph.experimental.do_not_convert  # TensorFlow would parse this code
     parallel = num_threads or tf.data.AUTOTUNE
     return (
@@ -201,7 +217,7 @@ def _tf_dataset(
         .map(unconverted(lambda plan: _tf_read(tf, reader, plan)), num_parallel_calls=parallel)
         .unbatch()
         .map(
-            unconverted(lambda *example: _tf_image(tf, reader, method, *example)),
+            unconverted(lambda *example: _tf_image(tf, reader, compose, method, *example)),
             num_parallel_calls=parallel,
         )
         .batch(batch_size, drop_remainder=True)
@@ -210,7 +226,7 @@ def _tf_dataset(
     )
 
 
-def _plan_columns(batch_plan: BatchPlan) -> Int32[np.ndarray, "B 17"]:
+def _plan_columns(batch_plan: BatchPlan, step: int) -> Int32[np.ndarray, "B 20"]:
     """Return the plan of a batch as one array, which `_tf_image` splits in this order."""
     buckets = np.tile(np.array(batch_plan.bucket, np.int32), (len(batch_plan.index), 1))
     columns = (
@@ -222,6 +238,9 @@ def _plan_columns(batch_plan: BatchPlan) -> Int32[np.ndarray, "B 17"]:
         batch_plan.rot90_k,
         batch_plan.flip,
         effect_columns(batch_plan.effects, len(buckets)),
+        np.full(len(buckets), step),
+        np.arange(len(buckets)),
+        batch_plan.is_composed,
     )
     return np.column_stack(columns).astype(np.int32)
 
@@ -231,29 +250,41 @@ def _tf_plan(
 ) -> Any:
     """Return the plan's columns of one step as a tensor."""
     columns = tf.numpy_function(plan_step, [step], tf.int32)
-    return tf.ensure_shape(columns, (batch_size, 17))
+    return tf.ensure_shape(columns, (batch_size, 20))
 
 
 def _tf_read(tf: ModuleType, reader: _ImageReader, columns: Any) -> tuple[Any, Any, Any]:
     """Return the plan's columns, each example's file, and whether TensorFlow decodes it."""
 
     def read(
-        indices: Int32[np.ndarray, " B"],
+        indices: Int32[np.ndarray, " B"], is_composed: Int32[np.ndarray, " B"]
     ) -> tuple[np.ndarray, Bool[np.ndarray, " B"]]:
-        files, is_plain = zip(*map(reader.file, indices.tolist()), strict=True)
+        loaded = [
+            (b"", False) if composed else reader.file(index)
+            for index, composed in zip(indices.tolist(), is_composed, strict=True)
+        ]
+        files, is_plain = zip(*loaded, strict=True)
         return np.array(files, object), np.array(is_plain)
 
-    files, is_plain = tf.numpy_function(read, [columns[:, 0]], (tf.string, tf.bool))
+    inputs = [columns[:, 0], columns[:, -1]]
+    files, is_plain = tf.numpy_function(read, inputs, (tf.string, tf.bool))
     count = columns.shape[:1]
     return columns, tf.ensure_shape(files, count), tf.ensure_shape(is_plain, count)
 
 
 def _tf_image(
-    tf: ModuleType, reader: _ImageReader, method: str, columns: Any, file: Any, is_plain: Any
+    tf: ModuleType,
+    reader: _ImageReader,
+    compose: Callable[[np.int32, np.int32], np.ndarray] | None,
+    method: str,
+    columns: Any,
+    file: Any,
+    is_plain: Any,
 ) -> Any:
     """Return the image of one example, transformed by its plan and padded to its bucket."""
-    widths = [1, 2, 2, 2, 2, 1, 1, 6]
-    index, bucket, resized, offset, size, rot90_k, flip, effects = tf.split(columns, widths)
+    widths = [1, 2, 2, 2, 2, 1, 1, 6, 1, 1, 1]
+    index, bucket, resized, offset, size, rot90_k, flip, effects, *rest = tf.split(columns, widths)
+    step, example, is_composed = (column[0] for column in rest)
 
     def decode_in_python():
         def pixels(index: np.int32, resized: np.ndarray, file: bytes) -> np.ndarray:
@@ -271,11 +302,18 @@ def _tf_image(
         changed = tf.numpy_function(apply, [image, effects], image.dtype)
         return tf.ensure_shape(changed, (None, None, 3))
 
-    # A plain JPEG is decoded outside Python's lock.
-    image = tf.cond(is_plain, lambda: tf_transforms.decode_jpeg(file), decode_in_python)
-    image = tf_transforms.transform_image(
-        image, resized, flip[0] > 0, rot90_k[0], offset, size, method=method
-    )
+    def transform():
+        # A plain JPEG is decoded outside Python's lock.
+        image = tf.cond(is_plain, lambda: tf_transforms.decode_jpeg(file), decode_in_python)
+        return tf_transforms.transform_image(
+            image, resized, flip[0] > 0, rot90_k[0], offset, size, method=method
+        )
+
+    def compose_in_python():
+        image = tf.numpy_function(compose, [step, example], transforms.PIXEL_TYPES[method])
+        return tf.ensure_shape(image, (None, None, 3))
+
+    image = tf.cond(is_composed > 0, compose_in_python, transform) if compose else transform()
     image = tf.cond(tf.reduce_any(effects != 0), apply_in_python, lambda: image)
     return tf_transforms.pad(image, bucket)
 
@@ -285,7 +323,7 @@ def _find_error(
 ) -> Exception:
     """Read the images of a step again, and return the error of the first invalid image."""
     reader = _ImageReader(source)
-    for index in batch_plan.index.tolist():
+    for index in batch_plan.images():
         try:
             file, is_plain = reader.file(index)
             source.decode(index, file) if file else source.image(index)
@@ -296,5 +334,5 @@ def _find_error(
             return ValueError(f"{name}: TensorFlow cannot decode the image; save it again.")
         except (OSError, ValueError) as image_error:
             return image_error
-    names = ", ".join(source.file_name(index) for index in batch_plan.index.tolist())
+    names = ", ".join(source.file_name(index) for index in batch_plan.images())
     return OSError(f"reading one of the images {names} failed, but succeeded again: {error}")

@@ -8,12 +8,14 @@ time and in parallel; the boxes are added here.
 from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Bool, Float32, Int32
 
 from retinanet_jax.data import transforms
 from retinanet_jax.data.batch import Batch
+from retinanet_jax.data.batch_plan import BatchPlan
+from retinanet_jax.data.composition import compose_boxes, placed_layers
 from retinanet_jax.data.loaders import LoadedImages, load_by_tf, load_by_threads
-from retinanet_jax.data.plan import BatchPlan, Plan
+from retinanet_jax.data.plan import Plan
 from retinanet_jax.data.sources.base import Annotations, Source
 
 # Boxes are padded to a multiple of this number, so that similar datasets need one compilation.
@@ -61,10 +63,11 @@ def batches(
     def host_plan(step: int) -> BatchPlan:
         return plan.batch(step).for_process(process_index, process_count)
 
-    host_plan(0)  # raises here, not in a thread, if the batch does not divide among the hosts
+    # Raises here, not in a thread, if the batch does not divide among the hosts.
+    num_layers = host_plan(0).num_layers
     stop = plan.num_batches if num_steps is None else start_step + num_steps
     steps = range(start_step, np.iinfo(np.int64).max if stop is None else stop)
-    num_boxes, num_crowd = padded_counts(source)
+    num_boxes, num_crowd = padded_counts(source, num_layers)
     for loaded in LOADERS[loader](source, host_plan, steps, prefetch, num_threads):
         yield _add_boxes(source, loaded, num_boxes, num_crowd, min_visible)
 
@@ -80,7 +83,7 @@ def batch_shapes(source: Source, plan: Plan, steps: Iterable[int]) -> Iterator[B
         plan: Determines the bucket of each step.
         steps: The steps to consider.
     """
-    num_boxes, num_crowd = padded_counts(source)
+    num_boxes, num_crowd = padded_counts(source, plan.batch(0).num_layers)
     buckets = set()
     for step in steps:
         batch_plan = plan.batch(step)
@@ -92,11 +95,16 @@ def batch_shapes(source: Source, plan: Plan, steps: Iterable[int]) -> Iterator[B
             yield _add_boxes(source, loaded, num_boxes, num_crowd, min_visible=0.0)
 
 
-def padded_counts(source: Source) -> tuple[int, int]:
-    """Return the numbers of boxes and of crowd regions that every image is padded to."""
+def padded_counts(source: Source, num_layers: int = 1) -> tuple[int, int]:
+    """Return the numbers of boxes and of crowd regions that every image is padded to.
+
+    Args:
+        source: The annotations.
+        num_layers: The largest number of images that one is composed of.
+    """
     crowds = [source.annotations(index).crowd for index in range(len(source))]
-    most_boxes = max(int((~crowd).sum()) for crowd in crowds)
-    most_crowd = max(int(crowd.sum()) for crowd in crowds)
+    most_boxes = num_layers * max(int((~crowd).sum()) for crowd in crowds)
+    most_crowd = num_layers * max(int(crowd.sum()) for crowd in crowds)
     return max(1, -(-most_boxes // BOX_MULTIPLE)) * BOX_MULTIPLE, max(1, most_crowd)
 
 
@@ -112,18 +120,37 @@ def visible_annotations(
         min_visible: As in `batches`.
 
     Returns:
-        The annotations that are visible enough, and the number of dropped boxes, which does not
-        include crowd regions.
+        The annotations that are visible enough, and the number of dropped boxes of the example's
+        own image, which does not include crowd regions.
     """
-    index = int(batch_plan.index[example])
-    annotations = source.annotations(index)
-    height, width = source.sizes[index].tolist()
-    boxes, visible = transforms.transform_boxes(
-        annotations.boxes, (height, width), batch_plan.geometry(example)
-    )
+    if batch_plan.is_composed[example]:
+        annotations, visible, is_own = _composed_annotations(source, batch_plan, example)
+    else:
+        index = int(batch_plan.index[example])
+        annotations = source.annotations(index)
+        height, width = source.sizes[index].tolist()
+        boxes, visible = transforms.transform_boxes(
+            annotations.boxes, (height, width), batch_plan.geometry(example)
+        )
+        annotations, is_own = annotations._replace(boxes=boxes), np.ones(len(boxes), bool)
     keep = (visible > 0) & (visible >= min_visible)
-    num_dropped = int((~keep & ~annotations.crowd).sum())
-    return Annotations(boxes[keep], annotations.classes[keep], annotations.crowd[keep]), num_dropped
+    num_dropped = int((~keep & ~annotations.crowd & is_own).sum())
+    return Annotations(*(field[keep] for field in annotations)), num_dropped
+
+
+def _composed_annotations(
+    source: Source, batch_plan: BatchPlan, example: int
+) -> tuple[Annotations, Float32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Return a composed example's annotations, how much is visible, and which are its image's."""
+    composition, (height, width) = batch_plan.composition.select(example), batch_plan.size[example]
+    layers = placed_layers(composition)
+    parts = [source.annotations(layer.index) for layer in layers]
+    sizes = [tuple(source.sizes[layer.index].tolist()) for layer in layers]
+    boxes, visible = compose_boxes(
+        composition, (int(height), int(width)), [part.boxes for part in parts], sizes
+    )
+    _, classes, crowd = (np.concatenate(field) for field in zip(*parts, strict=True))
+    return Annotations(boxes, classes, crowd), visible, np.arange(len(boxes)) < len(parts[0].boxes)
 
 
 def _add_boxes(

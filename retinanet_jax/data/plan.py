@@ -5,11 +5,12 @@ All random transforms are sampled here, before an image is read, because the buc
 The random generator is counter-based, so that a step can be planned without the earlier ones.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Int32
+from jaxtyping import Float, Float32, Int, Int32, UInt64
 
 from retinanet_jax.data.augmentation import (
     Augmentation,
@@ -18,6 +19,7 @@ from retinanet_jax.data.augmentation import (
     resize_only,
     sample_transforms,
 )
+from retinanet_jax.data.batch_plan import BatchPlan
 from retinanet_jax.data.buckets import (
     check_crop_fits,
     check_images_fit,
@@ -27,56 +29,10 @@ from retinanet_jax.data.buckets import (
     smallest_bucket,
 )
 from retinanet_jax.data.effects import Effects, sample_effects
-from retinanet_jax.data.layers import Composition
+from retinanet_jax.data.layers import Composer, PastableObjects
 from retinanet_jax.data.random_streams import Stream, random_bits
 from retinanet_jax.data.repeats import Repeats
 from retinanet_jax.data.sizes import Length, check_resize_method, resized_sizes
-from retinanet_jax.data.transforms import Geometry
-
-
-class BatchPlan(NamedTuple):
-    """The plan of one batch over all hosts."""
-
-    bucket: tuple[int, int]  # (H, W) that the images are padded to
-    resize: str  # the resize method, a key of transforms.PIXEL_TYPES
-    index: Int32[np.ndarray, " B"]  # index of each image in its source; a filler repeats an image
-    resized: Int32[np.ndarray, "B 2"]  # height and width of the resized image
-    flip: Bool[np.ndarray, " B"]  # whether to flip left to right, after resizing
-    rot90_k: Int32[np.ndarray, " B"]  # rotations by 90 degrees counterclockwise, after the flip
-    offset: Int32[np.ndarray, "B 2"]  # y and x of the crop in the rotated image
-    size: Int32[np.ndarray, "B 2"]  # height and width of the crop, which is padded to the bucket
-    colors: Float32[np.ndarray, "B 4"]  # factors of brightness, contrast, saturation; hue shift
-    weights: Float32[np.ndarray, " B"]  # 1 for an image, 0 for a filler
-    composition: Composition | None = None  # None: each example is its own image only
-    effects: Effects | None = None  # on the pixels of the examples, after all else; None: none
-
-    def for_process(self, process_index: int, process_count: int) -> "BatchPlan":
-        """Return the contiguous part of the batch that one host loads.
-
-        Args:
-            process_index: The index of the host.
-            process_count: The number of hosts.
-
-        Raises:
-            ValueError: If the batch does not divide evenly among the processes.
-        """
-        size, remainder = divmod(len(self.index), process_count)
-        if remainder:
-            raise ValueError(
-                f"batch_size={len(self.index)} does not divide among {process_count} processes; "
-                f"try {process_count * max(1, size)}."
-            )
-        part = slice(process_index * size, (process_index + 1) * size)
-        composition = self.composition and self.composition.select(part)
-        effects = self.effects and self.effects.select(part)
-        arrays = (field[part] for field in self[2:-2])
-        return BatchPlan(self.bucket, self.resize, *arrays, composition, effects)
-
-    def geometry(self, example: int) -> Geometry:
-        """Return the transforms of one example of the batch."""
-        fields = (self.resized, self.flip, self.rot90_k, self.offset, self.size)
-        resized, flip, rot90_k, offset, size = (field[example].tolist() for field in fields)
-        return Geometry(tuple(resized), flip, rot90_k, tuple(offset), tuple(size))
 
 
 @runtime_checkable
@@ -112,6 +68,9 @@ class TrainPlan:
         resize: The resize method, a key of `transforms.PIXEL_TYPES`.
         repeat_factors: How often each image is in an epoch on average, as in `Repeats`; None means
             once.
+        objects: The objects that may be pasted; None if none are.
+        mixed_steps: The number of steps, from the first, with mosaic, mixup and copy-paste; None
+            means all.
 
     Raises:
         ValueError: If an argument is out of range, or an image could fit in no bucket.
@@ -134,6 +93,8 @@ class TrainPlan:
         buckets: Sequence[Sequence[int]],
         resize: str,
         repeat_factors: Float[np.ndarray, " N"] | None = None,
+        objects: PastableObjects | None = None,
+        mixed_steps: int | None = None,
     ):
         _check_batch_size(batch_size)
         if seed < 0:
@@ -159,6 +120,10 @@ class TrainPlan:
         # Rotations move images between the groups.
         fixed = self._groups[0] if len(self._groups) == 1 else np.zeros_like(self._groups[0])
         self._repeats = Repeats(factors, fixed)
+        self._composer = Composer(
+            augmentation, self.sizes, self._repeats.image, objects, seed=seed, resize=resize
+        )
+        self._mixed_steps = math.inf if mixed_steps is None else mixed_steps
         self.steps_per_epoch = self._count_steps()
         self._latest_epoch: tuple[int, _Epoch] | None = None
 
@@ -184,8 +149,12 @@ class TrainPlan:
             epoch.transforms,
             epoch.weights[step_in_epoch],
         )
+        composition = self._composer.compose(
+            copies, epoch.transforms, epoch.composition_bits, is_mixed=step < self._mixed_steps
+        )
         return batch_plan._replace(
             index=self._repeats.image[copies].astype(np.int32),
+            composition=composition,
             effects=epoch.effects and epoch.effects.select(copies),
         )
 
@@ -215,9 +184,8 @@ class TrainPlan:
             weights=weights[shuffled],
             bucket=smallest_bucket(transforms.size[index].max(axis=1), self.buckets),
             transforms=transforms,
-            effects=sample_effects(
-                self.augmentation, transforms.size, seed=self.seed, epoch=epoch
-            ),
+            effects=sample_effects(self.augmentation, transforms.size, seed=self.seed, epoch=epoch),
+            composition_bits=self._composer.random_bits(epoch),
         )
 
     def _batches_of_group(
@@ -319,6 +287,7 @@ class _Epoch(NamedTuple):
     bucket: Int[np.ndarray, " S"]
     transforms: ImageTransforms
     effects: Effects | None
+    composition_bits: dict[Stream, UInt64[np.ndarray, "E n"]]
 
 
 def _batch_plan(
