@@ -51,6 +51,12 @@ def check_fields(config: ConfigDict) -> None:
         raise unknown_choice("data.exif", config.data.exif, EXIF_RULES)
     if config.data.augmentation not in ("", *PRESETS):
         raise unknown_choice("data.augmentation", config.data.augmentation, PRESETS)
+    fraction = config.data.unmixed_fraction
+    if not 0 <= fraction <= 1:
+        raise ValueError(
+            f"config.data.unmixed_fraction={fraction} must be a fraction of the steps from 0 to 1; "
+            "try 0.1."
+        )
 
 
 def check_dtype(config: ConfigDict) -> None:

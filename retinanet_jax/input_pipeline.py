@@ -3,10 +3,11 @@
 Importing this module imports neither flax nor the network.
 """
 
+import contextlib
 import pathlib
 import shlex
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -18,7 +19,8 @@ from retinanet_jax.config import choose
 from retinanet_jax.config_checks import check_fields
 from retinanet_jax.data.augmentation import Augmentation
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.data.pipeline import batches
+from retinanet_jax.data.layers import pastable_objects
+from retinanet_jax.data.pipeline import batch_shapes, batches
 from retinanet_jax.data.plan import EvalPlan, Plan, TrainPlan
 from retinanet_jax.data.reading import files_in_progress
 from retinanet_jax.data.repeats import repeat_factors
@@ -32,6 +34,7 @@ from retinanet_jax.datasets import (
     open_training,
     splits_training_data,
 )
+from retinanet_jax.stopping import Stopping
 from retinanet_jax.utils.progress import ACTIVITY, Phase, format_duration, make_progress
 from retinanet_jax.utils.threads import in_background
 
@@ -50,6 +53,10 @@ def train_plan(config: ConfigDict, source: Source) -> TrainPlan:
         flip=data.flip,
         rot90=data.rot90,
         color_jitter=dict(data.color_jitter),
+        affine=dict(data.affine),
+        mosaic=data.mosaic,
+        mixup=data.mixup,
+        copy_paste=data.copy_paste,
         gray=data.gray,
         blur=data.blur,
         jpeg=data.jpeg,
@@ -68,6 +75,8 @@ def train_plan(config: ConfigDict, source: Source) -> TrainPlan:
             num_images=len(source),
             threshold=data.repeat_threshold,
         ),
+        objects=pastable_objects(source) if data.copy_paste else None,
+        mixed_steps=round((1 - data.unmixed_fraction) * config.total_steps),
     )
 
 
@@ -94,7 +103,7 @@ def host_batches(
     source: Source,
     plan: Plan,
     steps: range,
-    while_waiting: Callable[[], None] = lambda: None,
+    stopping: Stopping | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield this host's part of the batches of these steps, which must be consecutive.
 
@@ -103,9 +112,10 @@ def host_batches(
         source: The images and annotations.
         plan: The plan of the batches.
         steps: The steps.
-        while_waiting: Called several times a second while a batch is awaited; it may raise to end
-            the wait, also that for a file that cannot be read.
+        stopping: Ends the wait for a batch, also that for a file that cannot be read, after a
+            signal; an error of the data stops the run.
     """
+    stopping = stopping or Stopping()
     loaded = batches(
         source,
         plan,
@@ -118,13 +128,33 @@ def host_batches(
         loader=config.data.loader,
         min_visible=augmented_data(config).min_visible,
     )
-    awaited = in_background(loaded, while_waiting)
-    while True:
-        with ACTIVITY.during(WAITING):
-            batch = next(awaited, None)
-        if batch is None:
-            return
-        yield batch
+    with contextlib.closing(in_background(loaded, stopping.check)) as awaited:
+        for _ in steps:
+            with ACTIVITY.during(WAITING):
+                try:
+                    batch = next(awaited)
+                except (OSError, ValueError) as error:
+                    stopping.fail(error)
+            yield batch
+
+
+def void_batches(source: Source, plan: Plan, steps: range) -> Iterator[Batch]:
+    """Yield this host's part of batches of the shapes of these steps, without their data.
+
+    The images are black and the boxes not finite, so that a training step changes nothing.
+
+    Args:
+        source: The images and annotations.
+        plan: The plan of the batches.
+        steps: The steps.
+    """
+    if not steps:  # the annotations of all images need not be read
+        return
+    of_bucket = {batch.images.shape[1:3]: batch for batch in batch_shapes(source, plan, steps)}
+    for step in steps:
+        batch = of_bucket[plan.batch(step).bucket]
+        part = jax.tree.map(lambda x: x[: len(x) // jax.process_count()], batch)
+        yield part._replace(boxes=np.full_like(part.boxes, np.nan))
 
 
 def pack_datasets(config: ConfigDict, parts: Sequence[str], output: pathlib.Path) -> list[str]:

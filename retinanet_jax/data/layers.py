@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Float32, Float64, Int, Int32, UInt64
 from retinanet_jax.data.augmentation import Augmentation, ImageTransforms, rot90_sizes
 from retinanet_jax.data.random_streams import Stream, random_bits, uniform
 from retinanet_jax.data.sizes import round_sizes
+from retinanet_jax.data.sources.base import Source
+from retinanet_jax.data.sources.objects import clip_to_image
 from retinanet_jax.data.transforms import unrotated_windows
 
 NUM_PASTED = 4  # objects that may be pasted onto an image
@@ -66,6 +68,13 @@ class PastableObjects(NamedTuple):
 
     boxes: Float32[np.ndarray, "M 4"]  # yxyx in pixels of the original image, inside it
     image_index: Int32[np.ndarray, " M"]
+
+
+def pastable_objects(source: Source) -> PastableObjects:
+    """Return the objects of a dataset, without crowd regions and boxes that have no area."""
+    objects = source.objects.select(np.flatnonzero(source.object_mask))
+    boxes, _, _ = clip_to_image(objects.boxes, source.sizes[objects.image_index])
+    return PastableObjects(boxes, objects.image_index)
 
 
 class Composer:
