@@ -24,6 +24,7 @@ from retinanet_jax.data_report.anchor_fit import (
     fit_anchors,
 )
 from retinanet_jax.data_report.annotation_checks import AnnotatedBoxes, read_boxes
+from retinanet_jax.data_report.augmentation_sheet import augmentation_sheet
 from retinanet_jax.data_report.bucket_fit import (
     check_buckets,
     check_evaluation_buckets,
@@ -41,14 +42,15 @@ from retinanet_jax.utils.progress import make_progress, one_line
 
 MAX_IMAGES = 2000  # the default size of the sample
 TEXT, JSON, BATCHES, ANCHORS = "report.txt", "report.json", "batches.png", "anchors.png"
+AUGMENTATION = "augmentation.png"
 
 
 def make_report(config: ConfigDict, output: pathlib.Path, max_images: int) -> list[Finding]:
     """Check the datasets of a config, print the report and write it; return the findings.
 
     The files are report.txt, report.json (the same report with all numbers and examples),
-    batches.png (augmented images as the network sees them, with their anchors) and anchors.png
-    (histograms; requires matplotlib).
+    batches.png (augmented images as the network sees them, with their anchors), augmentation.png
+    (the same with each preset of augmentation) and anchors.png (histograms; requires matplotlib).
 
     Args:
         config: The config of the run.
@@ -66,7 +68,7 @@ def make_report(config: ConfigDict, output: pathlib.Path, max_images: int) -> li
     if max_images < 0:
         raise ValueError(f"--max_images={max_images} must not be negative; 0 means all images.")
     folder = OutputFolder(output)
-    folder.prepare(TEXT, JSON, BATCHES, ANCHORS)
+    folder.prepare(TEXT, JSON, BATCHES, ANCHORS, AUGMENTATION)
     parts, reading_findings = open_parts(config, output)
     boxes = {part: read_boxes(source) for part, source in parts.items()}
     fingerprints = {}
@@ -198,7 +200,10 @@ def write_report(report: DatasetReport, folder: OutputFolder) -> None:
     folder.write(TEXT, text)
     print(text)
     config, train, anchors = report.config, report.parts["train"], report.anchors
-    drawings = {BATCHES: lambda: sheet.batch_sheet(config, train, report.buckets.plan)}
+    drawings = {
+        BATCHES: lambda: sheet.batch_sheet(config, train, report.buckets.plan),
+        AUGMENTATION: lambda: augmentation_sheet(config, train),
+    }
     if anchors is not None:
         drawings[ANCHORS] = lambda: figures.histograms(config, train, anchors.configured)
     written = [TEXT, JSON]

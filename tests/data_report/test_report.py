@@ -203,7 +203,7 @@ def test_only_files_of_earlier_reports_are_replaced(
         pytest.fail("the dataset is read")
 
     monkeypatch.setattr("retinanet_jax.data_report.report.open_parts", fail)
-    for name in ("anchors.png", "batches.png", "report.json", "report.txt"):
+    for name in ("anchors.png", "augmentation.png", "batches.png", "report.json", "report.txt"):
         (output / name).write_text("mine")
         with pytest.raises(FileExistsError, match=f"/out/{name} is not replaced"):
             make_report(config, output, 0)
@@ -234,6 +234,7 @@ def test_a_sample_depends_on_the_seed_and_is_reported(
         "report.txt",
         "report.json",
         "batches.png",
+        "augmentation.png",
     }
     indices = sample_indices(100, 5, 0)
     assert indices == sorted(set(indices)) == sample_indices(100, 5, 0)
