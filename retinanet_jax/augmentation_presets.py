@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from retinanet_jax.config import choose, default_config, flatten
 
 # Runs store the name of their preset, so these values never change; others have another name. All
-# of the fields are off by default. docs/fine_tuning.md has them as a table.
+# of the fields are off by default. docs/data.md has them as a table.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "light": {
         "color_jitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.02},

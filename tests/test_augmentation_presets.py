@@ -1,5 +1,8 @@
 """A preset of augmentation fills the fields that are off, and no others."""
 
+import pathlib
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -73,3 +76,23 @@ def test_the_network_sees_the_colors_of_the_preset_in_training_only():
     np.testing.assert_array_equal(by_field, [gray, colored])
     by_eval = network_input(batch, config, train=False)
     np.testing.assert_array_equal(by_eval, pixels[..., ::-1])
+
+
+def test_the_documentation_has_the_values_of_the_presets():
+    """In a table of which a line may contain several fields."""
+    text = (pathlib.Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    lines = text.partition("| `light` | `medium` | `strong` |")[2].partition("\n\n")[0].splitlines()
+    documented = {name: {} for name in PRESETS}
+    for line in lines[2:]:
+        names, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        first, *others = re.findall("`([a-z_.]+)`", names)
+        section = first.rpartition(".")[0]
+        for preset, cell in zip(PRESETS, cells, strict=True):
+            numbers = tuple(map(float, cell.split(" to "))) if cell else (0.0,)
+            value = numbers if len(numbers) > 1 else numbers[0]
+            documented[preset][first] = value
+            documented[preset] |= {f"{section}.{other}": value for other in others}
+    off = dict(flatten(default_config().data))
+    for name, preset in PRESETS.items():
+        values = {field: off[field] for field in documented[name]} | dict(flatten(preset))
+        assert documented[name] == values
