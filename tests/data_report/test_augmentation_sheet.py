@@ -30,7 +30,7 @@ def test_there_is_a_section_for_the_config_and_for_each_other_preset(config):
     assert presets(config) == ["medium", "light", "strong"]
 
 
-def test_each_image_of_the_first_steps_is_shown_without_padding(config, tmp_path):
+def test_each_image_of_the_first_steps_is_on_the_sheet_without_padding(config, tmp_path):
     """Also of an epoch that is shorter than the sheet, of which the last batch has a filler."""
     source = datasets.open_training(config, tmp_path)
     see = augmentation_sheet.compiled_input(config)
@@ -43,16 +43,16 @@ def test_each_image_of_the_first_steps_is_shown_without_padding(config, tmp_path
         assert np.abs(np.asarray(image) - expected).mean() < 40
 
 
-def test_a_box_is_drawn_in_the_color_of_its_category(config, tmp_path):
+def test_a_box_has_the_color_of_its_category(config, tmp_path):
     source = datasets.open_training(config, tmp_path)
     see = augmentation_sheet.compiled_input(config)
     image, batch, example = next(augmentation_sheet.first_images(config, source, see))
-    drawn = np.asarray(augmentation_sheet.draw(image, batch, example))
+    image_with_box = np.asarray(augmentation_sheet.draw(image, batch, example))
     scale = augmentation_sheet.HEIGHT / 64
-    assert drawn.shape[0] == augmentation_sheet.HEIGHT
+    assert image_with_box.shape[0] == augmentation_sheet.HEIGHT
     y1, x1, y2, _ = (batch.boxes[example, 0] * scale).astype(int)
     dog = int(batch.classes[example, 0])
-    assert (drawn[(y1 + y2) // 2, x1] == visualize.class_color(dog)).all()
+    assert (image_with_box[(y1 + y2) // 2, x1] == visualize.class_color(dog)).all()
 
 
 def test_the_sheet_is_a_png_of_all_sections(config, tmp_path):
