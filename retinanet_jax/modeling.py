@@ -149,7 +149,9 @@ def image_anchors(
 
 @jax.named_scope("targets")
 def assign_batch_targets(
-    anchors: Float[Array, "A 4"], batch: Batch, matching: Mapping[str, Any] | ConfigDict
+    anchors: Float[Array, "A 4"],
+    batch: Batch,
+    matching: Mapping[str, Any] | ConfigDict | ConfigDict,
 ) -> core.Targets:
     """Return the training targets of every anchor in every image of a batch.
 
