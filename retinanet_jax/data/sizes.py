@@ -75,7 +75,7 @@ def fit_sizes(
     return np.stack(_fit(sizes[:, 0], sizes[:, 1], short_side, long_side, resize, xp=np), axis=1)
 
 
-def round_sizes(sizes: Float[np.ndarray, "N 2"], resize: str) -> Int32[np.ndarray, "N 2"]:
+def round_sizes(sizes: Float[np.ndarray, "*N 2"], resize: str) -> Int32[np.ndarray, "*N 2"]:
     """Round heights and widths to whole pixels, by the rule of the resize method.
 
     Args:
