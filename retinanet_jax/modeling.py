@@ -149,9 +149,7 @@ def image_anchors(
 
 @jax.named_scope("targets")
 def assign_batch_targets(
-    anchors: Float[Array, "A 4"],
-    batch: Batch,
-    matching: Mapping[str, Any] | ConfigDict | ConfigDict,
+    anchors: Float[Array, "A 4"], batch: Batch, matching: Mapping[str, Any] | ConfigDict
 ) -> core.Targets:
     """Return the training targets of every anchor in every image of a batch.
 
