@@ -43,6 +43,7 @@ def check_fields(config: ConfigDict) -> None:
     check_levels(config)
     check_padding(config)
     check_parts(config)
+    check_optimizer(config)
     check_average_and_patience(config)
     parse_value_range(config.data.value_range)
     if config.nonfinite not in NONFINITE_RULES:
@@ -85,6 +86,20 @@ def check_average_and_patience(config: ConfigDict) -> None:
         raise ValueError(
             f"config.patience={config.patience} must be a number of evaluations, or 0 to train to "
             "the last step in any case."
+        )
+
+
+def check_optimizer(config: ConfigDict) -> None:
+    """Raise ValueError if a batch has no parts, or a stage no learning rate."""
+    accumulate, layer_decay = config.optimizer.accumulate, config.optimizer.layer_decay
+    if accumulate < 1:
+        raise ValueError(
+            f"config.optimizer.accumulate={accumulate} must be at least 1, the whole batch at once."
+        )
+    if not 0 < layer_decay <= 1:
+        raise ValueError(
+            f"config.optimizer.layer_decay={layer_decay} must be above 0 and at most 1, the same "
+            "learning rate in all layers; config.model.frozen_stages is for stages without any."
         )
 
 

@@ -40,22 +40,26 @@ def make_mesh(space: int, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(shape, ("data", "space"), (AxisType.Auto,) * 2, devices=devices)
 
 
-def check_batch_size(field: str, batch_size: int, mesh: Mesh) -> None:
-    """Check that the devices can split a batch evenly.
+def check_batch_size(field: str, batch_size: int, mesh: Mesh, num_parts: int = 1) -> None:
+    """Check that the devices can split a batch, or each part of it, evenly.
 
     Args:
         field: Name of the config field, for the error message.
         batch_size: Images per step, over all hosts.
         mesh: The devices.
+        num_parts: The number of parts of a batch that are computed one after another
+            (optimizer.accumulate).
 
     Raises:
-        ValueError: If `batch_size` is not a multiple of the devices along `data`.
+        ValueError: If `batch_size` is not a multiple of the devices along `data`, times the parts.
     """
     num_devices = mesh.shape["data"]
-    if batch_size % num_devices:
+    times = f"optimizer.accumulate={num_parts} times " if num_parts > 1 else ""
+    unit = num_devices * num_parts
+    if batch_size % unit:
         raise ValueError(
-            f"{field}={batch_size} must be a multiple of the {num_devices} devices that split the "
-            f"batch; try {-(-batch_size // num_devices) * num_devices}."
+            f"{field}={batch_size} must be a multiple of {times}the {num_devices} devices that "
+            f"split the batch; try {-(-batch_size // unit) * unit}."
         )
 
 

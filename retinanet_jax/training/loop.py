@@ -135,6 +135,42 @@ def train(
 def open_data(
     config: ConfigDict, workdir: pathlib.Path, evaluates: bool
 ) -> tuple[Source, Source | None]:
+def check_run(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    *,
+    evaluates: bool,
+    profile: range | None,
+) -> None:
+    """Check all that can be checked without the data.
+
+    Args:
+        config: The run's config.
+        workdir: As in `train`.
+        mesh: The devices.
+        evaluates: As in `train`.
+        profile: As in `train`.
+
+    Raises:
+        ValueError: If a field has no possible value, a package is not installed, or no steps are
+            left.
+    """
+    # A run that ended before its last AP was known is not done.
+    if not (evaluates and records.has_work_left(workdir)):
+        check_steps_left(config, workdir)
+    check_profile(profile, newest_step(workdir), config.total_steps)
+    make_optimizer(config)
+    normalizer_shape(config)
+    if evaluates:
+        coco_metrics.coco_api(config.evaluator)
+    check_loggers(config.loggers)
+    sharding.check_batch_size(
+        "data.batch_size", config.data.batch_size, mesh, config.optimizer.accumulate
+    )
+    sharding.check_heights(config.data.buckets, config.anchors.max_level, mesh)
+
+
     """Open and check the training data and, if the run evaluates, the evaluation data.
 
     Args:

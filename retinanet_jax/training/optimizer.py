@@ -1,5 +1,6 @@
 """The optimizer and its learning rate schedule."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import KeyPath
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from retinanet_jax.config import unknown_choice
-from retinanet_jax.models import is_frozen
+from retinanet_jax.models import is_frozen, stage_of
 from retinanet_jax.stored_config import differences
 
 SCHEDULES = ("step", "cosine")
@@ -148,12 +150,13 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Return the optimizer: SGD with momentum or AdamW, on clipped gradients.
 
     Weight decay applies to kernels and, with optimizer.decay_biases, to the biases of convolutions.
-    The parameters of frozen stages have no optimizer state and never change; their gradients are
-    not part of the norm that is clipped.
+    Frozen parameters have no optimizer state and never change; their gradients are not part of the
+    norm that is clipped. With optimizer.layer_decay, the learning rate of each stage of the
+    backbone is multiplied by its `rate_factor`.
 
     Args:
-        config: A run's config; its `optimizer`, `model.frozen_stages`, `total_steps` and
-            `data.batch_size` are used.
+        config: A run's config; its `optimizer`, `model`, `total_steps` and `data.batch_size` are
+            used.
 
     Raises:
         ValueError: If optimizer.name is unknown, or `make_schedule` rejects the schedule.
@@ -174,16 +177,56 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity()
     )
 
-    def labels(params: Any) -> Any:
-        def label(path, _):
-            names = tuple(key.key for key in path)
-            return "frozen" if is_frozen(names, config.model.frozen_stages) else "trained"
+    def label(path: KeyPath, _: Any) -> str:
+        model = config.model
+        is_constant = is_frozen(names_of(path), model.frozen_stages, model.frozen_parts)
+        return "frozen" if is_constant else "trained"
 
-        return jax.tree_util.tree_map_with_path(label, params)
-
-    return optax.multi_transform(
-        {"trained": optax.chain(clip, update), "frozen": optax.set_to_zero()}, labels
+    whole = optax.multi_transform(
+        {"trained": optax.chain(clip, update), "frozen": optax.set_to_zero()},
+        functools.partial(jax.tree_util.tree_map_with_path, label),
     )
+    return whole if optimizer.layer_decay == 1 else scale_rates(whole, optimizer.layer_decay)
+
+
+def scale_rates(
+    optimizer: optax.GradientTransformation, layer_decay: float
+) -> optax.GradientTransformation:
+    """Return an optimizer with the same state, and the learning rate of each parameter scaled.
+
+    Args:
+        optimizer: The optimizer.
+        layer_decay: As in `rate_factor`.
+    """
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(gradients, state, params)
+        scaled = jax.tree_util.tree_map_with_path(
+            lambda path, x: x * rate_factor(names_of(path), layer_decay), updates
+        )
+        return scaled, state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def rate_factor(path: tuple[str, ...], layer_decay: float) -> float:
+    """Return the factor of a parameter's learning rate: layer_decay for each stage from C5 down.
+
+    It is 1 for the pyramid and the heads, layer_decay for the stage of C5, and layer_decay^5 for
+    the stem. Layers that are nearer to the input are more general, and require less change
+    (https://arxiv.org/abs/1801.06146, section 3.2, "discriminative fine-tuning").
+
+    Args:
+        path: Path in the network's parameters, such as (
+            "backbone", "stage2_block0", "conv1", "kernel").
+        layer_decay: The factor between a stage and the one above it.
+    """
+    return layer_decay ** (6 - stage_of(path[1])) if path[0] == "backbone" else 1.0
+
+
+def names_of(path: KeyPath) -> tuple[str, ...]:
+    """Return the names in the path of a parameter."""
+    return tuple(key.key for key in path)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def make_decay_mask(*, biases: bool) -> Callable[[Any], Any]:
