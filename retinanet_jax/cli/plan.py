@@ -165,7 +165,7 @@ def make_workload(
         topology.compiler_options,
     )
     field = f"data.{BATCH_FIELDS[values.mode]}"
-    sharding.check_batch_size(field, workload.batch_size, mesh)
+    sharding.check_batch_size(field, workload.batch_size, mesh, workload.num_parts)
     sharding.check_heights(buckets, config.anchors.max_level, mesh)
     return workload
 
@@ -174,8 +174,9 @@ def print_summary(workload: Workload, topology: Topology) -> None:
     """Print what is compiled for which devices."""
     shape, chip = workload.mesh.shape, topology.chip
     program = {"train": "training step", "predict": "detection"}[workload.mode]
+    parts = f" in {workload.num_parts} parts" if workload.num_parts > 1 else ""
     print(
-        f"{program} on {topology.name}: {shape['data']} x {shape['space']} devices (data x "
+        f"{program}{parts} on {topology.name}: {shape['data']} x {shape['space']} devices (data x "
         f"space), {report.gib(topology.usable_memory)} GiB for programs of each; "
         f"{workload.config.dtype}, {workload.num_classes} classes, {workload.num_boxes} boxes an "
         f"image\n{chip.platform} compiler on this machine's processor; no {chip.platform} device "
@@ -251,11 +252,11 @@ def batch_units(workload: Workload, topology: Topology) -> list[int]:
         workload: What is compiled.
         topology: The devices.
     """
-    unit = workload.mesh.shape["data"]
+    unit = parts = workload.mesh.shape["data"] * workload.num_parts
     if workload.mode == "train" and workload.config.loss.ema_images:
         unit = math.lcm(unit, workload.config.loss.ema_images)
     if topology.chip.platform == "tpu":
-        return [math.lcm(unit, workload.mesh.shape["data"] * report.TPU_SUBLANES), unit]
+        return [math.lcm(unit, parts * report.TPU_SUBLANES), unit]
     return [unit]
 
 

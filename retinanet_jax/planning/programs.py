@@ -63,6 +63,11 @@ class Workload(NamedTuple):
         """The batch size in the config."""
         return self.config.data[BATCH_FIELDS[self.mode]]
 
+    @property
+    def num_parts(self) -> int:
+        """The number of parts of a batch, of which one at a time is in memory."""
+        return self.config.optimizer.accumulate if self.mode == "train" else 1
+
     def compile(self, bucket: tuple[int, int], batch_size: int) -> Program:
         """Compile the program for a shape of the images; this takes minutes for a real network.
 

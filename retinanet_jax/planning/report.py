@@ -114,12 +114,12 @@ def warnings(workload: Workload, programs: Sequence[Program], topology: Topology
         topology: The devices.
     """
     config, chip = workload.config, topology.chip
-    num_data = workload.mesh.shape["data"]
-    per_device = workload.batch_size // num_data
+    unit = workload.mesh.shape["data"] * workload.num_parts
+    per_device = workload.batch_size // unit
     field = f"config.data.{BATCH_FIELDS[workload.mode]}"
     texts = []
     if chip.platform == "tpu" and per_device % TPU_SUBLANES:
-        size = -(-per_device // TPU_SUBLANES) * TPU_SUBLANES * num_data
+        size = -(-per_device // TPU_SUBLANES) * TPU_SUBLANES * unit
         texts.append(
             f"{per_device} images a chip is no multiple of {TPU_SUBLANES}: a TPU then rearranges "
             f"most arrays; try --{field}={size}, or fewer chips."
@@ -165,6 +165,12 @@ def memory_warnings(
                 f"it would fit with --config.shard_optimizer=True, which saves {gib(saved)} GiB "
                 "a device."
             )
+    if workload.mode == "train" and not most.fits(limit):
+        texts.append(
+            f"--config.optimizer.accumulate={2 * workload.num_parts} computes half as many images "
+            "at once, and --config.model.remat=\"('c2','c3','c4','c5')\" stores less of each; both "
+            "leave the batch size as it is."
+        )
     return texts
 
 

@@ -216,7 +216,8 @@ def replay(path: pathlib.Path, overrides: Mapping[str, Any]) -> None:
     stored = read_step(path, overrides)
     config, batch_size = stored.config, len(stored.images)
     devices = jax.local_devices()
-    num_devices = math.gcd(batch_size, len(devices) // config.space) * config.space
+    part_size = batch_size // config.optimizer.accumulate
+    num_devices = math.gcd(part_size, len(devices) // config.space) * config.space
     mesh = sharding.make_mesh(config.space, devices[:num_devices])
     print(
         f"replaying step {stored.step} with {batch_size} images on {num_devices} devices, "
