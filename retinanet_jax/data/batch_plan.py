@@ -67,6 +67,11 @@ class BatchPlan(NamedTuple):
             return np.zeros(len(self.index), bool)
         return self.composition.is_composed
 
+    @property
+    def has_effects(self) -> Bool[np.ndarray, " B"]:
+        """Whether the pixels of each example are changed after all else."""
+        return np.zeros(len(self.index), bool) if self.effects is None else self.effects.is_any
+
     def geometry(self, example: int) -> Geometry:
         """Return the transforms of one example of the batch."""
         fields = (self.resized, self.flip, self.rot90_k, self.offset, self.size)

@@ -10,17 +10,17 @@ import io
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32
+from jaxtyping import Bool, Float32, Int, Int32
 from PIL import Image, ImageFilter
 
 from retinanet_jax.data.augmentation import Augmentation
+from retinanet_jax.data.composition import FILL
 from retinanet_jax.data.random_streams import Stream, random_bits, uniform, uniform_integers
 from retinanet_jax.data.transforms import Pixels
 
 BLUR_SIGMAS = (0.5, 2.0)  # pixels of the network's input
 JPEG_QUALITIES = (30, 90)  # Pillow's, from 1 to 95
 CUTOUT_FRACTIONS = (0.1, 0.3)  # of the height and of the width of the image
-CUTOUT_COLOR = 128  # of all channels
 
 
 class Effects(NamedTuple):
@@ -29,6 +29,11 @@ class Effects(NamedTuple):
     blur: Float32[np.ndarray, "*N"]  # standard deviation of the Gaussian in pixels; 0: none
     jpeg: Int32[np.ndarray, "*N"]  # quality; 0: none
     cutout: Int32[np.ndarray, "*N 4"]  # the covered rectangle, yxyx; empty: none
+
+    @property
+    def is_any(self) -> Bool[np.ndarray, "*N"]:
+        """Whether each image has an effect."""
+        return (self.blur > 0) | (self.jpeg > 0) | self.cutout.any(axis=-1)
 
     def select(self, index: int | slice | Int[np.ndarray, " n"]) -> "Effects":
         """Return the effects on the images at `index`."""
@@ -70,23 +75,6 @@ def sample_effects(
     )
 
 
-def effect_columns(effects: Effects | None, count: int) -> Int32[np.ndarray, "B 6"]:
-    """Return effects as one array, from which `from_columns` restores those of each image.
-
-    Args:
-        effects: The effects on a batch; None: none.
-        count: B, the number of images.
-    """
-    if effects is None:
-        return np.zeros((count, 6), np.int32)
-    return np.column_stack([effects.blur.view(np.int32), effects.jpeg, effects.cutout])
-
-
-def from_columns(columns: Int32[np.ndarray, " 6"]) -> Effects:
-    """Return the effects on an image, from its line of `effect_columns`."""
-    return Effects(columns[:1].view(np.float32)[0], columns[1], columns[2:])
-
-
 def apply_effects(image: Pixels, effects: Effects) -> Pixels:
     """Return an image with these effects, of the same dtype.
 
@@ -109,5 +97,5 @@ def apply_effects(image: Pixels, effects: Effects) -> Pixels:
     y1, x1, y2, x2 = effects.cutout.tolist()
     if y1 < y2:
         image = image.copy()
-        image[y1:y2, x1:x2] = CUTOUT_COLOR
+        image[y1:y2, x1:x2] = FILL
     return image

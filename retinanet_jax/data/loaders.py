@@ -6,7 +6,7 @@ gray level. tf.data is faster if images must be decoded; threads do not need Ten
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from retinanet_jax.data import tf_transforms, transforms
 from retinanet_jax.data.batch_plan import BatchPlan
 from retinanet_jax.data.composition import compose_image
 from retinanet_jax.data.decoding import decode_image, is_plain_jpeg
-from retinanet_jax.data.effects import apply_effects, effect_columns, from_columns
+from retinanet_jax.data.effects import apply_effects
 from retinanet_jax.data.reading import read_patiently
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.utils.threads import DaemonThreads, map_ahead
@@ -56,17 +56,12 @@ def load_by_tf(
     reader = _ImageReader(source)
     waiting: dict[int, BatchPlan] = {}  # plans of batches that are being loaded
 
-    def plan_step(step: np.int64) -> Int32[np.ndarray, "B 20"]:
+    def plan_step(step: np.int64) -> Int32[np.ndarray, "B 15"]:
         batch_plan = waiting[int(step)] = host_plan(int(step))
         return _plan_columns(batch_plan, int(step))
 
-    def compose(step: np.int32, example: np.int32) -> transforms.Pixels:
-        return reader.transformed(waiting[int(step)], int(example))
-
-    example_plan = host_plan(0)
     dataset = _tf_dataset(
-        *(tf, reader, plan_step, compose if example_plan.composition else None),
-        *(example_plan, steps, prefetch, num_threads),
+        *(tf, reader, plan_step, waiting, host_plan(0), steps, prefetch, num_threads)
     )
     iterator = dataset.as_numpy_iterator()
     for step in steps:
@@ -191,7 +186,7 @@ def _tf_dataset(
     tf: ModuleType,
     reader: _ImageReader,
     plan_step: Callable[[np.int64], np.ndarray],
-    compose: Callable[[np.int32, np.int32], np.ndarray] | None,
+    waiting: Mapping[int, BatchPlan],
     example_plan: BatchPlan,
     steps: range,
     prefetch: int,
@@ -199,14 +194,14 @@ def _tf_dataset(
 ) -> Any:
     """Return a tf.data dataset of the images of each step.
 
-    `plan_step` returns the `_plan_columns` of a step, and `compose` a composed image; None if there
-    are none. `example_plan` has the batch size and the resize method of all steps.
+    `plan_step` returns the `_plan_columns` of a step, and adds its plan to `waiting`.
+    `example_plan` has the batch size, the resize method and the optional parts of all steps.
     """
     options = tf.data.Options()
     options.deterministic = True
     if num_threads:
         options.threading.private_threadpool_size = num_threads
-    batch_size, method = len(example_plan.index), example_plan.resize
+    batch_size = len(example_plan.index)
     unconverted = tf.autograph.experimental.do_not_convert  # TensorFlow would parse this code
     parallel = num_threads or tf.data.AUTOTUNE
     return (
@@ -217,7 +212,7 @@ def _tf_dataset(
         .map(unconverted(lambda plan: _tf_read(tf, reader, plan)), num_parallel_calls=parallel)
         .unbatch()
         .map(
-            unconverted(lambda *example: _tf_image(tf, reader, compose, method, *example)),
+            unconverted(lambda *example: _tf_image(tf, reader, waiting, example_plan, *example)),
             num_parallel_calls=parallel,
         )
         .batch(batch_size, drop_remainder=True)
@@ -226,7 +221,7 @@ def _tf_dataset(
     )
 
 
-def _plan_columns(batch_plan: BatchPlan, step: int) -> Int32[np.ndarray, "B 20"]:
+def _plan_columns(batch_plan: BatchPlan, step: int) -> Int32[np.ndarray, "B 15"]:
     """Return the plan of a batch as one array, which `_tf_image` splits in this order."""
     buckets = np.tile(np.array(batch_plan.bucket, np.int32), (len(batch_plan.index), 1))
     columns = (
@@ -237,9 +232,9 @@ def _plan_columns(batch_plan: BatchPlan, step: int) -> Int32[np.ndarray, "B 20"]
         batch_plan.size,
         batch_plan.rot90_k,
         batch_plan.flip,
-        effect_columns(batch_plan.effects, len(buckets)),
         np.full(len(buckets), step),
         np.arange(len(buckets)),
+        batch_plan.has_effects,
         batch_plan.is_composed,
     )
     return np.column_stack(columns).astype(np.int32)
@@ -250,7 +245,7 @@ def _tf_plan(
 ) -> Any:
     """Return the plan's columns of one step as a tensor."""
     columns = tf.numpy_function(plan_step, [step], tf.int32)
-    return tf.ensure_shape(columns, (batch_size, 20))
+    return tf.ensure_shape(columns, (batch_size, 15))
 
 
 def _tf_read(tf: ModuleType, reader: _ImageReader, columns: Any) -> tuple[Any, Any, Any]:
@@ -275,16 +270,17 @@ def _tf_read(tf: ModuleType, reader: _ImageReader, columns: Any) -> tuple[Any, A
 def _tf_image(
     tf: ModuleType,
     reader: _ImageReader,
-    compose: Callable[[np.int32, np.int32], np.ndarray] | None,
-    method: str,
+    waiting: Mapping[int, BatchPlan],
+    example_plan: BatchPlan,
     columns: Any,
     file: Any,
     is_plain: Any,
 ) -> Any:
     """Return the image of one example, transformed by its plan and padded to its bucket."""
-    widths = [1, 2, 2, 2, 2, 1, 1, 6, 1, 1, 1]
-    index, bucket, resized, offset, size, rot90_k, flip, effects, *rest = tf.split(columns, widths)
-    step, example, is_composed = (column[0] for column in rest)
+    widths = [1, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1]
+    index, bucket, resized, offset, size, rot90_k, flip, *rest = tf.split(columns, widths)
+    step, example, has_effects, is_composed = (column[0] for column in rest)
+    method = example_plan.resize
 
     def decode_in_python():
         def pixels(index: np.int32, resized: np.ndarray, file: bytes) -> np.ndarray:
@@ -295,13 +291,6 @@ def _tf_image(
         image = tf.numpy_function(pixels, [index[0], resized, file], tf.uint8)
         return tf.ensure_shape(image, (None, None, 3))
 
-    def apply_in_python():
-        def apply(image: transforms.Pixels, effects: np.ndarray) -> transforms.Pixels:
-            return apply_effects(image, from_columns(effects))
-
-        changed = tf.numpy_function(apply, [image, effects], image.dtype)
-        return tf.ensure_shape(changed, (None, None, 3))
-
     def transform():
         # A plain JPEG is decoded outside Python's lock.
         image = tf.cond(is_plain, lambda: tf_transforms.decode_jpeg(file), decode_in_python)
@@ -310,11 +299,25 @@ def _tf_image(
         )
 
     def compose_in_python():
+        def compose(step: np.int32, example: np.int32) -> transforms.Pixels:
+            return reader.transformed(waiting[int(step)], int(example))
+
         image = tf.numpy_function(compose, [step, example], transforms.PIXEL_TYPES[method])
         return tf.ensure_shape(image, (None, None, 3))
 
-    image = tf.cond(is_composed > 0, compose_in_python, transform) if compose else transform()
-    image = tf.cond(tf.reduce_any(effects != 0), apply_in_python, lambda: image)
+    def affect_in_python():
+        def affect(image: transforms.Pixels, step: np.int32, example: np.int32):
+            return apply_effects(image, waiting[int(step)].effects.select(int(example)))
+
+        affected = tf.numpy_function(affect, [image, step, example], image.dtype)
+        return tf.ensure_shape(affected, (None, None, 3))
+
+    if example_plan.composition:
+        image = tf.cond(is_composed > 0, compose_in_python, transform)
+    else:
+        image = transform()
+    if example_plan.effects:
+        image = tf.cond(has_effects > 0, affect_in_python, lambda: image)
     return tf_transforms.pad(image, bucket)
 
 

@@ -53,7 +53,7 @@ def test_cutout_covers_its_rectangle_and_nothing_else(dtype):
     result = apply_effects(image, effects(cutout=(3, 5, 9, 17)))
     covered = np.zeros((20, 30), bool)
     covered[3:9, 5:17] = True
-    assert (result[covered] == 128).all()
+    assert (result[covered] == 114).all()
     np.testing.assert_array_equal(result[~covered], original[~covered])
     np.testing.assert_array_equal(image, original)
     assert result.dtype == dtype
