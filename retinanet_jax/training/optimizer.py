@@ -192,36 +192,36 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def scale_rates(
     optimizer: optax.GradientTransformation, layer_decay: float
 ) -> optax.GradientTransformation:
-    """Return an optimizer with the same state, and the learning rate of each parameter scaled.
+    """Return an optimizer with the same state, but with a learning rate for each backbone stage.
 
     Args:
         optimizer: The optimizer.
         layer_decay: As in `rate_factor`.
     """
 
+    def scale(path: KeyPath, update: Any) -> Any:
+        part, module, *_ = names_of(path)
+        return update * rate_factor(stage_of(module), layer_decay) if part == "backbone" else update
+
     def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, state = optimizer.update(gradients, state, params)
-        scaled = jax.tree_util.tree_map_with_path(
-            lambda path, x: x * rate_factor(names_of(path), layer_decay), updates
-        )
-        return scaled, state
+        return jax.tree_util.tree_map_with_path(scale, updates), state
 
     return optax.GradientTransformation(optimizer.init, update)
 
 
-def rate_factor(path: tuple[str, ...], layer_decay: float) -> float:
-    """Return the factor of a parameter's learning rate: layer_decay for each stage from C5 down.
+def rate_factor(stage: int, layer_decay: float) -> float:
+    """Return the factor of the learning rate of a backbone stage.
 
-    It is 1 for the pyramid and the heads, layer_decay for the stage of C5, and layer_decay^5 for
-    the stem. Layers that are nearer to the input are more general, and require less change
-    (https://arxiv.org/abs/1801.06146, section 3.2, "discriminative fine-tuning").
+    It is layer_decay for the last stage, that of C5, and layer_decay^5 for the stem; the pyramid
+    and the heads have none. Layers that are nearer to the input are more general, and have to
+    change less (https://arxiv.org/abs/1801.06146, section 3.2, "discriminative fine-tuning").
 
     Args:
-        path: Path in the network's parameters, such as (
-            "backbone", "stage2_block0", "conv1", "kernel").
+        stage: The stage: 1 for the stem, 2 for that of C2, and so on.
         layer_decay: The factor between a stage and the one above it.
     """
-    return layer_decay ** (6 - stage_of(path[1])) if path[0] == "backbone" else 1.0
+    return layer_decay ** (6 - stage)
 
 
 def names_of(path: KeyPath) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from retinanet_jax.config import default_config, flatten
 from retinanet_jax.data.plan import TrainPlan
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data_report.anchor_choice import anchor_sides
-from retinanet_jax.training.optimizer import scaled_learning_rate
+from retinanet_jax.training.optimizer import rate_factor, scaled_learning_rate
 from retinanet_jax.training.step import TrainState
 
 # The fields and sections of config.data that change images, or how often they occur.
@@ -42,7 +42,7 @@ def print_summary(
         state: The state that the run starts from.
         mesh: The devices.
     """
-    data, kept = config.data, f"the newest {config.keep_checkpoints}"
+    kept = f"the newest {config.keep_checkpoints}"
     num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
     rows = {
         "devices": f"{mesh.shape['data']} x {mesh.shape['space']} devices (data x space), "
@@ -53,8 +53,9 @@ def print_summary(
         "images": images_text(config, plan),
         "augmentation": augmentation_text(config),
         "anchors": anchors_text(config),
-        "batch": f"{data.batch_size} images, learning rate {scaled_learning_rate(config):g} "
-        f"({config.optimizer.learning_rate:g} for {config.optimizer.reference_batch_size} images)",
+        "batch": f"{batch_text(config)}, learning rate {scaled_learning_rate(config):g} "
+        f"({config.optimizer.learning_rate:g} for {config.optimizer.reference_batch_size} images)"
+        f"{stage_rates_text(config)}",
         "length": length_text(config, plan, evaluates=eval_data is not None),
         "results": f"{workdir}, with the best checkpoint and {kept}",
     }
@@ -66,6 +67,24 @@ def print_summary(
         flush=True,
     )
     warn_of_long_warmup(config)
+
+
+def batch_text(config: ConfigDict) -> str:
+    """Return the number of images of a batch, and of the parts that are computed one by one."""
+    num_parts = config.optimizer.accumulate
+    return f"{config.data.batch_size} images" + (f" in {num_parts} parts" if num_parts > 1 else "")
+
+
+def stage_rates_text(config: ConfigDict) -> str:
+    """Return the learning rates of the backbone's trained stages, or "" if they are equal."""
+    layer_decay, frozen = config.optimizer.layer_decay, config.model.frozen_stages
+    if layer_decay == 1:
+        return ""
+    names = {1: "stem"} | {stage: f"c{stage}" for stage in range(2, 6)}
+    rates = [
+        f"{names[stage]} {rate_factor(stage, layer_decay):.3g}" for stage in range(5, frozen, -1)
+    ]
+    return f", times {', '.join(rates)}" if rates else ""
 
 
 def images_text(config: ConfigDict, plan: TrainPlan) -> str:
