@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from retinanet_jax.analysis import detector_advice, label_advice
-from retinanet_jax.analysis.evaluated import Evaluated
-from retinanet_jax.analysis.facts import collect_facts
-from retinanet_jax.analysis.thresholds import OperatingPoints
+from retinanet_jax.analysis.facts import Facts
 from retinanet_jax.data_report.findings import SEVERITIES
 
 # The rules, each with the type of error that its advice is about. Of advice of the same severity,
@@ -28,20 +26,16 @@ RULES = {
 }
 
 
-def advise(
-    evaluated: Evaluated, thresholds: OperatingPoints, errors: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def advise(facts: Facts, errors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return what to try, the worst first; nothing where nothing is wrong.
 
     Args:
-        evaluated: The dataset and its detections.
-        thresholds: The operating points.
+        facts: From `facts.collect_facts`.
         errors: From `errors.error_table`.
 
     Returns:
         Dicts with a title, a text, the number that shows it, and the severity.
     """
-    facts = collect_facts(evaluated, thresholds)
     items = [(item, error_type) for rule, error_type in RULES.items() for item in rule(facts)]
     advice = [item for item, _ in items]
     explained = {error_type for _, error_type in items}

@@ -69,16 +69,15 @@ def missed(evaluated: Evaluated) -> Bool[np.ndarray, " m"]:
     return mask
 
 
-def confusion(evaluated: Evaluated, threshold: float | None) -> dict[str, Any]:
+def confusion(
+    evaluated: Evaluated, threshold: float | None, matrix: Int[np.ndarray, "K1 K1"]
+) -> dict[str, Any]:
     """Return the confusion matrix of the confident detections, and its most frequent confusions.
-
-    Each detection, in the order of descending score, takes the free object that it overlaps most,
-    of whatever class, with IoU .5. Detections in crowd regions of their class do not count, unlike
-    in hotcoco's matrix.
 
     Args:
         evaluated: The dataset and its detections.
         threshold: The lowest score of a detection that counts; None for all.
+        matrix: From `confusion_matrix`.
 
     Returns:
         The names of the categories; the matrix, of which rows are classes of objects and columns
@@ -87,7 +86,6 @@ def confusion(evaluated: Evaluated, threshold: float | None) -> dict[str, Any]:
         those with the most confusions, and `num_omitted` is the number of others.
     """
     categories = evaluated.source.categories
-    matrix = confusion_matrix(evaluated, threshold)
     confused = matrix[:-1, :-1] * (1 - np.eye(len(categories), dtype=np.int64))
     selected = np.arange(len(categories))
     if len(selected) > MAX_CATEGORIES:
@@ -105,6 +103,10 @@ def confusion(evaluated: Evaluated, threshold: float | None) -> dict[str, Any]:
 
 def confusion_matrix(evaluated: Evaluated, threshold: float | None) -> Int[np.ndarray, "K1 K1"]:
     """Return the numbers of objects by class, and by class of the detection; K is background.
+
+    Each detection, in the order of descending score, takes the free object that it overlaps most,
+    of whatever class, with IoU .5. Detections in crowd regions of their class do not count, unlike
+    in hotcoco's matrix.
 
     Args:
         evaluated: The dataset and its detections.

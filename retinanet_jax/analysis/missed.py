@@ -20,7 +20,7 @@ from retinanet_jax.data_report.summary import SIZE_EDGES, count_bins
 IOU_EDGES = tuple(k / 10 for k in range(11))
 
 
-def missed_objects(evaluated: Evaluated) -> dict[str, Any]:
+def missed_objects(evaluated: Evaluated, boxes: EpochBoxes | None) -> dict[str, Any]:
     """Return the numbers of objects and of missed ones, without crowd regions, in two histograms.
 
     "by_size" is by the square root of the annotated area in pixels of the image; "by_anchor_iou" is
@@ -28,11 +28,11 @@ def missed_objects(evaluated: Evaluated) -> dict[str, Any]:
 
     Args:
         evaluated: The dataset and its detections.
+        boxes: From `input_boxes`.
     """
     is_object = ~evaluated.objects.is_crowd
     missed = evaluated.objects.detection[is_object] < 0
     sizes = np.sqrt(np.maximum(evaluated.objects.area[is_object], 0))
-    boxes = input_boxes(evaluated)
     return {
         "by_size": _histogram(sizes, missed, SIZE_EDGES, " px"),
         "by_anchor_iou": None if boxes is None else _histogram(boxes.ious, missed, IOU_EDGES),

@@ -5,12 +5,14 @@ is compared with the best detection near it, also if their IoU is below .5, as t
 is if the boxes are displaced. The numbers are medians, which a few wrong detections do not change.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from retinanet_jax.analysis.evaluated import BACKGROUND_IOU, Evaluated
+from retinanet_jax.data.sources.base import Category
 
 MANY_PAIRS = 20  # from which on a difference is judged
 SAME_SIGN = 0.75  # fraction of the pairs with a difference of the sign of the median
@@ -74,11 +76,12 @@ def have_other_size(pairs: Pairs) -> Bool[np.ndarray, " 2"]:
     return _are_systematic(np.log(pairs.ratio), np.log(1 + OTHER_SIZE))
 
 
-def offsets(evaluated: Evaluated) -> list[dict[str, Any]]:
+def offsets(pairs: Pairs, categories: Sequence[Category]) -> list[dict[str, Any]]:
     """Return the median displacement and the median ratio of sizes, of all objects and by category.
 
     Args:
-        evaluated: The dataset and its detections.
+        pairs: From `best_pairs`.
+        categories: The categories of the dataset.
 
     Returns:
         First a dict of all objects, with None as category, then one of each category: the number
@@ -86,7 +89,6 @@ def offsets(evaluated: Evaluated) -> list[dict[str, Any]]:
         (positive: down, to the right), and the ratios of "height" and "width" (above 1: the
         detections are larger). Categories without such objects are left out.
     """
-    pairs, categories = best_pairs(evaluated), evaluated.source.categories
     if not len(pairs.class_index):
         return []
     return [

@@ -15,6 +15,7 @@ from retinanet_jax.analysis.categories import category_rows
 from retinanet_jax.analysis.curves import calibration, precision_recall_curves
 from retinanet_jax.analysis.errors import confusion, error_table
 from retinanet_jax.analysis.evaluated import Evaluated, hotcoco_api, twelve_metrics
+from retinanet_jax.analysis.facts import collect_facts
 from retinanet_jax.analysis.image_properties import image_properties
 from retinanet_jax.analysis.intervals import (
     CONFIDENCE,
@@ -29,7 +30,6 @@ from retinanet_jax.analysis.suspicious import suspicious_labels
 from retinanet_jax.analysis.thresholds import OperatingPoints, find_thresholds, threshold_curve
 from retinanet_jax.analysis.worst_images import worst_images
 from retinanet_jax.data.sources.base import Source
-from retinanet_jax.evaluation import records
 from retinanet_jax.utils.files import OutputFolder, to_json
 from retinanet_jax.utils.progress import make_progress
 
@@ -40,6 +40,7 @@ class Origin(NamedTuple):
     """Where the detections are from; what does not apply is None.
 
     Attributes:
+        dataset: The dataset, from `records.describe_dataset`.
         command: The command that was run.
         checkpoint: The folder of the detector's checkpoint.
         step: Its step.
@@ -47,7 +48,8 @@ class Origin(NamedTuple):
         settings: The settings of the detector.
     """
 
-    command: str
+    dataset: Mapping[str, Any]
+    command: str = ""
     checkpoint: str | None = None
     step: int | None = None
     detections: str | None = None
@@ -88,17 +90,18 @@ def analyze(
     """
     thresholds = find_thresholds(evaluated)
     threshold = thresholds.overall.threshold
+    facts = collect_facts(evaluated, thresholds)
     parts: dict[str, Callable[[], Any]] = {
         "summary": lambda: _summary(evaluated, thresholds),
         "errors": lambda: error_table(evaluated),
-        "confusion": lambda: confusion(evaluated, threshold),
+        "confusion": lambda: confusion(evaluated, threshold, facts.confusion),
         "curves": lambda: precision_recall_curves(evaluated, thresholds),
         "threshold_curve": lambda: threshold_curve(evaluated),
         "calibration": lambda: calibration(evaluated),
         "categories": lambda: category_rows(evaluated, thresholds),
         "image_properties": lambda: image_properties(evaluated),
-        "missed": lambda: missed_objects(evaluated),
-        "offsets": lambda: offsets(evaluated),
+        "missed": lambda: missed_objects(evaluated, facts.boxes),
+        "offsets": lambda: offsets(facts.pairs, evaluated.source.categories),
         "suspicious_labels": lambda: suspicious_labels(evaluated, threshold),
         "images": lambda: worst_images(evaluated, threshold),
         "comparison": lambda: other and compare_detectors(evaluated, other[1], other[0]),
@@ -109,7 +112,7 @@ def analyze(
     for name, compute in parts.items():
         analysis[name] = compute()
         progress(len(analysis) - 1)
-    return analysis | {"advice": advise(evaluated, thresholds, analysis["errors"])}
+    return analysis | {"advice": advise(facts, analysis["errors"])}
 
 
 def write(analysis: Mapping[str, Any], folder: OutputFolder) -> None:
@@ -134,17 +137,16 @@ def _summary(evaluated: Evaluated, thresholds: OperatingPoints) -> dict[str, Any
 
 def _provenance(source: Source, origin: Origin) -> dict[str, Any]:
     """Return what is needed to compute the analysis again."""
-    described = records.describe_dataset(source)
     return {
         "retinanet_jax": retinanet_jax.__version__,
         "hotcoco": importlib.metadata.version("hotcoco"),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **origin._asdict(),
         "dataset": {
-            "name": described["name"],
+            "name": origin.dataset["name"],
             "images": len(source),
             "objects": len(source.objects.classes),
             "categories": len(source.categories),
-            "sha256": described["sha256"],
+            "sha256": origin.dataset["sha256"],
         },
     }

@@ -36,7 +36,6 @@ class Detected(NamedTuple):
     Attributes:
         source: The dataset.
         results: The detections in COCO's results format; None if they are not computed yet.
-        description: The dataset and the settings, see `records.describe`.
         origin: Where the detections are from, except for the command.
         config: The detector's config; None if it is not known.
         trained: The checkpoint; None if it is not known.
@@ -44,7 +43,6 @@ class Detected(NamedTuple):
 
     source: Source
     results: list[dict[str, Any]] | None
-    description: dict[str, Any]
     origin: report.Origin
     config: ConfigDict | None = None
     trained: Checkpoint | None = None
@@ -137,18 +135,17 @@ def open_run(values: Any, workdir: pathlib.Path) -> Detected:
     results = records.stored_detections(folder, trained.step, description)
     file = records.detections_file(folder, trained.step)
     origin = report.Origin(
-        "", str(trained.folder), trained.step, str(file), description["settings"]
+        **description, checkpoint=str(trained.folder), step=trained.step, detections=str(file)
     )
-    return Detected(source, results, description, origin, config, trained)
+    return Detected(source, results, origin, config, trained)
 
 
 def open_file(values: Any) -> Detected:
     """Return the dataset and the detections of a file."""
     path, config = to_path(values.detections), config_of_detections(values)
     source = open_annotations(config, to_path("."))
-    description = {"dataset": records.describe_dataset(source)}
-    origin = report.Origin("", detections=str(path))
-    return Detected(source, read_results(path, source), description, origin)
+    origin = report.Origin(records.describe_dataset(source), detections=str(path))
+    return Detected(source, read_results(path, source), origin)
 
 
 def open_other(values: Any, detected: Detected) -> Detected:
@@ -160,11 +157,10 @@ def open_other(values: Any, detected: Detected) -> Detected:
     path = to_path(values.compare)
     if path.is_file():
         results = read_results(path, detected.source)
-        return detected._replace(
-            results=results, origin=report.Origin("", detections=str(path)), config=None
-        )
+        origin = report.Origin(detected.origin.dataset, detections=str(path))
+        return detected._replace(results=results, origin=origin, config=None)
     other = open_run(values, path)
-    first, second = (d.description["dataset"] for d in (detected, other))
+    first, second = (d.origin.dataset for d in (detected, other))
     if first["sha256"] != second["sha256"]:
         raise ValueError(
             f"--compare={values.compare} is of {second['name']} ({second['num_images']} images), "
@@ -181,13 +177,14 @@ def compare_with_objects(workdir: str, detected: Detected) -> Evaluated:
         workdir: The working directory, if the detections are those of a checkpoint.
         detected: The dataset and its detections.
     """
-    source, results, description, origin, config, trained = detected
+    source, results, origin, config, trained = detected
     if results is None:
         assert config is not None
         assert trained is not None
         print(f"{trained.folder} is not evaluated yet on {source.name} with these settings")
         train_or_evaluate(config, workdir, "evaluate")
         folder = pathlib.Path(str(origin.detections)).parent
+        description = {"dataset": origin.dataset, "settings": origin.settings}
         results = records.stored_detections(folder, trained.step, description) or []
     print(f"{origin.detections}: {describe_results(results, source)}", flush=True)
     return evaluate_detections(source, results, config)

@@ -8,6 +8,7 @@ from memory_source import MemorySource
 from retinanet_jax.analysis.advice import advise
 from retinanet_jax.analysis.errors import error_table
 from retinanet_jax.analysis.evaluated import Evaluated, evaluate_detections
+from retinanet_jax.analysis.facts import collect_facts
 from retinanet_jax.analysis.thresholds import find_thresholds
 from retinanet_jax.config import default_config
 
@@ -59,7 +60,7 @@ class Scene(NamedTuple):
 
 
 def advice_of(evaluated: Evaluated) -> list[dict]:
-    return advise(evaluated, find_thresholds(evaluated), error_table(evaluated))
+    return advise(collect_facts(evaluated, find_thresholds(evaluated)), error_table(evaluated))
 
 
 def config_of(side: int, short_side: int):

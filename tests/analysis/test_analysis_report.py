@@ -12,11 +12,13 @@ from retinanet_jax.analysis.evaluated import evaluate_detections
 from retinanet_jax.evaluation import records
 from retinanet_jax.utils.files import OutputFolder
 
-ORIGIN = report.Origin("retinanet-jax analyze --detections=results.json", detections="results.json")
+COMMAND = "retinanet-jax analyze --detections=results.json"
 
 
-def analyze(content, detections, **options):
-    return report.analyze(evaluate_detections(MemorySource(content), detections), ORIGIN, **options)
+def analyze(content, detections):
+    source = MemorySource(content)
+    origin = report.Origin(records.describe_dataset(source), COMMAND)
+    return report.analyze(evaluate_detections(source, detections), origin)
 
 
 def keys(part):
@@ -48,7 +50,7 @@ def test_the_provenance_is_that_of_the_run(analysis):
     provenance = analysis["provenance"]
     source = MemorySource(content)
     assert provenance["retinanet_jax"] == retinanet_jax.__version__
-    assert provenance["command"] == ORIGIN.command
+    assert provenance["command"] == COMMAND
     assert provenance["checkpoint"] is None
     digest = records.describe_dataset(source)["sha256"]  # as in the files of an evaluation
     assert provenance["dataset"] == {
@@ -97,7 +99,8 @@ def test_two_detectors_are_compared_on_the_page(tmp_path):
     source = MemorySource(content)
     evaluated = evaluate_detections(source, detections)
     worse = evaluate_detections(source, detections[::2])
-    analysis = report.analyze(evaluated, ORIGIN, other=("runs/<other>", worse))
+    origin = report.Origin(records.describe_dataset(source), COMMAND)
+    analysis = report.analyze(evaluated, origin, other=("runs/<other>", worse))
     report.write(analysis, OutputFolder(tmp_path))
     page = (tmp_path / "index.html").read_text()
     assert "Compared with runs/&lt;other&gt;" in page

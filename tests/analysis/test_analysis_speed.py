@@ -8,7 +8,7 @@ from memory_source import MemorySource, random_case
 
 from retinanet_jax.analysis.categories import category_rows
 from retinanet_jax.analysis.curves import calibration, precision_recall_curves
-from retinanet_jax.analysis.errors import confusion, error_table
+from retinanet_jax.analysis.errors import confusion, confusion_matrix, error_table
 from retinanet_jax.analysis.evaluated import evaluate_detections
 from retinanet_jax.analysis.image_properties import image_properties
 from retinanet_jax.analysis.intervals import confidence_intervals
@@ -27,7 +27,7 @@ def seconds(num_images):
     thresholds = find_thresholds(evaluated)
     threshold = thresholds.overall.threshold
     error_table(evaluated)
-    confusion(evaluated, threshold)
+    confusion(evaluated, threshold, confusion_matrix(evaluated, threshold))
     precision_recall_curves(evaluated, thresholds)
     threshold_curve(evaluated)
     calibration(evaluated)

@@ -89,6 +89,10 @@ def test_crowd_regions_are_not_missed():
     assert [row["count"] for row in error_table(evaluate(content, []))] == [0, 0, 0, 0, 0, 1]
 
 
+def confusion_of(evaluated, threshold):
+    return confusion(evaluated, threshold, confusion_matrix(evaluated, threshold))
+
+
 def test_the_confusion_matrix_of_a_few_detections():
     content = truth(
         (1, CAT, WHOLE),
@@ -108,7 +112,7 @@ def test_the_confusion_matrix_of_a_few_detections():
         (2, CAT, [120, 10, 50, 50], 0.6),  # a cat there is background
         (2, DOG, ELSEWHERE, 0.4),  # too low a score
     )
-    entry = confusion(evaluate(content, detections), 0.5)
+    entry = confusion_of(evaluate(content, detections), 0.5)
     assert entry["categories"] == ["cat", "dog"]
     assert entry["matrix"] == [[1, 0, 0], [2, 0, 1], [2, 1, 0]]
     assert entry["pairs"] == [
@@ -135,7 +139,7 @@ def test_of_many_categories_the_matrix_has_those_with_the_most_confusions():
     detections = [(n, n + 1, WHOLE, 0.9) for n in confused]
     objects = [(n, n, WHOLE) for n in range(1, 1001)]
     evaluated = evaluate(truth(*objects, num_images=1000, names=names), results(*detections))
-    entry = confusion(evaluated, None)
+    entry = confusion_of(evaluated, None)
     assert len(entry["categories"]) == 30
     assert entry["num_omitted"] == 970
     assert {f"category {n}" for n in confused if n < 750} <= set(entry["categories"])
@@ -147,6 +151,6 @@ def test_of_many_categories_the_matrix_has_those_with_the_most_confusions():
 
 
 def test_a_matrix_without_objects_and_detections():
-    entry = confusion(evaluate(truth(), []), None)
+    entry = confusion_of(evaluate(truth(), []), None)
     assert entry["matrix"] == [[0, 0, 0]] * 3
     assert entry["pairs"] == []

@@ -15,6 +15,11 @@ def evaluated(content, detections=(), config=None):
     return evaluate_detections(MemorySource(content), results(*detections), config)
 
 
+def histograms_of(content, detections=(), config=None):
+    both = evaluated(content, detections, config)
+    return missed_objects(both, input_boxes(both))
+
+
 def config_of(short_side: int, **data):
     config = default_config()
     config.data.update(
@@ -32,7 +37,7 @@ def test_objects_are_counted_by_size_and_crowd_regions_are_not():
     )
     of_another_class = (1, 1, (0, 50, 31, 31), 0.9)
     detections = [(1, 1, (50, 0, 16, 16), 0.1), of_another_class]
-    assert missed_objects(evaluated(content, detections)) == {
+    assert histograms_of(content, detections) == {
         "by_size": [
             {"label": "4 to 8 px", "lower": 4, "upper": 8, "objects": 1, "missed": 1},
             {"label": "8 to 16 px", "lower": 8, "upper": 16, "objects": 0, "missed": 0},
@@ -46,7 +51,7 @@ def test_the_size_is_that_of_the_annotated_area_whatever_the_box():
     content = truth((1, 1, (0, 0, 100, 100)), (1, 1, (0, 0, 90, 90)), (1, 2, (0, 0, 9, 9)))
     for annotation, area in zip(content["annotations"], (4, 16, 4e6), strict=True):
         annotation["area"] = area
-    bins = missed_objects(evaluated(content))["by_size"]
+    bins = histograms_of(content)["by_size"]
     counts = {b["label"]: b["objects"] for b in bins if b["objects"]}
     assert counts == {"0 to 4 px": 1, "4 to 8 px": 1, "1024 px or more": 1}
     assert bins[-1]["upper"] is None
@@ -107,20 +112,20 @@ def test_objects_are_counted_by_the_iou_of_their_best_anchor():
         (1, 1, (18.5 / size, 18.5 / size, 3 / size, 3 / size)),  # 9 of 1024 pixels
     ]
     detections = [(1, 1, objects[0][2], 0.5)]
-    bins = missed_objects(evaluated(truth(*objects), detections, config))["by_anchor_iou"]
+    bins = histograms_of(truth(*objects), detections, config)["by_anchor_iou"]
     assert (bins[0]["label"], bins[-1]["label"]) == ("0 to 0.1", "0.9 to 1")
     assert [(b["lower"], b["missed"]) for b in bins if b["objects"]] == [(0, 1), (0.5, 1), (0.9, 0)]
     assert sum(b["objects"] for b in bins) == 3
 
 
 def test_without_objects_the_histograms_are_empty():
-    histograms = missed_objects(evaluated(truth(), config=config_of(192)))
+    histograms = histograms_of(truth(), config=config_of(192))
     assert histograms == {"by_size": [], "by_anchor_iou": []}
     only_crowd = truth(crowds=[(1, 1, (0, 0, 9, 9))])
-    assert missed_objects(evaluated(only_crowd, config=config_of(192))) == histograms
+    assert histograms_of(only_crowd, config=config_of(192)) == histograms
 
 
 def test_an_object_without_an_area_is_missed_and_has_no_anchor():
     content = truth((1, 1, (10, 10, 0, 5)))
-    histograms = missed_objects(evaluated(content, config=config_of(192)))
+    histograms = histograms_of(content, config=config_of(192))
     assert [(b["label"], b["missed"]) for b in histograms["by_anchor_iou"]] == [("0 to 0.1", 1)]

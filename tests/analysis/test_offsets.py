@@ -7,11 +7,18 @@ import pytest
 from memory_source import MemorySource, random_case, results, truth
 
 from retinanet_jax.analysis.evaluated import evaluate_detections
-from retinanet_jax.analysis.offsets import Pairs, are_displaced, have_other_size, offsets
+from retinanet_jax.analysis.offsets import (
+    Pairs,
+    are_displaced,
+    best_pairs,
+    have_other_size,
+    offsets,
+)
 
 
 def rows_of(content, detections):
-    return offsets(evaluate_detections(MemorySource(content), results(*detections)))
+    source = MemorySource(content)
+    return offsets(best_pairs(evaluate_detections(source, results(*detections))), source.categories)
 
 
 def test_offsets_by_hand():
@@ -78,7 +85,7 @@ def test_offsets_equal_a_search_through_all_pairs(seed):
         values = (dy + dh / 2 - y - h / 2, dx + dw / 2 - x - w / 2, dh / h, dw / w)
         for name in (None, names[annotation["category_id"]]):
             expected.setdefault(name, []).append(values)
-    rows = offsets(evaluate_detections(source, detections))
+    rows = offsets(best_pairs(evaluate_detections(source, detections)), source.categories)
     assert {row["category"]: row["matches"] for row in rows} == {
         name: len(values) for name, values in expected.items()
     }

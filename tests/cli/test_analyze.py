@@ -158,8 +158,8 @@ def test_detections_of_different_datasets_are_not_compared(
 ):
     monkeypatch.setattr(command, "open_run", lambda values, workdir: other)
     file = results_file("a.json", IMAGE_IDS)
-    description = {"dataset": {"name": "theirs.json", "num_images": 5, "sha256": "0"}}
-    other = command.Detected(None, [], description, command.report.Origin(""))
+    described = {"name": "theirs.json", "num_images": 5, "sha256": "0"}
+    other = command.Detected(None, [], command.report.Origin(described))
     flags = (f"--detections={file}", f"--data={dataset}", f"--output={tmp_path / 'out'}")
     assert error_line("analyze", *flags, f"--compare={tmp_path}") == (
         f"error: --compare={tmp_path} is of theirs.json (5 images), and not of mine/instances.json "
