@@ -1,7 +1,9 @@
 """Decoding image files to RGB pixels of 8 bits, oriented by their EXIF tag."""
 
 import contextlib
+import functools
 import io
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -185,10 +187,36 @@ def _rgb_pixels(
     # Of 16-bit color Pillow decodes the upper bytes, which is the range of its type.
     deep = deep_pixels(image, name, None if value_range == "type" else data)
     if deep is None:
+        rgb = _jpeg_pixels(image, data)
+        if rgb is not None:
+            return rgb
         load_pixels(image, name)
         return np.asarray(_to_rgb(image, name))
     pixels = _to_8_bits(deep, value_range, name)
     return np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels
+
+
+def _jpeg_pixels(image: Image.Image, data: bytes | None) -> UInt8[np.ndarray, "H W 3"] | None:
+    """Return the pixels of a JPEG file as Pillow decodes them, in less time; None if Pillow must.
+
+    simplejpeg may not be installed (the extra `fast`), and refuses damaged files, of which Pillow
+    reads some, and unusual subsampling.
+    """
+    is_jpeg = data is not None and data.startswith(JPEG_START) and image.mode in ("L", "RGB")
+    if not is_jpeg or (simplejpeg := _simplejpeg()) is None:
+        return None
+    with contextlib.suppress(ValueError, MemoryError):
+        return simplejpeg.decode_jpeg(data, "RGB")
+    return None
+
+
+@functools.cache
+def _simplejpeg() -> ModuleType | None:
+    try:
+        import simplejpeg  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    return simplejpeg
 
 
 def _to_8_bits(deep: DeepPixels, value_range: ValueRange, name: str) -> UInt8[np.ndarray, "H W *C"]:
