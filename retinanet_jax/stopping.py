@@ -15,10 +15,12 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from signal import Signals
 from typing import Any, NoReturn, TextIO
 
 from retinanet_jax import hosts
 from retinanet_jax.utils.ending import in_seconds, leave, print_message
+from retinanet_jax.utils.progress import one_line
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SECONDS_TO_CLEAN_UP = 10.0  # that a command without anything to save may take to end
@@ -47,27 +49,26 @@ class Stopping:
     """Answers the signals SIGTERM, SIGINT and SIGHUP, inside a `with` statement.
 
     At first a signal raises Interrupted in the main thread. From `begin` to `end` it raises
-    Stopped, and only where a run may stop: in `check` and `launch`. A second signal ends the
-    process at once. Outside the `with` statement nothing is raised.
+    Stopped, and only where a run may stop: in `check`, `launch` and `check_void`. A second signal
+    ends the process at once. Outside the `with` statement nothing is raised. An error of the data
+    stops a run, too.
 
     Args:
         joined: The hosts that stop together; None for this process only.
 
     Attributes:
-        signal: The first signal, of any of the hosts; 0 if there was none.
         is_ending: Whether `end` was called.
-        leaves_work: Whether the signal has ended anything that the next start has to do.
+        leaves_work: Whether the stop has ended anything that the next start has to do.
         launched: The number of programs of each name that were started since `begin`.
     """
 
     def __init__(self, joined: hosts.Hosts | None = None) -> None:
-        self.signal = 0
-        self._hosts = joined
+        self._hosts, self._own_signal = joined, 0
         self.is_ending = self.leaves_work = False
-        self.launched = collections.Counter[str]()
+        self.launched = joined.agreement.launched if joined else collections.Counter[str]()
+        self._error: Exception | None = None  # of this host's data
         self._lock = threading.Lock()  # a signal arrives either before a launch or after it
         self._received = 0.0  # the time of the first signal
-        self._asked = 0.0  # when the wait for data has seen it
         self._progress: Callable[[], tuple[int, int]] | None = None
         self._is_repeated = False  # whether the next signal is not from outside
         self._earlier: dict[int, Any] = {}
@@ -108,7 +109,7 @@ class Stopping:
             progress: Returns the number of steps that are done, and that of the newest checkpoint.
                 It is called in a thread.
         """
-        self.launched.clear()
+        self.launched.clear()  # of what was run only to measure the memory
         if self._hosts:
             self._hosts.agreement.begin()
         self._progress = progress
@@ -117,38 +118,20 @@ class Stopping:
     def end(self) -> None:
         """Let no signal stop the run any more, which is about to save its last state."""
         self.is_ending = True
-        if self.leaves_work and self._hosts and self._hosts.is_first and self._progress:
+        prints = self.signal and self._hosts and self._hosts.is_first
+        if prints and self.leaves_work and self._progress:
             print_message(f"stopping after step {self._progress()[0]}, saving")
 
     def check(self) -> None:
-        """End what the caller waits for, if a signal has asked the command to end.
+        """End what the caller waits for, if the command is to end.
 
         Raises:
             Stopped: Between `begin` and `end`.
             Interrupted: Before `begin`.
         """
-        if self.is_asked and not self.is_ending:
-            if self._hosts and not self._hosts.agreement.is_reached:
-                return
-            self.leaves_work = True
-            raise Stopped if self._progress else Interrupted(self.signal)
-
-    def check_data(self) -> None:
-        """Do as `check` while the data of the next program is awaited.
-
-        Raises:
-            OSError: If other hosts have started that program and wait, and after a signal the data
-                does not arrive for as long as a host may be silent.
-        """
-        self.check()
-        if self.is_asked and self._hosts and not self.is_ending:
-            self._asked = self._asked or time.monotonic()
-            if time.monotonic() - self._asked > self._hosts.timeout:
-                raise OSError(
-                    "the data of the next step, which other hosts have started, has not arrived "
-                    f"for {self._hosts.timeout:g} s after the signal; the steps after the newest "
-                    "checkpoint are lost."
-                )
+        is_asked = self._hosts.agreement.is_agreed if self._hosts else self.is_asked
+        if is_asked and not self.is_ending:
+            self._stop()
 
     def launch(self, name: str) -> None:
         """Raise as `check` does, or count the program that the caller then starts on the devices.
@@ -156,23 +139,89 @@ class Stopping:
         Args:
             name: Its name.
         """
+        if self.is_ending:
+            return
         with self._lock:
-            # A program that the agreement has counted must be started.
-            if not (self._hosts and self._hosts.agreement.launch()):
+            if not self._hosts:
                 self.check()
-            self.launched[name] += 1
+                self.launched[name] += 1
+            # A program that the agreement has counted must be started.
+            elif not self._hosts.agreement.launch(name):
+                self.check()
+
+    def check_void(self, name: str, number: int) -> None:
+        """Raise Stopped if a program that was started is void, as in `StopAgreement`.
+
+        Args:
+            name: Its name.
+            number: Its number among those of this name since `begin`, from 1.
+        """
+        if self._hosts and not self.is_ending:
+            self._hosts.agreement.settle()
+            if number > self.num_valid(name):
+                self._stop()
+
+    def num_missing(self, name: str) -> int:
+        """Return how many programs of a name other hosts have started, and this one has not."""
+        return self._hosts.agreement.num_missing(name) if self._hosts else 0
+
+    def num_valid(self, name: str) -> int:
+        """Return how many programs of a name were started since `begin` and are not void."""
+        return self._hosts.agreement.num_valid(name) if self._hosts else self.launched[name]
+
+    def fail(self, error: Exception) -> NoReturn:
+        """Stop the run, all hosts after the same step, because this host's data has an error.
+
+        Args:
+            error: The error.
+
+        Raises:
+            Stopped: Between `begin` and `end`; `error` is then the attribute `error`.
+            Exception: The error itself, if there is nothing to save.
+        """
+        if self._progress is None:
+            raise error
+        if self._hosts:
+            self._hosts.agreement.request(0, one_line(error))
+            self._hosts.agreement.wait()
+            if self._hosts.agreement.has_nothing_to_save:
+                raise error
+        self._error = error
+        self._stop()
+
+    @property
+    def error(self) -> Exception | None:
+        """The error of the data that ends the run; that of another host has the host's name."""
+        return self._error or (self._hosts.failure() if self._hosts else None)
+
+    def raise_error(self) -> None:
+        """Raise `error`, if there is one, when all is saved."""
+        if self._hosts:
+            self._hosts.ends_together = bool(self.error)
+        if self.error:
+            raise self.error
 
     def drops_ap(self) -> bool:
-        """Return whether an AP is left to the next start, because a signal asks the run to end."""
+        """Return whether an AP is left to the next start, because the run is asked to end."""
         self.leaves_work |= self.is_asked
         return self.is_asked
 
     @property
     def is_asked(self) -> bool:
-        """Whether a signal, of any host, asks the command to end."""
-        if self._hosts and not self.signal:
-            self.signal = self._hosts.agreement.signal
-        return bool(self.signal)
+        """Whether a signal or an error, of any host, asks the command to end."""
+        return bool(self.signal or self.error)
+
+    @property
+    def signal(self) -> int:
+        """The first signal, of any of the hosts; 0 if there was none."""
+        return self._own_signal or (self._hosts.agreement.signal if self._hosts else 0)
+
+    def _stop(self) -> NoReturn:
+        """Raise what ends the command, or what it waits for."""
+        self.leaves_work = True
+        if self._progress is None:
+            raise self.error or Interrupted(self.signal)
+        raise Stopped
 
     def _interrupt(self, number: int, _: types.FrameType | None) -> None:
         """Handle a signal, in the main thread."""
@@ -199,15 +248,15 @@ class Stopping:
         """Answer the signals, in a thread."""
         while number := self._wakeup.recv(1)[0]:
             if number in self._earlier:
-                self._receive(signal.Signals(number))
+                self._receive(Signals(number))
 
-    def _receive(self, received: signal.Signals) -> None:
+    def _receive(self, received: Signals) -> None:
         """Print what a signal does, and end the process at once if it is the second one."""
         if self._is_repeated:
             self._is_repeated = False
-        elif not self.signal:
+        elif not self._own_signal:
             with self._lock:
-                self.signal, self._received = received, time.monotonic()
+                self._own_signal, self._received = received, time.monotonic()
             print_message(f"received {received.name}: {self._consequence()}")
             if self._hosts:
                 threading.Thread(target=self._hosts.agreement.request, args=[received]).start()

@@ -1,17 +1,25 @@
-"""Several hosts: two processes train and evaluate like one with as many devices."""
+"""Several hosts: two processes train and evaluate like one with as many devices.
+
+They stop together, whatever happens to the data of one of them.
+"""
 
 import json
 import pathlib
 import re
 import shutil
+import signal
 import socket
-from collections.abc import Sequence
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
 from retinanet_jax import checkpoint
+from scripts.campaign import runs
 
 ARGUMENTS = (
     "--config=configs/shapes.py:tiny",
@@ -51,7 +59,12 @@ evaluator.coco_metrics = coco_metrics_of_the_first_host
 
 
 def run_processes(
-    program, workdir: pathlib.Path, *arguments: str, own: Sequence[Sequence[str]]
+    program,
+    workdir: pathlib.Path,
+    *arguments: str,
+    own: Sequence[Sequence[str]],
+    preamble: str = "",
+    meanwhile: Callable[[list[subprocess.Popen]], None] = lambda _: None,
 ) -> list[tuple[int, str, str]]:
     """Run the processes with two devices in total; return the status and the output of each.
 
@@ -60,6 +73,8 @@ def run_processes(
         workdir: The folder of the run.
         arguments: Arguments of all processes.
         own: Arguments of each process.
+        preamble: Python code that each process runs first.
+        meanwhile: Called with the processes.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -78,9 +93,10 @@ def run_processes(
                     "main",
                     *(*ARGUMENTS, *arguments, *more, f"--workdir={workdir}"),
                     *(hosts if len(own) > 1 else ()),
-                    preamble=PREAMBLE.format(devices=2 // len(own)),
+                    preamble=PREAMBLE.format(devices=2 // len(own)) + preamble,
                 )
             )
+        meanwhile(started)
         outputs = [process.communicate(timeout=1200) for process in started]
     finally:
         for process in started:
@@ -175,3 +191,114 @@ def test_hosts_with_other_configs_end_with_the_difference(program, tmp_path):
     )
     assert [(status, stderr) for status, _, stderr in ended] == [(1, line)] * 2
     assert not list(tmp_path.glob("checkpoints/*"))
+
+
+# ---- a host without data
+
+LONGER = (
+    "--config.total_steps=6",
+    "--config.evaluate_every=4",
+    "--config.data.eval_batch_size=2",
+    "--config.keep_checkpoints=100",
+)
+# Host 1 has an error in one batch of a plan, or waits for it for ever.
+WITHOUT_DATA = """
+import sys, time
+from retinanet_jax import input_pipeline
+from retinanet_jax.data.plan import EvalPlan
+batches = input_pipeline.batches
+def batches_of_host_1(source, plan, **options):
+    for index, batch in enumerate(batches(source, plan, **options)):
+        is_last = index == {index} and isinstance(plan, EvalPlan) == {in_evaluation}
+        if is_last and jax.process_index():
+            print("no data", file=sys.stderr, flush=True)
+            time.sleep(1000 * {stalls})
+            raise OSError("17.jpg is truncated")
+        yield batch
+input_pipeline.batches = batches_of_host_1
+"""
+
+
+class WithoutData(NamedTuple):
+    """Where host 1 has no data, and what ends the run."""
+
+    index: int  # of the batch
+    saved: int  # the step that must be saved
+    in_evaluation: bool = False
+    number: int = 0  # the signal for host 0; 0: the data has an error
+    nonfinite: str = "stop"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(program, tmp_path_factory):
+    """A run of two processes with a checkpoint of each step."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    program.use_shared_cache(workdir)
+    run(program, workdir, *LONGER, processes=2)
+    return workdir
+
+
+def assert_equal_checkpoints(first: pathlib.Path, second: pathlib.Path, step: int) -> None:
+    first_arrays, second_arrays = (runs.arrays(w / f"checkpoints/{step}") for w in (first, second))
+    assert runs.same_arrays(first_arrays, second_arrays)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [
+        WithoutData(index=2, saved=2),
+        *(
+            pytest.param(case, marks=pytest.mark.exhaustive)
+            for case in (
+                WithoutData(index=2, saved=2, nonfinite="skip"),
+                WithoutData(index=2, saved=2, number=signal.SIGINT),
+                WithoutData(index=2, saved=4, in_evaluation=True),
+                WithoutData(index=1, saved=4, in_evaluation=True, number=signal.SIGTERM),
+            )
+        ),
+    ],
+)
+def test_all_hosts_save_the_last_step_for_which_each_had_data(program, tmp_path, undisturbed, case):
+    """The others have started further steps by then, which count for nothing."""
+    program.use_shared_cache(tmp_path)
+    stalls = bool(case.number)
+
+    def send_signal(processes):
+        if stalls:
+            assert processes[1].stderr.readline() == "no data\n"
+            time.sleep(2)  # host 0 has started what it may, and waits
+            processes[0].send_signal(case.number)
+
+    nonfinite = f"--config.nonfinite={case.nonfinite}"
+    ended = run_processes(
+        program,
+        tmp_path,
+        *LONGER,
+        "--config.checkpoint_every=100",
+        nonfinite,
+        own=[(), ()],
+        preamble=WITHOUT_DATA.format(
+            index=case.index, in_evaluation=case.in_evaluation, stalls=stalls
+        ),
+        meanwhile=send_signal,
+    )
+    errors = [stderr.replace("no data\n", "") for _, _, stderr in ended]
+    assert [status for status, _, _ in ended] == [128 + case.number if stalls else 1] * 2, errors
+    if stalls:
+        name = signal.Signals(case.number).name
+        assert errors[0].splitlines() == [
+            f"received {name}: stopping all hosts after the same step",
+            f"stopping after step {case.saved}, saving",
+            "stopped; the same command resumes from the newest checkpoint",
+        ]
+    else:
+        assert errors[1] == "error: 17.jpg is truncated\n"
+        assert re.fullmatch(r"error: host 1 \(.*\) failed: 17.jpg is truncated\n", errors[0])
+    assert checkpoint.newest_step(tmp_path) == case.saved
+    assert_equal_checkpoints(tmp_path, undisturbed, case.saved)
+    if case != WithoutData(2, 2):  # as after any stop, which other tests have
+        run(program, tmp_path, *LONGER, "--config.checkpoint_every=100", nonfinite, processes=2)
+        assert_equal_checkpoints(tmp_path, undisturbed, 6)
+        for name in ("eval/4.json", "eval/6.json"):
+            assert read(tmp_path / name) == read(undisturbed / name)

@@ -73,6 +73,7 @@ class Evaluator:
         sharding.check_batch_size("data.eval_batch_size", config.data.eval_batch_size, mesh)
         self.source = source
         self._config, self._mesh, self._stopping = config, mesh, stopping or Stopping()
+        self._num_before = 0  # batches of earlier evaluations, since the run has begun
         self._plan = input_pipeline.eval_plan(
             config, source.sizes, batch_size=config.data.eval_batch_size
         )
@@ -111,8 +112,7 @@ class Evaluator:
         parts = jax.process_count()
         host_batch = jax.tree.map(lambda x: x[: len(x) // parts], self.largest_batch)
         with advice_on_memory():
-            batch = sharding.put_batch(host_batch, sharding.batch_shardings(self._mesh))
-            jax.block_until_ready(self._detect(variables, batch))
+            jax.block_until_ready(self._start(variables, host_batch))
 
     def run(self, variables: dict[str, Any], step: int) -> list[dict[str, Any]]:
         """Return the detections of all images of the dataset in COCO's results format.
@@ -139,19 +139,38 @@ class Evaluator:
                 results += coco_results(detections, image_id, self.source.categories)
                 num_done += 1
             print_progress(num_done)
+        name = self._detect.name
+        self._stopping.check_void(name, self._stopping.launched[name])
         return results
+
+    def complete_stop(self, variables: dict[str, Any]) -> None:
+        """Start the batches that only other hosts have started when all stop, as black images.
+
+        Args:
+            variables: As in `run`.
+        """
+        name = self._detect.name
+        first = self._stopping.launched[name] - self._num_before
+        missing = range(first, first + self._stopping.num_missing(name))
+        for host_batch in input_pipeline.void_batches(self.source, self._plan, missing):
+            self._start(variables, host_batch)
 
     def _batch_detections(self, variables: dict[str, Any]) -> Iterator[BatchDetections]:
         """Start the detection of each batch in turn, and yield its results on the devices."""
-        shardings = sharding.batch_shardings(self._mesh)
+        self._num_before = self._stopping.launched[self._detect.name]
         steps = range(self._plan.num_batches)
         self._detect.prepare(variables, batch_shapes(self.source, self._plan, steps))
         host_batches = input_pipeline.host_batches(
-            self._config, self.source, self._plan, steps, self._stopping.check_data
+            self._config, self.source, self._plan, steps, self._stopping
         )
         with contextlib.closing(host_batches):  # at an error too, and not when it is collected
             for host_batch in host_batches:
-                yield self._detect(variables, sharding.put_batch(host_batch, shardings))
+                yield self._start(variables, host_batch)
+
+    def _start(self, variables: dict[str, Any], host_batch: Batch) -> BatchDetections:
+        """Start the detection of a batch, and return its results on the devices."""
+        batch = sharding.put_batch(host_batch, sharding.batch_shardings(self._mesh))
+        return self._detect(variables, batch)
 
 
 @contextlib.contextmanager

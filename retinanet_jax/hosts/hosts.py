@@ -32,15 +32,16 @@ class Hosts:
         timeout: A host of which nothing was heard for this many seconds is lost.
 
     Attributes:
-        agreement: The point at which all hosts stop after a signal.
+        agreement: The point at which all hosts stop after a signal or an error of the data.
         is_first: Whether this is process 0, which prints for all.
-        timeout: As the argument.
+        ends_together: Whether all hosts have saved, and end because of the error of one of them.
     """
 
     def __init__(self, store: Store, index: int, count: int, timeout: float) -> None:
         self.agreement = StopAgreement(store, index, count)
         self.is_first = index == 0
-        self._store, self._index, self._count, self.timeout = store, index, count, timeout
+        self.ends_together = False
+        self._store, self._index, self._count, self._timeout = store, index, count, timeout
         self._names = {index: socket.gethostname()}
         self._beats: dict[int, tuple[str, float]] = {}  # the latest sign of life, and when it came
         self._contact = time.monotonic()  # when the store has answered
@@ -56,24 +57,28 @@ class Hosts:
         """Return the index and the name of a host, for messages."""
         return f"host {index} ({self._names.get(index, 'unknown')})"
 
+    def failure(self) -> OSError | None:
+        """Return the error of the data of a host that ends the run on all, if there is one."""
+        name, error = self.name(self.agreement.by), self.agreement.error
+        return OSError(f"{name} failed: {error}") if error else None
+
     def fail(self, error: Exception | str) -> NoReturn:
         """Print why this host fails, write it for the others, and end this process.
 
-        If another host has failed first, its error ends this process instead.
+        If another host has failed first, its error ends this process instead. If all hosts end
+        together, each has a line of its own, and nothing is written.
 
         Args:
             error: An exception, which is printed with its traceback, or a line.
         """
+        if self.ends_together:
+            report(error)
+            self.finish(1)
         # The devices of all hosts fail if one is lost, which is known after the timeout.
         is_of_devices = type(error).__name__ == "JaxRuntimeError"
-        time.sleep(self.timeout + MAX_BEAT_SECONDS if is_of_devices else 2 * POLL_SECONDS)
+        time.sleep(self._timeout + MAX_BEAT_SECONDS if is_of_devices else 2 * POLL_SECONDS)
         self._is_ending.set()
-        if isinstance(error, Exception):
-            traceback.print_exception(error)
-            error = f"{type(error).__name__}: {error}"
-        else:
-            print_message(error)
-        self.announce_failure(one_line(error).removeprefix("error: "))
+        self.announce_failure(report(error))
         self._leave(1, others=self._count - 1)
 
     def announce_failure(self, message: str) -> None:
@@ -132,17 +137,17 @@ class Hosts:
 
     @property
     def _beat_seconds(self) -> float:
-        return min(MAX_BEAT_SECONDS, self.timeout / 5)
+        return min(MAX_BEAT_SECONDS, self._timeout / 5)
 
     def _watch_store(self) -> None:
         """Notice that process 0 does not answer, in a thread."""
         while not self._is_ending.wait(POLL_SECONDS):
-            if time.monotonic() - self._contact > self.timeout:
+            if time.monotonic() - self._contact > self._timeout:
                 self._end_because(0, self._silence)
 
     @property
     def _silence(self) -> str:
-        return f"is lost: it has not answered for {self.timeout:g} s (--host_timeout)"
+        return f"is lost: it has not answered for {self._timeout:g} s (--host_timeout)"
 
     def _find_lost(self, alive: Mapping[str, str]) -> None:
         """End this process if a host has given no sign of life for too long."""
@@ -151,7 +156,7 @@ class Hosts:
             self._names[index] = text.partition(" ")[2]
             if self._beats.get(index, ("", 0))[0] != text:
                 self._beats[index] = text, now
-            elif now - self._beats[index][1] > self.timeout:
+            elif now - self._beats[index][1] > self._timeout:
                 self._store.set(f"news/failed-{index}", self._silence)
                 self._end_because(index, self._silence)
 
@@ -167,7 +172,10 @@ class Hosts:
             sender, name = self.name(self.agreement.by), Signals(self.agreement.signal).name
             print_message(f"{sender} received {name}: stopping all hosts after the same step")
         if self.agreement.has_nothing_to_save:
-            self._leave(128 + self.agreement.signal, others=self._count - 1)
+            if not self.agreement.error:
+                self._leave(128 + self.agreement.signal, others=self._count - 1)
+            elif self.agreement.by != self._index:
+                self._end_because(self.agreement.by, f"failed: {self.agreement.error}")
 
     def _end_because(self, index: int, text: str) -> None:
         """End this process, because of another host."""
@@ -176,3 +184,13 @@ class Hosts:
             if index == 0:
                 leave(1)  # the store may not answer
             self._leave(1, others=self._count - 2)
+
+
+def report(error: Exception | str) -> str:
+    """Print an error, an exception with its traceback, and return it in one line."""
+    if isinstance(error, Exception):
+        traceback.print_exception(error)
+        error = f"{type(error).__name__}: {error}"
+    else:
+        print_message(error)
+    return one_line(error).removeprefix("error: ")

@@ -99,7 +99,7 @@ class TrainingEvaluations:
             self._start(results, step)
 
     def resume(self, variables: dict[str, Any], step: int) -> None:
-        """Do the evaluation of the step that the run starts from, if a signal has interrupted it.
+        """Do the evaluation of the step that the run starts from, if a stop has interrupted it.
 
         Args:
             variables: As in `evaluate`.
@@ -109,8 +109,12 @@ class TrainingEvaluations:
             self.evaluate(variables, step)
             self._finish()  # while the checkpoint is there
 
+    def complete_stop(self, variables: dict[str, Any]) -> None:
+        """Do as `Evaluator.complete_stop`."""
+        self._evaluator.complete_stop(variables)
+
     def record_interruption(self) -> None:
-        """Let the next start do the evaluation that a signal has interrupted, if any."""
+        """Let the next start do the evaluation that a stop has interrupted, if any."""
         if self._interrupted is not None and self._is_first_host:
             self._folder.mkdir(exist_ok=True)
             records.interruption_file(self._workdir, self._interrupted).touch()

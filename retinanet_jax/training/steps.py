@@ -1,7 +1,7 @@
 """The loop over the steps of a run: training, logging, evaluations, checkpoints, and the stop."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 from jaxtyping import Array
@@ -16,7 +16,7 @@ from retinanet_jax.stopping import Stopped, Stopping
 from retinanet_jax.training.evaluations import TrainingEvaluations
 from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.training.observation import Observation
-from retinanet_jax.training.step import TrainState
+from retinanet_jax.training.step import TrainState, count_steps
 from retinanet_jax.training.tripwire import Tripwire
 
 
@@ -33,6 +33,7 @@ class StepLoop:
         evaluations: The run's evaluations; None if there are none.
         tripwire: Checks that each step is finite.
         stopping: Raises where the run may stop, after a signal.
+        void_batches: Returns this host's part of batches that change nothing, for some steps.
     """
 
     def __init__(
@@ -46,12 +47,13 @@ class StepLoop:
         evaluations: TrainingEvaluations | None,
         tripwire: Tripwire,
         stopping: Stopping,
+        void_batches: Callable[[range], Iterable[Batch]],
     ) -> None:
         self._config, self._compiled_step = config, compiled_step
         self._shardings = sharding.batch_shardings(mesh)
         self._checkpoints, self._writer, self._evaluations = checkpoints, writer, evaluations
         self._observation, self._stopping, self._tripwire = observation, stopping, tripwire
-        self._data_error: Exception | None = None  # it ends the run, when the state is saved
+        self._void_batches = void_batches
 
     def run(self, state: TrainState, host_batches: Iterable[Batch]) -> None:
         """Train from `state` on this host's batches, to the last one or to a signal.
@@ -73,7 +75,7 @@ class StepLoop:
             if self._evaluations:
                 self._evaluations.resume(state.variables, step)
                 self._evaluations.check_patience(step)
-            for batch in self._observation.batches(self._readable(host_batches)):
+            for batch in self._observation.batches(host_batches):
                 with self._observation.step(step + 1):
                     state, metrics = self._step(state, batch)
                 step += 1
@@ -90,43 +92,57 @@ class StepLoop:
                         with self._observation.measure("evaluation"):
                             self._evaluations.check_patience(step)
                     self._evaluations.report()
+            self._finish_steps()
         self._stopping.end()
+        state, step = self._complete_stop(state, step)
         if step > saved:
-            if self._data_error:
+            if self._stopping.error:
                 print(f"an error of the data ends the run: saving step {step}", flush=True)
             self._save(state, step, awaits_ap=False)
         if self._evaluations:
             self._evaluations.record_interruption()
         self._confirm_last(state)
-        if self._data_error:
-            raise self._data_error
+        self._stopping.raise_error()
+
+    def _complete_stop(self, state: TrainState, step: int) -> tuple[TrainState, int]:
+        """Start what only other hosts have started when all stop, and drop the void steps.
+
+        Args:
+            state: The state after the latest step that this host has started.
+            step: Its number.
+
+        Returns:
+            The state after the latest step that is not void, and its number.
+        """
+        name = self._compiled_step.name
+        num_missing, num_valid = self._stopping.num_missing(name), self._stopping.num_valid(name)
+        num_void = self._stopping.launched[name] + num_missing - num_valid
+        if self._evaluations:
+            self._evaluations.complete_stop(state.variables)
+        for batch in self._void_batches(range(step, step + num_missing)):
+            state, _ = self._step(state, batch)
+        if num_void and self._config.nonfinite == "skip":  # they were counted
+            state = count_steps(state, -num_void)
+        step += num_missing - num_void
+        self._tripwire.drop_after(step, state)
+        return state, step
 
     @contextlib.contextmanager
     def _saving_first(self) -> Iterator[None]:
-        """Let an error of the data end the run as a signal does, and raise it afterwards.
+        """Let any error of an evaluation end the run like one of the data.
 
-        On several hosts it is raised at once: the others may already compute the next step, for
-        which this host has no data.
-
-        Raises:
-            Stopped: At an error.
+        On several hosts it is raised at once: the others may wait for this one.
         """
         try:
             yield
         except (OSError, ValueError) as error:
             if jax.process_count() > 1:
                 raise
-            self._data_error = error
-            raise Stopped from error
-
-    def _readable(self, host_batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches up to the first that cannot be read."""
-        with self._saving_first():
-            yield from host_batches
+            self._stopping.fail(error)
 
     def _progress(self, first: int) -> tuple[int, int]:
         """Return the numbers of steps that were started since `first`, and that are saved."""
-        started = first + self._stopping.launched[self._compiled_step.name]
+        started = first + self._stopping.num_valid(self._compiled_step.name)
         return started, newest_step(self._checkpoints.workdir)
 
     def _step(self, state: TrainState, host_batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -177,8 +193,9 @@ class StepLoop:
     def _confirm_last(self, state: TrainState) -> None:
         """Confirm the last checkpoint by a step that is not part of the run."""
         self._finish_steps()
-        step, host_batch = int(state.step) + 1, self._tripwire.finite_batch
+        host_batch = self._tripwire.finite_batch
         if host_batch is not None:
+            step = int(state.step) + 1
             state, metrics = self._step(state, host_batch)
             self._tripwire.watch(step, host_batch, state, metrics)
             self._finish_steps()

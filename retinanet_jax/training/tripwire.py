@@ -3,7 +3,7 @@
 import collections
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,16 +42,20 @@ class Tripwire:
 
     Args:
         examiner: Finds the causes, and records them.
+        check_void: Called for a step that is not finite; it raises an exception if the step is
+            void, which means that it was started to stop the run, and without its data.
 
     Attributes:
         last_finite: The latest step that is known to be finite; -1 if none is.
         finite_batch: This host's part of its batch; None if there is none.
     """
 
-    def __init__(self, examiner: "Examiner") -> None:
+    def __init__(
+        self, examiner: "Examiner", check_void: Callable[[int], None] = lambda step: None
+    ) -> None:
         self.last_finite = -1
         self.finite_batch: Batch | None = None
-        self._examiner, self._num_in_a_row = examiner, 0
+        self._examiner, self._check_void, self._num_in_a_row = examiner, check_void, 0
         self._running: collections.deque[StartedStep] = collections.deque()
         self._state: Any = None  # the TrainState after the latest step
 
@@ -91,11 +95,22 @@ class Tripwire:
         while self._running:
             self._check(self._running.popleft())
 
+    def drop_after(self, step: int, state: TrainState) -> None:
+        """Drop the steps that are void.
+
+        Args:
+            step: Number of steps done after the last one that is not.
+            state: The state after that step.
+        """
+        self._state = state
+        self._running = collections.deque(x for x in self._running if x.step <= step)
+
     def _check(self, started: StartedStep) -> None:
         if started.metrics["is_finite"]:
             self.last_finite, self.finite_batch = started.step, started.host_batch
             self._num_in_a_row = 0
             return
+        self._check_void(started.step)
         summary, images = self._examiner.examine(started, self._state)
         self._num_in_a_row += 1
         if not self._examiner.skips:
