@@ -118,7 +118,7 @@ class Augmentation:
         return {**self.affine, "scale": tuple(self.affine["scale"])} != NO_AFFINE
 
     def _check_affine(self) -> None:
-        for name, limit in (("rotation", 180), ("shear", 60), ("translation", 1)):
+        for name, limit in (("rotation", 180), ("shear", 30), ("translation", 1)):
             if not 0 <= self.affine[name] <= limit:
                 raise ValueError(
                     f"affine.{name}={self.affine[name]} must be from 0 to {limit}; try 0 for off."

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image
 
 from retinanet_jax.data.layers import Composition
@@ -107,7 +107,7 @@ def compose_boxes(
         inside = inside + np.tile(layer.place, 2)
         above = [other.box for other in layers[number + 1 :] if other.opacity == 1]
         placed.append(inside)
-        visible.append(fraction * (1 - _covered_fractions(inside, np.array(above).reshape(-1, 4))))
+        visible.append(fraction * (1 - _covered_fractions(inside, above)))
     warped = _warped_boxes(np.concatenate(placed), composition.warp, size)
     inside = np.clip(warped, 0, np.tile(size, 2))
     fractions = np.concatenate(visible) * _ratio(_areas(inside), _areas(warped))
@@ -157,16 +157,17 @@ def _warped_boxes(
 
 
 def _covered_fractions(
-    boxes: Float[np.ndarray, "n 4"], covers: Int[np.ndarray, "c 4"]
+    boxes: Float[np.ndarray, "n 4"], covers: Sequence[tuple[int, int, int, int]]
 ) -> Float[np.ndarray, " n"]:
     """Return the fraction of each box that at least one of the covers hides; 0 if it is empty."""
-    if not len(covers):
+    if not covers:
         return np.zeros(len(boxes))
+    hiding = np.array(covers)
     # The edges of all covers form a grid, each cell of which is hidden or not.
-    ys, xs = (np.unique(covers[:, axis::2]).tolist() for axis in (0, 1))
+    ys, xs = (np.unique(hiding[:, axis::2]).tolist() for axis in (0, 1))
     rows, columns = itertools.pairwise(ys), list(itertools.pairwise(xs))
     cells = np.array([(y1, x1, y2, x2) for y1, y2 in rows for x1, x2 in columns])
-    starts, stops = cells[:, None, :2] >= covers[:, :2], cells[:, None, 2:] <= covers[:, 2:]
+    starts, stops = cells[:, None, :2] >= hiding[:, :2], cells[:, None, 2:] <= hiding[:, 2:]
     cells = cells[(starts & stops).all(axis=-1).any(axis=-1)]
     first = np.maximum(boxes[:, None, :2], cells[:, :2])
     last = np.minimum(boxes[:, None, 2:], cells[:, 2:])

@@ -127,7 +127,7 @@ def test_fractions_and_ranges_are_the_stated_ones():
     (a, b), (c, d) = np.moveaxis(composition.warp, 0, -1)
     shear = np.degrees(np.arctan(np.array([c / a, b / d])))  # rotation -+ shear, to first order
     assert abs(shear).max() <= 30
-    assert 19 < abs(shear).max()
+    assert abs(shear).max() > 19
     angle = np.degrees(np.arctan2(c - b, a + d))
     assert abs(angle).max() <= 20 + 10
     assert abs(angle.mean()) < 2
@@ -180,7 +180,7 @@ def test_the_last_steps_have_one_image_each():
         ({"mosaic": 1.5}, "mosaic=1.5 must be a fraction"),
         ({"mixup": -0.1}, "mixup=-0.1 must be a fraction"),
         ({"affine": AFFINE | {"rotation": 200.0}}, "affine.rotation=200.0 must be from 0 to 180"),
-        ({"affine": AFFINE | {"shear": -5.0}}, "affine.shear=-5.0 must be from 0 to 60"),
+        ({"affine": AFFINE | {"shear": -5.0}}, "affine.shear=-5.0 must be from 0 to 30"),
         ({"affine": AFFINE | {"translation": 2.0}}, "affine.translation=2.0 must be from 0 to 1"),
         ({"affine": AFFINE | {"scale": (1.5, 0.5)}}, r"affine.scale=\(1.5, 0.5\) must be \(lo, hi"),
         ({"copy_paste": 0.5}, "copy_paste=0.5 requires annotated objects"),
