@@ -1,4 +1,8 @@
-"""Two processes, of which one has an error, a signal, or a read that stalls."""
+"""Two processes, of which one has an error, a signal, or a read that stalls.
+
+Only SIGKILL may lose steps. After an error of the data or a read that stalls, the image is
+restored, and the same command must end bit-equal to a run without trouble.
+"""
 
 import os
 import pathlib
@@ -7,13 +11,15 @@ import time
 from collections.abc import Callable, Container, Iterator
 from typing import Any
 
+from retinanet_jax import checkpoint
 from scripts.campaign import runs
 from scripts.campaign.runs import Ended, Process
 
 HOST_TIMEOUT, STALL_SECONDS = 10, 5
 FLAGS = (f"--host_timeout={HOST_TIMEOUT}", f"--stall_seconds={STALL_SECONDS}")
-# More steps than the others, so that the trouble comes in the middle.
-STEPS = ("--config.total_steps=2000", "--config.checkpoint_every=500", "--mode=train")
+# More steps than the other parts, so that the trouble comes in the middle.
+TOTAL_STEPS = 400
+STEPS = (f"--config.total_steps={TOTAL_STEPS}", "--config.checkpoint_every=100", "--mode=train")
 WAITING = "waiting for data for"  # in a warning, which may be repeated
 MAX_LINES = 3  # on stderr, besides these warnings
 # (processes, training images) -> whether a signal was sent
@@ -66,18 +72,17 @@ CASES: dict[str, tuple[Trouble, tuple[int, int]]] = {
 
 def run(folder: pathlib.Path, chosen: Container[str] | None = None) -> Iterator[dict[str, Any]]:
     """Run each case, or those of the names in `chosen`, and yield their records."""
-    first = runs.make_workdir(folder / "hosts", folder / "cache")
-    data = first / "data"  # the synthetic images, which later runs copy
-    runs.finish(first, *STEPS[2:], "--config.total_steps=1", processes=2)
+    undisturbed = runs.make_workdir(folder / "hosts", folder / "cache")
+    runs.finish(undisturbed, *STEPS, processes=2)
     for name in CASES:
         if chosen is None or name in chosen:
-            yield run_case(folder, data, name)
+            yield run_case(folder, undisturbed, name)
 
 
-def run_case(folder: pathlib.Path, data: pathlib.Path, name: str) -> dict[str, Any]:
+def run_case(folder: pathlib.Path, undisturbed: pathlib.Path, name: str) -> dict[str, Any]:
     """Run one case, and return its record."""
     workdir = runs.make_workdir(folder / "hosts-case", folder / "cache")
-    shutil.copytree(data, workdir / "data")
+    shutil.copytree(undisturbed / "data", workdir / "data")
     processes = runs.start(workdir, *STEPS, *FLAGS, processes=2)
     images = sorted((workdir / "data" / "shapes-1").rglob("*.jpg"))
     was_sent = CASES[name][0](processes, images)
@@ -86,7 +91,10 @@ def run_case(folder: pathlib.Path, data: pathlib.Path, name: str) -> dict[str, A
     # From the signal; without one, from the end of the host that fails.
     began = sent if was_sent else min(process.ended for process in processes)
     seconds = [round(process.ended - began, 1) for process in processes]
-    problems = problems_of_case(name, ended, seconds)
+    steps = max(host.last_step for host in ended), checkpoint.newest_step(workdir)
+    problems = problems_of_case(name, ended, seconds, steps)
+    if CASES[name][0] in (truncate_image, stall_image):
+        problems += problems_of_next_run(workdir, undisturbed)
     if problems:
         outputs = [f"{host.stdout}\n{host.stderr}" for host in ended]
         (folder / f"{name}.txt").write_text("\n---\n".join([*problems, *outputs]))
@@ -96,13 +104,16 @@ def run_case(folder: pathlib.Path, data: pathlib.Path, name: str) -> dict[str, A
         "statuses": [host.status for host in ended],
         "seconds": seconds,
         "messages": [line.replace(str(workdir), "WORKDIR")[:400] for line in lines],
-        "last_steps": [host.last_step for host in ended],
+        "last_step": steps[0],
+        "steps_lost": max(0, steps[0] - steps[1]),
         "problems": problems,
     }
 
 
-def problems_of_case(name: str, ended: list[Ended], seconds: list[float]) -> list[str]:
-    """Return what was wrong with how the processes ended."""
+def problems_of_case(
+    name: str, ended: list[Ended], seconds: list[float], steps: tuple[int, int]
+) -> list[str]:
+    """Return what was wrong with how the processes ended; `steps` are the last and the saved."""
     problems = []
     for index, (host, status) in enumerate(zip(ended, CASES[name][1], strict=True)):
         lines = [line for line in host.error.splitlines() if WAITING not in line]
@@ -112,20 +123,37 @@ def problems_of_case(name: str, ended: list[Ended], seconds: list[float]) -> lis
             problems.append(f"host {index}: {len(lines)} lines on stderr")
     if max(seconds) > MAX_SECONDS["lost" if "SIGKILL" in name else "other"]:
         problems.append(f"{max(seconds)} s to the end")
+    if "SIGKILL" not in name and steps[0] > steps[1]:
+        problems.append(f"stopped after step {steps[0]}, saved step {steps[1]}")
     return problems
+
+
+def problems_of_next_run(workdir: pathlib.Path, undisturbed: pathlib.Path) -> list[str]:
+    """Return how the next run, with the images restored, differs from one without trouble."""
+    shutil.rmtree(workdir / "data")
+    shutil.copytree(undisturbed / "data", workdir / "data")
+    for host in runs.finish(workdir, *STEPS, processes=2):
+        if host.status:
+            return [f"the next run: status {host.status}: {host.error}"]
+    last = f"checkpoints/{TOTAL_STEPS}"
+    if not runs.same_arrays(runs.arrays(workdir / last), runs.arrays(undisturbed / last)):
+        return ["the next run ends with other arrays"]
+    return []
 
 
 def table(records: list[dict[str, Any]]) -> str:
     """Return the cases as a table in Markdown."""
     lines = [
-        "| trouble | statuses | seconds | stderr of host 0 | stderr of host 1 | as expected |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| trouble | statuses | seconds | steps lost | stderr of host 0 | stderr of host 1 "
+        "| as expected |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for record in records:
         first, second = (message.replace("|", "\\|") for message in record["messages"])
         right = "yes" if not record["problems"] else "; ".join(record["problems"])
         statuses, seconds = (", ".join(map(str, record[key])) for key in ("statuses", "seconds"))
         lines.append(
-            f"| {record['name']} | {statuses} | {seconds} | {first} | {second} | {right} |"
+            f"| {record['name']} | {statuses} | {seconds} | {record['steps_lost']} "
+            f"| {first} | {second} | {right} |"
         )
     return "\n".join(lines)

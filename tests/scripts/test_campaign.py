@@ -147,5 +147,6 @@ def test_trouble_with_a_disk_is_one_line_and_the_next_run_is_right(folder, refer
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_two_processes_end_together(folder, reference):
+    """And no step is lost but by SIGKILL."""
     names = {"one image cannot be read", "SIGTERM to host 1", "SIGKILL of host 1"}
     assert not problems(hosts.run(folder, chosen=names))
