@@ -1,4 +1,4 @@
-"""What a command line leaves open: the variant of configs/finetune.py, the length, the batch size."""
+"""What a command line leaves open: the variant of configs/finetune.py, and the batch size."""
 
 import importlib
 from typing import Any

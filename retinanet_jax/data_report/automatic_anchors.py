@@ -53,6 +53,8 @@ def choose_anchors(config: ConfigDict, source: Source, *, same_number: bool) -> 
         same_number: As in `propose_anchors`.
     """
     sample = subset(source, sample_indices(len(source), MAX_IMAGES, config.seed))
+    config = config.copy_and_resolve_references()
+    config.data.batch_size = config.data.batch_size or 1  # it hardly matters for the boxes
     plan = input_pipeline.train_plan(config, sample)
     views = list(epoch_views(sample, plan, min_visible=augmented_data(config).min_visible))
     if not any(len(view.boxes) for view in views):

@@ -5,6 +5,8 @@ They are the anchors (choose_anchors), the batch size (data.batch_size=0), the n
 A run that resumes has the anchors and the batch size of its checkpoint.
 """
 
+import functools
+
 import jax
 from ml_collections import ConfigDict
 
@@ -44,10 +46,10 @@ def set_automatic_fields(
         adopt_choices(config, saved)
     elif config.choose_anchors:
         set_anchors(config, source)
-    if not config.data.batch_size:
-        config.data.batch_size = choose_batch_size(config, source, mesh).batch_size
-    set_length(config, input_pipeline.train_plan(config, source).steps_per_epoch)
-    return config.lock()
+    complete = functools.partial(with_batch_size, config, source)
+    if config.data.batch_size:
+        return complete(config.data.batch_size)
+    return choose_batch_size(config, source, mesh, complete)
 
 
 def adopt_choices(config: ConfigDict, saved: ConfigDict) -> None:
@@ -76,15 +78,20 @@ def set_anchors(config: ConfigDict, source: Source) -> None:
         config.update_from_flattened_dict(anchors.chosen.fields)
 
 
-def set_length(config: ConfigDict, steps_per_epoch: int) -> None:
-    """Set the number of steps, and of steps between checkpoints and evaluations.
+def with_batch_size(config: ConfigDict, source: Source, batch_size: int) -> ConfigDict:
+    """Return the config with a batch size, and with the numbers of steps that follow from it.
 
     Args:
-        config: The config; it is changed.
-        steps_per_epoch: The number of steps of an epoch.
+        config: The run's config.
+        source: The training data.
+        batch_size: The number of images of a batch.
     """
+    config = config.copy_and_resolve_references()
+    config.data.batch_size = batch_size
+    steps_per_epoch = input_pipeline.train_plan(config, source).steps_per_epoch
     if config.epochs:
         config.total_steps = config.epochs * steps_per_epoch
     epochs = max(1, round(config.total_steps / steps_per_epoch / NUM_EVALUATIONS))
     for name in INTERVALS:
         config[name] = config[name] or epochs * steps_per_epoch
+    return config.lock()

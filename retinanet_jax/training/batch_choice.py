@@ -1,7 +1,7 @@
 """The batch size of config.data.batch_size=auto: the largest that the memory allows."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 from ml_collections import ConfigDict
@@ -14,8 +14,9 @@ from retinanet_jax.data.sources.base import Source
 from retinanet_jax.modeling import build_model
 from retinanet_jax.training.initialization import random_train_state
 from retinanet_jax.training.optimizer import make_optimizer
-from retinanet_jax.training.step import TrainState, jit_train_step
+from retinanet_jax.training.step import jit_train_step
 from retinanet_jax.utils.memory import available_memory
+from retinanet_jax.utils.progress import format_count
 
 GIB = 2**30
 # An epoch of few images has at least this many steps, unless a batch has only one image a device.
@@ -26,24 +27,22 @@ USABLE = {"cpu": 0.6}
 USABLE_BY_DEFAULT = 0.9
 
 
-class BatchChoice(NamedTuple):
-    """A batch size, and why it was chosen."""
+def choose_batch_size(
+    config: ConfigDict,
+    source: Source,
+    mesh: jax.sharding.Mesh,
+    complete: Callable[[int], ConfigDict],
+) -> ConfigDict:
+    """Return the config with the largest batch of which a training step fits into the memory.
 
-    batch_size: int
-    needed: int  # bytes of the training step on each device
-    usable: int  # bytes that it may use
-
-
-def choose_batch_size(config: ConfigDict, source: Source, mesh: jax.sharding.Mesh) -> BatchChoice:
-    """Return the largest batch size of which the training step fits into the memory of the devices.
-
-    The steps are compiled for images of the largest shape that the plan may have. The step that is
-    chosen is compiled only here if a folder for compiled programs is set.
+    The steps are compiled for images of the largest shape that the plan may have. That of the batch
+    that is chosen is the run's own: its program is found in the folder of compiled programs.
 
     Args:
         config: A run's config.
         source: The training data.
         mesh: The devices, with axes `data` and `space`.
+        complete: Returns the config with a batch size, and all fields that depend on it.
 
     Raises:
         ValueError: If not even the smallest batch fits, the devices do not report their memory, or
@@ -55,19 +54,17 @@ def choose_batch_size(config: ConfigDict, source: Source, mesh: jax.sharding.Mes
             "`retinanet-jax plan` finds."
         )
     sizes, usable = batch_sizes(config, len(source), mesh), usable_memory(mesh)
-    state = jax.eval_shape(
-        lambda: random_train_state(config, len(source.categories), make_optimizer(config))
-    )
-    fixed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     while sizes:
         size, *smaller = sizes
-        needed = step_memory(config, source, mesh, state, size)
+        completed = complete(size)
+        needed, fixed = step_memory(completed, source, mesh)
         print(
-            f"a training step of {size} images needs {needed / GIB:.2f} of {usable / GIB:.2f} GiB",
+            f"a training step of {format_count(size, 'image')} needs {needed / GIB:.2f} GiB of "
+            f"{usable / GIB:.2f}",
             flush=True,
         )
         if needed <= usable:
-            return BatchChoice(size, needed, usable)
+            return completed
         # Memory is about linear in the batch size.
         estimate = size * (usable - fixed) / (needed - fixed)
         sizes = [size for size in smaller if size <= estimate] or smaller[-1:]
@@ -118,27 +115,25 @@ def usable_memory(mesh: jax.sharding.Mesh) -> int:
     return int(USABLE.get(device.platform, USABLE_BY_DEFAULT) * free)
 
 
-def step_memory(
-    config: ConfigDict, source: Source, mesh: jax.sharding.Mesh, state: TrainState, batch_size: int
-) -> int:
-    """Return the number of bytes on each device that a training step needs for its largest images.
+def step_memory(config: ConfigDict, source: Source, mesh: jax.sharding.Mesh) -> tuple[int, int]:
+    """Return the bytes on each device that a training step of the largest images needs.
 
     Args:
         config: A run's config.
         source: The training data.
         mesh: The devices, with axes `data` and `space`.
-        state: The shapes of the state of training.
-        batch_size: The number of images over all devices.
+
+    Returns:
+        The bytes of all arrays, and those of the state, which do not depend on the batch.
     """
-    config = config.copy_and_resolve_references().unlock()
-    config.data.batch_size = batch_size
-    model = build_model(config, len(source.categories))
-    step = jit_train_step(model, make_optimizer(config), config, mesh)
-    batch = largest_batch(config, source)
-    lowered = step.lower(*jax.tree.map(shape_of, (state, batch)))
-    measured = compile_measured(lowered)
+    optimizer, num_classes = make_optimizer(config), len(source.categories)
+    state = jax.eval_shape(lambda: random_train_state(config, num_classes, optimizer))
+    step = jit_train_step(build_model(config, num_classes), optimizer, config, mesh)
+    arguments = jax.tree.map(shape_of, (state, largest_batch(config, source)))
+    measured = compile_measured(step.lower(*arguments))
     # A compiler that rejects a program need not report what it needs.
-    return measured.needed if measured.program else max(measured.needed, 2 * usable_memory(mesh))
+    needed = measured.needed if measured.program else max(measured.needed, 2 * usable_memory(mesh))
+    return needed, sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
 def largest_batch(config: ConfigDict, source: Source) -> Batch:

@@ -42,7 +42,6 @@ def print_summary(
         state: The state that the run starts from.
         mesh: The devices.
     """
-    kept = f"the newest {config.keep_checkpoints}"
     num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
     rows = {
         "devices": f"{mesh.shape['data']} x {mesh.shape['space']} devices (data x space), "
@@ -57,7 +56,8 @@ def print_summary(
         f"({config.optimizer.learning_rate:g} for {config.optimizer.reference_batch_size} images)"
         f"{stage_rates_text(config)}",
         "length": length_text(config, plan, evaluates=eval_data is not None),
-        "results": f"{workdir}, with the best checkpoint and {kept}",
+        "results": f"{workdir}: metrics, evaluations, and the best and the newest "
+        f"{config.keep_checkpoints} checkpoints",
     }
     for label, text in rows.items():
         print(f"{label:<{LABEL_WIDTH}}{text}")
@@ -134,9 +134,10 @@ def length_text(config: ConfigDict, plan: TrainPlan, *, evaluates: bool) -> str:
     evaluations = f", an evaluation every {config.evaluate_every}" if evaluates else ""
     if evaluates and config.patience:
         evaluations += f", to the end after {config.patience} without a better AP"
+    epochs = config.total_steps / plan.steps_per_epoch
     return (
-        f"{config.total_steps / plan.steps_per_epoch:.3g} epochs, {plan.steps_per_epoch} steps per "
-        f"epoch: {config.total_steps} steps{evaluations}"
+        f"{config.total_steps} steps: {epochs:.3g} {'epoch' if epochs == 1 else 'epochs'}, "
+        f"{plan.steps_per_epoch} steps per epoch{evaluations}"
     )
 
 

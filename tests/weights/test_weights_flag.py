@@ -177,7 +177,10 @@ download.KNOWN[{file!r}] = download.Published{published!r}
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_detector")
-def test_fine_tuning_downloads_torchvision_v2_and_starts_from_it(program, server, places, data):
+def test_the_one_command_downloads_torchvision_v2_and_sets_what_is_left_open(
+    program, server, places, synthetic_dataset
+):
+    """One command with data and a workdir: the variant, the batch size and the anchors are set."""
     workdir = places / "run"
     workdir.mkdir()
     program.use_shared_cache(workdir)
@@ -188,14 +191,21 @@ def test_fine_tuning_downloads_torchvision_v2_and_starts_from_it(program, server
         file=FILE,
         published=tuple(download.KNOWN[FILE]),
     )
-    command = ("train", FINETUNE, *data, *SMALL_RUN, f"--workdir={workdir}", "--mode=train")
+    data = f"--data={synthetic_dataset / 'instances.json'}"
+    automatic = ("--config.data.batch_size=auto", "--config.anchors=auto")
+    command = ("train", data, *SMALL_RUN, *automatic, f"--workdir={workdir}", "--mode=train")
     status, printed, stderr = program.run(*command, preamble=preamble)
+    print(printed)
     assert status == 0, stderr
     assert printed.count("downloading ") == len(server.requests) == 1
     assert "(step 0, 80 classes) for 6 classes\n  transferred " in printed
+    assert "config: configs/finetune.py:cpu, because the device is cpu; " in printed
+    assert "\nanchors: base_scale 1.41 chosen for the data, with which " in printed
+    assert "\na training step of 1 image needs " in printed  # 16 images are left for training
     assert "starting from torchvision_v2\n" in printed
     tuned = checkpoint.load(workdir / "checkpoints" / "2")
     assert tuned.config.init.path == NAME
+    assert (tuned.config.data.batch_size, tuned.config.anchors.base_scale) == (1, 1.41)
     # A frozen kernel is still that of the file.
     kernel = tuned.variables["params"]["backbone"]["stem_conv"]["kernel"]
     published = weights.load_arrays(places / "host" / FILE)["backbone.body.conv1.weight"]
