@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from retinanet_jax import datasets, hosts, input_pipeline, sharding
-from retinanet_jax.checkpoint import CheckpointManager, newest_step, recover
+from retinanet_jax.checkpoint import CheckpointManager, newest_config, newest_step, recover
 from retinanet_jax.compilation import CompiledByShape, black_batch, start_compiler
 from retinanet_jax.data.pipeline import batch_shapes
 from retinanet_jax.data.plan import TrainPlan
@@ -19,17 +19,19 @@ from retinanet_jax.evaluation.evaluator import Evaluator
 from retinanet_jax.hosts.comparison import check_hosts_agree
 from retinanet_jax.modeling import build_model
 from retinanet_jax.stopping import Stopping
+from retinanet_jax.training.automatic import INTERVALS, is_automatic, set_automatic_fields
 from retinanet_jax.training.evaluations import TrainingEvaluations
 from retinanet_jax.training.initialization import restore_or_initialize
 from retinanet_jax.training.loggers import check_loggers, open_loggers
 from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.training.normalizers import normalizer_shape
 from retinanet_jax.training.observation import Observation
-from retinanet_jax.training.optimizer import make_optimizer, scaled_learning_rate
+from retinanet_jax.training.optimizer import make_optimizer
 from retinanet_jax.training.patience import check_patience_left
 from retinanet_jax.training.profiling import Profiler, check_profile
 from retinanet_jax.training.step import TrainState, jit_train_step
 from retinanet_jax.training.steps import StepLoop
+from retinanet_jax.training.summary import print_summary
 from retinanet_jax.training.tripwire import Examiner, Tripwire
 
 
@@ -61,19 +63,14 @@ def train(
     observation = Observation(Profiler(workdir, profile), age)
     check_intervals(config)
     recover(workdir)
-    # A run that ended before its last AP was known is not done.
-    if not (evaluates and records.has_work_left(workdir)):
-        check_steps_left(config, workdir)
-    check_profile(profile, newest_step(workdir), config.total_steps)
-    optimizer = make_optimizer(config)
-    normalizer_shape(config)  # raises now if the batch cannot be split into groups
-    if evaluates:
-        coco_metrics.coco_api(config.evaluator)  # raises now if it is not installed
-    check_loggers(config.loggers)  # so does this
     mesh = sharding.make_mesh(config.space)
-    sharding.check_batch_size("data.batch_size", config.data.batch_size, mesh)
-    sharding.check_heights(config.data.buckets, config.anchors.max_level, mesh)
+    if not is_automatic(config):
+        check_run(config, workdir, mesh, evaluates=evaluates, profile=profile)
     train_data, eval_data = open_data(config, workdir, evaluates)
+    if is_automatic(config):
+        config = set_automatic_fields(config, newest_config(workdir), train_data, mesh)
+        check_run(config, workdir, mesh, evaluates=evaluates, profile=profile)
+    optimizer = make_optimizer(config)
     if eval_data and not records.has_work_left(workdir):
         check_patience_left(config, workdir, eval_data)
     plan = input_pipeline.train_plan(config, train_data)
@@ -88,7 +85,7 @@ def train(
         check_hosts_agree(config, datasets_by_name, checkpoints.latest_step() or 0, plan)
         state = restore_or_initialize(config, train_data.categories, optimizer, checkpoints, mesh)
         start, total = int(state.step), config.total_steps
-        print_summary(config, train_data, eval_data, plan, state, mesh)
+        print_summary(config, workdir, train_data, eval_data, plan, state, mesh)
         train_step = jit_train_step(model, optimizer, config, mesh)
         compiled_step = CompiledByShape("training", train_step, compiler, stopping)
         evaluator = None
@@ -112,7 +109,10 @@ def train(
                 if evaluator
                 else contextlib.nullcontext()
             ) as evaluations:
-                tripwire = Tripwire(Examiner(config, train_data, workdir, mesh, start))
+                tripwire = Tripwire(
+                    Examiner(config, train_data, workdir, mesh, start),
+                    lambda step: stopping.check_void(compiled_step.name, step - start),
+                )
                 loop = StepLoop(
                     config,
                     compiled_step,
@@ -123,18 +123,14 @@ def train(
                     evaluations,
                     tripwire,
                     stopping,
+                    functools.partial(input_pipeline.void_batches, train_data, plan),
                 )
-                batches = input_pipeline.host_batches(
-                    config, train_data, plan, steps, stopping.check_data
-                )
+                batches = input_pipeline.host_batches(config, train_data, plan, steps, stopping)
                 with contextlib.closing(batches):
                     loop.run(state, batches)
     return stopping.signal if stopping.leaves_work else 0
 
 
-def open_data(
-    config: ConfigDict, workdir: pathlib.Path, evaluates: bool
-) -> tuple[Source, Source | None]:
 def check_run(
     config: ConfigDict,
     workdir: pathlib.Path,
@@ -171,6 +167,9 @@ def check_run(
     sharding.check_heights(config.data.buckets, config.anchors.max_level, mesh)
 
 
+def open_data(
+    config: ConfigDict, workdir: pathlib.Path, evaluates: bool
+) -> tuple[Source, Source | None]:
     """Open and check the training data and, if the run evaluates, the evaluation data.
 
     Args:
@@ -238,10 +237,11 @@ def run_largest_shapes(
 
 
 def check_intervals(config: ConfigDict) -> None:
-    """Raise ValueError if the run or one of its intervals has no steps."""
-    for name in ("total_steps", "log_every", "checkpoint_every", "evaluate_every"):
-        if config[name] < 1:
-            raise ValueError(f"config.{name}={config[name]} must be at least 1.")
+    """Raise ValueError if the run or one of its intervals has too few steps."""
+    least = {"total_steps": 1, "log_every": 1, "epochs": 0, **dict.fromkeys(INTERVALS, 0)}
+    for name, number in least.items():
+        if config[name] < number:
+            raise ValueError(f"config.{name}={config[name]} must be at least {number}.")
 
 
 def check_steps_left(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -252,55 +252,4 @@ def check_steps_left(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"already done; the newest checkpoint in {workdir} is that of step {step}, and "
             f"config.total_steps={config.total_steps}. Give a larger --config.total_steps to train "
             "on, --mode=evaluate to evaluate, or another --workdir."
-        )
-
-
-def print_summary(
-    config: ConfigDict,
-    train_data: Source,
-    eval_data: Source | None,
-    plan: TrainPlan,
-    state: TrainState,
-    mesh: jax.sharding.Mesh,
-) -> None:
-    """Print the devices, parameters, datasets, learning rate and steps of a run.
-
-    Args:
-        config: The run's config.
-        train_data: The training data.
-        eval_data: The evaluation data; None if there is no evaluation.
-        plan: The plan of the training batches.
-        state: The state that the run starts from.
-        mesh: The devices.
-    """
-    optimizer, data = config.optimizer, config.data
-    num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    print(
-        f"{mesh.shape['data']} x {mesh.shape['space']} devices (data x space), "
-        f"{jax.devices()[0].device_kind}; {num_parameters:,} parameters\n"
-        f"{len(train_data)} training and {len(eval_data or ())} evaluation images of "
-        f"{len(train_data.categories)} categories, {plan.steps_per_epoch} steps per epoch\n"
-        f"learning rate {scaled_learning_rate(config):g} ({optimizer.learning_rate:g} for batch "
-        f"size {optimizer.reference_batch_size}, scaled to batch size {data.batch_size})\n"
-        f"training from step {int(state.step)} to {config.total_steps}, starting from "
-        f"{starting_point(config, state)}",
-        flush=True,
-    )
-    warn_of_long_warmup(config)
-
-
-def starting_point(config: ConfigDict, state: TrainState) -> str:
-    """Return a description of the parameters that this run starts from, for its summary."""
-    if state.step:
-        return f"checkpoint {int(state.step)}"
-    return config.init.path or "random parameters"
-
-
-def warn_of_long_warmup(config: ConfigDict) -> None:
-    """Print a warning if the learning rate is below its peak during most of the run."""
-    if config.optimizer.warmup_steps > config.total_steps / 2:
-        print(
-            f"warning: the learning rate rises for {config.optimizer.warmup_steps} of "
-            f"{config.total_steps} steps; lower --config.optimizer.warmup_steps or train longer.",
-            flush=True,
         )

@@ -19,11 +19,12 @@ from retinanet_jax.checkpoint import integrity
 from retinanet_jax.config import load_config
 from retinanet_jax.data.plan import TrainPlan
 from retinanet_jax.evaluation import evaluator
-from retinanet_jax.training import loop
+from retinanet_jax.training import evaluations, loop, summary
 from retinanet_jax.training.metrics import MetricWriter
 from retinanet_jax.training.step import TrainState
 from retinanet_jax.training.steps import is_due
 from retinanet_jax.training.tripwire import Tripwire
+from retinanet_jax.utils.files import write_json
 
 # ---- parts of the loop
 
@@ -33,10 +34,13 @@ def test_an_action_every_few_steps_is_also_due_at_the_last_step():
     assert [step for step in range(1, 4) if is_due(step, 100, 3)] == [3]
 
 
-@pytest.mark.parametrize("name", ["log_every", "checkpoint_every", "evaluate_every"])
-def test_an_interval_of_zero_steps_is_refused_before_anything_is_opened(config, tmp_path, name):
-    config[name] = 0
-    with pytest.raises(ValueError, match=rf"config\.{name}=0 must be at least 1"):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("total_steps", 0), ("log_every", 0), ("epochs", -1), ("checkpoint_every", -1)],
+)
+def test_a_length_without_steps_is_refused_before_anything_is_opened(config, tmp_path, name, value):
+    config[name] = value
+    with pytest.raises(ValueError, match=rf"config\.{name}={value} must be at least {value + 1}"):
         loop.train(config, tmp_path, evaluates=True)
 
 
@@ -60,7 +64,7 @@ def test_a_run_without_steps_left_ends_in_one_line_before_anything_is_opened(
 @pytest.mark.parametrize(("steps", "warns"), [(199, True), (200, False)])
 def test_a_warmup_over_most_of_the_run_prints_a_warning(config, capsys, steps, warns):
     config.optimizer.warmup_steps, config.total_steps = 100, steps
-    loop.warn_of_long_warmup(config)
+    summary.warn_of_long_warmup(config)
     assert ("rises for 100 of 199 steps; lower" in capsys.readouterr().out) == warns
 
 
@@ -324,6 +328,7 @@ def finetune_config(toy_config, synthetic_dataset):
     config.init.update(source="", path="")
     config.model.update(toy_config.model)
     config.model.update(norm="frozen_batch", frozen_stages=2)
+    config.optimizer.ema_decay = 0.9
     config.detections.score_threshold = 0.001
     return config
 
@@ -428,19 +433,64 @@ def test_an_error_of_the_data_is_raised_when_the_steps_before_it_are_saved(
     for workdir in (whole, stopped):
         workdir.mkdir()
     loop.train(finetune_config, whole, evaluates=True)
-    host_batches = input_pipeline.host_batches
+    batches = input_pipeline.batches
 
-    def broken_host_batches(config, source, plan, steps, while_waiting):
+    def broken_batches(source, plan, **options):
         is_training = isinstance(plan, TrainPlan)
-        for step, batch in enumerate(host_batches(config, source, plan, steps, while_waiting)):
+        for step, batch in enumerate(batches(source, plan, **options)):
             if is_training == (during == "training") and step == 4 * is_training:
                 raise OSError("17.jpg is truncated")
             yield batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(input_pipeline, "host_batches", broken_host_batches)
+        patch.setattr(input_pipeline, "batches", broken_batches)
         with pytest.raises(OSError, match="is truncated"):
             loop.train(finetune_config, stopped, evaluates=True)
     assert saved_steps(stopped) == [4 if during == "training" else 6]
     loop.train(finetune_config, stopped, evaluates=True)
     assert_same_run(stopped, whole, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_a_run_ends_early_also_after_a_kill_and_continues_with_more_patience(
+    finetune_config, tmp_path, monkeypatch, capsys
+):
+    finetune_config.update(evaluate_every=2, patience=1)
+    write_evaluation = evaluations.write_evaluation
+
+    def with_planted_ap(results, source, step, folder, config, description):
+        evaluation = write_evaluation(results, source, step, folder, config, description)
+        evaluation.metrics["AP"] = {2: 0.5, 4: 0.4, 6: 0.6}[step]
+        write_json(folder / f"{step}.json", {**evaluation.metrics, **description})
+        return evaluation
+
+    monkeypatch.setattr(evaluations, "write_evaluation", with_planted_ap)
+
+    def early_ends():
+        return [line for line in capsys.readouterr().out.splitlines() if "ends early" in line]
+
+    line = (
+        "the run ends early: 1 evaluation without a better AP (config.patience=1); the best "
+        "checkpoint is that of step 2, AP 0.500"
+    )
+    assert loop.train(finetune_config, tmp_path, evaluates=True) == 0
+    assert early_ends() == [line]
+    assert saved_steps(tmp_path) == [2, 4]
+    with pytest.raises(ValueError, match=r"^already done; .* better AP than that of step 2,"):
+        loop.train(finetune_config, tmp_path, evaluates=True)
+
+    # As if it had been killed before its last AP was known.
+    digests = integrity.read_digests(tmp_path / "checkpoints/4")
+    del digests["metrics/metrics"]
+    integrity.write_digests(tmp_path / "checkpoints/4", digests)
+    (tmp_path / "eval/4.json").unlink()
+    assert loop.train(finetune_config, tmp_path, evaluates=True) == 0
+    assert early_ends() == [line]
+    assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3, 4]
+
+    finetune_config.patience = 2
+    assert loop.train(finetune_config, tmp_path, evaluates=True) == 0
+    assert early_ends() == []
+    assert [line["step"] for line in logged(tmp_path)] == [*range(1, 7)]
+    assert checkpoint.find(tmp_path).name == "6"
