@@ -318,6 +318,40 @@ def test_frozen_stages_never_change(config):
         assert {"fpn/p3/kernel", "fpn/p3/bias"} <= changed
 
 
+@pytest.mark.parametrize(("name", "moments"), [("sgd", 1), ("adamw", 2)])
+def test_frozen_parts_have_no_state_and_never_change(config, name, moments):
+    config.model.frozen_parts = ("fpn", "box_head")
+    config.optimizer.update(name=name, weight_decay=0.1)
+    changed, _ = update(config, parameters(), steps=2)
+    stage = "backbone/stage3_block0"  # the stages below are frozen
+    assert changed == {f"{stage}/{x}" for x in ("conv1/kernel", "norm1/scale", "norm1/bias")}
+    state = make_optimizer(config).init(parameters())
+    assert sum(x.ndim > 0 for x in jax.tree.leaves(state)) == 3 * moments
+
+
+def test_each_stage_has_its_learning_rate(config):
+    config.model.frozen_stages = 0
+    config.optimizer.update(weight_decay=0.0, clip_norm=0.0, warmup_steps=0, layer_decay=0.5)
+    _, params = update(config, parameters())  # gradients of 2 at a rate of 0.01
+    steps = jax.tree.map(lambda x: 2 - x, params)
+    backbone = steps["backbone"]
+    # C5 would have half of the rate, and C4 a quarter.
+    np.testing.assert_allclose(backbone["stage3_block0"]["norm1"]["bias"], 0.02 / 8, rtol=1e-4)
+    np.testing.assert_allclose(backbone["stage3_block0"]["conv1"]["kernel"], 0.02 / 8, rtol=1e-4)
+    np.testing.assert_allclose(backbone["stage2_block0"]["conv1"]["kernel"], 0.02 / 16, rtol=1e-3)
+    np.testing.assert_allclose(backbone["stem_conv"]["kernel"], 0.02 / 32, rtol=1e-3)
+    np.testing.assert_allclose(steps["fpn"]["p3"]["kernel"], 0.02, rtol=1e-4)
+
+
+def test_rates_of_stages_leave_the_state_of_the_optimizer_as_it_is(config):
+    """A run may resume with other rates."""
+    states = []
+    for layer_decay in (1.0, 0.7):
+        config.optimizer.layer_decay = layer_decay
+        states.append(make_optimizer(config).init(parameters()))
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+
+
 def test_sgd_by_hand(config):
     config.model.frozen_stages = 0
     config.optimizer.update(weight_decay=0.5, momentum=0.9, clip_norm=0.0, warmup_steps=0)
