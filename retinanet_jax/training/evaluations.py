@@ -161,8 +161,9 @@ class TrainingEvaluations:
     def _print_early_end(self) -> None:
         """Print that the run has ended early, and its best checkpoint; only the first host does."""
         if best := self._checkpoints.best():
+            evaluations = format_count(self._config.patience, "evaluation")
             print(
-                f"the run ends early: {self._config.patience} evaluations without a better AP "
+                f"the run ends early: {evaluations} without a better AP "
                 f"(config.patience={self._config.patience}); the best checkpoint is that of step "
                 f"{best[0]}, AP {best[1]:.3f}",
                 flush=True,

@@ -10,6 +10,7 @@ from retinanet_jax.checkpoint import newest_step
 from retinanet_jax.checkpoint.reading import step_of_first_host
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.evaluation import records
+from retinanet_jax.utils.progress import format_count
 
 
 def step_not_exceeded(aps: Mapping[int, float], patience: int) -> int | None:
@@ -57,8 +58,9 @@ def check_patience_left(config: ConfigDict, workdir: pathlib.Path, eval_data: So
         lambda: last_better_step(config, workdir, records.describe(config, eval_data), step)
     )
     if best is not None:
+        evaluations = format_count(config.patience, "evaluation")
         raise ValueError(
-            f"already done; {workdir} has {config.patience} evaluations without a better AP than "
+            f"already done; {workdir} has {evaluations} without a better AP than "
             f"that of step {best}, and config.patience={config.patience}. Give a larger "
             "--config.patience (0: never) to train on, --mode=evaluate to evaluate, or another "
             "--workdir."

@@ -238,7 +238,7 @@ def test_a_run_ends_early_and_names_its_best_checkpoint(run, ap, capsys, patienc
     assert end_step(run, patience) == end
     lines = [line for line in capsys.readouterr().out.splitlines() if "ends early" in line]
     assert lines == [
-        f"the run ends early: {patience} evaluations without a better AP "
+        f"the run ends early: {patience} evaluation{'s' * (patience > 1)} without a better AP "
         f"(config.patience={patience}); the best checkpoint is that of step 20, AP 0.500"
     ] * bool(end)
     assert checkpoint.find(run.workdir).name == "20"  # of equal ones the newest
