@@ -42,7 +42,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stopped(Exception):  # noqa: N818, it is no error
-    """Raised where a run may stop, after a signal has asked it to."""
+    """Raised where a run may stop: after a signal, or when it ends early."""
 
 
 class Stopping:

@@ -91,7 +91,7 @@ def random_state(config: ConfigDict) -> TrainState:
     opt_state = jax.tree.map(
         lambda x: rng.uniform(0, 0.1, x.shape) if x.shape else np.full((), 5, x.dtype), opt_state
     )
-    return TrainState(
+    state = TrainState(
         np.int32(5),
         variables["params"],
         variables.get("batch_stats", {}),
@@ -99,6 +99,10 @@ def random_state(config: ConfigDict) -> TrainState:
         np.float64(100),
         np.bool_(True),
     )
+    if config.optimizer.ema_decay:
+        average = jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape), state.latest)
+        state = state._replace(average=average)
+    return state
 
 
 class CompiledStep:

@@ -71,8 +71,6 @@ def train(
         config = set_automatic_fields(config, newest_config(workdir), train_data, mesh)
         check_run(config, workdir, mesh, evaluates=evaluates, profile=profile)
     optimizer = make_optimizer(config)
-    if eval_data and not records.has_work_left(workdir):
-        check_patience_left(config, workdir, eval_data)
     plan = input_pipeline.train_plan(config, train_data)
     model = build_model(config, len(train_data.categories))
     with (
@@ -83,6 +81,8 @@ def train(
     ):
         datasets_by_name = {"data.train": train_data, "data.eval": eval_data}
         check_hosts_agree(config, datasets_by_name, checkpoints.latest_step() or 0, plan)
+        if eval_data and not records.has_work_left(workdir):
+            check_patience_left(config, workdir, eval_data)
         state = restore_or_initialize(config, train_data.categories, optimizer, checkpoints, mesh)
         start, total = int(state.step), config.total_steps
         print_summary(config, workdir, train_data, eval_data, plan, state, mesh)
