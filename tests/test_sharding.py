@@ -145,7 +145,8 @@ def assert_equal(actual, expected):
 
 def optimizer_of(norm):
     """Return the fields of the optimizer that the networks of a norm are tested with."""
-    return {"optimizer.name": OPTIMIZERS[norm]}
+    decay = 0.9 if norm == "group" else 0.0  # with an average of the variables, and without
+    return {"optimizer.name": OPTIMIZERS[norm], "optimizer.ema_decay": decay}
 
 
 def split_optimizer(norm, padding):
