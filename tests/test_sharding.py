@@ -54,6 +54,10 @@ def test_a_batch_must_be_split_evenly():
         ValueError, match=r"data\.batch_size=6 must be a multiple of the 4 .* try 8"
     ):
         sharding.check_batch_size("data.batch_size", 6, mesh)
+    sharding.check_batch_size("data.batch_size", 8, mesh, 2)
+    message = r"12 must be a multiple of optimizer\.accumulate=2 times the 4 devices .* try 16"
+    with pytest.raises(ValueError, match=message):
+        sharding.check_batch_size("data.batch_size", 12, mesh, 2)
 
 
 def test_every_device_needs_a_row_of_every_level():
@@ -183,6 +187,27 @@ def test_a_step_does_not_depend_on_the_devices(compiled_step, norm, padding, dat
     largest = max(jax.tree.leaves(actual[0].opt_state), key=lambda x: x.size)
     num_parts = data if shard_optimizer else 1
     assert largest.addressable_shards[0].data.size * num_parts == largest.size == 9 * 64 * 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("norm", "accumulate", "num_devices", "space"),
+    [
+        ("group", 4, 2, 1),
+        # Images that are split, and norms without statistics.
+        pytest.param("group", 2, 8, 2, marks=pytest.mark.exhaustive),
+        pytest.param("frozen_batch", 8, 1, 1, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_step_in_parts_equals_that_of_the_whole_batch(
+    compiled_step, norm, accumulate, num_devices, space
+):
+    """All parameters, statistics, moments and metrics, on any devices."""
+    fields = {**optimizer_of(norm), "optimizer.accumulate": accumulate}
+    step = compiled_step(norm, "masked", num_devices=num_devices, space=space, **fields)
+    assert_equal(
+        step(make_batch()), compiled_step(norm, "masked", **optimizer_of(norm))(make_batch())
+    )
 
 
 def network_cases(*, without=()):
