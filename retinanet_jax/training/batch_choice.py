@@ -69,9 +69,10 @@ def choose_batch_size(
         estimate = size * (usable - fixed) / (needed - fixed)
         sizes = [size for size in smaller if size <= estimate] or smaller[-1:]
     raise ValueError(
-        f"a batch of {size} does not fit into the memory: it needs {needed / GIB:.2f} GiB, of "
-        f"which {usable / GIB:.2f} can be used; lower the image sizes (config.data.short_sides, "
-        "long_side and buckets), or use --config.dtype=bfloat16 or --config.model.remat."
+        f"a batch of {format_count(size, 'image')} does not fit into the memory: it needs "
+        f"{needed / GIB:.2f} GiB, of which {usable / GIB:.2f} can be used; lower the image sizes "
+        "(config.data.short_sides, long_side and buckets), or use --config.dtype=bfloat16 or "
+        "--config.model.remat."
     )
 
 
