@@ -168,6 +168,24 @@ def test_any_other_difference_is_refused_by_name(
     assert all(name in table for group in plan[1:] for name in group)
 
 
+def test_chosen_anchors_are_transferred_to_if_their_number_is_the_same(
+    source, shapes_of, toy_config
+):
+    toy_config.anchors.update(base_scale=2.0, ratios=(0.4, 0.9, 2.5))
+    plan = transfer.plan_transfer(source, shapes_of(NEW), NEW)
+    with pytest.raises(ValueError, match=r"config\.anchors\.base_scale is 4\.0 in the checkpoint"):
+        transfer.check_transfer(plan, source, toy_config)
+    toy_config.choose_anchors = True
+    transfer.check_transfer(plan, source, toy_config)
+    toy_config.anchors.offset = 0.0  # which is not chosen
+    with pytest.raises(ValueError, match=r"config\.anchors\.offset is 0\.5"):
+        transfer.check_transfer(plan, source, toy_config)
+    toy_config.anchors.update(offset=0.5, ratios=(1.0,))
+    plan = transfer.plan_transfer(source, shapes_of(NEW), NEW)
+    with pytest.raises(ValueError, match="misshapen: box_head/predict/bias"):
+        transfer.check_transfer(plan, source, toy_config)
+
+
 def test_arrays_that_the_configs_do_not_explain_are_refused_too(source, shapes_of, toy_config):
     del source.variables["params"]["fpn"]["p6"]["bias"]
     source.variables["params"]["fpn"]["p8"] = {"bias": np.zeros(1)}
