@@ -47,7 +47,7 @@ def evaluated(config, synthetic_dataset, tmp_path):
     return evaluated
 
 
-def test_a_run_that_has_ended_early_says_so_when_it_is_started_again(config, evaluated, tmp_path):
+def test_a_run_that_has_ended_early_is_already_done(config, evaluated, tmp_path):
     source = evaluated({10: 0.5, 20: 0.4, 30: 0.3})
     config.patience = 2
     with pytest.raises(ValueError, match=r"^already done; .* has 2 evaluations without") as error:
