@@ -66,9 +66,9 @@ def later_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
     """Return the metrics of the steps after STEP, without those of speed."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]
-    speeds = ("images_per_second", "data_wait")
+    speeds = ("images_per_second", "data_wait", "goodput", "time/")
     return [
-        {name: value for name, value in line.items() if name not in speeds}
+        {name: value for name, value in line.items() if not name.startswith(speeds)}
         for line in metrics
         if line["step"] > STEP
     ]

@@ -131,8 +131,7 @@ class CompiledStep:
             (self.state, to_float64(make_batch())),
         )
         lowered = jit_train_step(model, optimizer, config, mesh).lower(*shapes)
-        # Unoptimized programs are as exact, and compiled in half the time.
-        self._program = lowered.compile({"xla_backend_optimization_level": 0})
+        self._program = lowered.compile()
 
     def __call__(self, batch: Batch, **fields: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         """Return the state and the metrics after one step.

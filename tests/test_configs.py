@@ -532,11 +532,12 @@ def test_every_config_builds_its_network_and_its_step(name, arg):
 @pytest.mark.parametrize(
     ("name", "arg"),
     [
-        ("ablations", "star=2x+1"),
         ("ablations", "ohem13=128@.5"),
-        ("detectron2", "3x"),
-        ("torchvision", "v2"),
         ("tpu_640", ""),
+        # The step of each is traced above, and its parts have tests of their own.
+        pytest.param("ablations", "star=2x+1", marks=pytest.mark.exhaustive),
+        pytest.param("detectron2", "3x", marks=pytest.mark.exhaustive),
+        pytest.param("torchvision", "v2", marks=pytest.mark.exhaustive),
     ],
 )
 def test_every_loss_normalizer_optimizer_and_augmentation_trains(name, arg, one_device, tmp_path):
