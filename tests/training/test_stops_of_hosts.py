@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -129,7 +130,7 @@ def start(tmp_path, monkeypatch):
             lambda steps: [void] * len(steps),
         )
         schedule = optax.ScaleByScheduleState(count=np.int32(0))
-        state = TrainState(np.int32(0), np.float32(0), {}, schedule, np.float32(0))
+        state = TrainState(jnp.int32(0), np.float32(0), {}, schedule, jnp.float32(0))
         with pytest.raises(OSError, match=r"17\.jpg is truncated$") as error:
             loop.run(state, data(stopping))
         return training.without_data, checkpoints.saved, str(error.value)
@@ -151,7 +152,7 @@ def test_a_host_without_data_starts_the_steps_of_the_others_which_change_nothing
 
 @pytest.mark.parametrize("nonfinite", ["stop", "skip"])
 def test_a_host_that_is_ahead_drops_the_steps_for_which_another_had_no_data(start, nonfinite):
-    """The first of them is not finite when it is computed; it is no fault of the training."""
+    """The first of them is not finite when it is computed; the training does not diverge."""
     other = OtherHost(NUM_VALID, str(DATA_ERROR))
 
     def when_void():
