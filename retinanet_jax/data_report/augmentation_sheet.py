@@ -45,12 +45,12 @@ def augmentations(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
     Args:
         config: The config of the run.
     """
-    yield f"this config, with data.augmentation={config.data.augmentation!r}", config
+    yield f"this config ({config.data.augmentation or 'no preset'})", config
     for name in PRESETS:
         if name != config.data.augmentation:
             changed = config.copy_and_resolve_references()
             changed.data.augmentation = name
-            yield f"with data.augmentation={name!r}", changed
+            yield f"with --config.data.augmentation={name}", changed
 
 
 def compiled_input(config: ConfigDict) -> Callable[[Batch], Float[Array, "B H W 3"]]:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from train_plans import random_sizes, train_plan
 
-from retinanet_jax.data.repeats import repeat_factors
+from retinanet_jax.data.repeats import Repeats, repeat_factors
 
 
 def epoch_counts(plan, epoch: int, num_images: int) -> np.ndarray:
@@ -61,6 +61,19 @@ def test_all_epochs_have_equally_many_images_and_batches(factors, batch_size, se
     # Each of two groups is completed to a whole number of images.
     assert len(totals) == 1
     assert -1e-5 < totals.pop() - factors.sum() < 2
+
+
+def test_each_group_has_equally_many_images_in_all_epochs():
+    """So that the batches of landscapes, and those of portraits, are always equally many."""
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 3, 60)
+    factors = np.maximum(1, rng.uniform(0, 3, 60))
+    repeats = Repeats(factors, groups)
+    for epoch in range(20):
+        counts = np.bincount(groups[repeats.image[repeats.present(0, epoch)]])
+        np.testing.assert_array_equal(counts, repeats.group_counts)
+    sums = np.bincount(groups, factors)
+    np.testing.assert_array_equal(repeats.group_counts, np.ceil(sums))
 
 
 def test_the_copies_of_an_image_are_transformed_differently():
