@@ -25,7 +25,7 @@ def config_of(monkeypatch, synthetic_dataset, tmp_path):
         def record(config, *_, **__):
             given.append(config)
 
-        device = types.SimpleNamespace(platform=platform, device_kind="NVIDIA Z")
+        device = types.SimpleNamespace(platform=platform, **{"device_kind": "NVIDIA Z"})
         monkeypatch.setattr(train, "train_or_evaluate", record)
         monkeypatch.setattr(inspect_data, "make_report", record)
         monkeypatch.setattr(jax, "devices", lambda: [device])
@@ -110,7 +110,10 @@ def test_auto_leaves_a_field_to_the_run(config_of):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--config.data.eval_batch_size=auto",), "config.data.eval_batch_size=auto must be an integer"),
+        (
+            ("--config.data.eval_batch_size=auto",),
+            "config.data.eval_batch_size=auto must be an integer",
+        ),
         (("--config.anchors=3",), "config.anchors is not a config field"),
         (
             ("--config.epochs=2", "--config.total_steps=9"),

@@ -164,7 +164,7 @@ def test_several_hosts_need_a_number(toy_config, monkeypatch):
 
 def test_the_memory_of_a_computer_is_divided_among_its_virtual_devices(monkeypatch):
     monkeypatch.setattr(batch_choice, "available_memory", lambda: 800)
-    devices = [types.SimpleNamespace(platform="cpu", device_kind="cpu")] * 8
+    devices = [types.SimpleNamespace(platform="cpu", **{"device_kind": "cpu"})] * 8
     assert batch_choice.usable_memory(types.SimpleNamespace(local_devices=devices)) == 60
 
 
@@ -173,7 +173,7 @@ def test_the_memory_of_a_computer_is_divided_among_its_virtual_devices(monkeypat
 )
 def test_the_memory_of_an_accelerator_is_what_it_reports(stats, usable):
     device = types.SimpleNamespace(
-        platform="gpu", device_kind="NVIDIA Z", memory_stats=lambda: stats
+        platform="gpu", memory_stats=lambda: stats, **{"device_kind": "NVIDIA Z"}
     )
     mesh = types.SimpleNamespace(local_devices=[device])
     if usable:
