@@ -48,15 +48,23 @@ def _metrics(summary: Mapping[str, Any]) -> Iterator[str]:
 def _comparison(comparison: Mapping[str, Any] | None) -> Iterator[str]:
     """Yield lines that compare two detectors, if there are two."""
     if comparison:
-        ap = comparison["metrics"]["AP"]
-        interval = ""
-        if ap["low"] is not None:
-            interval = (
-                f" [{ap['low']:+.3f}, {ap['high']:+.3f}], higher with probability "
-                f"{ap['probability']:.0%}"
-            )
         yield f"compared with {shorten(comparison['other'], MAX_NAME)}:"
-        yield f"  AP {_gain(ap['difference']) or 'undefined'}{interval}"
+        yield f"  AP {format_difference(comparison['metrics']['AP'])}"
+
+
+def format_difference(difference: Mapping[str, float | None]) -> str:
+    """Return the difference of a metric of two detectors with its interval, as text.
+
+    Args:
+        difference: One of the "metrics" that `intervals.compare_detectors` returns.
+    """
+    interval = ""
+    if difference["low"] is not None:
+        interval = (
+            f" [{difference['low']:+.3f}, {difference['high']:+.3f}], higher with probability "
+            f"{difference['probability']:.0%}"
+        )
+    return f"{_gain(difference['difference']) or 'undefined'}{interval}"
 
 
 def _errors(errors: Sequence[Mapping[str, Any]]) -> Iterator[str]:
