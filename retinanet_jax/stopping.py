@@ -314,9 +314,16 @@ class RunOutput(io.TextIOBase):
         try:
             yield
         except BrokenPipeError:
-            # Python would fail again when it flushes the stream at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            discard(self._stream)
             os.kill(os.getpid(), signal.SIGHUP)
+
+
+def discard(stream: TextIO) -> None:
+    """Discard the output of the process to a stream of which the reader has ended.
+
+    Otherwise Python would fail again when it flushes the stream at exit.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def status_of(interruption: KeyboardInterrupt) -> int:
@@ -335,6 +342,10 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     try:
         with Stopping():
             status = main()
+            print(end="", flush=True)
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
+        discard(sys.stdout)
+        status = 0
     except KeyboardInterrupt as interruption:
         status = status_of(interruption)
     except SystemExit as ended:

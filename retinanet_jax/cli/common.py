@@ -5,7 +5,6 @@ run in one process.
 """
 
 import contextlib
-import os
 import pathlib
 import re
 import sys
@@ -289,6 +288,8 @@ def flag_errors_in_one_line() -> Iterator[None]:
         text = str(cause.args[0] if isinstance(cause, KeyError) else cause)
         brief = re.sub(r'Other fields present: "{.*}"', "", text, flags=re.DOTALL)
         sys.exit(f"error: --config: {type(error).__name__}: {one_line(brief)}")
+    except BrokenPipeError:
+        raise  # of --help
     except (flags.Error, OSError, TypeError, ValueError) as error:
         # ml_collections appends the whole traceback, as text, to the errors of a config file.
         text, _, traceback = one_line(error).partition("Traceback (most recent call last):")
@@ -310,9 +311,7 @@ def errors_in_one_line(command: Command, traceback: bool) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        # The reader of the output, such as `head`, has ended. Python would fail again when it
-        # flushes the output at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise  # `run_program` knows that the reader of the output has ended
     except (ValueError, OSError, FloatingPointError) as error:
         if traceback:
             raise
