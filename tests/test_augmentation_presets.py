@@ -62,8 +62,7 @@ def test_the_network_sees_the_colors_of_the_preset_in_training_only():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
     batch = Batch.of_images(pixels, np.full((2, 2), 8, np.float32), np.ones((2, 2), np.float32))
     batch = batch._replace(colors=np.float32([[1, 1, 0, 0], [1, 1, 1, 0]]))
-    augmented = jax.jit(lambda batch: network_input(batch, config, train=True))
-    np.testing.assert_array_equal(augmented(batch), pixels[..., ::-1])
+    np.testing.assert_array_equal(network_input(batch, config, train=True), pixels[..., ::-1])
     config.data.augmentation = "strong"
     gray, colored = jax.jit(lambda batch: network_input(batch, config, train=True))(batch)
     assert (gray == gray[..., :1]).all()

@@ -1,5 +1,6 @@
 """Images with rare categories are repeated by LVIS's rule, in epochs of constant length."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -36,13 +37,13 @@ def test_the_factors_are_those_computed_by_hand():
 def test_an_image_is_repeated_by_its_factor_on_average():
     factors = np.array([1, 1, 1.25, 1.5, 2, 3.25])
     plan = train_plan(np.full((6, 2), 100), batch_size=2, repeat_factors=factors)
-    counts = np.array([epoch_counts(plan, epoch, 6) for epoch in range(400)])
+    counts = np.array([epoch_counts(plan, epoch, 6) for epoch in range(200)])
     assert (counts >= np.floor(factors)).all()
     assert (counts <= np.ceil(factors)).all()
-    np.testing.assert_allclose(counts.mean(axis=0), factors, atol=0.08)
+    np.testing.assert_allclose(counts.mean(axis=0), factors, atol=0.1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     factors=st.lists(st.floats(1, 5), min_size=1, max_size=30),
     batch_size=st.integers(1, 5),
@@ -81,6 +82,21 @@ def test_the_copies_of_an_image_are_transformed_differently():
     batch = plan.batch(0)
     assert batch.index.tolist() == [0, 0, 0, 0]
     assert len({tuple(size) for size in batch.resized.tolist()}) > 1
+
+
+def test_a_plan_with_everything_on_is_the_same_from_any_step():
+    options = {
+        "repeat_factors": np.linspace(1, 3, 12),
+        "affine": {"rotation": 9.0, "shear": 3.0, "scale": (0.5, 1.5), "translation": 0.1},
+        **dict.fromkeys(("mosaic", "mixup", "gray", "blur", "jpeg", "cutout"), 0.5),
+    }
+    sizes = random_sizes(12)
+    running = train_plan(sizes, **options)
+    for step in range(3 * running.steps_per_epoch):
+        expected = running.batch(step)
+        assert set(expected.images()) <= set(range(12))
+        resumed = train_plan(sizes, **options).batch(step)
+        jax.tree.map(np.testing.assert_array_equal, resumed, expected)
 
 
 def test_without_a_threshold_the_plan_is_the_same():
