@@ -1,6 +1,7 @@
 """RetinaNet in JAX and Flax: object detection from training to export."""
 
 import pathlib
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -8,6 +9,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.6.0"
 __all__ = ["Detection", "Detections", "Detector"]
+
+# When the program began. The process may be older, as that of a shell script which installs the
+# package first and then becomes the program.
+IMPORTED_AT = time.monotonic()
 
 # An installed package contains the configs; in a checkout they are in the folder next to it. Either
 # way they can be imported as `retinanet_jax.configs`.

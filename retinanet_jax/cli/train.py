@@ -257,13 +257,13 @@ def train_or_evaluate(
         return 0
     from retinanet_jax.training.loop import train
     from retinanet_jax.training.metrics import check_metrics
-    from retinanet_jax.training.observation import process_age
+    from retinanet_jax.training.observation import program_age
 
     check_metrics(folder)
     lock = RunLock(folder) if jax.process_index() == 0 else contextlib.nullcontext()
     with lock, watchdog(folder, stall_seconds):
         signal = train(
-            config, folder, evaluates=mode == MODES[0], profile=profile, age=process_age()
+            config, folder, evaluates=mode == MODES[0], profile=profile, age=program_age()
         )
     if signal:
         print("stopped; the same command resumes from the newest checkpoint", file=sys.stderr)

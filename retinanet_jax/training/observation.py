@@ -2,8 +2,6 @@
 
 import collections
 import contextlib
-import os
-import pathlib
 import time
 from collections.abc import Generator, Iterable, Iterator
 from concurrent import futures
@@ -11,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 
+import retinanet_jax
 from retinanet_jax.training.profiling import Profiler
 from retinanet_jax.utils.progress import ACTIVITY, CLOCK, Phase, format_duration
 from retinanet_jax.utils.threads import DaemonThreads
@@ -202,14 +201,9 @@ class Observation:
         return now
 
 
-def process_age() -> float:
-    """Return for how many seconds this process has run; 0 where that is unknown."""
-    try:
-        fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        booted = time.clock_gettime(time.CLOCK_BOOTTIME)
-        return booted - int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (AttributeError, OSError):  # not on Linux
-        return 0.0
+def program_age() -> float:
+    """Return the seconds since the program began, with the imports of what it requires."""
+    return time.monotonic() - retinanet_jax.IMPORTED_AT
 
 
 def device_memory() -> dict[str, float]:

@@ -2,11 +2,13 @@
 
 import pathlib
 import threading
+import time
 import types
 
 import jax
 import pytest
 
+import retinanet_jax
 from retinanet_jax.training import observation as module
 from retinanet_jax.training.observation import Observation
 from retinanet_jax.training.profiling import Profiler
@@ -85,6 +87,12 @@ def test_a_step_that_waits_for_the_one_before_it_is_not_counted_twice(clock):
     clock.seconds += 2
     second.end()
     assert observation.take_times().device == 7
+
+
+def test_a_program_is_younger_than_the_process_that_has_become_it(monkeypatch):
+    """A shell script may install the package before it runs the program in its own process."""
+    monkeypatch.setattr(retinanet_jax, "IMPORTED_AT", time.monotonic() - 0.25)
+    assert 0.25 <= module.program_age() < 1
 
 
 def test_goodput_is_the_fraction_of_the_wall_time_that_trained(clock):
