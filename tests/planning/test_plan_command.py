@@ -37,6 +37,10 @@ def virtual_devices(monkeypatch):
             ["--topology=v5e-4", "--mode=predict", "--config.data.eval_batch_size=6"],
             "data.eval_batch_size=6 must be a multiple of the 4 devices",
         ),
+        (
+            ["--topology=v5e-4", "--config.data.batch_size=12", "--config.optimizer.accumulate=2"],
+            "12 must be a multiple of optimizer.accumulate=2 times the 4 devices",
+        ),
         (["--topology=v5e-4", "--config.space=3"], "space=3 must divide the number of devices"),
     ],
 )
@@ -69,6 +73,19 @@ def test_a_tpu_is_best_with_multiples_of_eight_images(config):
     assert "4 images a chip is no multiple of 8" in text
     assert "--config.data.batch_size=32" in text
     assert "multiple of 8" not in warnings_for(config, "h100x4", a_program(1))
+
+
+def test_parts_of_a_batch_need_less_memory_but_are_smaller(config):
+    config.data.batch_size, config.shard_optimizer = 64, True
+    text = warnings_for(config, "v5e-4", a_program(17))
+    assert "--config.optimizer.accumulate=2 computes half as many images at once" in text
+    assert "accumulate" not in warnings_for(config, "v5e-4", a_program(15))  # it fits
+    config.optimizer.accumulate = 4
+    text = warnings_for(config, "v5e-4", a_program(17))
+    assert "--config.optimizer.accumulate=8" in text
+    # 64 images on 4 chips in 4 parts are 4 a chip.
+    assert "4 images a chip is no multiple of 8" in text
+    assert "--config.data.batch_size=128" in text
 
 
 def test_a_sharded_optimizer_is_proposed_where_it_lets_a_program_fit(config):

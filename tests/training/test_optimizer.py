@@ -13,6 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from retinanet_jax.config import load_config
+from retinanet_jax.config_checks import check_fields
 from retinanet_jax.training.optimizer import (
     make_optimizer,
     make_schedule,
@@ -350,6 +351,23 @@ def test_rates_of_stages_leave_the_state_of_the_optimizer_as_it_is(config):
         config.optimizer.layer_decay = layer_decay
         states.append(make_optimizer(config).init(parameters()))
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("model.frozen_parts", ("fpn", "backbone"), "='backbone' must be one of fpn, class_"),
+        ("model.remat", ("heads", "c6"), "='c6' must be one of stem, c2, c3, c4, c5, fpn, heads"),
+        ("optimizer.accumulate", 0, "=0 must be at least 1"),
+        ("optimizer.layer_decay", 0.0, "=0.0 must be above 0 and at most 1, .*frozen_stages"),
+        ("optimizer.layer_decay", 1.5, "=1.5 must be above 0 and at most 1"),
+    ],
+)
+def test_a_part_or_a_factor_that_cannot_be_is_an_error(config, name, value, message):
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(ValueError, match=name.replace(".", r"\.") + message) as error:
+        check_fields(config)
+    assert "\n" not in str(error.value)
 
 
 def test_sgd_by_hand(config):
