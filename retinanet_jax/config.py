@@ -121,8 +121,8 @@ def default_config() -> ConfigDict:
     # Inside an image's height and width, after its crop: strengths of the rotation and of the shear
     # along both axes in degrees, the range of a factor, and the fraction of the sides to move by.
     config.data.affine = dict(rotation=0.0, shear=0.0, scale=(1.0, 1.0), translation=0.0)
-    # Fractions of the images that share their area with three others; are averaged with another
-    # one; and, for each of up to 4 objects of other images, have it pasted onto them.
+    # Fractions of the images that are combined with three others, in a corner each; that are
+    # averaged with another one; and onto which an object is pasted, for each of 4 objects.
     config.data.mosaic = 0.0
     config.data.mixup = 0.0
     config.data.copy_paste = 0.0

@@ -47,7 +47,7 @@ class Augmentation:
         affine: A transform inside the image's height and width, around its center: "rotation" r and
             "shear" s along both axes are angles in [-r, r] and [-s, s] degrees; "scale" is the
             range (lo, hi) of a factor; "translation" t moves by fractions of the sides in [-t, t].
-        mosaic: The fraction of the images that share their area with three other images.
+        mosaic: The fraction of the images that are combined with three others, in a corner each.
         mixup: The fraction of the images that are averaged with another image.
         copy_paste: The fraction of the images onto which an object of the dataset is pasted, for
             each of `layers.NUM_PASTED` objects.

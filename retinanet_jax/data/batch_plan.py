@@ -45,8 +45,8 @@ class BatchPlan(NamedTuple):
         part = slice(process_index * size, (process_index + 1) * size)
         composition = self.composition and self.composition.select(part)
         effects = self.effects and self.effects.select(part)
-        arrays = (field[part] for field in self[2:-2])
-        return BatchPlan(self.bucket, self.resize, *arrays, composition, effects)
+        arrays = {name: getattr(self, name)[part] for name in self._fields[2:-2]}
+        return self._replace(**arrays, composition=composition, effects=effects)
 
     def images(self) -> list[int]:
         """Return the indices of all images that the batch requires, some of them repeatedly."""
@@ -66,6 +66,12 @@ class BatchPlan(NamedTuple):
         if self.composition is None:
             return np.zeros(len(self.index), bool)
         return self.composition.is_composed
+
+    def composition_of(self, example: int) -> Composition | None:
+        """Return what an example is composed of; None if it is its own image only."""
+        if self.composition is None or not self.composition.is_composed[example]:
+            return None
+        return self.composition.select(example)
 
     @property
     def has_effects(self) -> Bool[np.ndarray, " B"]:

@@ -131,7 +131,7 @@ def _warped_image(canvas: Pixels, composition: Composition, size: tuple[int, int
 
     def warp(pixels: Pixels | Float32[np.ndarray, "_ _"], fill: int | tuple[int, ...]):
         image = Image.fromarray(pixels).transform(
-            size[::-1],
+            (size[1], size[0]),
             Image.Transform.AFFINE,
             matrix,
             Image.Resampling.BILINEAR,

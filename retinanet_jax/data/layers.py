@@ -176,10 +176,10 @@ class Composer:
     ) -> Layers:
         """Return the layer of each example's own image, and three that complete it to a mosaic."""
         center = transforms.size[examples] / 2
-        alone = np.rint(center - zoom[:, None] * center + shift)  # B 2
+        single = np.rint(center - zoom[:, None] * center + shift)  # B 2
         if samples is None:
             layers = self._whole(examples[:, None], transforms, zoom)
-            return layers._replace(place=alone[:, None])
+            return layers._replace(place=single[:, None])
         partners = (samples[:, 3:] * len(self._images)).astype(np.int32)
         layers = self._whole(np.column_stack([examples, partners]), transforms, zoom)
         low, high = MEETING_RANGE
@@ -188,7 +188,7 @@ class Composer:
         place = meeting[:, None] - MOSAIC_CORNERS * layers.size
         is_mosaic = samples[:, 0] < self._augmentation.mosaic * is_mixed
         layers.size[~is_mosaic, 1:] = 0
-        return layers._replace(place=np.where(is_mosaic[:, None, None], place, alone[:, None]))
+        return layers._replace(place=np.where(is_mosaic[:, None, None], place, single[:, None]))
 
     def _averaged(
         self,
@@ -269,9 +269,9 @@ def _affine(
     signed = 2 * samples[:, 1:] - 1
     angle = np.radians(affine["rotation"]) * signed[:, 2]
     shear_y, shear_x = np.tan(np.radians(affine["shear"]) * signed[:, 3:].T)
-    cos, sin, one = np.cos(angle), np.sin(angle), np.ones(len(angle))
+    cos, sin, ones = np.cos(angle), np.sin(angle), np.ones(len(angle))
     rotation = np.array([[cos, -sin], [sin, cos]])  # 2 2 B
-    shear = np.array([[one, shear_y], [shear_x, one]])
+    shear = np.array([[ones, shear_y], [shear_x, ones]])
     warp = np.einsum("ijb,jkb->bik", rotation, shear)
     return low + (high - low) * samples[:, 0], affine["translation"] * signed[:, :2] * frame, warp
 

@@ -155,8 +155,7 @@ class _ImageReader:
     def transformed(self, batch_plan: BatchPlan, example: int) -> transforms.Pixels:
         """Return an example's transformed image, which may be composed of several images."""
         method, geometry = batch_plan.resize, batch_plan.geometry(example)
-        if batch_plan.is_composed[example]:
-            composition = batch_plan.composition.select(example)
+        if (composition := batch_plan.composition_of(example)) is not None:
             return compose_image(composition, geometry.size, self.pixels, method=method)
         pixels = self.pixels(int(batch_plan.index[example]), geometry.resized)
         return transforms.transform_image(pixels, geometry, method=method)

@@ -14,6 +14,7 @@ from retinanet_jax.data import transforms
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.batch_plan import BatchPlan
 from retinanet_jax.data.composition import compose_boxes, placed_layers
+from retinanet_jax.data.layers import Composition
 from retinanet_jax.data.loaders import LoadedImages, load_by_tf, load_by_threads
 from retinanet_jax.data.plan import Plan
 from retinanet_jax.data.sources.base import Annotations, Source
@@ -123,15 +124,14 @@ def visible_annotations(
         The annotations that are visible enough, and the number of dropped boxes of the example's
         own image, which does not include crowd regions.
     """
-    if batch_plan.is_composed[example]:
-        annotations, visible, is_own = _composed_annotations(source, batch_plan, example)
+    geometry = batch_plan.geometry(example)
+    if (composition := batch_plan.composition_of(example)) is not None:
+        annotations, visible, is_own = _composed_annotations(source, composition, geometry.size)
     else:
         index = int(batch_plan.index[example])
         annotations = source.annotations(index)
         height, width = source.sizes[index].tolist()
-        boxes, visible = transforms.transform_boxes(
-            annotations.boxes, (height, width), batch_plan.geometry(example)
-        )
+        boxes, visible = transforms.transform_boxes(annotations.boxes, (height, width), geometry)
         annotations, is_own = annotations._replace(boxes=boxes), np.ones(len(boxes), bool)
     keep = (visible > 0) & (visible >= min_visible)
     num_dropped = int((~keep & ~annotations.crowd & is_own).sum())
@@ -139,15 +139,14 @@ def visible_annotations(
 
 
 def _composed_annotations(
-    source: Source, batch_plan: BatchPlan, example: int
+    source: Source, composition: Composition, size: tuple[int, int]
 ) -> tuple[Annotations, Float32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     """Return a composed example's annotations, how much is visible, and which are its image's."""
-    composition, (height, width) = batch_plan.composition.select(example), batch_plan.size[example]
     layers = placed_layers(composition)
     parts = [source.annotations(layer.index) for layer in layers]
-    sizes = [tuple(source.sizes[layer.index].tolist()) for layer in layers]
+    original_sizes = [tuple(source.sizes[layer.index].tolist()) for layer in layers]
     boxes, visible = compose_boxes(
-        composition, (int(height), int(width)), [part.boxes for part in parts], sizes
+        composition, size, [part.boxes for part in parts], original_sizes
     )
     _, classes, crowd = (np.concatenate(field) for field in zip(*parts, strict=True))
     return Annotations(boxes, classes, crowd), visible, np.arange(len(boxes)) < len(parts[0].boxes)

@@ -153,16 +153,16 @@ def test_a_rectangle_is_where_the_warp_moves_it_and_framed_by_its_box(angle, she
     moved = np.array([warp @ (corner - (24, 32)) + (24, 32) for corner in corners])
     whole = np.concatenate([moved.min(axis=0), moved.max(axis=0)])
     inside = np.clip(whole, 0, (48, 64, 48, 64))
-    shown = area(corners[0], corners[3]) / (height * width)
+    fraction = area(corners[0], corners[3]) / (height * width)
     hull, rest = (area(*frame.reshape(2, 2)) for frame in (whole, inside))
-    np.testing.assert_allclose(visible, shown * rest / hull if shown else 0, atol=1e-4)
+    np.testing.assert_allclose(visible, fraction * rest / hull if fraction else 0, atol=1e-4)
     if visible > 0:
         np.testing.assert_allclose(framed, inside, atol=1e-4)
 
 
 def test_floating_point_pixels_are_warped_like_bytes():
-    turned = np.array([[0.8, -0.6], [0.6, 0.8]])
-    image, composition = noise(40, 40), compose((40, 40), [(40, 40, 0, 0, 1)], turned)
+    rotation = np.array([[0.8, -0.6], [0.6, 0.8]])
+    image, composition = noise(40, 40), compose((40, 40), [(40, 40, 0, 0, 1)], rotation)
     exact, rounded = (
         compose_image(composition, (40, 40), lambda *_: image, method=method)
         for method in ("bilinear_float", "bilinear")
@@ -255,7 +255,7 @@ def test_both_loaders_compose_bit_for_bit_equal_images(planted):
     assert num_composed == 16
 
 
-def test_composed_and_plain_examples_share_a_batch_of_tf_data(planted):
+def test_a_batch_of_tf_data_has_composed_and_plain_examples(planted):
     plan = plan_of(planted, mosaic=0.5)
     for step, batch in enumerate(load(planted, plan, 2, loader="tf")):
         (by_threads,) = load(planted, plan, 1, start_step=step)

@@ -95,7 +95,7 @@ def test_layers_are_crops_of_their_images_inside_the_canvas():
     assert inside_canvas[present].all()
 
 
-def test_the_four_images_of_a_mosaic_meet_in_a_point_and_share_the_whole_area():
+def test_the_four_images_of_a_mosaic_meet_in_a_point_and_fill_the_whole_area():
     composition = epoch(square_plan(mosaic=1.0))
     layers = composition.layers
     assert layers.size.prod(axis=-1).sum(axis=1).tolist() == [100 * 100] * COUNT
@@ -123,7 +123,7 @@ def test_fractions_and_ranges_are_the_stated_ones():
     assert abs(present[8] - 0.2) < 0.06
     zoom = composition.layers.resized[:, 0, 0] / 100
     assert (zoom.min() < 0.52) & (zoom.max() > 1.48) & (zoom.min() >= 0.5) & (zoom.max() <= 1.5)
-    # The rotation is what is left of the warp after the shear, whose diagonal is 1.
+    # The rotation is what is left of the warp after the shear, which has a diagonal of 1.
     (a, b), (c, d) = np.moveaxis(composition.warp, 0, -1)
     shear = np.degrees(np.arctan(np.array([c / a, b / d])))  # rotation -+ shear, to first order
     assert abs(shear).max() <= 30
