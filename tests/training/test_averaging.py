@@ -169,6 +169,18 @@ def test_a_checkpoint_has_the_average_as_its_variables_and_resumes_with_both(
     assert "average" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("fills", [(np.nan, 1.0), (1.0, np.nan)])
+def test_neither_an_average_nor_latest_variables_that_are_not_finite_are_saved(
+    tmp_path, config, fills
+):
+    average, latest = map(variables, fills)
+    with (
+        CheckpointManager(tmp_path, config, CATEGORIES) as checkpoints,
+        pytest.raises(FloatingPointError, match=r"not finite: batch_stats/mean, params/kernel\.$"),
+    ):
+        checkpoints.save(40, average, {"step": jnp.int32(40), **latest})
+
+
 def test_a_checkpoint_without_an_average_starts_one_at_its_variables(resume, capsys):
     state = resume(0.0, 0.9)
     assert_variables(state.average, 1.0)
