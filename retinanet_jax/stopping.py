@@ -5,8 +5,6 @@ for a device or for a file. Here a thread answers each signal at once.
 """
 
 import collections
-import contextlib
-import io
 import os
 import signal
 import socket
@@ -14,12 +12,12 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from signal import Signals
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from retinanet_jax import hosts
-from retinanet_jax.utils.ending import in_seconds, leave, print_message
+from retinanet_jax.utils.ending import discard, in_seconds, leave, print_message
 from retinanet_jax.utils.progress import one_line
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -286,44 +284,6 @@ class Stopping:
             return NOT_TO_SAVE
         step, saved = self._progress()
         return f"steps {saved + 1} to {step} are not saved" if step > saved else "all is saved"
-
-
-class RunOutput(io.TextIOBase):
-    """A text stream that turns the end of its reader into SIGHUP, so that a run saves its steps.
-
-    Args:
-        stream: The output of the process.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Write a text, if there is a reader."""
-        with self._hanging_up():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush the stream, if there is a reader."""
-        with self._hanging_up():
-            self._stream.flush()
-
-    @contextlib.contextmanager
-    def _hanging_up(self) -> Iterator[None]:
-        try:
-            yield
-        except BrokenPipeError:
-            discard(self._stream)
-            os.kill(os.getpid(), signal.SIGHUP)
-
-
-def discard(stream: TextIO) -> None:
-    """Discard the output of the process to a stream of which the reader has ended.
-
-    Otherwise Python would fail again when it flushes the stream at exit.
-    """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def status_of(interruption: KeyboardInterrupt) -> int:

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from retinanet_jax import checkpoint, stopping
-from retinanet_jax.stopping import Interrupted, RunOutput, Stopped, Stopping
-from retinanet_jax.utils.ending import in_seconds
+from retinanet_jax.stopping import Interrupted, Stopped, Stopping
+from retinanet_jax.utils.ending import RunOutput, in_seconds
 
 # ---- the class
 

@@ -25,8 +25,9 @@ from retinanet_jax.cli.observe import STALL_SECONDS, define_profile, define_stal
 from retinanet_jax.cli.replay import define_replay, replay_step
 from retinanet_jax.config import CONFIGS
 from retinanet_jax.config_checks import check_fields
-from retinanet_jax.stopping import RunOutput, Stopping
+from retinanet_jax.stopping import Stopping
 from retinanet_jax.training.profiling import parse_profile
+from retinanet_jax.utils.ending import RunOutput
 from retinanet_jax.utils.files import make_writable
 from retinanet_jax.utils.paths import PACKAGES, scheme_of, to_path
 from retinanet_jax.utils.remote import local_folder
