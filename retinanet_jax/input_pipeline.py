@@ -74,7 +74,9 @@ def train_plan(config: ConfigDict, source: Source) -> TrainPlan:
             source.objects.image_index[source.object_mask],
             num_images=len(source),
             threshold=data.repeat_threshold,
-        ),
+        )
+        if data.repeat_threshold
+        else None,
         objects=pastable_objects(source) if data.copy_paste else None,
         mixed_steps=round((1 - data.unmixed_fraction) * config.total_steps),
     )
