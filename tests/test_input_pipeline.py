@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from retinanet_jax import datasets, input_pipeline
+from retinanet_jax.config_checks import check_fields
 from retinanet_jax.data.sources.coco import CocoSource
 
 
@@ -241,6 +242,25 @@ def test_plans_have_the_batch_sizes_and_sides_of_the_config(config):
     assert evaluation.num_batches == 3
     assert evaluation.batch(0).bucket in {(800, 1088), (1088, 800)}
     assert sorted(evaluation.batch(0).resized[0].tolist()) == [800, 1067]
+
+
+def test_images_are_composed_as_the_config_says_except_in_the_last_steps(toy_config, tmp_path):
+    toy_config.total_steps, toy_config.data.train.count = 20, 4
+    source = datasets.open_training(toy_config, tmp_path)
+    assert input_pipeline.train_plan(toy_config, source).batch(0).composition is None
+    toy_config.data.update(mosaic=1.0, mixup=1.0, copy_paste=1.0, unmixed_fraction=0.25)
+    plan = input_pipeline.train_plan(toy_config, source)
+    is_composed = [plan.batch(step).is_composed for step in range(20)]
+    assert np.all(is_composed[:15])
+    assert not np.any(is_composed[15:])
+    pasted = plan.batch(0).composition.layers.size[:, 4:8]
+    assert pasted.any()
+    toy_config.data.affine.rotation = 10.0
+    warp = input_pipeline.train_plan(toy_config, source).batch(19).composition.warp
+    assert not np.array_equal(warp[0], np.eye(2))
+    toy_config.data.unmixed_fraction = 1.5
+    with pytest.raises(ValueError, match=r"config\.data\.unmixed_fraction=1\.5 must be a fraction"):
+        check_fields(toy_config)
 
 
 def test_an_unknown_evaluation_shape_is_named(config):

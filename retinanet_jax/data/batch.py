@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     weights: Float32[Any, " B"]  # 1 for an image of the dataset, 0 for a filler
     index: Int32[Any, " B"]  # index of each image in its source
     colors: Float32[Any, "B 4"]  # factors of brightness, contrast and saturation; shift of the hue
-    dropped: Int32[Any, " B"]  # number of boxes left out because too little of them is visible
+    dropped: Int32[Any, " B"]  # number of the image's own boxes that are too little visible
 
     @classmethod
     def of_images(
