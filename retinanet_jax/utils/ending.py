@@ -1,7 +1,4 @@
-"""The end of a process: at once, whatever its threads do, and with one line for people.
-
-And the end of the reader of its output.
-"""
+"""The end of a process, at once and with one line for people, and of the reader of its output."""
 
 import contextlib
 import io
