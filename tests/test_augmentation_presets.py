@@ -61,7 +61,7 @@ def test_the_network_sees_the_colors_of_the_preset_in_training_only():
     config.input.update(mean=(0.0, 0.0, 0.0))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
     batch = Batch.of_images(pixels, np.full((2, 2), 8, np.float32), np.ones((2, 2), np.float32))
-    batch = batch._replace(colors=np.float32([[1, 1, 0, 0], [1, 1, 1, 0]]))
+    batch = batch._replace(colors=np.array([[1, 1, 0, 0], [1, 1, 1, 0]], np.float32))
     np.testing.assert_array_equal(network_input(batch, config, train=True), pixels[..., ::-1])
     config.data.augmentation = "strong"
     gray, colored = jax.jit(lambda batch: network_input(batch, config, train=True))(batch)
@@ -87,8 +87,8 @@ def test_the_documentation_has_the_values_of_the_presets():
         first, *others = re.findall("`([a-z_.]+)`", names)
         section = first.rpartition(".")[0]
         for preset, cell in zip(PRESETS, cells, strict=True):
-            numbers = tuple(map(float, cell.split(" to "))) if cell else (0.0,)
-            value = numbers if len(numbers) > 1 else numbers[0]
+            numbers = [float(number) for number in (cell or "0").split(" to ")]
+            value = tuple(numbers) if len(numbers) > 1 else numbers[0]
             documented[preset][first] = value
             documented[preset] |= {f"{section}.{other}": value for other in others}
     off = dict(flatten(default_config().data))

@@ -88,9 +88,7 @@ def load_by_threads(
     workers = DaemonThreads(num_threads or os.cpu_count() or 1)
 
     def load(image: np.ndarray, batch_plan: BatchPlan, example: int) -> None:
-        pixels = reader.transformed(batch_plan, example)
-        if batch_plan.effects:
-            pixels = apply_effects(pixels, batch_plan.effects.select(example))
+        pixels = _with_effects(reader.transformed(batch_plan, example), batch_plan, example)
         height, width = pixels.shape[:2]
         image[:height, :width] = pixels
 
@@ -281,43 +279,49 @@ def _tf_image(
     step, example, has_effects, is_composed = (column[0] for column in rest)
     method = example_plan.resize
 
-    def decode_in_python():
-        def pixels(index: np.int32, resized: np.ndarray, file: bytes) -> np.ndarray:
-            if file:
-                return reader.decode(int(index), file)
-            return reader.pixels(int(index), tuple(resized.tolist()))
+    def decode(index: np.int32, resized: np.ndarray, file: bytes) -> np.ndarray:
+        if file:
+            return reader.decode(int(index), file)
+        return reader.pixels(int(index), tuple(resized.tolist()))
 
-        image = tf.numpy_function(pixels, [index[0], resized, file], tf.uint8)
-        return tf.ensure_shape(image, (None, None, 3))
+    def compose(step: np.int32, example: np.int32) -> transforms.Pixels:
+        return reader.transformed(waiting[int(step)], int(example))
 
-    def transform():
+    def affect(image: transforms.Pixels, step: np.int32, example: np.int32) -> transforms.Pixels:
+        return _with_effects(image, waiting[int(step)], int(example))
+
+    def call(function: Callable[..., np.ndarray], inputs: list[Any], dtype: Any) -> Any:
+        return tf.ensure_shape(tf.numpy_function(function, inputs, dtype), (None, None, 3))
+
+    def transform() -> Any:
         # A plain JPEG is decoded outside Python's lock.
-        image = tf.cond(is_plain, lambda: tf_transforms.decode_jpeg(file), decode_in_python)
+        image = tf.cond(
+            is_plain,
+            lambda: tf_transforms.decode_jpeg(file),
+            lambda: call(decode, [index[0], resized, file], tf.uint8),
+        )
         return tf_transforms.transform_image(
             image, resized, flip[0] > 0, rot90_k[0], offset, size, method=method
         )
 
-    def compose_in_python():
-        def compose(step: np.int32, example: np.int32) -> transforms.Pixels:
-            return reader.transformed(waiting[int(step)], int(example))
-
-        image = tf.numpy_function(compose, [step, example], transforms.PIXEL_TYPES[method])
-        return tf.ensure_shape(image, (None, None, 3))
-
-    def affect_in_python():
-        def affect(image: transforms.Pixels, step: np.int32, example: np.int32):
-            return apply_effects(image, waiting[int(step)].effects.select(int(example)))
-
-        affected = tf.numpy_function(affect, [image, step, example], image.dtype)
-        return tf.ensure_shape(affected, (None, None, 3))
-
+    dtype = transforms.PIXEL_TYPES[method]
     if example_plan.composition:
-        image = tf.cond(is_composed > 0, compose_in_python, transform)
+        image = tf.cond(is_composed > 0, lambda: call(compose, [step, example], dtype), transform)
     else:
         image = transform()
     if example_plan.effects:
-        image = tf.cond(has_effects > 0, affect_in_python, lambda: image)
+        inputs = [image, step, example]
+        image = tf.cond(has_effects > 0, lambda: call(affect, inputs, dtype), lambda: image)
     return tf_transforms.pad(image, bucket)
+
+
+def _with_effects(
+    image: transforms.Pixels, batch_plan: BatchPlan, example: int
+) -> transforms.Pixels:
+    """Return the transformed image of an example with the effects of its plan."""
+    if batch_plan.effects is None:
+        return image
+    return apply_effects(image, batch_plan.effects.select(example))
 
 
 def _find_error(

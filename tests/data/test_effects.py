@@ -13,7 +13,7 @@ ALL = {"gray": 0.25, "blur": 0.25, "jpeg": 0.5, "cutout": 0.75}
 
 def effects(blur=0.0, jpeg=0, cutout=(0, 0, 0, 0)) -> Effects:
     """Return the effects on a single image."""
-    return Effects(np.float32(blur), np.int32(jpeg), np.int32(cutout))
+    return Effects(np.array(blur, np.float32), np.array(jpeg, np.int32), np.array(cutout, np.int32))
 
 
 def sampled(sizes, **fractions) -> Effects:
@@ -116,8 +116,7 @@ def source(folder):
     """Return smooth images, in both of TensorFlow's ways of decoding."""
     for image_id in range(1, 9):
         pixels = smooth(60 + image_id, 80, seed=image_id)
-        options = {"quality": 95} if image_id % 2 else {}
-        data = encode_image(pixels, "JPEG" if image_id % 2 else "PNG", **options)
+        data = encode_image(pixels, "JPEG" if image_id % 2 else "PNG")
         folder.add_image(60 + image_id, 80, data)
         folder.add_box(image_id, [5, 10, 30, 25])
     return folder.load()
