@@ -18,7 +18,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "medium": {
         "color_jitter": {"brightness": 0.3, "contrast": 0.3, "saturation": 0.4, "hue": 0.03},
-        "affine": {"rotation": 5.0, "shear": 2.0, "scale": (0.6, 1.5), "translation": 0.1},
+        "affine": {"rotation": 5.0, "shear": 2.0, "scale": (0.6, 1.4), "translation": 0.1},
         "mosaic": 0.3,
         "copy_paste": 0.1,
         "gray": 0.02,
@@ -29,7 +29,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "strong": {
         "color_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.6, "hue": 0.05},
-        "affine": {"rotation": 10.0, "shear": 5.0, "scale": (0.5, 1.8), "translation": 0.2},
+        "affine": {"rotation": 10.0, "shear": 5.0, "scale": (0.5, 1.5), "translation": 0.2},
         "mosaic": 0.7,
         "mixup": 0.1,
         "copy_paste": 0.2,
