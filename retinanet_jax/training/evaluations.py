@@ -142,7 +142,6 @@ class TrainingEvaluations:
 
         Raises:
             Stopped: If the run ends.
-            Exception: The error that ended the computation of AP.
         """
         if not self._config.patience or step >= self._config.total_steps:
             return
@@ -152,10 +151,8 @@ class TrainingEvaluations:
 
     def _last_better_step(self, step: int) -> int | None:
         """Return the step that the run ends because of, or None; after a signal it is None."""
-        if self._pending:
-            if not self._is_known(self._pending.outcome):
-                return None  # the next start, which computes the AP, decides
-            self._pending.outcome.result()
+        if self._pending and not self._is_known(self._pending.outcome):
+            return None  # the next start, which computes the AP, decides
         return last_better_step(self._config, self._workdir, self._description, step)
 
     def _print_early_end(self) -> None:

@@ -46,7 +46,7 @@ def print_summary(
     rows = {
         "devices": f"{mesh.shape['data']} x {mesh.shape['space']} devices (data x space), "
         f"{jax.devices()[0].device_kind}; {config.dtype}",
-        "network": f"{config.model.backbone}, {num_parameters:,} parameters",
+        "network": f"{config.model.backbone}, {num_parameters:,} parameters{average_text(config)}",
         "data": f"{len(train_data)} training and {len(eval_data or ())} evaluation images of "
         f"{len(train_data.categories)} categories",
         "images": images_text(config, plan),
@@ -67,6 +67,12 @@ def print_summary(
         flush=True,
     )
     warn_of_long_warmup(config)
+
+
+def average_text(config: ConfigDict) -> str:
+    """Return that the average of the variables is evaluated, or "" if there is none."""
+    decay = config.optimizer.ema_decay
+    return f", evaluated as their average with decay {decay:g}" if decay else ""
 
 
 def batch_text(config: ConfigDict) -> str:
