@@ -89,7 +89,10 @@ def check_categories(source: Source, boxes: AnnotatedBoxes) -> Finding:
         return Finding(INFO, "categories", message)
     message = f"{len(without)} of {len(counts)} categories have no box, "
     message += f"{len(rare)} have fewer than {RARE}"
-    advice = "add images of these categories, or remove them: they cannot be learned well."
+    advice = "add images of these categories, or remove them: they cannot be learned well"
+    advice += (
+        "; --config.data.repeat_threshold=0.1 repeats the few that there are." if rare else "."
+    )
     return Finding(WARNING, "categories", message, advice, first_examples([*without, *rare]))
 
 
