@@ -18,8 +18,8 @@ from scripts.campaign.runs import Ended, Process
 HOST_TIMEOUT, STALL_SECONDS = 10, 5
 FLAGS = (f"--host_timeout={HOST_TIMEOUT}", f"--stall_seconds={STALL_SECONDS}")
 # More steps than the other parts, so that the trouble comes in the middle.
-TOTAL_STEPS = 400
-STEPS = (f"--config.total_steps={TOTAL_STEPS}", "--config.checkpoint_every=100", "--mode=train")
+TOTAL_STEPS = 100
+STEPS = (f"--config.total_steps={TOTAL_STEPS}", "--config.checkpoint_every=50", "--mode=train")
 WAITING = "waiting for data for"  # in a warning, which may be repeated
 MAX_LINES = 3  # on stderr, besides these warnings
 # (processes, training images) -> whether a signal was sent
