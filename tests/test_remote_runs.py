@@ -95,8 +95,7 @@ def test_what_cannot_be_remote_is_refused_in_one_line(error_line, remote_dataset
         ("train", "--workdir=ftp://host/x"): "ftp://host/x: ftp:// is no known remote storage",
         ("train", "--workdir=az://box/x"): "checkpoints cannot be written to az://",
         ("train", workdir, "--data=ftp://host/x"): "ftp:// is no known remote storage",
-        ("train", workdir, "--data=az://box/x"): "az:// requires a package that is not installed: "
-        "pip install adlfs.",
+        ("train", workdir, "--data=az://box/x"): "az:// requires adlfs, not installed here; ",
         ("train", workdir, "--weights=ftp://host/x"): "ftp:// is no known remote storage",
         (
             "train",

@@ -30,6 +30,7 @@ from retinanet_jax.evaluation.coco_metrics import (
     summarize,
     with_plain_names,
 )
+from retinanet_jax.utils.packages import import_optional
 
 # What is wrong with a detection, by TIDE's definitions (https://arxiv.org/abs/2008.08115). A
 # detection of which nothing is wrong is "none"; an "ignored" one is in a crowd region.
@@ -147,14 +148,7 @@ def hotcoco_api() -> Any:
     Raises:
         ValueError: If it is not installed.
     """
-    try:
-        import hotcoco
-    except ImportError as error:
-        raise ValueError(
-            f"the analysis requires hotcoco, which cannot be imported ({error}); run "
-            '`pip install "retinanet-jax[analyze]"`.'
-        ) from None
-    return hotcoco
+    return import_optional("hotcoco", "the analysis", "retinanet-jax[analyze]")
 
 
 def image_numbers(source: Source) -> Int[np.ndarray, " N"]:

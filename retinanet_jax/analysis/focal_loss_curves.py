@@ -16,6 +16,7 @@ from retinanet_jax.core.structures import Array
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.sources.base import Source, subset
 from retinanet_jax.modeling import build_model, image_anchors, network_input, valid_sizes
+from retinanet_jax.utils.packages import import_optional
 from retinanet_jax.utils.progress import make_progress
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0)
@@ -154,13 +155,8 @@ def draw_focal_loss(curves: Mapping[str, Any], colors: Sequence[str] = COLORS) -
     Raises:
         ValueError: If matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError(
-            'matplotlib is not installed; run `pip install "retinanet-jax[analyze]"`.'
-        ) from None
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    module = import_optional("matplotlib.figure", "this figure", "retinanet-jax[analyze]")
+    figure = module.Figure(figsize=(11, 4.5), layout="constrained")
     # Dashes distinguish the lines in gray prints too.
     styles = ("-", "--", "-.", ":")
     for axis, group in zip(figure.subplots(1, 2, sharey=True), GROUPS, strict=True):

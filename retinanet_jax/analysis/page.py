@@ -15,6 +15,7 @@ from typing import Any
 
 from retinanet_jax.analysis.plots import plots, short_name
 from retinanet_jax.analysis.worst_images import COLORS
+from retinanet_jax.utils.packages import import_optional
 from retinanet_jax.utils.progress import format_count
 
 TEMPLATE, STYLE, SCRIPT = "page.html", "page.css", "page.js"
@@ -89,15 +90,10 @@ def template_engine() -> Any:
     Raises:
         ValueError: If jinja2 is not installed.
     """
-    try:
-        import jinja2
-        import markupsafe  # which jinja2 requires
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"the page of the analysis requires jinja2 and matplotlib ({error}); run "
-            '`pip install "retinanet-jax[analyze]"`.'
-        ) from None
+    jinja2, markupsafe, _ = (
+        import_optional(name, "the page of the analysis", "retinanet-jax[analyze]")
+        for name in ("jinja2", "markupsafe", "matplotlib")
+    )
     engine = jinja2.Environment(
         autoescape=True,
         keep_trailing_newline=True,

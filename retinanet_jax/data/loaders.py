@@ -22,6 +22,7 @@ from retinanet_jax.data.decoding import decode_image, is_plain_jpeg
 from retinanet_jax.data.effects import apply_effects
 from retinanet_jax.data.reading import read_patiently
 from retinanet_jax.data.sources.base import Source
+from retinanet_jax.utils.packages import not_installed
 from retinanet_jax.utils.threads import DaemonThreads, map_ahead
 
 
@@ -169,10 +170,9 @@ def _import_tensorflow() -> ModuleType:
     try:
         tf = tf_transforms.import_tensorflow()
     except ImportError as error:
-        raise ValueError(
-            f"loader='tf' requires TensorFlow, which cannot be imported ({error}); pip install "
-            "tensorflow-cpu, or load without it: --config.data.loader=numpy."
-        ) from None
+        what = f"TensorFlow, which cannot be imported ({error})"
+        otherwise = "load without it: --config.data.loader=numpy"
+        raise not_installed("loader='tf'", what, "tensorflow-cpu", otherwise) from None
     # This raises if the program has already used, and so chosen, TensorFlow's devices.
     with contextlib.suppress(RuntimeError):
         tf.config.set_visible_devices([], "GPU")

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from retinanet_jax import visualize
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data_report.anchor_choice import AnchorChoice, EpochBoxes, anchor_sides
+from retinanet_jax.utils.packages import import_optional
 from retinanet_jax.utils.progress import shorten
 
 NUM_BINS = 60
@@ -28,17 +29,11 @@ def histograms(config: ConfigDict, source: Source, choice: AnchorChoice) -> byte
         choice: The coverage of the config's anchors.
 
     Raises:
-        ImportError: If matplotlib is not installed.
+        ValueError: If matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise ImportError(
-            "matplotlib is not installed; run `pip install 'retinanet_jax[inspect]'`."
-        ) from None
-
+    module = import_optional("matplotlib.figure", "this figure", "retinanet-jax[inspect]")
     boxes, iou = choice.boxes, config.matching.foreground_iou
-    figure = Figure(figsize=(13, 9), layout="constrained")
+    figure = module.Figure(figsize=(13, 9), layout="constrained")
     axes = figure.subplots(2, 2)
     sizes = np.sqrt(boxes.sides.prod(axis=1))
     _plot_coverage(axes[0, 0], sizes, anchor_sides(config), boxes, iou)

@@ -210,7 +210,7 @@ def write_report(report: DatasetReport, folder: OutputFolder) -> None:
     for name, draw in drawings.items():
         try:
             data = draw()
-        except (ImportError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
             print(f"{name} was not written: {one_line(error)}")
             continue
         folder.write(name, data)

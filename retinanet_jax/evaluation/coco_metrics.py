@@ -23,6 +23,7 @@ from retinanet_jax import core
 from retinanet_jax.config import choose
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.dense_images import COCO_DETECTIONS
+from retinanet_jax.utils.packages import import_optional
 
 # pycocotools' twelve numbers, in its order.
 METRICS = (
@@ -117,14 +118,13 @@ def coco_api(evaluator: str) -> CocoApi:
         return CocoApi(COCO, COCOeval)
 
     def hotcoco() -> CocoApi:
-        try:
-            from hotcoco import COCO, COCOeval
-        except ImportError as error:
-            raise ValueError(
-                f"evaluator='hotcoco' cannot be imported ({error}); run `pip install hotcoco`, or "
-                "use --config.evaluator=pycocotools."
-            ) from None
-        return CocoApi(COCO, COCOeval)
+        api = import_optional(
+            "hotcoco",
+            "evaluator='hotcoco'",
+            "retinanet-jax[fast]",
+            "give --config.evaluator=pycocotools",
+        )
+        return CocoApi(api.COCO, api.COCOeval)
 
     auto = hotcoco if importlib.util.find_spec("hotcoco") else pycocotools
     apis = {"auto": auto, "pycocotools": pycocotools, "hotcoco": hotcoco}

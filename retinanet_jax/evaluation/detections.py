@@ -18,6 +18,7 @@ from retinanet_jax import core, visualize
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.objects import id_array
 from retinanet_jax.evaluation.coco_metrics import coco_results
+from retinanet_jax.utils.packages import import_optional
 from retinanet_jax.utils.progress import format_count
 
 MAX_LISTED = 5  # detections that `repr` lists
@@ -109,13 +110,9 @@ class Detections:
         Raises:
             ValueError: If supervision is not installed.
         """
-        try:
-            import supervision  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ValueError(
-                f"to_supervision() requires supervision, which cannot be imported ({error}); run "
-                '`pip install "retinanet-jax[supervision]"`.'
-            ) from None
+        supervision = import_optional(
+            "supervision", "to_supervision()", "retinanet-jax[supervision]"
+        )
         names = np.array(self.class_names, str)
         return supervision.Detections(
             xyxy=self.boxes,

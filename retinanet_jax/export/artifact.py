@@ -18,6 +18,7 @@ from retinanet_jax.export.onnx import model as onnx_model
 from retinanet_jax.export.servable import Servable, default_image_size
 from retinanet_jax.export.verification import Verification
 from retinanet_jax.utils.files import check_absent, write_folder
+from retinanet_jax.utils.packages import not_installed
 from retinanet_jax.utils.progress import make_progress
 from retinanet_jax.utils.threads import map_ahead
 
@@ -137,10 +138,10 @@ def check_packages(format_name: str, packages: Sequence[str]) -> None:
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(
-            f"The format {format_name} requires packages that are not installed: "
-            f"{', '.join(missing)}; run `pip install {' '.join(missing)}` or "
-            f"`pip install 'retinanet_jax[{format_name}]'`."
+        raise not_installed(
+            f"the format {format_name}",
+            f"{', '.join(missing)}, not installed here",
+            f"retinanet-jax[{format_name}]",
         )
 
 

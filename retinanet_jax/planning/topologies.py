@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
+from retinanet_jax.utils.packages import not_installed
+
 GIB = 2**30
 
 
@@ -237,11 +239,8 @@ def make_devices(topology: Topology) -> list[Any]:
     """
     platform = topology.chip.platform
     if not has_compiler(platform):
-        extra = {"tpu": "tpu", "cuda": "cuda"}[platform]
-        raise ValueError(
-            f"--topology={topology.name} requires the compiler of the extra {extra!r}; run "
-            f"`pip install 'retinanet_jax[{extra}]'`. No {platform.upper()} device is needed."
-        )
+        what = f"the compiler for {platform.upper()} devices, but no such device"
+        raise not_installed(f"--topology={topology.name}", what, f"retinanet-jax[{platform}]")
     os.environ.update(TPU_ENVIRONMENT if platform == "tpu" else {})
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA prints that it compiles slowly
     jax.config.update("jax_platforms", "cpu")  # whatever devices this machine has

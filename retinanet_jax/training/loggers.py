@@ -8,7 +8,6 @@ the latest steps are in WORKDIR/SERVICE_run.json, so that each step is there onc
 
 import collections
 import functools
-import importlib
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from retinanet_jax.config import choose
 from retinanet_jax.training.mlflow_logger import MlflowLogger
 from retinanet_jax.training.wandb_logger import WandbLogger
 from retinanet_jax.utils.files import write_json
+from retinanet_jax.utils.packages import import_optional
 from retinanet_jax.utils.progress import shorten
 from retinanet_jax.utils.threads import DaemonThreads
 
@@ -76,13 +76,7 @@ def check_loggers(names: Sequence[str]) -> None:
     """
     for name in names:
         choose("loggers", name, SERVICES)
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ValueError(
-                f"config.loggers has {name}, which cannot be imported ({shorten(str(error))}); run "
-                f'`pip install "retinanet-jax[{name}]"`, or leave it out.'
-            ) from None
+        import_optional(name, f"config.loggers={name}", f"retinanet-jax[{name}]", "leave it out")
 
 
 def open_loggers(

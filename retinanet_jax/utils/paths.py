@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import cast
 
+from retinanet_jax.utils.packages import not_installed
+
 # What operating systems add to folders of images; other files of macOS begin with "._".
 SYSTEM_NAMES = (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX")
 # The schemes of remote storage that etils.epath reads, and the package that each one requires.
@@ -70,10 +72,9 @@ def _use_fsspec(scheme: str, url: str) -> None:
     try:
         fsspec.get_filesystem_class(scheme)
     except ImportError:
-        raise ValueError(
-            f"{url}: {scheme}:// requires a package that is not installed: pip install "
-            f"{PACKAGES[scheme]}."
-        ) from None
+        package = PACKAGES[scheme]
+        what = f"{package}, not installed here"
+        raise not_installed(f"{url}: {scheme}://", what, package) from None
     # Where TensorFlow is installed, epath prefers it, which does not know s3:// and raises errors
     # of its own. epath remembers its choice, for which it has no public function.
     os.environ["EPATH_USE_TF"] = "false"

@@ -4,7 +4,6 @@ People rename files, so the first bytes decide how one is read. No file needs Py
 and h5py are imported only where a file needs them.
 """
 
-import importlib
 import pathlib
 import tempfile
 import types
@@ -15,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from retinanet_jax.utils.packages import import_optional
 from retinanet_jax.weights import contents, hdf5, torch_file, unpickle, wrappers
 from retinanet_jax.weights.unpickle import MAX_LENGTH
 
@@ -176,11 +176,6 @@ WRITERS: dict[str, Callable[[pathlib.Path, dict[str, np.ndarray]], None]] = {
 
 def _import_library(name: str, path: pathlib.Path) -> types.ModuleType:
     """Import a module that the file needs; ValueError if it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        package = name.partition(".")[0]
-        raise ValueError(
-            f"weights file {path} needs {package}, which is not installed; pip install {package}, "
-            "or where it is installed write the arrays to an .npz with numpy.savez."
-        ) from None
+    package = name.partition(".")[0]
+    otherwise = "where it is installed write the arrays to an .npz with numpy.savez"
+    return import_optional(name, f"weights file {path}", package, otherwise)

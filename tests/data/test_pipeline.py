@@ -439,7 +439,7 @@ def test_an_unknown_loader_or_a_fraction_out_of_range_is_an_error(planted):
 
 def test_without_tensorflow_the_error_of_the_tf_loader_names_the_remedy(planted, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(ValueError, match=r"pip install tensorflow-cpu.*loader=numpy") as caught:
+    with pytest.raises(ValueError, match=r"`pip install .tensorflow-cpu.`.*loader=numpy") as caught:
         load(planted, train_plan(planted), num_steps=1, loader="tf")
     assert "\n" not in str(caught.value)
 

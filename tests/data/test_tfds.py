@@ -515,13 +515,13 @@ def test_missing_shards_are_named(copy):
 
 def test_the_missing_package_array_record_is_named(prepared, monkeypatch):
     monkeypatch.setitem(sys.modules, "array_record.python.array_record_data_source", None)
-    with pytest.raises(ValueError, match="pip install array_record"):
+    with pytest.raises(ValueError, match=r"requires array_record, .*`pip install .array_record.`"):
         open_train(prepared(2017, "array_record")[0])
 
 
 def test_the_missing_package_tensorflow_datasets_is_named(monkeypatch, copy):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets.core", None)
-    with pytest.raises(ValueError, match="pip install tensorflow-datasets"):
+    with pytest.raises(ValueError, match=r"`pip install .tensorflow-datasets.`"):
         open_train(copy)
 
 

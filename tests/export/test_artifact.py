@@ -166,8 +166,8 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
         importlib.util, "find_spec", lambda name: None if name == "onnx" else object()
     )
     message = (
-        "The format onnx requires packages that are not installed: onnx; run "
-        r"`pip install onnx` or `pip install 'retinanet_jax\[onnx\]'`"
+        "the format onnx requires onnx, not installed here; run "
+        r'`pip install "retinanet-jax\[onnx\]"`\.'
     )
     with pytest.raises(ValueError, match=message):
         export_detector("onnx", [servable], tmp_path / "out")

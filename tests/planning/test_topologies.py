@@ -69,8 +69,8 @@ def test_a_missing_compiler_is_an_error_with_what_to_install(error_line, monkeyp
     monkeypatch.setattr(topologies, "has_compiler", lambda _: False)
     line = error_line("plan", "--config=configs/r50_fpn.py:tiny", f"--topology={name}")
     assert line == (
-        f"error: --topology={name} requires the compiler of the extra '{extra}'; run "
-        f"`pip install 'retinanet_jax[{extra}]'`. No {extra.upper()} device is needed."
+        f"error: --topology={name} requires the compiler for {extra.upper()} devices, but no such "
+        f'device; run `pip install "retinanet-jax[{extra}]"`.'
     )
 
 

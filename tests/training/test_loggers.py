@@ -224,7 +224,7 @@ def test_an_absent_package_is_an_error_before_the_run(error_line, monkeypatch, t
         f"--workdir={tmp_path}",
         f"--config.loggers={name}",
     )
-    assert f"config.loggers has {name}, which cannot be imported" in line
+    assert f"config.loggers={name} requires {name}, which cannot be imported" in line
     assert line.endswith(f'run `pip install "retinanet-jax[{name}]"`, or leave it out.')
     assert not (tmp_path / "shapes").exists()  # nothing was generated yet
 

@@ -66,7 +66,8 @@ def test_an_unknown_scheme_is_refused_with_the_known_ones(url):
 
 def test_a_scheme_without_its_package_names_what_to_install():
     # The packages are optional, and no test requires them.
-    with pytest.raises(ValueError, match=r"az://box/x: az:// requires .* pip install adlfs\."):
+    message = r"az://box/x: az:// requires adlfs, .* `pip install .adlfs.`\."
+    with pytest.raises(ValueError, match=message):
         to_path("az://box/x")
 
 

@@ -158,7 +158,7 @@ def test_the_error_names_a_library_that_is_not_installed(tmp_path, monkeypatch):
     # Python's import then behaves as if the package were absent.
     for name in ("safetensors", "safetensors.numpy"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert_refused(path, "needs safetensors, which is not installed; pip install safetensors, or ")
+    assert_refused(path, "requires safetensors, which .*; run `pip install .safetensors.`, or ")
 
 
 @pytest.mark.parametrize("suffix", ["pth", "pt"])

@@ -6,6 +6,8 @@ Reading it requires the package tensorflow_datasets, but not TensorFlow.
 import os
 from typing import Any
 
+from retinanet_jax.utils.packages import import_optional
+
 
 def read_info(builder: str, data_dir: str | os.PathLike | None) -> Any:
     """Read the `DatasetInfo` of a prepared dataset, without downloads or code of its builder.
@@ -19,13 +21,7 @@ def read_info(builder: str, data_dir: str | os.PathLike | None) -> Any:
         ValueError: If tensorflow_datasets is missing, `data_dir` is remote, or `builder` is not the
             name of a dataset.
     """
-    try:
-        from tensorflow_datasets.core import read_only_builder, registered
-    except ImportError as error:
-        raise ValueError(
-            f"{builder}: reading it requires the package tensorflow_datasets ({error}); "
-            "pip install tensorflow-datasets."
-        ) from None
+    core = import_optional("tensorflow_datasets.core", builder, "tensorflow-datasets")
     folder = None if data_dir is None else os.path.expanduser(data_dir)
     if folder and "://" in folder:
         raise ValueError(
@@ -33,8 +29,8 @@ def read_info(builder: str, data_dir: str | os.PathLike | None) -> Any:
             "dataset."
         )
     try:
-        return read_only_builder.builder_from_files(builder, data_dir=folder).info
-    except registered.DatasetNotFoundError:
+        return core.read_only_builder.builder_from_files(builder, data_dir=folder).info
+    except core.registered.DatasetNotFoundError:
         arguments = repr(builder) + (f", data_dir={folder!r}" if folder else "")
         raise FileNotFoundError(
             f"{builder}: is not prepared in {folder or 'the default folder of TFDS'}; run python "

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from retinanet_jax.utils.packages import import_optional
+
 
 class Shards(abc.ABC):
     """Files of records, which several threads may read at the same time."""
@@ -65,14 +67,10 @@ class ArrayRecords(Shards):
 
     def __init__(self, paths: list[str]):
         super().__init__(paths)
-        try:
-            from array_record.python.array_record_data_source import ArrayRecordDataSource
-        except ImportError as error:
-            raise ValueError(
-                f"{paths[0]}: reading it requires the package array_record ({error}); "
-                "pip install array_record."
-            ) from None
-        self._records = ArrayRecordDataSource(paths)
+        array_record = import_optional(
+            "array_record.python.array_record_data_source", paths[0], "array_record"
+        )
+        self._records = array_record.ArrayRecordDataSource(paths)
 
     def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
         """Yield all records, numbered over all shards; `shard` is always 0."""
