@@ -6,11 +6,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict, config_flags
 
+from retinanet_jax import checkpoint
 from retinanet_jax.config import flatten
 from retinanet_jax.stored_config import differences
+from retinanet_jax.utils.paths import to_path
 
 
-def use_device(values: Any, config: ConfigDict, saved: ConfigDict | None = None) -> None:
+def use_device(values: Any, config: ConfigDict) -> None:
     """Let configs/finetune.py fit the device, and print how, if it is used without --config.
 
     Fields that are given keep their values. A run that resumes has the values of its checkpoint.
@@ -18,13 +20,14 @@ def use_device(values: Any, config: ConfigDict, saved: ConfigDict | None = None)
     Args:
         values: The flags.
         config: The config; it is changed.
-        saved: The config of the checkpoint that the run resumes from; None for a new run.
     """
     weights = "weights" in values and values.weights
     if not (values["config"].using_default_value and (values.data or weights)):
         return
     # In a checkout the configs are next to the package, where a type checker does not look.
     devices = importlib.import_module("retinanet_jax.configs.finetune").DEVICES
+    workdir = values.workdir if "workdir" in values else None
+    saved = checkpoint.newest_config(to_path(workdir)) if workdir else None
     if saved:
         of_checkpoint, changed = dict(flatten(saved)), set()
         for use in devices.values():

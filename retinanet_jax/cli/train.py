@@ -10,7 +10,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from retinanet_jax import checkpoint, hosts
+from retinanet_jax import hosts
 from retinanet_jax.cli.common import (
     Command,
     default_config_file,
@@ -173,8 +173,7 @@ def config_of(values: Any, mode: str) -> ConfigDict:
             use_weights(values.weights, workdir)
         return evaluation_config(values, workdir)
     config = with_weights(values)
-    workdir = values.workdir and to_path(values.workdir)
-    use_device(values, config, checkpoint.newest_config(workdir) if workdir else None)
+    use_device(values, config)
     check_choices(values, config)
     use_data(values, config)
     return config
