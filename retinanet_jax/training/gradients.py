@@ -23,7 +23,7 @@ from retinanet_jax.training.objective import batch_loss, image_losses
 
 # A function of (parameters, batch statistics, batch) that returns the network's outputs and the
 # statistics after the batch.
-Forward = Callable[[optax.Params, Any, Batch], tuple[Outputs, Any]]
+Forward = Callable[[Any, Any, Batch], tuple[Outputs, Any]]
 
 
 class BatchGradient(NamedTuple):
@@ -31,7 +31,7 @@ class BatchGradient(NamedTuple):
 
     gradients: optax.Params
     outputs: Outputs
-    terms: LossTerms
+    terms: Any  # LossTerms
     batch_stats: dict[str, Any]  # after the batch
 
 
@@ -46,7 +46,7 @@ def make_gradient(model: RetinaNet, config: ConfigDict) -> Gradient:
         config: A run's config; with its optimizer.accumulate, the number of parts.
     """
 
-    def forward(params: optax.Params, batch_stats: Any, batch: Batch) -> tuple[Outputs, Any]:
+    def forward(params: Any, batch_stats: Any, batch: Batch) -> tuple[Outputs, Any]:
         outputs, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
             network_input(batch, config, train=True),
@@ -117,16 +117,17 @@ def gradient_in_parts(forward: Forward, config: ConfigDict) -> Gradient:
         parts = split(batch, num_parts)
         # Without OHEM the compiler removes the network here, as nothing of it is used.
         num_foreground, num_selected = join(jax.lax.map(counts, parts))
-        factors, normalizer = loss_factors(
+        factors, updated_normalizer = loss_factors(
             num_foreground, num_selected, batch.weights, normalizer, config.loss
         )
         zeros = jax.tree.map(jnp.zeros_like, params)
         (gradients, updated), (outputs, terms) = jax.lax.scan(
             add_part, (zeros, batch_stats), (parts, split(factors, num_parts))
         )
-        sums = (jnp.sum(term) for term in terms)
-        total = LossTerms(*sums, jnp.sum(batch.weights * num_foreground), normalizer)
-        return BatchGradient(gradients, join(outputs), total, updated)
+        total, classification, box = map(jnp.sum, terms)
+        num_foreground = jnp.sum(batch.weights * num_foreground)
+        sums = LossTerms(total, classification, box, num_foreground, updated_normalizer)
+        return BatchGradient(gradients, join(outputs), sums, updated)
 
     return gradient
 

@@ -203,8 +203,8 @@ def scale_rates(
         part, module, *_ = names_of(path)
         return update * rate_factor(stage_of(module), layer_decay) if part == "backbone" else update
 
-    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = optimizer.update(gradients, state, params)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(updates, state, params)
         return jax.tree_util.tree_map_with_path(scale, updates), state
 
     return optax.GradientTransformation(optimizer.init, update)
