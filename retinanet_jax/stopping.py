@@ -87,9 +87,17 @@ class Stopping:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if not self._earlier:
             return
+        self._restore_handlers()
+        # Packages turn an interruption into an error of their own, for example while they are
+        # imported.
+        is_error = isinstance(error, Exception) or isinstance(getattr(error, "code", None), str)
+        if is_error and self.signal and self._progress is None and not self._hosts:
+            raise Interrupted(self.signal) from None
+
+    def _restore_handlers(self) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._earlier_fd)

@@ -138,6 +138,30 @@ def test_a_signal_interrupts_again_if_python_drops_the_first_interruption(printe
     assert printed == ["received SIGTERM: stopping; there is nothing to save"]
 
 
+@pytest.mark.parametrize(
+    "error", [ImportError("failed"), ValueError("failed"), SystemExit("error: failed")]
+)
+def test_an_interruption_that_a_package_turns_into_an_error_is_one(printed, error):
+    """As numpy does while it is imported."""
+
+    def import_package():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(10)
+        except Interrupted:
+            raise error from None
+
+    with pytest.raises(Interrupted) as interrupted, Stopping():
+        import_package()
+    assert interrupted.value.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_an_error_without_a_signal_is_raised(printed):
+    with pytest.raises(ImportError, match="failed"), Stopping():
+        raise ImportError("failed")
+
+
 def test_the_handlers_of_a_program_are_restored():
     before = [signal.getsignal(number) for number in stopping.SIGNALS]
     with Stopping():

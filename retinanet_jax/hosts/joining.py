@@ -1,14 +1,18 @@
 """Joining the other hosts of a run."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 from retinanet_jax.hosts.hosts import Hosts
 from retinanet_jax.hosts.relay import Relay
 from retinanet_jax.hosts.store import JaxStore
+from retinanet_jax.utils.ending import in_seconds, leave, print_message
 
 JOIN_SECONDS = 300  # that a host waits for the others to start
+# jax would then abort the process with a stack dump of C++. This package ends it earlier.
+JAX_EXTRA_SECONDS = 60
 # jax would abort all processes if one is silent, with a stack dump of C++. `Hosts` notices
 # it earlier, and ends all in one line.
 JAX_HEARTBEAT_SECONDS = 24 * 3600
@@ -45,17 +49,38 @@ def join(
     global _joined
     # jax would catch SIGTERM in C++, in place of `Stopping`.
     jax.config.update("jax_enable_preemption_service", False)
-    with _relayed_client():
+    with _relayed_client(), _time_limit():
         jax.distributed.initialize(
             coordinator_address,
             num_processes,
             process_id,
-            initialization_timeout=JOIN_SECONDS,
+            initialization_timeout=JOIN_SECONDS + JAX_EXTRA_SECONDS,
             heartbeat_timeout_seconds=JAX_HEARTBEAT_SECONDS,
         )
     if jax.process_count() > 1:
         _joined = Hosts(JaxStore(), jax.process_index(), jax.process_count(), timeout)
         _joined.start()
+
+
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    """End the process in one line if the `with` statement takes longer than JOIN_SECONDS."""
+
+    def end() -> None:
+        if not has_joined.is_set():
+            print_message(
+                f"error: --distributed: not all processes have joined within {JOIN_SECONDS} s; "
+                "start all of them with the same --coordinator_address and --num_processes, "
+                "and see the output of each."
+            )
+            leave(1)
+
+    has_joined = threading.Event()
+    in_seconds(JOIN_SECONDS, end)
+    try:
+        yield
+    finally:
+        has_joined.set()
 
 
 @contextlib.contextmanager
