@@ -109,8 +109,9 @@ class RetinaNet(nn.Module, kw_only=True):
                 unknown.
         """
         masks = self._masks(images, sizes)
-        maps = self._backbone()(images, train, masks)
-        pyramid = self._part(FPN, frozen="fpn", remat="fpn")(
+        remat = self.remat if train else ()  # otherwise there is no backward pass
+        maps = self._backbone(remat)(images, train, masks)
+        pyramid = self._part(FPN, "fpn", is_recomputed="fpn" in remat)(
             self.fpn_channels,
             self.p6_from,
             self.max_level,
@@ -118,8 +119,9 @@ class RetinaNet(nn.Module, kw_only=True):
             convolve=self.convolve,
             name="fpn",
         )(maps, masks)
-        classify = self._head("class_head", self.num_classes, self.prior_probability)
-        regress = self._head("box_head", 4, None)
+        heads = "heads" in remat
+        classify = self._head("class_head", self.num_classes, self.prior_probability, heads)
+        regress = self._head("box_head", 4, None, heads)
         return Outputs(classify(pyramid, masks), regress(pyramid, masks))
 
     def _masks(
@@ -133,7 +135,7 @@ class RetinaNet(nn.Module, kw_only=True):
         _, height, width, _ = images.shape
         return level_masks(sizes, (height, width), self.max_level)
 
-    def _backbone(self) -> ResNet:
+    def _backbone(self, remat: tuple[str, ...]) -> ResNet:
         """Return the backbone."""
         if self.backbone not in ARCHITECTURES:
             names = ", ".join(ARCHITECTURES)
@@ -145,15 +147,17 @@ class RetinaNet(nn.Module, kw_only=True):
             norm=self.norm,
             norm_epsilon=self.norm_epsilon,
             frozen_stages=self.frozen_stages,
-            remat=self.remat,
+            remat=remat,
             dtype=self.dtype,
             convolve=self.convolve,
             name="backbone",
         )
 
-    def _head(self, part: str, outputs: int, prior_probability: float | None) -> Head:
+    def _head(
+        self, part: str, outputs: int, prior_probability: float | None, is_recomputed: bool
+    ) -> Head:
         """Return a head with `outputs` values per anchor."""
-        return self._part(Head, frozen=part, remat="heads")(
+        return self._part(Head, part, is_recomputed=is_recomputed)(
             outputs,
             self.num_anchors,
             depth=self.head_depth,
@@ -165,16 +169,16 @@ class RetinaNet(nn.Module, kw_only=True):
             name=MODULES[part],
         )
 
-    def _part(self, module: type[nn.Module], *, frozen: str, remat: str) -> Any:
-        """Return a module class as `frozen_parts` and `remat` change it.
+    def _part(self, module: type[nn.Module], part: str, *, is_recomputed: bool) -> Any:
+        """Return the class of a part's module, which may be frozen or recomputed.
 
         Args:
-            module: The class.
-            frozen: The part's name in `frozen_parts`.
-            remat: The part's name in `remat`.
+            module: The class of the module itself.
+            part: The part's name in `frozen_parts`.
+            is_recomputed: Whether its activations are computed again in the backward pass.
         """
-        if frozen in self.frozen_parts:
+        if part in self.frozen_parts:
             module = nn.map_variables(
                 module, "params", jax.lax.stop_gradient, init=self.is_initializing()
             )
-        return nn.remat(module) if remat in self.remat else module
+        return nn.remat(module) if is_recomputed else module

@@ -62,6 +62,12 @@ def test_only_the_named_parts_are_computed_twice_and_no_gradient_of_frozen_ones(
     for parts in (("stem", "c3"), ("c2", "fpn"), ("heads",)):
         expected = once + sum(RECOMPUTED[part] for part in parts)
         assert count_convolutions(remat=parts) == expected, parts
+    # Without a backward pass there is nothing to compute twice, and exports need not know of it.
+    model = RetinaNet(**REQUIRED | SMALL, remat=tuple(RECOMPUTED))
+    _, variables = make_gradient()
+    images = jnp.zeros((2, 64, 64, 3))
+    detecting = jax.make_jaxpr(lambda x, y: model.apply(x, y, train=False))(variables, images)
+    assert not {"remat", "remat2", "checkpoint"} & {str(x.primitive) for x in detecting.eqns}
     # The gradient of a kernel is a convolution; those for the maps below remain.
     frozen = count_convolutions(frozen_parts=("fpn", "box_head"))
     assert once - frozen == 8 + 10
