@@ -3,6 +3,7 @@
 They stop together, whatever happens to the data of one of them.
 """
 
+import functools
 import json
 import pathlib
 import re
@@ -247,14 +248,24 @@ class WithoutData(NamedTuple):
     in_evaluation: bool = False
     number: int = 0  # the signal for host 0; 0: the data has an error
 
+    @property
+    def mode(self) -> str:
+        """The mode of the run; the programs of evaluations take a while to compile."""
+        return "--mode=train_and_evaluate" if self.in_evaluation else "--mode=train"
+
 
 @pytest.fixture(scope="module")
 def undisturbed(program, tmp_path_factory):
-    """A run of two processes with a checkpoint of each step."""
-    workdir = tmp_path_factory.mktemp("undisturbed")
-    program.use_shared_cache(workdir)
-    run(program, workdir, *LONGER, processes=2)
-    return workdir
+    """Return a function of the mode: a run of two processes with a checkpoint of each step."""
+
+    @functools.cache
+    def undisturbed(mode):
+        workdir = tmp_path_factory.mktemp("undisturbed")
+        program.use_shared_cache(workdir)
+        run(program, workdir, *LONGER, mode, processes=2)
+        return workdir
+
+    return undisturbed
 
 
 def assert_equal_checkpoints(first: pathlib.Path, second: pathlib.Path, step: int) -> None:
@@ -280,6 +291,8 @@ def assert_equal_checkpoints(first: pathlib.Path, second: pathlib.Path, step: in
 def test_all_hosts_save_the_last_step_for_which_each_had_data(program, tmp_path, undisturbed, case):
     """The others have started further steps by then, which count for nothing."""
     program.use_shared_cache(tmp_path)
+    whole = undisturbed(case.mode)
+    arguments = (*LONGER, "--config.checkpoint_every=100", case.mode)
     stalls = bool(case.number)
 
     def send_signal(processes):
@@ -292,8 +305,7 @@ def test_all_hosts_save_the_last_step_for_which_each_had_data(program, tmp_path,
     ended = run_processes(
         program,
         tmp_path,
-        *LONGER,
-        "--config.checkpoint_every=100",
+        *arguments,
         own=[(), ()],
         preamble=WITHOUT_DATA.format(
             index=case.index, in_evaluation=case.in_evaluation, stalls=stalls
@@ -313,9 +325,9 @@ def test_all_hosts_save_the_last_step_for_which_each_had_data(program, tmp_path,
         assert errors[1][-1] == "error: 17.jpg is truncated"
         assert re.fullmatch(r"error: host 1 \(.*\) failed: 17.jpg is truncated", errors[0][-1])
     assert checkpoint.newest_step(tmp_path) == case.saved
-    assert_equal_checkpoints(tmp_path, undisturbed, case.saved)
+    assert_equal_checkpoints(tmp_path, whole, case.saved)
     if case != WithoutData(2, 2):  # as after any stop, which other tests have
-        run(program, tmp_path, *LONGER, "--config.checkpoint_every=100", processes=2)
-        assert_equal_checkpoints(tmp_path, undisturbed, 6)
-        for name in ("eval/4.json", "eval/6.json"):
-            assert read(tmp_path / name) == read(undisturbed / name)
+        run(program, tmp_path, *arguments, processes=2)
+        assert_equal_checkpoints(tmp_path, whole, 6)
+        for file in (whole / "eval").glob("*.json"):
+            assert read(tmp_path / "eval" / file.name) == read(file)
