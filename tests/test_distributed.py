@@ -220,6 +220,7 @@ LONGER = (
     "--config.evaluate_every=4",
     "--config.data.eval_batch_size=2",
     "--config.keep_checkpoints=100",
+    "--config.data.loader=numpy",  # TensorFlow takes seconds to import
     "--stall_seconds=600",  # a busy machine may be slow
 )
 # Host 1 has an error in one batch of a plan, or waits for it for ever.
