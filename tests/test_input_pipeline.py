@@ -244,7 +244,7 @@ def test_plans_have_the_batch_sizes_and_sides_of_the_config(config):
     assert sorted(evaluation.batch(0).resized[0].tolist()) == [800, 1067]
 
 
-def test_images_are_composed_as_the_config_says_except_in_the_last_steps(toy_config, tmp_path):
+def test_images_are_composed_by_the_config_except_in_the_last_steps(toy_config, tmp_path):
     toy_config.total_steps, toy_config.data.train.count = 20, 4
     source = datasets.open_training(toy_config, tmp_path)
     assert input_pipeline.train_plan(toy_config, source).batch(0).composition is None

@@ -141,7 +141,7 @@ def test_a_signal_interrupts_again_if_python_drops_the_first_interruption(printe
 @pytest.mark.parametrize(
     "error", [ImportError("failed"), ValueError("failed"), SystemExit("error: failed")]
 )
-def test_an_interruption_that_a_package_turns_into_an_error_is_one(printed, error):
+def test_an_interruption_that_a_package_makes_an_error_stays_an_interruption(printed, error):
     """As numpy does while it is imported."""
 
     def import_package():

@@ -87,9 +87,6 @@ class Composer:
         objects: The objects that may be pasted; None if none are.
         seed: Determines every sample, together with the epoch.
         resize: The resize method, a key of `transforms.PIXEL_TYPES`.
-
-    Raises:
-        ValueError: If objects shall be pasted, but there are none.
     """
 
     def __init__(
@@ -102,15 +99,11 @@ class Composer:
         seed: int,
         resize: str,
     ):
-        if augmentation.copy_paste and (objects is None or not len(objects.boxes)):
-            raise ValueError(
-                f"copy_paste={augmentation.copy_paste} requires annotated objects to paste, and "
-                "the training data has none; set copy_paste=0."
-            )
         self._augmentation = augmentation
         self._sizes = sizes
         self._images = images
         self._objects = objects
+        self._has_objects = objects is not None and len(objects.boxes) > 0
         self._seed = seed
         self._resize = resize
 
@@ -120,7 +113,7 @@ class Composer:
         in_use = {
             Stream.AFFINE: augmentation.is_affine,
             Stream.MOSAIC: augmentation.mosaic,
-            Stream.COPY_PASTE: augmentation.copy_paste,
+            Stream.COPY_PASTE: augmentation.copy_paste and self._has_objects,
             Stream.MIXUP: augmentation.mixup,
         }
         return {
@@ -216,7 +209,7 @@ class Composer:
         """Return the layers of pasted objects, which are crops of their images."""
         samples = samples.reshape(len(frame), NUM_PASTED, 4)
         objects = self._objects
-        assert objects is not None, "checked by __init__"
+        assert objects is not None, "otherwise there are no bits"
         selected = (samples[:, :, 1] * len(objects.boxes)).astype(np.int32)  # B p
         index = objects.image_index[selected].astype(np.int32)
         layers = self._whole(index, transforms, zoom)

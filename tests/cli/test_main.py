@@ -45,8 +45,8 @@ def config_file(tmp_path):
         (
             "--config.optimizer.leraning_rate=0.1",
             "config.optimizer.leraning_rate is not a config field; did you mean "
-            "config.optimizer.learning_rate? config.optimizer has clip_norm, decay_biases, "
-            "drop_factor, drops, learning_rate, momentum, name,",
+            "config.optimizer.learning_rate? config.optimizer has accumulate, clip_norm, "
+            "decay_biases, drop_factor, drops, ema_decay, layer_decay, learning_rate, ",
         ),
         ("--config.optimiser.lr=1", "config.optimizer."),  # codespell:ignore
         ("--config.total_step=7", "did you mean config.total_steps?"),

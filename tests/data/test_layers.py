@@ -183,12 +183,17 @@ def test_the_last_steps_have_one_image_each():
         ({"affine": AFFINE | {"shear": -5.0}}, "affine.shear=-5.0 must be from 0 to 30"),
         ({"affine": AFFINE | {"translation": 2.0}}, "affine.translation=2.0 must be from 0 to 1"),
         ({"affine": AFFINE | {"scale": (1.5, 0.5)}}, r"affine.scale=\(1.5, 0.5\) must be \(lo, hi"),
-        ({"copy_paste": 0.5}, "copy_paste=0.5 requires annotated objects"),
     ],
 )
 def test_a_value_out_of_range_is_an_error(changes, message):
     with pytest.raises(ValueError, match=message):
         train_plan(SIZES, **changes)
+
+
+def test_without_objects_nothing_is_pasted():
+    none = PastableObjects(np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
+    for objects in (None, none):
+        assert train_plan(SIZES, copy_paste=1.0, objects=objects).batch(0).composition is None
 
 
 def test_the_augmentation_is_affine_only_if_a_range_is_not_the_identity():

@@ -245,7 +245,7 @@ def test_a_run_logs_every_step_and_prints_a_summary(tiny_run):
     for text in ("280,418 parameters", "16 training and 8 evaluation images of 6 categories"):
         assert text in tiny_run.stdout
     assert "4 steps per epoch" in tiny_run.stdout
-    assert "scaled to batch size 4" in tiny_run.stdout
+    assert "4 images, learning rate 0.001 (0.002 for 8 images)" in tiny_run.stdout
     assert "training from step 0 to 8, starting from random parameters" in tiny_run.stdout
     assert "step 8/8 (100%)" in tiny_run.stdout
 
