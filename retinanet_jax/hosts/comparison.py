@@ -129,13 +129,15 @@ def run_facts(
         for name, value in flatten(plain(config))
         if not name.startswith(OWN_FIELDS)
     }
+    # The arrays, since those of composed images have different shapes.
+    next_batch = jax.tree.leaves(plan.batch(step)) if plan else []
     return {
         "the version of retinanet_jax": retinanet_jax.__version__,
         "the version of jax": jax.__version__,
         **fields,
         "the checkpoint in the workdir": f"that of step {step}" if step else "missing",
         **{f"the dataset {name}": dataset_fingerprint(source) for name, source in sources.items()},
-        "the plan of the next batch": digest(*plan.batch(step)) if plan else "missing",
+        "the plan of the next batch": digest(*next_batch) if plan else "missing",
     }
 
 

@@ -116,6 +116,14 @@ def test_each_difference_is_named(config, facts, monkeypatch):
     assert differing(before, facts()) == {"the version of retinanet_jax"}
 
 
+def test_hosts_with_another_augmentation_have_another_plan(config, facts):
+    plain = facts()
+    config.data.augmentation = "strong"
+    strong = facts()
+    assert strong == facts()
+    assert differing(plain, strong) == {"config.data.augmentation", "the plan of the next batch"}
+
+
 def test_a_dataset_is_its_images_and_objects(synthetic_dataset):
     def source():
         return CocoSource(synthetic_dataset / "instances.json", synthetic_dataset / "images")
