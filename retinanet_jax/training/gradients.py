@@ -6,6 +6,7 @@ those of the whole batch are computed first, and the gradients of the parts add 
 batch.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -85,7 +86,8 @@ def gradient_at_once(forward: Forward, config: ConfigDict) -> Gradient:
 def gradient_in_parts(forward: Forward, config: ConfigDict) -> Gradient:
     """Return the function that computes a gradient as the sum of those of the parts of a batch.
 
-    Batch norms use the statistics of each part, and update the running ones with each.
+    Batch norms use the statistics of each part, and update the running ones with each that has an
+    image.
 
     Args:
         forward: The network.
@@ -97,7 +99,7 @@ def gradient_in_parts(forward: Forward, config: ConfigDict) -> Gradient:
         params: optax.Params, batch_stats: Any, normalizer: Array, batch: Batch
     ) -> BatchGradient:
         def counts(part: Batch) -> tuple[Any, Any]:
-            outputs, _ = forward(params, batch_stats, part)
+            outputs, _ = forward(params, batch_stats, never_empty(part))
             losses = image_losses(outputs, part, config)
             return losses.num_foreground, losses.num_selected
 
@@ -106,12 +108,14 @@ def gradient_in_parts(forward: Forward, config: ConfigDict) -> Gradient:
             examples, part_factors = part
 
             def objective(params):
-                outputs, updated = forward(params, batch_stats, examples)
+                outputs, updated = forward(params, batch_stats, never_empty(examples))
                 losses = image_losses(outputs, examples, config)
                 terms = weighted_losses(losses, part_factors, config.loss)
                 return terms[0], (outputs, terms, updated)
 
             new, (outputs, terms, updated) = jax.grad(objective, has_aux=True)(params)
+            keep = functools.partial(jnp.where, jnp.any(examples.weights > 0))
+            updated = jax.tree.map(keep, updated, batch_stats)
             return (jax.tree.map(jnp.add, gradients, new), updated), (outputs, terms)
 
         parts = split(batch, num_parts)
@@ -130,6 +134,14 @@ def gradient_in_parts(forward: Forward, config: ConfigDict) -> Gradient:
         return BatchGradient(gradients, join(outputs), sums, updated)
 
     return gradient
+
+
+def never_empty(part: Batch) -> Batch:
+    """Return a part of a batch in which fillers are images, if it has nothing else.
+
+    A batch norm has no statistics of no image, and NaN times a weight of 0 is NaN.
+    """
+    return part._replace(weights=jnp.where(jnp.any(part.weights > 0), part.weights, 1))
 
 
 def split(batch: Any, num_parts: int) -> Any:

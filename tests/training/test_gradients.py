@@ -32,6 +32,18 @@ class LinearModel:
         return outputs, {"batch_stats": {"colors": colors}}
 
 
+class CenteringModel(LinearModel):
+    """Subtracts the mean of its input as a batch norm does, and adds it to its statistics."""
+
+    def apply(self, variables, images, *, train, sizes, mutable):
+        is_image = sizes[:, :1, None, None] > 0
+        mean = jnp.sum(images * is_image) / jnp.sum(is_image)
+        outputs, _ = super().apply(
+            variables, images - mean, train=train, sizes=sizes, mutable=mutable
+        )
+        return outputs, {"batch_stats": {"colors": variables["batch_stats"]["colors"] + mean}}
+
+
 def small(config, **loss):
     """Return the config with one anchor per cell, in float64; OHEM has few examples."""
     config.dtype = "float64"
@@ -42,16 +54,17 @@ def small(config, **loss):
     return config
 
 
-def gradient(config, batch, accumulate):
-    """Return the gradient of a batch in that many parts."""
+def gradients(config, batches, accumulate, model):
+    """Return the gradients of batches in that many parts."""
     config.optimizer.accumulate = accumulate
     rng = np.random.default_rng(3)
     params = {
         "logits": rng.normal(0, 0.1, (3, NUM_CLASSES)),
         "deltas": rng.normal(0, 0.01, (3, 4)),
     }
-    arguments = params, {"colors": np.float64(0)}, np.full(normalizer_shape(config), 20.0), batch
-    return jax.tree.map(np.asarray, jax.jit(make_gradient(LinearModel(), config))(*arguments))
+    state = params, {"colors": np.float64(0)}, np.full(normalizer_shape(config), 20.0)
+    compute = jax.jit(make_gradient(model, config))
+    return [jax.tree.map(np.asarray, compute(*state, batch)) for batch in batches]
 
 
 @pytest.fixture
@@ -82,7 +95,7 @@ def test_parts_add_up_to_the_batch(config, batch, loss):
     """The gradients, the outputs, the loss and its normalizer, whatever the losses."""
     small(config, **loss)
     with jax.enable_x64(True):
-        whole, parts = gradient(config, batch, 1), gradient(config, batch, 4)
+        whole, parts = (gradients(config, [batch], n, LinearModel())[0] for n in (1, 4))
     assert all(np.abs(x).max() > 1e-4 for x in jax.tree.leaves(whole.gradients))
     assert whole.terms.num_foreground > 20
     for x, y in zip(*map(jax.tree.leaves, (parts[:3], whole[:3])), strict=True):
@@ -90,6 +103,20 @@ def test_parts_add_up_to_the_batch(config, batch, loss):
         np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10)
     # Statistics are those of each part: the mean of each was added.
     np.testing.assert_allclose(parts.batch_stats["colors"], 4 * whole.batch_stats["colors"])
+
+
+def test_a_part_that_has_only_fillers_changes_nothing(config, batch):
+    """Examples 3 and 7 are a part; a batch norm has no statistics of it."""
+    small(config)
+    batch = batch._replace(weights=np.array([1, 1, 1, 0] * 2))
+    noise = np.random.default_rng(4).uniform(0, 255, batch.images.shape)
+    is_filler = batch.weights[:, None, None, None] == 0
+    other = batch._replace(images=np.where(is_filler, noise, batch.images))
+    with jax.enable_x64(True):
+        first, second = gradients(config, [batch, other], 4, CenteringModel())
+    for x, y in ((first[i], second[i]) for i in (0, 2, 3)):  # all but the outputs
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(x))
+        jax.tree.map(np.testing.assert_array_equal, x, y)
 
 
 def test_each_device_has_examples_of_every_part():
