@@ -286,11 +286,13 @@ def test_other_changes_of_the_config_are_printed_in_one_line(tmp_path, config, c
     assert capsys.readouterr().out == ""
     config.seed = 3
     config.data.update(batch_size=8, short_sides=(640, 800))
+    config.model.remat = ("c3",)  # a device with less memory
     resume()
     (line,) = capsys.readouterr().out.splitlines()
     assert line.endswith(
         "5: resuming with config.data.batch_size=8 (was 16), "
-        "config.data.short_sides=[640, 800] (was [800]), config.seed=3 (was 0)"
+        "config.data.short_sides=[640, 800] (was [800]), config.model.remat=['c3'] (was []), "
+        "config.seed=3 (was 0)"
     )
     assert_same(*restored)
 
