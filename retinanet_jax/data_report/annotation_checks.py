@@ -24,6 +24,10 @@ DUPLICATE_IOU = 0.95  # two boxes with at least this IoU are taken to mark the s
 ERROR_FRACTION = 0.01  # of the boxes: if more are invalid, the finding is an error
 MANY_EMPTY = 0.5  # fraction of the images
 RARE = 10  # boxes
+# The threshold of repetitions to advise: at most this fraction, and at most this number of images.
+# Of 100,000 images that is LVIS's; .1 would repeat most of them, and the only image of a category a
+# hundred times.
+MAX_THRESHOLD, FEW_IMAGES = 0.1, 100
 
 
 class AnnotatedBoxes(NamedTuple):
@@ -90,10 +94,10 @@ def check_categories(source: Source, boxes: AnnotatedBoxes) -> Finding:
     message = f"{len(without)} of {len(counts)} categories have no box, "
     message += f"{len(rare)} have fewer than {RARE}"
     advice = "add images of these categories, or remove them: they cannot be learned well"
-    advice += (
-        "; --config.data.repeat_threshold=0.1 repeats the few that there are." if rare else "."
-    )
-    return Finding(WARNING, "categories", message, advice, first_examples([*without, *rare]))
+    if rare:
+        threshold = min(MAX_THRESHOLD, FEW_IMAGES / len(source))
+        advice += f"; --config.data.repeat_threshold={threshold:.1g} repeats the few that there are"
+    return Finding(WARNING, "categories", message, f"{advice}.", first_examples([*without, *rare]))
 
 
 def check_empty_images(source: Source, boxes: AnnotatedBoxes) -> Finding:

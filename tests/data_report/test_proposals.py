@@ -13,6 +13,7 @@ from retinanet_jax.data.sources.base import Category, Source
 from retinanet_jax.data.sources.objects import ObjectList
 from retinanet_jax.data_report import findings
 from retinanet_jax.data_report.anchor_choice import measure
+from retinanet_jax.data_report.annotation_checks import check_categories, read_boxes
 from retinanet_jax.data_report.coverage import PlacedBoxes
 from retinanet_jax.data_report.proposals import (
     IMAGE_FACTORS,
@@ -217,3 +218,10 @@ def test_a_thinned_sample_has_the_weight_of_all_boxes():
     everything, same = thin_out(placed, weights, count)
     assert everything is placed
     assert same is weights
+
+
+@pytest.mark.parametrize(("num_images", "threshold"), [(300, "0.1"), (100_000, "0.001")])
+def test_the_more_images_the_lower_is_the_threshold_of_the_repetitions(num_images, threshold):
+    source = Boxes([(64, 64)] * num_images, [(7, CELLS, (8, 8, 40, 40))])
+    finding = check_categories(source, read_boxes(source))
+    assert f"--config.data.repeat_threshold={threshold} repeats the few" in finding.advice
