@@ -215,8 +215,12 @@ def replay(path: pathlib.Path, overrides: Mapping[str, Any]) -> None:
     """
     stored = read_step(path, overrides)
     config, batch_size = stored.config, len(stored.images)
-    devices = jax.local_devices()
-    part_size = batch_size // config.optimizer.accumulate
+    devices, num_parts = jax.local_devices(), config.optimizer.accumulate
+    if batch_size % num_parts:
+        raise ValueError(
+            f"config.optimizer.accumulate={num_parts} must divide the step's {batch_size} images."
+        )
+    part_size = batch_size // num_parts
     num_devices = math.gcd(part_size, len(devices) // config.space) * config.space
     mesh = sharding.make_mesh(config.space, devices[:num_devices])
     print(
