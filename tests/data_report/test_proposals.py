@@ -222,6 +222,6 @@ def test_a_thinned_sample_has_the_weight_of_all_boxes():
 
 @pytest.mark.parametrize(("num_images", "threshold"), [(300, "0.1"), (100_000, "0.001")])
 def test_the_more_images_the_lower_is_the_threshold_of_the_repetitions(num_images, threshold):
-    source = Boxes([(64, 64)] * num_images, [(7, CELLS, (8, 8, 40, 40))])
+    source = Boxes([(64, 64)] * num_images, [(7, CELLS, (8.0, 8.0, 40.0, 40.0))])
     finding = check_categories(source, read_boxes(source))
     assert f"--config.data.repeat_threshold={threshold} repeats the few" in finding.advice
