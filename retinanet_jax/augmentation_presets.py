@@ -1,6 +1,6 @@
 """The presets of augmentation: light, medium and strong."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -61,3 +61,24 @@ def augmented_data(config: ConfigDict) -> ConfigDict:
     is_off = {name: np.array_equal(values[name], off[name]) for name, _ in flatten(preset)}
     data.update_from_flattened_dict({k: value for k, value in flatten(preset) if is_off[k]})
     return data
+
+
+def check_off_fields(config: ConfigDict, given: Set[str]) -> None:
+    """Check that no field is given as off that the preset sets: the config cannot tell the two.
+
+    Args:
+        config: A run's config.
+        given: The names of the fields that the command line sets.
+
+    Raises:
+        ValueError: If there is such a field.
+    """
+    set_by_preset = dict(flatten(augmented_data(config), "data."))
+    for name, value in flatten(config.data, "data."):
+        if name in given and not np.array_equal(value, set_by_preset[name]):
+            raise ValueError(
+                f"--config.{name}={value} is off, and so "
+                f"--config.data.augmentation={config.data.augmentation} sets it to "
+                f"{set_by_preset[name]}; leave it out, or give the preset's other values one by "
+                "one instead of the preset (docs/data.md)."
+            )

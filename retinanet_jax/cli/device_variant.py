@@ -7,6 +7,7 @@ import jax
 from ml_collections import ConfigDict, config_flags
 
 from retinanet_jax import checkpoint
+from retinanet_jax.augmentation_presets import check_off_fields
 from retinanet_jax.config import flatten
 from retinanet_jax.stored_config import differences
 from retinanet_jax.utils.paths import to_path
@@ -48,7 +49,7 @@ def use_device(values: Any, config: ConfigDict) -> None:
 
 
 def check_choices(values: Any, config: ConfigDict) -> None:
-    """Let the length and the anchors be those that are given, not those that a run would set.
+    """Let the fields that are given have their values, not those that a run would set.
 
     Args:
         values: The flags.
@@ -58,6 +59,7 @@ def check_choices(values: Any, config: ConfigDict) -> None:
         ValueError: If both are asked for.
     """
     given = set(config_flags.get_override_values(values["config"]))
+    check_off_fields(config, given)
     if "total_steps" in given:
         if "epochs" in given and config.epochs:
             raise ValueError(

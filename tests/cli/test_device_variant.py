@@ -123,6 +123,11 @@ def test_auto_leaves_a_field_to_the_run(config_of):
             ("--config.anchors=auto", "--config.anchors.base_scale=2"),
             "--config.anchors=auto chooses anchors, but --config.anchors.base_scale is given; ",
         ),
+        (
+            ("--config.data.augmentation=strong", "--config.data.mosaic=0"),
+            "--config.data.mosaic=0.0 is off, and so --config.data.augmentation=strong sets it to "
+            "0.7; leave it out, ",
+        ),
     ],
 )
 def test_what_contradicts_it_is_one_line(error_line, tmp_path, flags, message):
