@@ -66,6 +66,7 @@ def train(
     mesh = sharding.make_mesh(config.space)
     if not is_automatic(config):
         check_run(config, workdir, mesh, evaluates=evaluates, profile=profile)
+    check_settings(config, mesh, evaluates=evaluates)
     train_data, eval_data = open_data(config, workdir, evaluates)
     if is_automatic(config):
         config = set_automatic_fields(config, newest_config(workdir), train_data, mesh)
@@ -139,7 +140,7 @@ def check_run(
     evaluates: bool,
     profile: range | None,
 ) -> None:
-    """Check all that can be checked without the data.
+    """Check the length, the batch size and the optimizer, which a run may set itself.
 
     Args:
         config: The run's config.
@@ -149,8 +150,7 @@ def check_run(
         profile: As in `train`.
 
     Raises:
-        ValueError: If a field has no possible value, a package is not installed, or no steps are
-            left.
+        ValueError: If a field has no possible value, or no steps are left.
     """
     # A run that ended before its last AP was known is not done.
     if not (evaluates and records.has_work_left(workdir)):
@@ -158,12 +158,25 @@ def check_run(
     check_profile(profile, newest_step(workdir), config.total_steps)
     make_optimizer(config)
     normalizer_shape(config)
-    if evaluates:
-        coco_metrics.coco_api(config.evaluator)
-    check_loggers(config.loggers)
     sharding.check_batch_size(
         "data.batch_size", config.data.batch_size, mesh, config.optimizer.accumulate
     )
+
+
+def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh, *, evaluates: bool) -> None:
+    """Check what depends neither on the data nor on what a run sets itself.
+
+    Args:
+        config: The run's config.
+        mesh: The devices.
+        evaluates: As in `train`.
+
+    Raises:
+        ValueError: If a field has no possible value, or a package is not installed.
+    """
+    if evaluates:
+        coco_metrics.coco_api(config.evaluator)
+    check_loggers(config.loggers)
     sharding.check_heights(config.data.buckets, config.anchors.max_level, mesh)
 
 

@@ -44,6 +44,12 @@ def test_a_length_without_steps_is_refused_before_anything_is_opened(config, tmp
         loop.train(config, tmp_path, evaluates=True)
 
 
+def test_settings_are_checked_before_the_data_also_if_the_run_sets_its_length(config, tmp_path):
+    config.update(epochs=1, loggers=("paper",))  # and there is no such data
+    with pytest.raises(ValueError, match="loggers"):
+        loop.train(config, tmp_path, evaluates=True)
+
+
 @pytest.mark.parametrize("total", [8, 7])
 def test_a_run_without_steps_left_ends_in_one_line_before_anything_is_opened(
     tmp_path, error_line, total
