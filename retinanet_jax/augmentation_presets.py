@@ -64,7 +64,7 @@ def augmented_data(config: ConfigDict) -> ConfigDict:
 
 
 def check_off_fields(config: ConfigDict, given: Set[str]) -> None:
-    """Check that no field is given as off that the preset sets: the config cannot tell the two.
+    """Check that no field is given as off that the preset sets, since it would be set all the same.
 
     Args:
         config: A run's config.
