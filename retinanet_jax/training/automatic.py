@@ -11,9 +11,11 @@ import jax
 from ml_collections import ConfigDict
 
 from retinanet_jax import input_pipeline
+from retinanet_jax.config import flatten
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.data_report.automatic_anchors import choose_anchors
 from retinanet_jax.training.batch_choice import choose_batch_size
+from retinanet_jax.training.transfer import ANCHOR_FIELDS
 
 INTERVALS = ("checkpoint_every", "evaluate_every")
 NUM_EVALUATIONS = 10  # of a run, about
@@ -60,7 +62,8 @@ def adopt_choices(config: ConfigDict, saved: ConfigDict) -> None:
         saved: The config of the checkpoint.
     """
     if config.choose_anchors:
-        config.anchors.update(saved.anchors)
+        fields = dict(flatten(saved))
+        config.update_from_flattened_dict({name: fields[name] for name in ANCHOR_FIELDS})
     config.data.batch_size = config.data.batch_size or saved.data.batch_size
 
 

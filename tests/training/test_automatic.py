@@ -192,8 +192,10 @@ def test_a_run_that_resumes_has_the_anchors_and_the_batch_size_of_its_checkpoint
     saved.data.batch_size, saved.anchors.base_scale = 3, 1.5
     toy_config.update(choose_anchors=True, epochs=2)
     toy_config.data.batch_size = 0
+    toy_config.anchors.offset = 0.25  # is not chosen: the checkpoint's network has another
     chosen = choose(toy_config, 30, saved)
     assert (chosen.data.batch_size, chosen.anchors.base_scale) == (3, 1.5)
+    assert chosen.anchors.offset == 0.25
     assert chosen.total_steps == 20
 
 
