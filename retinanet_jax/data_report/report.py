@@ -185,8 +185,12 @@ def check_anchors(
         parts: All training and evaluation data.
     """
     plan = input_pipeline.train_plan(config, sample)
-    views = list(epoch_views(sample, plan, min_visible=augmented_data(config).min_visible))
-    crops = [check_crops(views)] if config.data.crop_size else []
+    min_visible = augmented_data(config).min_visible
+    views = list(epoch_views(sample, plan, min_visible=min_visible))
+    crops = []
+    if config.data.crop_size:
+        cropped = epoch_views(sample, plan, min_visible=min_visible, is_composed=False)
+        crops.append(check_crops(list(cropped)))
     if not any(len(view.boxes) for view in views):
         return None, [check_any_box(views), *crops]
     anchors = fit_anchors(config, sample, views, parts, make_progress("matching", len(views)))

@@ -36,16 +36,22 @@ class View(NamedTuple):
     dropped: int  # boxes of which the crop leaves less than the required fraction
 
 
-def epoch_views(source: Source, plan: TrainPlan, *, min_visible: float) -> Iterator[View]:
+def epoch_views(
+    source: Source, plan: TrainPlan, *, min_visible: float, is_composed: bool = True
+) -> Iterator[View]:
     """Yield each image of the first epoch, in the order of training.
 
     Args:
         source: The training data.
         plan: The plan of its epochs.
         min_visible: The fraction of a box's area that a crop must leave, as in the training config.
+        is_composed: Whether images are composed of several and moved, as the plan does; otherwise
+            they are only resized, flipped, rotated by 90 degrees and cropped.
     """
     for step in range(plan.steps_per_epoch):
         batch_plan = plan.batch(step)
+        if not is_composed:
+            batch_plan = batch_plan._replace(composition=None)
         for example in np.flatnonzero(batch_plan.weights).tolist():
             annotations, num_dropped = visible_annotations(
                 source, batch_plan, example, min_visible=min_visible

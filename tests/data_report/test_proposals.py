@@ -13,6 +13,7 @@ from retinanet_jax.data.sources.base import Category, Source
 from retinanet_jax.data.sources.objects import ObjectList
 from retinanet_jax.data_report import findings
 from retinanet_jax.data_report.anchor_choice import measure
+from retinanet_jax.data_report.anchor_fit import check_crops
 from retinanet_jax.data_report.annotation_checks import check_categories, read_boxes
 from retinanet_jax.data_report.coverage import PlacedBoxes
 from retinanet_jax.data_report.proposals import (
@@ -225,3 +226,19 @@ def test_the_more_images_the_lower_is_the_threshold_of_the_repetitions(num_image
     source = Boxes([(64, 64)] * num_images, [(7, CELLS, (8.0, 8.0, 40.0, 40.0))])
     finding = check_categories(source, read_boxes(source))
     assert f"--config.data.repeat_threshold={threshold} repeats the few" in finding.advice
+
+
+def test_what_mosaics_leave_out_is_not_due_to_the_crops():
+    source = Boxes(
+        [(320, 320)] * 8, [(index, CELLS, (0.0, 0.0, 300.0, 300.0)) for index in range(8)]
+    )
+    config = make_config()
+    config.data.update(crop_size=(320, 320), buckets=((320, 320),), mosaic=1.0)
+    config.data.update(short_sides=(320,), long_side=320)
+    plan = input_pipeline.train_plan(config, source)
+    of_crops, of_all = (
+        check_crops(list(epoch_views(source, plan, min_visible=0.9, is_composed=is_composed)))
+        for is_composed in (False, True)
+    )
+    assert of_crops.message.startswith("crops leave out 0 of 8 boxes")
+    assert of_all.severity == findings.WARNING
