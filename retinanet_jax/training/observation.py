@@ -133,8 +133,13 @@ class Observation:
         self._profiler.finish_step(step, result)
 
     @contextlib.contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Measure, inside a `with` statement, the time of "evaluation" or "checkpoints"."""
+    def measure(self, name: str, *, continues: bool = False) -> Iterator[None]:
+        """Measure, inside a `with` statement, the time of "evaluation" or "checkpoints".
+
+        Args:
+            name: What the time is for.
+            continues: Whether it is a further part of the latest evaluation: the wait for its AP.
+        """
         before, start = self._doing, self._charge()
         self._doing = name
         try:
@@ -143,7 +148,8 @@ class Observation:
         finally:
             seconds, self._doing = self._charge() - start, before
         if name == "evaluation":
-            self.evaluation_seconds = seconds
+            earlier = self.evaluation_seconds if continues else None
+            self.evaluation_seconds = (earlier or 0.0) + seconds
 
     def take_times(self) -> Times:
         """Return the times since the last call, when all steps that were started have ended."""

@@ -89,7 +89,7 @@ class StepLoop:
                     saved = step
                 if self._evaluations:
                     if self._evaluates_after(step):
-                        with self._observation.measure("evaluation"):
+                        with self._observation.measure("evaluation", continues=True):
                             self._evaluations.check_patience(step)
                     self._evaluations.report()
             self._finish_steps()

@@ -121,6 +121,19 @@ def test_goodput_is_the_fraction_of_the_wall_time_that_trained(clock):
     )
 
 
+def test_an_evaluation_takes_as_long_as_all_of_its_parts(clock):
+    """The time left is estimated from it; the wait for AP comes after the checkpoint."""
+    observation = observe()
+    for _ in range(2):
+        with observation.measure("evaluation"):
+            clock.seconds += 15
+        with observation.measure("checkpoints"):
+            clock.seconds += 2
+        with observation.measure("evaluation", continues=True):
+            clock.seconds += 1
+        assert observation.evaluation_seconds == 16
+
+
 def test_a_stopped_run_has_a_summary(clock):
     observation = observe()
     batches = observation.batches(iter(["first", "second"]))

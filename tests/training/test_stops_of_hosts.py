@@ -113,7 +113,7 @@ def start(tmp_path, monkeypatch):
             batches=iter,
             step=lambda _: contextlib.nullcontext(),
             watch_step=lambda *_: None,
-            measure=lambda _: contextlib.nullcontext(),
+            measure=lambda _, **__: contextlib.nullcontext(),
         )
         writer: Any = SimpleNamespace(update_files=lambda: None)
         void = make_batch(2)._replace(boxes=np.full((2, 3, 4), np.nan, np.float32))
