@@ -96,7 +96,7 @@ def check_categories(source: Source, boxes: AnnotatedBoxes) -> Finding:
     advice = "add images of these categories, or remove them: they cannot be learned well"
     if rare:
         threshold = min(MAX_THRESHOLD, FEW_IMAGES / len(source))
-        advice += f"; --config.data.repeat_threshold={threshold:.1g} repeats the few that there are"
+        advice += f"; --config.data.repeat_threshold={threshold:.1g} repeats their training images"
     return Finding(WARNING, "categories", message, f"{advice}.", first_examples([*without, *rare]))
 
 

@@ -225,7 +225,7 @@ def test_a_thinned_sample_has_the_weight_of_all_boxes():
 def test_the_more_images_the_lower_is_the_threshold_of_the_repetitions(num_images, threshold):
     source = Boxes([(64, 64)] * num_images, [(7, CELLS, (8.0, 8.0, 40.0, 40.0))])
     finding = check_categories(source, read_boxes(source))
-    assert f"--config.data.repeat_threshold={threshold} repeats the few" in finding.advice
+    assert f"--config.data.repeat_threshold={threshold} repeats their" in finding.advice
 
 
 def test_what_mosaics_leave_out_is_not_due_to_the_crops():
