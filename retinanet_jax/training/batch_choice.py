@@ -16,7 +16,7 @@ from retinanet_jax.training.initialization import random_train_state
 from retinanet_jax.training.optimizer import make_optimizer
 from retinanet_jax.training.step import jit_train_step
 from retinanet_jax.utils.memory import available_memory
-from retinanet_jax.utils.progress import format_count
+from retinanet_jax.utils.progress import CLOCK, format_count
 
 GIB = 2**30
 # An epoch of few images has at least this many steps, unless a batch has only one image a device.
@@ -57,7 +57,8 @@ def choose_batch_size(
     while sizes:
         size, *smaller = sizes
         completed = complete(size)
-        needed, fixed = step_memory(completed, source, mesh)
+        with CLOCK.stopped():  # it compiles
+            needed, fixed = step_memory(completed, source, mesh)
         print(
             f"a training step of {format_count(size, 'image')} needs {needed / GIB:.2f} GiB of "
             f"{usable / GIB:.2f}",

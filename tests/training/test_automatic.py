@@ -9,6 +9,7 @@ import pytest
 from retinanet_jax.data.sources.base import Category, Source
 from retinanet_jax.data.sources.objects import ObjectList
 from retinanet_jax.training import automatic, batch_choice, summary
+from retinanet_jax.utils.progress import CLOCK
 
 GIB = 2**30
 
@@ -144,6 +145,22 @@ def test_the_step_that_is_tried_has_the_length_of_the_run(toy_config, measured, 
     monkeypatch.setattr(batch_choice, "step_memory", record)
     assert choose(toy_config, 300).total_steps == 450
     assert lengths == {16: 57, 2: 450}
+
+
+def test_the_time_of_the_choice_is_that_of_compiling(toy_config, measured, clock):
+    """It is neither a stall nor the start of the run."""
+    toy_config.data.batch_size, toy_config.optimizer.reference_batch_size = 0, 16
+    measured(9.0)
+    step_memory, before = batch_choice.step_memory, CLOCK.stopped_seconds()
+
+    def compile_slowly(*arguments):
+        clock.seconds += 70
+        return step_memory(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_choice, "step_memory", compile_slowly)
+        choose(toy_config, 300)
+    assert CLOCK.stopped_seconds() - before == 70
 
 
 def test_too_small_a_memory_is_one_line_with_what_helps(toy_config, measured):
