@@ -10,6 +10,7 @@ from retinanet_jax import checkpoint
 from retinanet_jax.augmentation_presets import check_off_fields
 from retinanet_jax.config import flatten
 from retinanet_jax.stored_config import differences
+from retinanet_jax.training.transfer import ANCHOR_FIELDS
 from retinanet_jax.utils.paths import to_path
 
 
@@ -66,7 +67,7 @@ def check_choices(values: Any, config: ConfigDict) -> None:
                 "--config.total_steps and --config.epochs are both the length of a run; give one."
             )
         config.epochs = 0
-    for name in ("anchors.base_scale", "anchors.scales", "anchors.ratios"):
+    for name in ANCHOR_FIELDS:
         if config.choose_anchors and name in given:
             raise ValueError(
                 f"--config.anchors=auto chooses anchors, but --config.{name} is given; leave one "
