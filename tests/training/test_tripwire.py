@@ -342,7 +342,7 @@ def test_a_file_of_another_network_or_program_is_refused(step, small_config, tmp
     store(step, small_config, step.state, step.batch, path)
     with pytest.raises(ValueError, match=r"another network or optimizer .* and \d+ more differ"):
         replay.read_step(path, {"model.fpn_channels": 32})
-    with pytest.raises(ValueError, match=r"^config\.optimizer\.accumulate=5 must divide the step's "):
+    with pytest.raises(ValueError, match=r"^config\.optimizer\.accumulate=5 must divide"):
         replay.replay(path, {"optimizer.accumulate": 5})
     with pytest.raises(FileNotFoundError, match="no such file"):
         replay.read_step(tmp_path / "step_2.npz", {})
