@@ -229,20 +229,26 @@ class Stopping:
             raise self.error or Interrupted(self.signal)
         raise Stopped
 
-    def _interrupt(self, number: int, _: types.FrameType | None) -> None:
+    def _interrupt(self, number: int, frame: types.FrameType | None) -> None:
         """Handle a signal, in the main thread."""
         if self._progress is None and not self._hosts:
-            raise Interrupted(number)
+            if is_importing(frame):  # packages in C++ would abort the process at an exception
+                self._send_again(number)
+            else:
+                raise Interrupted(number)
 
     def _interrupt_again(self, unraisable: "sys.UnraisableHookArgs") -> None:
         """Interrupt the main thread again where Python drops exceptions, as in garbage collection.
 
         It does so in the callbacks of other packages, too.
         """
-        if not isinstance(unraisable.exc_value, Interrupted):
+        if isinstance(unraisable.exc_value, Interrupted):
+            self._send_again(unraisable.exc_value.signal)
+        else:
             self._earlier_hook(unraisable)
-            return
-        number = unraisable.exc_value.signal
+
+    def _send_again(self, number: int) -> None:
+        """Send a signal to this process again, a moment later."""
 
         def send() -> None:
             self._is_repeated = True
@@ -292,6 +298,13 @@ class Stopping:
             return NOT_TO_SAVE
         step, saved = self._progress()
         return f"steps {saved + 1} to {step} are not saved" if step > saved else "all is saved"
+
+
+def is_importing(frame: types.FrameType | None) -> bool:
+    """Return whether a frame is inside the import of a module."""
+    while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def status_of(interruption: KeyboardInterrupt) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import pathlib
@@ -135,6 +136,24 @@ def test_a_signal_interrupts_again_if_python_drops_the_first_interruption(printe
     with Stopping(), pytest.raises(Interrupted):
         collect_and_wait()
     assert sys.unraisablehook == before
+    assert printed == ["received SIGTERM: stopping; there is nothing to save"]
+
+
+def test_a_signal_interrupts_after_the_import_of_a_package(printed, monkeypatch, tmp_path):
+    """Packages in C++ abort the process if an exception is raised in their initialization."""
+    soon = [stopping.SECONDS_OF_ONE_SIGNAL]
+    monkeypatch.setattr(stopping, "in_seconds", lambda s, f: s in soon and in_seconds(s, f))
+    code = "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.3)\n"
+    (tmp_path / "slow_package.py").write_text(f"{code}is_imported = True\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def import_and_wait():
+        importlib.import_module("slow_package")
+        time.sleep(10)
+
+    with Stopping(), pytest.raises(Interrupted):
+        import_and_wait()
+    assert sys.modules.pop("slow_package").is_imported
     assert printed == ["received SIGTERM: stopping; there is nothing to save"]
 
 
