@@ -26,7 +26,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "light": ("--config.data.augmentation=light",),
     "medium": ("--config.data.augmentation=medium",),
     "strong": ("--config.data.augmentation=strong",),
-    "mosaic": ("--config.data.mosaic=0.5",),
+    "mosaic": ("--config.data.mosaic=0.5", "--config.data.min_visible=0.1"),
     "ema, medium": ("--config.optimizer.ema_decay=0.999", "--config.data.augmentation=medium"),
     "ema, strong": ("--config.optimizer.ema_decay=0.999", "--config.data.augmentation=strong"),
 }
@@ -59,6 +59,8 @@ def train(options: argparse.Namespace, row: str, seed: int, workdir: pathlib.Pat
 def read_run(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Return the evaluations of a run: the steps, the minutes of training until then, AP, AP50.
 
+    AP is 0 where it is undefined.
+
     Args:
         workdir: The run's working directory.
     """
@@ -74,7 +76,7 @@ def read_run(workdir: pathlib.Path) -> list[dict[str, Any]]:
         metrics = json.loads((workdir / "eval" / f"{step}.json").read_text())
         minutes = step * seconds_per_step / 60
         evaluations.append(
-            {"step": step, "minutes": minutes} | {name: metrics[name] for name in METRICS}
+            {"step": step, "minutes": minutes} | {name: metrics[name] or 0.0 for name in METRICS}
         )
     return evaluations
 
