@@ -1,7 +1,6 @@
 """The command `retinanet-jax`, which `python -m retinanet_jax` runs too."""
 
 import importlib
-import importlib.metadata
 import sys
 from collections.abc import Sequence
 
@@ -78,6 +77,8 @@ def help_text() -> str:
 
 def versions() -> str:
     """Return the versions of this package and of those that its numbers depend on."""
+    import importlib.metadata  # here, because it takes longer than all that is before the signals
+
     others = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     python = ".".join(map(str, sys.version_info[:3]))
     return f"retinanet-jax {retinanet_jax.__version__} ({others}, Python {python})"

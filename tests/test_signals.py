@@ -176,6 +176,13 @@ def test_an_interruption_that_a_package_makes_an_error_stays_an_interruption(pri
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_nothing_slow_is_imported_before_signals_are_handled():
+    """Until then, Python ends a program with a traceback at SIGINT."""
+    code = "import sys, retinanet_jax.__main__; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"importlib.metadata", "numpy", "jax", "absl"} & set(done.stdout.split())
+
+
 def test_an_error_without_a_signal_is_raised(printed):
     with pytest.raises(ImportError, match="failed"), Stopping():
         raise ImportError("failed")
