@@ -64,9 +64,9 @@ def train(
     check_intervals(config)
     recover(workdir)
     mesh = sharding.make_mesh(config.space)
+    check_settings(config, mesh, evaluates=evaluates)
     if not is_automatic(config):
         check_run(config, workdir, mesh, evaluates=evaluates, profile=profile)
-    check_settings(config, mesh, evaluates=evaluates)
     train_data, eval_data = open_data(config, workdir, evaluates)
     if is_automatic(config):
         config = set_automatic_fields(config, newest_config(workdir), train_data, mesh)
