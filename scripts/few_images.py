@@ -17,7 +17,7 @@ import subprocess
 import sys
 from typing import Any
 
-from retinanet_jax.checkpoint.reading import read_config, step_folders
+from retinanet_jax.checkpoint import newest_config
 from retinanet_jax.utils.files import write_json
 
 ROWS: dict[str, tuple[str, ...]] = {
@@ -67,8 +67,9 @@ def read_run(workdir: pathlib.Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "images_per_second" in line]
     speeds = sorted(line["images_per_second"] for line in logged)
-    newest = max(step_folders(workdir / "checkpoints"), key=lambda folder: int(folder.name))
-    batch_size = read_config(newest).data.batch_size
+    config = newest_config(workdir)
+    assert config is not None, "the run has finished"
+    batch_size = config.data.batch_size
     # The median: the first steps, and those next to evaluations, wait for compilations.
     seconds_per_step = batch_size / speeds[len(speeds) // 2]
     evaluations = []

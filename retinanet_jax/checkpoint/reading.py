@@ -243,8 +243,7 @@ def newest_config(workdir: pathlib.Path) -> ConfigDict | None:
     Raises:
         ValueError: As in `read_config`.
     """
-    folders = step_folders(workdir / FOLDER)
-    for folder in sorted(folders, key=lambda step: int(step.name), reverse=True):
+    for folder in reversed(step_folders(workdir / FOLDER)):
         with contextlib.suppress(DamagedError):
             return read_config(folder)
     return None
@@ -310,8 +309,12 @@ def newest_step(workdir: pathlib.Path) -> int:
 
 
 def step_folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Return the complete checkpoints in a folder, in any order; they may be damaged."""
-    return [p for p in folder.glob("*") if p.name.isdigit() and integrity.is_complete(p)]
+    """Return the complete checkpoints in a folder, in the order of their steps.
+
+    They may be damaged.
+    """
+    complete = [p for p in folder.glob("*") if p.name.isdigit() and integrity.is_complete(p)]
+    return sorted(complete, key=lambda path: int(path.name))
 
 
 def has_ap(folder: pathlib.Path) -> bool:

@@ -42,7 +42,7 @@ def _recover(folder: pathlib.Path) -> int | None:
     remove_incomplete(folder)
     newest: pathlib.Path | None = None
     damaged: list[tuple[pathlib.Path, DamagedError]] = []
-    for step in sorted(step_folders(folder), key=lambda step: int(step.name), reverse=True):
+    for step in reversed(step_folders(folder)):
         try:
             saved_ap(step)  # on which depends which checkpoints are kept
             if newest is None:

@@ -60,9 +60,8 @@ def compiled_input(config: ConfigDict) -> Callable[[Batch], Float[Array, "B H W 
         config: The config of the run.
     """
     colored = config.copy_and_resolve_references()
-    colored.data.color_jitter.hue = (
-        1.0  # the program uses the colors of its batch, whatever they are
-    )
+    # The program uses the colors of its batch, whatever the strength is that is not 0.
+    colored.data.color_jitter.hue = 1.0
     return jax.jit(functools.partial(network_input, config=colored, train=True))
 
 

@@ -267,9 +267,9 @@ def steps_without_ap(workdir: pathlib.Path) -> list[int]:
 
     Their detections are in the folder of evaluations.
     """
-    return sorted(
+    return [
         int(folder.name)
         for folder in checkpoint.step_folders(workdir / checkpoint.FOLDER)
         if not checkpoint.has_ap(folder)
         if detections_file(workdir / FOLDER, int(folder.name)).exists()
-    )
+    ]

@@ -66,8 +66,7 @@ def with_average_of(config: ConfigDict, state: TrainState) -> TrainState:
     step, decay = int(state.step), config.optimizer.ema_decay
     if decay and state.average is None:
         print(f"the average of the variables starts with those of step {step}", flush=True)
-        # A step reuses the memory of its state, in which each array must therefore be another one.
-        return state._replace(average=jax.tree.map(jnp.copy, state.latest))
+        return state._replace(average=first_average(state.latest))
     if state.average is not None and not decay:
         print(
             f"the average of the variables ends with step {step}: training continues with the "
@@ -76,6 +75,17 @@ def with_average_of(config: ConfigDict, state: TrainState) -> TrainState:
         )
         return state._replace(average=None)
     return state
+
+
+def first_average(variables: dict[str, Any]) -> dict[str, Any]:
+    """Return the average of the variables before the first step that it covers: a copy.
+
+    A step reuses the memory of its state, in which each array must therefore be another one.
+
+    Args:
+        variables: Those that the step changes.
+    """
+    return jax.tree.map(jnp.copy, variables)
 
 
 def initial_train_state(
@@ -139,8 +149,7 @@ def train_state_from_variables(
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
         normalizer=jnp.full(normalizer_shape(config), config.loss.ema_start, jnp.float32),
-        # A step reuses the memory of its state, in which each array must therefore be another one.
-        average=jax.tree.map(jnp.copy, dict(variables)) if config.optimizer.ema_decay else None,
+        average=first_average(dict(variables)) if config.optimizer.ema_decay else None,
     )
 
 

@@ -201,8 +201,7 @@ def finish(workdir: pathlib.Path, *arguments: str, processes: int = 1) -> list[E
 
 def checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Return the checkpoints that count, in the order of their steps."""
-    folders = checkpoint.step_folders(workdir / checkpoint.FOLDER)
-    return sorted(folders, key=lambda folder: int(folder.name))
+    return checkpoint.step_folders(workdir / checkpoint.FOLDER)
 
 
 def arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:

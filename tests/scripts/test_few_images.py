@@ -31,10 +31,9 @@ def test_a_finished_run_is_read_and_not_repeated(script, tmp_path, monkeypatch, 
     for step, ap in ((9, 0.25), (20, 0.5)):
         (workdir / f"eval/{step}.json").write_text(json.dumps({"AP": ap, "AP50": 0.75}))
     (workdir / "eval/20_detections.json").write_text("[]")
-    monkeypatch.setattr(script, "step_folders", lambda folder: [folder / "20"])
     config = default_config()
     config.data.batch_size = 2
-    monkeypatch.setattr(script, "read_config", lambda folder: config)
+    monkeypatch.setattr(script, "newest_config", lambda workdir: config)
     arguments = [str(tmp_path), "--train=a.json", "--eval=b.json", "--rows=plain", "--steps=20"]
     monkeypatch.setattr("sys.argv", [str(SCRIPT), *arguments])
     script.main()
