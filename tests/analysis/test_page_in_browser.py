@@ -69,13 +69,21 @@ def set_screen(chromium, size=DESKTOP, scheme="light", media=""):
 @pytest.fixture
 def opened(chromium, file_of):
     """Return a function that opens a page, as for the first time, and returns the browser."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    def is_open(url):
+        script = "return document.readyState == 'complete' && location.href == arguments[0]"
+        return lambda browser: browser.execute_script(script, url)
 
     def open_page(name, **screen):
         chromium.get("about:blank")  # a page that is open already might not be opened again
         for log in ("browser", "performance"):
             chromium.get_log(log)
         set_screen(chromium, **screen)
-        chromium.get(file_of(name).as_uri())
+        url = file_of(name).as_uri()
+        chromium.get(url)
+        # On a busy machine `get` has returned while the page before was still shown.
+        WebDriverWait(chromium, 60).until(is_open(url))
         return chromium
 
     return open_page
