@@ -32,7 +32,7 @@ LAYERS = (
         "compilation",
         "visualize",
     ),
-    ("training", "evaluation", "detector", "data_report", "export"),
+    ("training", "evaluation", "detector", "inference", "data_report", "export"),
     ("planning", "analysis"),
     ("cli", "main", "__main__"),
 )

@@ -25,7 +25,8 @@ from retinanet_jax.compilation import use_compilation_cache
 from retinanet_jax.data.image_files import find_images, find_unfilled_files
 from retinanet_jax.data.value_range import FIELD
 from retinanet_jax.detector import Detector
-from retinanet_jax.evaluation.predictions import (
+from retinanet_jax.evaluation.results_file import list_categories
+from retinanet_jax.inference.predictions import (
     COLUMNS,
     InputImage,
     input_dataset,
@@ -33,7 +34,6 @@ from retinanet_jax.evaluation.predictions import (
     predict_images,
     with_ids_of,
 )
-from retinanet_jax.evaluation.results_file import list_categories
 from retinanet_jax.utils.paths import to_path
 from retinanet_jax.utils.progress import one_line
 from retinanet_jax.weights import cached

@@ -1,1 +1,1 @@
-"""Evaluation: detections of a dataset or of image files, and COCO average precision."""
+"""Evaluation: detections of a dataset, and COCO average precision."""

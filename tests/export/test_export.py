@@ -19,11 +19,11 @@ from PIL import Image
 from retinanet_jax import Detector, checkpoint, modeling
 from retinanet_jax.data.sources.synthetic import generate_image
 from retinanet_jax.evaluation.evaluator import evaluate
-from retinanet_jax.evaluation.predictions import input_files, predict_images
 from retinanet_jax.export import model_card, savedmodel, verification
 from retinanet_jax.export.artifact import FORMATS, export_detector, load_servables
 from retinanet_jax.export.comparison import DetectionArrays, compare_detections
 from retinanet_jax.export.servable import INPUTS, OUTPUTS, ArtifactOutputs
+from retinanet_jax.inference.predictions import input_files, predict_images
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "export.md"
 SIZES = [(50, 70), (97, 41), (61, 61), (33, 97), (130, 121)]  # height and width of each image

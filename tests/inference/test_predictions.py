@@ -16,7 +16,7 @@ from retinanet_jax import detector as detector_module
 from retinanet_jax.data.image_files import find_images
 from retinanet_jax.data.sources.base import Category, subset
 from retinanet_jax.data.sources.coco import CocoSource
-from retinanet_jax.evaluation import predictions
+from retinanet_jax.inference import predictions
 from retinanet_jax.utils import files
 
 WITHOUT_THE_TRAINING_STACK = (
