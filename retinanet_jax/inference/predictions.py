@@ -7,7 +7,7 @@ import io
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -16,13 +16,11 @@ from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.data.image_files import ImageLike
 from retinanet_jax.data.sources.base import Category, DatasetImage, Source
 from retinanet_jax.evaluation.detections import Detections
+from retinanet_jax.inference.detecting import ImageDetector
 from retinanet_jax.utils.files import OutputFolder, to_json
 from retinanet_jax.utils.progress import format_count, join_first, make_progress, shorten
 from retinanet_jax.utils.remote import with_remote_names
 from retinanet_jax.utils.threads import map_ahead
-
-if TYPE_CHECKING:
-    from retinanet_jax.detector import Detector
 
 RESULTS, TABLE = "detections.json", "detections.csv"
 # The columns of the table; "name" is the category's name, the box is in pixels of the image.
@@ -92,7 +90,7 @@ def with_ids_of(source: Source, trained: Checkpoint) -> Checkpoint:
 
 
 def predict_images(
-    detector: "Detector",
+    detector: ImageDetector,
     images: Sequence[InputImage],
     output: pathlib.Path,
     *,

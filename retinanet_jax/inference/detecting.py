@@ -1,0 +1,41 @@
+"""What the writers of results expect of a detector: the plain one, or one that wraps it."""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from retinanet_jax.checkpoint import Checkpoint
+from retinanet_jax.data.image_files import ImageLike
+from retinanet_jax.data.sources.base import DatasetImage
+from retinanet_jax.evaluation.detections import Detections
+
+
+class ImageDetector(Protocol):
+    """Any detector of the objects in images: the plain one, one in tiles, or one that averages.
+
+    `retinanet_jax.detector.Detector` is one, and so are the detectors that wrap it.
+    """
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint, with the limits of this detector in its config."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of all categories that the detector was trained on, by class index."""
+        ...
+
+    def batch_with_errors(
+        self, images: Iterable[ImageLike | DatasetImage], batch_size: int = 8
+    ) -> Iterator[Detections | ValueError]:
+        """Return the detections of each image, or its error, in order.
+
+        Args:
+            images: The paths of image files, Pillow images, uint8 arrays of shape (H, W, 3) in RGB
+                or (H, W) in gray, or images of a dataset.
+            batch_size: The number of images that the network processes at once.
+
+        Raises:
+            ValueError: If `batch_size` is less than 1 or `images` is a single image.
+        """
+        ...
