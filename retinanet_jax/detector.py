@@ -10,29 +10,27 @@ Images are read, resized and padded as in evaluation, so the detections equal th
 import functools
 import itertools
 import os
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from numbers import Integral
-from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8
-from ml_collections import ConfigDict
 
-from retinanet_jax import core, input_pipeline
+from retinanet_jax import core
 from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.compilation import compiled_off_the_clock
-from retinanet_jax.data.batch import Batch
-from retinanet_jax.data.image_files import (
-    ImageLike,
-    image_name,
-    is_single_image,
-    read_image,
-)
+from retinanet_jax.data.image_files import ImageLike, is_single_image
 from retinanet_jax.data.sources.base import DatasetImage
-from retinanet_jax.data.transforms import pad, resize
 from retinanet_jax.evaluation.detections import Detection, Detections
 from retinanet_jax.evaluation.limits import class_mask, with_limits
+from retinanet_jax.inference.network_inputs import (
+    Input,
+    ScaledImage,
+    concatenate,
+    input_shape,
+    prepare,
+)
 from retinanet_jax.modeling import build_model, detect
 from retinanet_jax.utils.threads import NUM_THREADS, grouped, in_order, map_ahead, one_in_flight
 from retinanet_jax.weights import cached
@@ -41,16 +39,8 @@ __all__ = ["Detection", "Detections", "Detector"]
 
 PATIENCE = 4  # the largest number of batches of later images that an image waits for
 
-
-class _Input(NamedTuple):
-    """An image, and the batch of one with which the network processes it."""
-
-    image: UInt8[np.ndarray, "H W 3"]
-    example: Batch  # of one image
-
-
 # Inputs of one shape, or images that cannot be used, each with its index among all images.
-_Group = list[tuple[int, _Input | ValueError]]
+_Group = list[tuple[int, Input | ValueError]]
 
 
 class Detector:
@@ -219,12 +209,12 @@ class Detector:
         return map(_raise_error, self.batch_with_errors(images, batch_size))
 
     def batch_with_errors(
-        self, images: Iterable[ImageLike | DatasetImage], batch_size: int = 8
+        self, images: Iterable[ImageLike | DatasetImage | ScaledImage], batch_size: int = 8
     ) -> Iterator[Detections | ValueError]:
         """Do the same as `batch`, but return the error of an image that cannot be read or used.
 
         Args:
-            images: Images as `__call__` accepts them, or those of a dataset.
+            images: Images as `__call__` accepts them, those of a dataset, or scaled ones.
             batch_size: The number of images that the network processes at once.
 
         Returns:
@@ -240,31 +230,18 @@ class Detector:
                 f"batch() expects a list of images and got a single {type(images).__name__}; pass "
                 "a list, or call detector(image)."
             )
-        inputs = map_ahead(self._prepare, images, num_ahead=batch_size + NUM_THREADS)
-        groups = grouped(inputs, _input_shape, size=batch_size, patience=PATIENCE * batch_size)
+        prepared = functools.partial(prepare, config=self.checkpoint.config)
+        inputs = map_ahead(prepared, images, num_ahead=batch_size + NUM_THREADS)
+        groups = grouped(inputs, input_shape, size=batch_size, patience=PATIENCE * batch_size)
         started = (self._start(group, batch_size) for group in groups)
         return in_order(itertools.starmap(self._finish, one_in_flight(started)))
 
-    def _prepare(self, image: ImageLike | DatasetImage) -> _Input | ValueError:
-        """Read, resize and pad an image."""
-        try:
-            if isinstance(image, DatasetImage):
-                pixels = image.read()
-            else:
-                pixels = read_image(image, self.checkpoint.config.data.value_range)
-        except (OSError, ValueError) as error:
-            return ValueError(str(error))
-        try:
-            return _Input(pixels, eval_example(pixels, self.checkpoint.config))
-        except ValueError as error:
-            return ValueError(f"{image_name(image)}: {error}")
-
     def _start(self, group: _Group, batch_size: int) -> tuple[_Group, core.Detections | None]:
         """Start the detection of a group of images; return None if it consists of errors."""
-        examples = [item.example for _, item in group if isinstance(item, _Input)]
+        examples = [item.example for _, item in group if isinstance(item, Input)]
         if not examples:
             return group, None
-        batch = _concatenate(examples, batch_size)
+        batch = concatenate(examples, batch_size)
         return group, self._detect(self.checkpoint.variables, batch)
 
     def _finish(
@@ -294,39 +271,6 @@ class Detector:
         xyxy_boxes = np.asarray(core.yxyx_to_xyxy(boxes[keep]))
         categories = self.checkpoint.categories
         return Detections(image, xyxy_boxes, scores[keep], classes[keep], categories)
-
-
-def eval_example(image: UInt8[np.ndarray, "H W 3"], config: ConfigDict) -> Batch:
-    """Return the batch of one image that evaluation would pass to the network.
-
-    Args:
-        image: RGB pixels.
-        config: A run's config; its `data` specifies the resizing and the buckets.
-
-    Raises:
-        ValueError: If no bucket can contain the resized image.
-    """
-    original_size = np.array([image.shape[:2]])
-    batch_plan = input_pipeline.eval_plan(config, original_size, batch_size=1).batch(0)
-    height, width = batch_plan.resized[0].tolist()
-    resized = resize(image, height, width, method=batch_plan.resize)
-    return Batch.of_images(
-        images=pad(resized, *batch_plan.bucket)[None],
-        sizes=np.array([[height, width]], np.float32),
-        scales=(original_size / (height, width)).astype(np.float32),
-    )
-
-
-def _input_shape(item: _Input | ValueError) -> Hashable:
-    """Return the key of images that can be computed together; all errors have one key."""
-    return item.example.images.shape if isinstance(item, _Input) else ValueError
-
-
-def _concatenate(examples: Sequence[Batch], batch_size: int) -> Batch:
-    """Return one batch of all examples, filled up with copies of the last one at weight 0."""
-    filler = examples[-1]._replace(weights=np.zeros(1, np.float32))
-    examples = [*examples, *[filler] * (batch_size - len(examples))]
-    return Batch(*map(np.concatenate, zip(*examples, strict=True)))
 
 
 def _raise_error(outcome: Detections | ValueError) -> Detections:

@@ -20,6 +20,7 @@ from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 from retinanet_jax.data.transforms import PIXEL_TYPES
 from retinanet_jax.detector import Detection, Detector
+from retinanet_jax.inference.network_inputs import eval_example
 from retinanet_jax.utils.threads import NUM_THREADS
 from retinanet_jax.weights import cached
 
@@ -405,7 +406,7 @@ def test_the_network_has_the_same_input_as_in_evaluation(
     source = datasets.open_evaluation(config, tmp_path)
     plan = input_pipeline.eval_plan(config, source.sizes, batch_size=1)
     for batch in input_pipeline.host_batches(config, source, plan, range(3)):
-        example = detector_module.eval_example(source.image(int(batch.index[0])), config)
+        example = eval_example(source.image(int(batch.index[0])), config)
         assert example.images.shape == (1, 96, 96 if shapes == "own" else 128, 3)
         assert example.images.dtype == batch.images.dtype == PIXEL_TYPES[method]
         for field in ("images", "sizes", "scales", "colors"):
