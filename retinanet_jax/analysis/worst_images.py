@@ -21,7 +21,7 @@ from retinanet_jax.analysis.evaluated import (
 )
 from retinanet_jax.analysis.thresholds import lowest_score
 from retinanet_jax.data.sources.base import Source
-from retinanet_jax.inference.predictions import to_jpeg
+from retinanet_jax.inference.drawings import to_jpeg
 from retinanet_jax.utils.progress import make_progress, one_line, shorten
 from retinanet_jax.visualize import draw_in_colors, score_label
 

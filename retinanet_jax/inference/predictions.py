@@ -1,31 +1,27 @@
 """Detection in images; the detections are written as JSON, as CSV and as drawings."""
 
-import collections
 import csv
 import dataclasses
 import io
-import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.data.image_files import ImageLike
 from retinanet_jax.data.sources.base import Category, DatasetImage, Source
 from retinanet_jax.evaluation.detections import Detections
 from retinanet_jax.inference.detecting import ImageDetector
+from retinanet_jax.inference.drawings import write_drawings
 from retinanet_jax.utils.files import OutputFolder, to_json
 from retinanet_jax.utils.progress import format_count, join_first, make_progress, shorten
 from retinanet_jax.utils.remote import with_remote_names
-from retinanet_jax.utils.threads import map_ahead
 
 RESULTS, TABLE = "detections.json", "detections.csv"
 # The columns of the table; "name" is the category's name, the box is in pixels of the image.
 COLUMNS = ("file_name", "name", "category_id", "score", "x0", "y0", "x1", "y1")
-JPEG_QUALITY = 92
 
 
 class InputImage(NamedTuple):
@@ -172,81 +168,6 @@ def summary(
         return counts
     num_confident = sum(result["score"] >= draw_threshold for result in results)
     return f"{counts} ({num_confident} with a score of {draw_threshold:g} or more are drawn)"
-
-
-def write_drawings(
-    image_paths: Sequence[pathlib.Path],
-    outcomes: Iterable[Detections | ValueError],
-    folder: OutputFolder,
-    threshold: float,
-) -> Iterator[Detections | ValueError]:
-    """Yield the outcomes, and write drawings in threads while the device computes the next images.
-
-    Args:
-        image_paths: The image files, after which the drawings are named.
-        outcomes: The detections of each image, or its error.
-        folder: The folder to write to.
-        threshold: The lowest score of a detection that is drawn.
-    """
-
-    def write(name: str, outcome: Detections | ValueError) -> Detections | ValueError:
-        if isinstance(outcome, Detections):
-            folder.write(name, to_jpeg(outcome.draw(threshold)))
-        return outcome
-
-    named = zip(drawing_names(image_paths, folder), outcomes, strict=True)
-    return map_ahead(lambda pair: write(*pair), named)
-
-
-def drawing_names(image_paths: Sequence[pathlib.Path], folder: OutputFolder) -> list[str]:
-    """Return a different name of a JPEG file in `folder` for each image, named after it.
-
-    Names of the images themselves, and of files that no earlier run wrote, are not returned.
-    """
-    inputs = set(map(_file_id, image_paths)) - {None}
-    used: set[str] = set()  # in lower case, because file systems may ignore the case
-    copies: collections.Counter[str] = collections.Counter()
-
-    def next_name(stem: str) -> str:
-        copies[stem] += 1
-        return f"{stem}-{copies[stem]}.jpg" if copies[stem] > 1 else f"{stem}.jpg"
-
-    def is_free(name: str) -> bool:
-        return (
-            name.casefold() not in used
-            and _file_id(folder.path / name) not in inputs
-            and folder.may_write(name)
-        )
-
-    names = []
-    for path in image_paths:
-        name = next_name(path.stem)
-        while not is_free(name):
-            name = next_name(path.stem)
-        used.add(name.casefold())
-        names.append(name)
-    return names
-
-
-def _file_id(path: pathlib.Path) -> tuple[int, int] | None:
-    """Return what identifies a file under all of its names and links; None if there is no file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def to_jpeg(image: Image.Image, quality: int = JPEG_QUALITY) -> bytes:
-    """Return an image as a JPEG file.
-
-    Args:
-        image: The image.
-        quality: From 0 to 95, as in Pillow.
-    """
-    jpeg = io.BytesIO()
-    image.save(jpeg, "JPEG", quality=quality)
-    return jpeg.getvalue()
 
 
 def to_csv(rows: Iterable[Sequence[Any]]) -> bytes:

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from retinanet_jax.utils.paths import is_remote
+from retinanet_jax.utils.paths import SYSTEM_NAMES, is_remote
 from retinanet_jax.utils.remote import remote_errors
 
 RECORD = ".retinanet_jax_files"  # in an OutputFolder: a line of JSON for each file written
@@ -48,12 +48,7 @@ class OutputFolder:
     def may_write(self, name: str) -> bool:
         """Return whether `name` is free, or a file that was written here and not changed since."""
         path = self.path / name
-        if not os.path.lexists(path):
-            return True
-        if not _is_plain_file(path):
-            return False
-        with path.open("rb") as file:
-            return (name, hashlib.file_digest(file, "sha256").hexdigest()) in self._written
+        return not os.path.lexists(path) or (name, _digest(path)) in self._written
 
     def prepare(self, *names: str) -> None:
         """Create the folder, and check that it is writable and that these files may be written.
@@ -72,12 +67,31 @@ class OutputFolder:
         for name in names:
             self._check(name)
         make_writable(self.path)
+        for name in names:
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+
+    def clear(self, subfolder: str) -> None:
+        """Remove all files in a subfolder, which must all have been written here.
+
+        Args:
+            subfolder: Its name; it need not exist.
+
+        Raises:
+            FileExistsError: If there is a file that was not written here, or was changed; nothing
+                is removed then.
+        """
+        files = [path for path in (self.path / subfolder).rglob("*") if not _is_folder(path)]
+        files = sorted(path for path in files if path.name not in SYSTEM_NAMES)
+        for path in files:
+            self._check(path.relative_to(self.path).as_posix())
+        for path in files:
+            path.unlink()
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file completely or not at all; threads may call this at the same time.
 
         Args:
-            name: The name of the file.
+            name: The name of the file, which may be in a subfolder: labels/a.txt.
             content: Bytes, or text that is written as UTF-8.
 
         Raises:
@@ -88,7 +102,34 @@ class OutputFolder:
         self._check(name)
         # Recorded first: if this process is killed in between, the file still counts as written.
         self._record(name, hashlib.sha256(content).hexdigest())
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / name, content)
+
+    def link(self, name: str, file: pathlib.Path) -> None:
+        """Write a relative link to a file or, on a file system without links, a copy of it.
+
+        Args:
+            name: The name of the link. Nothing is done if this is the file itself.
+            file: The file.
+
+        Raises:
+            FileExistsError: As in `write`.
+            OSError: If neither can be written.
+        """
+        self._check(name)
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        target = relative_path(file, path.parent)
+        if target == path.name:
+            return
+        partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+        try:
+            partial.symlink_to(target)
+        except (NotImplementedError, OSError):
+            self.write(name, file.read_bytes())
+            return
+        self._record(name, _digest(partial))
+        os.replace(partial, path)
 
     def _check(self, name: str) -> None:
         """Raise FileExistsError if a file may not be written."""
@@ -98,7 +139,7 @@ class OutputFolder:
                 "retinanet_jax wrote its present content; rename it, or give another folder."
             )
 
-    def _record(self, name: str, digest: str) -> None:
+    def _record(self, name: str, digest: str | None) -> None:
         """Add a file to the record."""
         with self._lock:
             if (name, digest) not in self._written:
@@ -111,6 +152,32 @@ class OutputFolder:
 def _is_plain_file(path: pathlib.Path) -> bool:
     """Return whether there is a file, and not a link to one."""
     return path.is_file() and not path.is_symlink()
+
+
+def _is_folder(path: pathlib.Path) -> bool:
+    """Return whether there is a folder, and not a link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def _digest(path: pathlib.Path) -> str | None:
+    """Return the SHA-256 of a file's content or of a link's target; None for anything else."""
+    if path.is_symlink():
+        return hashlib.sha256(f"link to {os.readlink(path)}".encode(errors="replace")).hexdigest()
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def relative_path(file: pathlib.Path, folder: pathlib.Path) -> str:
+    """Return the path of a file from a folder, correct where folders are links, with slashes.
+
+    Args:
+        file: The file; a link to a file remains a link.
+        folder: The folder; it need not exist.
+    """
+    path = os.path.join(os.path.realpath(file.parent), file.name)
+    return pathlib.Path(os.path.relpath(path, os.path.realpath(folder))).as_posix()
 
 
 def _read_record(path: pathlib.Path) -> Iterator[tuple[str, str]]:
