@@ -173,17 +173,18 @@ def assign_batch_targets(
     )
 
 
-def logits_without_padding(
-    logits: tuple[Float[Array, "B _ K"], ...], batch: Batch, config: ConfigDict
+def without_padding(
+    values: tuple[Float[Array, "B _ K"], ...], batch: Batch, config: ConfigDict, *, fill: float
 ) -> tuple[Float[Array, "B _ K"], ...]:
-    """Return the logits of each level with minus infinity in the padding.
+    """Return the logits or scores of each level with `fill` in the padding.
 
-    Then no detections are in the padding; their number would depend on its size.
+    With the lowest value, no detections are in the padding; their number would depend on its size.
 
     Args:
-        logits: The logits of each level.
+        values: The logits or scores of each level.
         batch: The images' valid sizes, and the weights by which fillers are known.
         config: A run's config; its `anchors` are used.
+        fill: The value of every class of the anchors in the padding.
     """
     image_size = batch.images.shape[1:3]
     # The masks of the network: XLA computes equal expressions once.
@@ -191,13 +192,13 @@ def logits_without_padding(
     levels = range(config.anchors.min_level, config.anchors.max_level + 1)
     map_sizes = [tuple(-(-side // 2**level) for side in image_size) for level in levels]
 
-    def without_padding(level_logits, map_size):
-        batch_size, _, num_classes = level_logits.shape
-        cells = level_logits.reshape(batch_size, *map_size, -1)
-        cells = jnp.where(masks[map_size], cells, -jnp.inf)
+    def fill_padding(level_values, map_size):
+        batch_size, _, num_classes = level_values.shape
+        cells = level_values.reshape(batch_size, *map_size, -1)
+        cells = jnp.where(masks[map_size], cells, fill)
         return cells.reshape(batch_size, -1, num_classes)
 
-    return tuple(map(without_padding, logits, map_sizes))
+    return tuple(map(fill_padding, values, map_sizes))
 
 
 def detect(
@@ -225,7 +226,8 @@ def detect(
     images, sizes = network_input(batch, config, train=False), valid_sizes(batch)
     outputs: Any = model.apply(variables, images, train=False, sizes=sizes)
     if config.model.padding == "masked":
-        outputs = outputs._replace(logits=logits_without_padding(outputs.logits, batch, config))
+        logits = without_padding(outputs.logits, batch, config, fill=-jnp.inf)
+        outputs = outputs._replace(logits=logits)
     anchors = image_anchors(batch.images.shape[1:3], config)
     limits = dict(config.detections)
     if score_thresholds is not None:
