@@ -11,7 +11,6 @@ import functools
 import itertools
 import os
 from collections.abc import Iterable, Iterator
-from numbers import Integral
 
 import jax
 import numpy as np
@@ -20,24 +19,25 @@ from jaxtyping import Bool, Float32, Int, UInt8
 from retinanet_jax import core
 from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.compilation import compiled_off_the_clock
-from retinanet_jax.data.image_files import ImageLike, is_single_image
+from retinanet_jax.data.image_files import ImageLike
 from retinanet_jax.data.sources.base import DatasetImage
 from retinanet_jax.evaluation.detections import Detection, Detections
 from retinanet_jax.evaluation.limits import class_mask, with_limits
 from retinanet_jax.inference.network_inputs import (
+    PATIENCE,
     Input,
     ScaledImage,
+    check_images,
     concatenate,
     input_shape,
     prepare,
+    raise_error,
 )
 from retinanet_jax.modeling import build_model, detect
 from retinanet_jax.utils.threads import NUM_THREADS, grouped, in_order, map_ahead, one_in_flight
 from retinanet_jax.weights import cached
 
 __all__ = ["Detection", "Detections", "Detector"]
-
-PATIENCE = 4  # the largest number of batches of later images that an image waits for
 
 # Inputs of one shape, or images that cannot be used, each with its index among all images.
 _Group = list[tuple[int, Input | ValueError]]
@@ -50,6 +50,7 @@ class Detector:
         checkpoint: The checkpoint, with its variables on the device and with the limits of this
             detector in its config. It has the score thresholds that it stores unless another one
             was given.
+        class_mask: Whether the detections of each class are returned.
 
     Args:
         checkpoint: The checkpoint; it is not changed.
@@ -70,7 +71,7 @@ class Detector:
         max_detections: int | None = None,
         categories: Iterable[str] | None = None,
     ) -> None:
-        self._class_mask = class_mask(checkpoint, categories)
+        self.class_mask = class_mask(checkpoint, categories)
         if score_threshold is not None:
             checkpoint = checkpoint._replace(thresholds=None)
         config = with_limits(
@@ -206,16 +207,22 @@ class Detector:
                 array; and, when its detections would be returned, if an image cannot be read or
                 used.
         """
-        return map(_raise_error, self.batch_with_errors(images, batch_size))
+        return map(raise_error, self.batch_with_errors(images, batch_size))
 
     def batch_with_errors(
-        self, images: Iterable[ImageLike | DatasetImage | ScaledImage], batch_size: int = 8
+        self,
+        images: Iterable[ImageLike | DatasetImage | ScaledImage],
+        batch_size: int = 8,
+        *,
+        patience: int = PATIENCE,
     ) -> Iterator[Detections | ValueError]:
         """Do the same as `batch`, but return the error of an image that cannot be read or used.
 
         Args:
             images: Images as `__call__` accepts them, those of a dataset, or scaled ones.
             batch_size: The number of images that the network processes at once.
+            patience: The largest number of batches of later images that an image waits for, until
+                its batch is full.
 
         Returns:
             The detections of each image, or its error, in order.
@@ -223,16 +230,10 @@ class Detector:
         Raises:
             ValueError: If `batch_size` is less than 1 or `images` is a single image.
         """
-        if not isinstance(batch_size, Integral) or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1 and an integer; try 1.")
-        if is_single_image(images) or not isinstance(images, Iterable):
-            raise ValueError(
-                f"batch() expects a list of images and got a single {type(images).__name__}; pass "
-                "a list, or call detector(image)."
-            )
+        check_images(images, batch_size)
         prepared = functools.partial(prepare, config=self.checkpoint.config)
         inputs = map_ahead(prepared, images, num_ahead=batch_size + NUM_THREADS)
-        groups = grouped(inputs, input_shape, size=batch_size, patience=PATIENCE * batch_size)
+        groups = grouped(inputs, input_shape, size=batch_size, patience=patience * batch_size)
         started = (self._start(group, batch_size) for group in groups)
         return in_order(itertools.starmap(self._finish, one_in_flight(started)))
 
@@ -267,14 +268,7 @@ class Detector:
         mask: Bool[np.ndarray, " D"],
     ) -> Detections:
         """Return the detections of one image that are of the requested categories."""
-        keep = mask & self._class_mask[classes]
+        keep = mask & self.class_mask[classes]
         xyxy_boxes = np.asarray(core.yxyx_to_xyxy(boxes[keep]))
         categories = self.checkpoint.categories
         return Detections(image, xyxy_boxes, scores[keep], classes[keep], categories)
-
-
-def _raise_error(outcome: Detections | ValueError) -> Detections:
-    """Return the detections, or raise the error."""
-    if isinstance(outcome, ValueError):
-        raise outcome
-    return outcome

@@ -1,7 +1,8 @@
 """What the network sees of an image: it is resized and padded as in evaluation."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +11,13 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import input_pipeline
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.data.image_files import ImageLike, image_name, read_image
+from retinanet_jax.data.image_files import ImageLike, image_name, is_single_image, read_image
 from retinanet_jax.data.sizes import round_up
 from retinanet_jax.data.sources.base import DatasetImage
 from retinanet_jax.data.transforms import pad, resize
+from retinanet_jax.evaluation.detections import Detections
+
+PATIENCE = 4  # the largest number of batches of later images that an image waits for
 
 
 class ScaledImage(NamedTuple):
@@ -31,6 +35,21 @@ class Input(NamedTuple):
     example: Batch  # of one image
 
 
+def check_images(images: object, batch_size: int) -> None:
+    """Check the arguments of a method that detects the objects in many images.
+
+    Raises:
+        ValueError: If `batch_size` is less than 1 or `images` is a single image.
+    """
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1 and an integer; try 1.")
+    if is_single_image(images) or not isinstance(images, Iterable):
+        raise ValueError(
+            f"batch() expects a list of images and got a single {type(images).__name__}; pass "
+            "a list, or call detector(image)."
+        )
+
+
 def prepare(
     image: ImageLike | DatasetImage | ScaledImage, config: ConfigDict
 ) -> Input | ValueError:
@@ -40,10 +59,9 @@ def prepare(
         image: The image.
         config: A run's config.
     """
-    try:
-        pixels = read_pixels(image, config)
-    except (OSError, ValueError) as error:
-        return ValueError(str(error))
+    pixels = read_pixels(image, config)
+    if isinstance(pixels, ValueError):
+        return pixels
     scale = image.scale if isinstance(image, ScaledImage) else 1.0
     try:
         return Input(pixels, eval_example(pixels, config, scale))
@@ -53,22 +71,21 @@ def prepare(
 
 def read_pixels(
     image: ImageLike | DatasetImage | ScaledImage, config: ConfigDict
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Return the RGB pixels of an image.
+) -> UInt8[np.ndarray, "H W 3"] | ValueError:
+    """Return the RGB pixels of an image, or the error of one that cannot be read.
 
     Args:
         image: The image.
         config: A run's config; its `data` has the range of the values of deep images.
-
-    Raises:
-        OSError: If the image is one of a dataset, and its file cannot be read.
-        ValueError: If the image cannot be read.
     """
-    if isinstance(image, DatasetImage):
-        return image.read()
     if isinstance(image, ScaledImage):
         return image.pixels
-    return read_image(image, config.data.value_range)
+    try:
+        if isinstance(image, DatasetImage):
+            return image.read()
+        return read_image(image, config.data.value_range)
+    except (OSError, ValueError) as error:
+        return ValueError(str(error))
 
 
 def eval_example(
@@ -112,3 +129,10 @@ def concatenate(examples: Sequence[Batch], batch_size: int) -> Batch:
     filler = examples[-1]._replace(weights=np.zeros(1, np.float32))
     examples = [*examples, *[filler] * (batch_size - len(examples))]
     return Batch(*map(np.concatenate, zip(*examples, strict=True)))
+
+
+def raise_error(outcome: Detections | ValueError) -> Detections:
+    """Return the detections of an image, or raise its error."""
+    if isinstance(outcome, ValueError):
+        raise outcome
+    return outcome
