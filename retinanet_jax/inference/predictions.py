@@ -13,8 +13,11 @@ from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.data.image_files import ImageLike
 from retinanet_jax.data.sources.base import Category, DatasetImage, Source
 from retinanet_jax.evaluation.detections import Detections
+from retinanet_jax.inference.crops import FOLDER as CROPS
+from retinanet_jax.inference.crops import write_crops
 from retinanet_jax.inference.detecting import ImageDetector
 from retinanet_jax.inference.drawings import write_drawings
+from retinanet_jax.inference.labels import LabelWriter
 from retinanet_jax.utils.files import OutputFolder, to_json
 from retinanet_jax.utils.progress import format_count, join_first, make_progress, shorten
 from retinanet_jax.utils.remote import with_remote_names
@@ -93,6 +96,9 @@ def predict_images(
     batch_size: int = 1,
     draw_threshold: float | None = 0.5,
     table: bool = False,
+    formats: Sequence[str] = (),
+    save_crops: bool = False,
+    label_threshold: float = 0.5,
 ) -> list[str]:
     """Detect the objects in images, and write detections.json and drawings to a folder.
 
@@ -106,20 +112,29 @@ def predict_images(
         batch_size: The number of images that the network processes at once.
         draw_threshold: The lowest score of a detection that is drawn; None to draw nothing.
         table: Whether to write detections.csv as well.
+        formats: The formats of labels to write as well, names of `formats.FORMATS`.
+        save_crops: Whether to write the part of the image that each detection shows as well. Crops
+            of earlier runs are removed.
+        label_threshold: The lowest score of a detection that becomes a label or a crop.
 
     Returns:
         An error message for each image that could not be read or used.
 
     Raises:
-        ValueError: If `batch_size` is less than 1.
+        ValueError: If `batch_size` is less than 1, or as in `LabelWriter`.
         OSError: If a file cannot be written, for example because the folder contains a file of the
             same name that no run wrote.
     """
     outcomes = detector.batch_with_errors([item.image for item in images], batch_size)
     folder = OutputFolder(output)
     folder.prepare(RESULTS, *[TABLE] * table)
+    categories, paths = detector.checkpoint.categories, [item.path for item in images]
+    labels = LabelWriter(formats, images, categories, folder, label_threshold) if formats else None
     if draw_threshold is not None:
-        outcomes = write_drawings([item.path for item in images], outcomes, folder, draw_threshold)
+        outcomes = write_drawings(paths, outcomes, folder, draw_threshold)
+    if save_crops:
+        folder.clear(CROPS)
+        outcomes = write_crops(paths, outcomes, categories, folder, label_threshold)
     results, rows, errors = [], [], []
     print_progress = make_progress("predicting", len(images))
     for count, (item, outcome) in enumerate(zip(images, outcomes, strict=True), 1):
@@ -129,12 +144,16 @@ def predict_images(
             detections, name = scaled_to(outcome, item.size), item.name
             results += [{**entry, "file_name": name} for entry in detections.to_coco(item.image_id)]
             rows += [(name, d.class_name, d.category_id, d.score, *d.box) for d in detections]
+            if labels:
+                labels.add(item, detections, item.size or outcome.image.shape[:2])
         if count % batch_size == 0 or count == len(images):
             print_progress(count)
     folder.write(RESULTS, to_json(results))
     if table:
         folder.write(TABLE, to_csv(rows))
     print(f"{summary(results, len(images) - len(errors), draw_threshold)}: {output / RESULTS}")
+    for line in labels.write() if labels else ():
+        print(line)
     return errors
 
 

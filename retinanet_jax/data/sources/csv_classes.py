@@ -85,7 +85,8 @@ def _read_file(path: pathlib.Path) -> tuple[list[Category], dict[str, str]]:
         rows = rows[1:]
     if not rows:
         raise ValueError(f"{path}: lists no classes; write a line class,id for each, from id 0.")
-    if rows[0][1][0].startswith(ID_PREFIXES):
+    name, *values = rows[0][1]
+    if name.startswith(ID_PREFIXES) and not "".join(values).isdecimal():
         names = _read_pairs(path, rows, "/m/...,name")
         return number_categories(names.values()), names
     ids = _read_pairs(path, rows, "class,id, with ids from 0")

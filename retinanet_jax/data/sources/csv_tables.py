@@ -112,7 +112,9 @@ def first_lines(path: pathlib.Path, count: int) -> list[list[str]]:
         data = file.read(MAX_FIRST_LINES)
     encoding = "utf-16" if data.startswith(UTF_16_MARKS) else "utf-8-sig"
     lines = data.decode(encoding, errors="replace").splitlines()[:count]
-    return [[field.strip().strip('"') for field in re.split(r"[,;\t]", line)] for line in lines]
+    delimiter = max(DELIMITERS, key=next(filter(str.strip, lines), "").count)
+    rows = csv.reader(lines, delimiter=delimiter)
+    return [[field.strip().strip('"') for field in row] for row in rows]
 
 
 class Columns(NamedTuple):

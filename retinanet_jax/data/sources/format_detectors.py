@@ -32,6 +32,7 @@ COCO_LISTS = tuple(
 )
 FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 LABELME_FIELDS = (re.compile(rb'"shapes"\s*:\s*\['), re.compile(rb'"image(Path|Height|Data)"'))
+IMAGE_PATH = re.compile(rb'"imagePath"\s*:\s*("(?:[^"\\]|\\.)*")')
 ROOT_TAG = re.compile(rb"<(annotations?)[ >]")
 VERSION = re.compile(r"\d+\.\d+\.\d+")  # of a TFDS dataset
 
@@ -217,6 +218,14 @@ def _is_labelme(file: pathlib.Path) -> bool:
     return all(expression.search(content) for expression in LABELME_FIELDS)
 
 
+def _lists_its_images(folder: pathlib.Path) -> bool:
+    """Return whether LabelMe's files in a folder have the paths of existing images."""
+    contents = (file.read_bytes() for file in list_files(folder, ".json")[:MAX_NAMES])
+    listed = [match[1] for content in contents for match in IMAGE_PATH.finditer(content)]
+    paths = [folder / _parse_text(text).replace("\\", "/") for text in listed]
+    return bool(paths) and all(path.is_file() for path in paths)
+
+
 def _detect_files_of_images(
     folder: pathlib.Path, name: str, source: str, has_files: Callable[[pathlib.Path], bool]
 ) -> DetectedDataset | None:
@@ -228,7 +237,7 @@ def _detect_files_of_images(
 
     def fields_of(path: pathlib.Path) -> Fields:
         names = [file.stem for file in list_files(path, ".xml", ".json")[:MAX_NAMES]]
-        if image_stems(path).intersection(names):
+        if image_stems(path).intersection(names) or _lists_its_images(path):
             return make_fields(source, path)
         images = find_image_folder(path / path.name, names)
         return make_fields(source, path, images="" if images == path else images)
