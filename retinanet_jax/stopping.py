@@ -53,6 +53,7 @@ class Stopping:
 
     Args:
         joined: The hosts that stop together; None for this process only.
+        unit: What messages call a step.
 
     Attributes:
         is_ending: Whether `end` was called.
@@ -60,8 +61,8 @@ class Stopping:
         launched: The number of programs of each name that were started since `begin`.
     """
 
-    def __init__(self, joined: hosts.Hosts | None = None) -> None:
-        self._hosts, self._own_signal = joined, 0
+    def __init__(self, joined: hosts.Hosts | None = None, unit: str = "step") -> None:
+        self._hosts, self._unit, self._own_signal = joined, unit, 0
         self.is_ending = self.leaves_work = False
         self.launched = joined.agreement.launched if joined else collections.Counter[str]()
         self._error: Exception | None = None  # of this host's data
@@ -126,7 +127,7 @@ class Stopping:
         self.is_ending = True
         prints = self.signal and self._hosts and self._hosts.is_first
         if prints and self.leaves_work and self._progress:
-            print_message(f"stopping after step {self._progress()[0]}, saving")
+            print_message(f"stopping after {self._unit} {self._progress()[0]}, saving")
 
     def check(self) -> None:
         """End what the caller waits for, if the command is to end.
@@ -290,14 +291,15 @@ class Stopping:
             return "stopping all hosts after the same step"
         if self._progress is None:
             return f"stopping; {NOT_TO_SAVE}"
-        return f"stopping after step {self._progress()[0]}, saving"
+        return f"stopping after {self._unit} {self._progress()[0]}, saving"
 
     def _loss(self) -> str:
         """Return which steps are lost if the process ends now."""
         if self._progress is None:
             return NOT_TO_SAVE
         step, saved = self._progress()
-        return f"steps {saved + 1} to {step} are not saved" if step > saved else "all is saved"
+        lost = f"{self._unit}s {saved + 1} to {step} are not saved"
+        return lost if step > saved else "all is saved"
 
 
 def is_importing(frame: types.FrameType | None) -> bool:

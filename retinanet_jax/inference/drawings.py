@@ -39,18 +39,25 @@ def write_drawings(
     return map_ahead(lambda pair: write(*pair), named)
 
 
-def drawing_names(image_paths: Sequence[pathlib.Path], folder: OutputFolder) -> list[str]:
-    """Return a different name of a JPEG file in `folder` for each image, named after it.
+def drawing_names(
+    image_paths: Sequence[pathlib.Path], folder: OutputFolder, suffix: str = ".jpg"
+) -> list[str]:
+    """Return a different name of a file in `folder` for each image or video, named after it.
 
     Names of the images themselves, and of files that no earlier run wrote, are not returned.
+
+    Args:
+        image_paths: The files of the images or videos; they need not exist.
+        folder: The folder.
+        suffix: The end of all names.
     """
     inputs = set(map(_file_id, image_paths)) - {None}
 
     def is_free(stem: str) -> bool:
-        name = f"{stem}.jpg"
+        name = f"{stem}{suffix}"
         return _file_id(folder.path / name) not in inputs and folder.may_write(name)
 
-    return [f"{stem}.jpg" for stem in unique_names([path.stem for path in image_paths], is_free)]
+    return [f"{stem}{suffix}" for stem in unique_names([path.stem for path in image_paths], is_free)]
 
 
 def _file_id(path: pathlib.Path) -> tuple[int, int] | None:

@@ -105,6 +105,32 @@ class OutputFolder:
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / name, content)
 
+    @contextlib.contextmanager
+    def draft(self, name: str) -> Iterator[pathlib.Path]:
+        """Yield the path at which a `with` statement writes a large file, step by step.
+
+        At the end the file gets its name. If there is none by then, or after an error, nothing is
+        written.
+
+        Args:
+            name: The name of the file, in this folder.
+
+        Raises:
+            FileExistsError: As in `write`.
+            OSError: If the file cannot be written.
+        """
+        self._check(name)
+        partial = self.path / f".{secrets.token_hex(8)}.partial"
+        try:
+            with errors_name(self.path / name):
+                yield partial
+            if partial.exists():
+                self._check(name)
+                self._record(name, _digest(partial))
+                os.replace(partial, self.path / name)
+        finally:
+            partial.unlink(missing_ok=True)
+
     def link(self, name: str, file: pathlib.Path) -> None:
         """Write a relative link to a file or, on a file system without links, a copy of it.
 

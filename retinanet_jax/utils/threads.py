@@ -123,6 +123,44 @@ def in_background(
         thread.close(last=items.close)
 
 
+def newest(
+    items: Generator[T, None, None], size: int, while_waiting: Callable[[], None]
+) -> Generator[T, None, None]:
+    """Yield the items that a thread takes as they come, of which the oldest are dropped if need be.
+
+    So a camera's images are taken at its own speed, however slow the caller is.
+
+    Args:
+        items: A generator, which runs and is closed in the thread.
+        size: The number of items that are kept while the caller uses one.
+        while_waiting: As in `wait_for`, while the caller waits for an item.
+    """
+    kept: collections.deque[T] = collections.deque(maxlen=size)
+    arrived, closed = threading.Event(), threading.Event()
+
+    def take() -> None:
+        with contextlib.closing(items):
+            for item in items:
+                kept.append(item)
+                arrived.set()
+                if closed.is_set():
+                    return
+
+    taken = in_daemon_thread(take)
+    taken.add_done_callback(lambda _: arrived.set())
+    try:
+        while kept or not taken.done():
+            arrived.clear()
+            while kept:
+                yield kept.popleft()
+            while not (kept or taken.done() or arrived.wait(POLL_SECONDS)):
+                while_waiting()
+        yield from kept
+        taken.result()
+    finally:
+        closed.set()
+
+
 def map_ahead(
     function: Callable[[T], R],
     items: Iterable[T],

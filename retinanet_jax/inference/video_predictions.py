@@ -1,0 +1,194 @@
+"""Detection in videos; the detections are written as JSON, as CSV and as annotated videos.
+
+Reading, the network, drawing and encoding work at the same time on different frames, of which a
+bounded number is in memory. So a stream may be endless.
+"""
+
+import contextlib
+import itertools
+import pathlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from retinanet_jax.evaluation.detections import Detections
+from retinanet_jax.inference.detecting import ImageDetector
+from retinanet_jax.inference.drawings import drawing_names
+from retinanet_jax.inference.predictions import RESULTS, TABLE
+from retinanet_jax.inference.video import Frame, Video, VideoFacts, read_frames
+from retinanet_jax.inference.video_results import open_results
+from retinanet_jax.inference.video_writing import VideoWriter
+from retinanet_jax.stopping import Interrupted, Stopped, Stopping
+from retinanet_jax.utils.files import OutputFolder
+from retinanet_jax.utils.progress import CLOCK, MIN_MEASURED, format_count, make_progress
+from retinanet_jax.utils.threads import in_background, map_ahead, newest
+
+NUM_DRAWING = 2  # threads that draw, and frames that drawing and encoding are each behind
+NUM_KEPT = 8  # the newest frames of a camera or a stream that wait for the network
+
+Detected = tuple[Detections | ValueError, Frame]  # a frame with its detections, or with its error
+
+
+class VideoOptions(NamedTuple):
+    """How `predict_videos` processes each video.
+
+    Attributes:
+        batch_size: The number of frames that the network processes at once.
+        every: Only every n-th frame is processed, from the first one.
+        draw_threshold: The lowest score of a detection that is drawn; None for no annotated video.
+        table: Whether to write detections.csv as well.
+    """
+
+    batch_size: int = 1
+    every: int = 1
+    draw_threshold: float | None = 0.5
+    table: bool = False
+
+
+def predict_videos(
+    detector: ImageDetector,
+    videos: Mapping[Video, VideoFacts],
+    output: pathlib.Path,
+    options: VideoOptions,
+) -> list[str]:
+    """Detect the objects in the frames of videos, and write detections.json and annotated videos.
+
+    detections.json is in COCO's results format, in which each frame is an image with an id from 1.
+    Each detection also has the file_name of its video, the number of its frame and the seconds from
+    the first frame. Only files of earlier runs are replaced. After a signal, the files contain all
+    frames that are finished by then.
+
+    Args:
+        detector: The detector.
+        videos: The videos, from `find_videos`, with their `video_facts`; one after the other.
+        output: The folder, which is created if it does not exist.
+        options: How each video is processed.
+
+    Returns:
+        An error message for each video that could not be used, or not to its end.
+
+    Raises:
+        Interrupted: After a signal, when all files are written.
+        OSError: If a file cannot be written, for example because the folder contains a file of the
+            same name that no run wrote.
+    """
+    folder = OutputFolder(output)
+    folder.prepare(RESULTS, *[TABLE] * options.table)
+    names = drawing_names([video.path for video in videos], folder, suffix=".mp4")
+    errors: list[str] = []
+    with (
+        Stopping(unit="frame") as stopping,
+        open_results(folder, options.draw_threshold, options.table) as results,
+    ):
+        stopping.begin(lambda: (results.num_frames, 0))
+        for (video, facts), name in zip(videos.items(), names, strict=True):
+            if stopping.is_asked:
+                break
+            frames = _read_ahead(video, options, stopping.check, errors)
+            detected = detect_frames(detector, frames, options.batch_size)
+            with contextlib.ExitStack() as stack:
+                if options.draw_threshold is not None:
+                    path = stack.enter_context(folder.draft(name))
+                    writer = VideoWriter(path, facts.rate / options.every, facts.time_base)
+                    stack.enter_context(writer)
+                    detected = draw_frames(detected, writer, options.draw_threshold)
+                stack.enter_context(contextlib.suppress(Stopped))
+                stack.enter_context(contextlib.closing(detected))
+                for outcome, frame in _with_progress(detected, video, facts, options):
+                    stopping.check()
+                    if isinstance(outcome, ValueError):
+                        errors.append(f"{video.name}: frame {frame.index}: {outcome}")
+                        break  # the next frames have the same size
+                    results.add(video, frame, outcome)
+    print(f"{results.summary()}: {folder.path / RESULTS}")
+    if stopping.signal:
+        raise Interrupted(stopping.signal)
+    return errors
+
+
+def detect_frames(
+    detector: ImageDetector, frames: Generator[Frame, None, None], batch_size: int = 1
+) -> Generator[Detected, None, None]:
+    """Yield the detections of each frame, or its error, with the frame.
+
+    Args:
+        detector: The detector.
+        frames: The frames, which are closed at the end.
+        batch_size: The number of frames that the network processes at once.
+    """
+    ahead, behind = itertools.tee(frames)
+    with contextlib.closing(frames):
+        images = (frame.image for frame in ahead)
+        yield from zip(detector.batch_with_errors(images, batch_size), behind)  # noqa: B905
+
+
+def draw_frames(
+    detected: Generator[Detected, None, None], writer: VideoWriter, threshold: float
+) -> Generator[Detected, None, None]:
+    """Yield what is given, and write the frames with their detections drawn, in threads.
+
+    Args:
+        detected: The frames with their detections.
+        writer: What writes the annotated video.
+        threshold: The lowest score of a detection that is drawn.
+    """
+
+    def draw(pair: Detected) -> tuple[Detected, np.ndarray | None]:
+        detections, _ = pair
+        is_error = isinstance(detections, ValueError)
+        return pair, None if is_error else np.asarray(detections.draw(threshold))
+
+    def write(drawn: tuple[Detected, np.ndarray | None]) -> Detected:
+        pair, image = drawn
+        if image is not None:
+            writer.write(image, pair[1].seconds)
+        return pair
+
+    ahead = {"num_ahead": NUM_DRAWING}
+    drawn = map_ahead(draw, detected, num_threads=NUM_DRAWING, **ahead)
+    return map_ahead(write, drawn, num_threads=1, **ahead)  # an encoder requires their order
+
+
+def _read_ahead(
+    video: Video, options: VideoOptions, check: Callable[[], None], errors: list[str]
+) -> Generator[Frame, None, None]:
+    """Yield the frames of a video, read by a thread; an error ends them and is added to `errors`.
+
+    The wait for a frame ends where `check` raises.
+    """
+
+    def read() -> Generator[Frame, None, None]:
+        try:
+            yield from read_frames(video, options.every)
+        except ValueError as error:
+            errors.append(str(error))
+
+    if video.is_live:
+        return newest(read(), max(NUM_KEPT, options.batch_size), check)
+    return in_background(read(), check)
+
+
+def _with_progress(
+    detected: Iterable[Detected], video: Video, facts: VideoFacts, options: VideoOptions
+) -> Iterator[Detected]:
+    """Yield what is given, print the progress, and at the end the speed and what was dropped."""
+    total = facts.num_frames and -(-facts.num_frames // options.every)
+    print_progress = make_progress(f"predicting {video.name}", total, "frames")
+    count, start, last = 0, 0.0, -options.every
+    try:
+        for count, pair in enumerate(detected, 1):
+            last = pair[1].index
+            if count <= options.batch_size:
+                start = CLOCK.now()
+            if count % options.batch_size == 0:
+                print_progress(count)
+            yield pair
+    finally:
+        seconds = CLOCK.now() - start
+        parts = [f"{video.name}: {format_count(count, 'frame')}"]
+        if seconds >= MIN_MEASURED and count > options.batch_size:
+            parts.append(f"{(count - options.batch_size) / seconds:.1f} frames/s")
+        if dropped := last // options.every + 1 - count:
+            parts.append(f"{format_count(dropped, 'frame')} dropped, which came too fast")
+        print(", ".join(parts), flush=True)
