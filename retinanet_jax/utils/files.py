@@ -107,17 +107,15 @@ class OutputFolder:
 
     @contextlib.contextmanager
     def draft(self, name: str) -> Iterator[pathlib.Path]:
-        """Yield the path at which a `with` statement writes a large file, step by step.
+        """Yield where a `with` statement writes a large file, which has its name at the end.
 
-        At the end the file gets its name. If there is none by then, or after an error, nothing is
-        written.
+        After an error, or if there is no file by then, nothing is written.
 
         Args:
-            name: The name of the file, in this folder.
+            name: The name of the file.
 
         Raises:
             FileExistsError: As in `write`.
-            OSError: If the file cannot be written.
         """
         self._check(name)
         partial = self.path / f".{secrets.token_hex(8)}.partial"
