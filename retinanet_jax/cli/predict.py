@@ -22,15 +22,15 @@ from retinanet_jax.cli.common import (
     weights_of,
 )
 from retinanet_jax.compilation import use_compilation_cache
-from retinanet_jax.data.image_files import find_images, find_unfilled_files
+from retinanet_jax.data.image_files import find_unfilled_files
 from retinanet_jax.data.value_range import FIELD
 from retinanet_jax.detector import Detector
 from retinanet_jax.evaluation.results_file import list_categories
+from retinanet_jax.inference.arguments import input_arguments
 from retinanet_jax.inference.predictions import (
     COLUMNS,
     InputImage,
     input_dataset,
-    input_files,
     predict_images,
     with_ids_of,
 )
@@ -99,7 +99,8 @@ def run(values: Any, arguments: list[str]) -> int:
         raise ValueError(f"--data={values.data} and {arguments[0]} both name images; give one.")
     if not values.data and not arguments:
         raise ValueError(
-            "no images: pass image files, folders or patterns, or --data; --help explains them."
+            "no images: pass image files, folders or patterns, URLs, - for standard input, or "
+            "--data; --help explains them."
         )
     use_compilation_cache()
     detector, images = _open_dataset(values) if values.data else _open_files(values, arguments)
@@ -118,13 +119,14 @@ def run(values: Any, arguments: list[str]) -> int:
 
 
 def _open_files(values: Any, arguments: list[str]) -> tuple[Detector, list[InputImage]]:
-    """Return the detector and the image files of the command."""
-    paths = find_images(arguments, report=print)
+    """Return the detector and the images that the arguments name."""
+    images = input_arguments(arguments, report=print)
     detector = Detector.load(
         weights_of(values), categories=values.categories or None, **detection_limits(values)
     )
-    _warn_of_unfilled(paths[:MAX_IMAGES_TO_CHECK], detector.checkpoint.config.data.value_range)
-    return detector, input_files(paths)
+    files = [item.image for item in images if isinstance(item.image, pathlib.Path)]
+    _warn_of_unfilled(files[:MAX_IMAGES_TO_CHECK], detector.checkpoint.config.data.value_range)
+    return detector, images
 
 
 def _open_dataset(values: Any) -> tuple[Detector, list[InputImage]]:
@@ -175,15 +177,16 @@ def _warn_of_unfilled(images: Sequence[pathlib.Path], value_range: str) -> None:
 COMMAND = Command(
     usage=(
         "retinanet-jax predict --weights=NAME_OR_DIR_OR_FILE --output=DIR "
-        "IMAGE_OR_FOLDER_OR_PATTERN...\n"
+        "IMAGE_OR_FOLDER_OR_PATTERN_OR_URL...\n"
         "       retinanet-jax predict --weights=NAME_OR_DIR_OR_FILE --output=DIR "
         "--data=FOLDER_OR_FILE"
     ),
     description=(
-        "Detects objects in images. Writes OUTPUT/detections.json (COCO's results format with "
-        "file names; boxes in pixels of the original image), the images with their detections "
-        "drawn and, with --csv, a table. With --data, the images and ids are those of a dataset. "
-        "Exits with status 1 if an image could not be read."
+        "Detects objects in images: files, all files in folders, URLs of http and https, and for - "
+        "the image file that standard input contains. Writes OUTPUT/detections.json (COCO's "
+        "results format with file names; boxes in pixels of the original image), the images with "
+        "their detections drawn and, with --csv, a table. With --data, the images and ids are "
+        "those of a dataset. Exits with status 1 if an image could not be read."
     ),
     define_flags=define_flags,
     run=run,

@@ -1,4 +1,4 @@
-"""The inputs that users pass as images: files, folders, patterns, Pillow images and arrays."""
+"""The inputs that users pass as images: files, folders, URLs, Pillow images and arrays."""
 
 import contextlib
 import glob
@@ -6,6 +6,7 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -34,6 +35,7 @@ from retinanet_jax.data.value_range import (
     parse_value_range,
     to_8_bits,
 )
+from retinanet_jax.utils.download import DownloadError, download_image, is_url
 from retinanet_jax.utils.paths import SYSTEM_NAMES
 from retinanet_jax.utils.progress import one_line
 from retinanet_jax.utils.remote import local_copy
@@ -43,7 +45,17 @@ from retinanet_jax.utils.threads import map_ahead
 TEXT_SUFFIXES = (".csv", ".json", ".md", ".txt", ".xml", ".yaml", ".yml")
 NUM_NAMES = 3  # in a message
 
-ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
+
+@runtime_checkable
+class BinaryFile(Protocol):
+    """What can be read as an open file: of a disk, in memory, or uploaded to a server."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to this number of bytes, or all that are left."""
+        ...
+
+
+ImageLike = str | os.PathLike[str] | BinaryFile | Image.Image | np.ndarray
 # Pillow reads a file when its pixels are first used, and two threads may use the same image.
 _pillow_lock = threading.Lock()
 
@@ -86,12 +98,14 @@ def find_images(
 
 
 def image_name(image: object) -> str:
-    """Return the name of an image for messages: the path of its file, if it has one.
+    """Return the name of an image for messages: its URL, or the path of its file, if it has one.
 
     Args:
-        image: A path, or an object that may know its file, such as a Pillow image or a memory map.
+        image: A path, a URL, or an object that may know its file, such as an open file, a Pillow
+            image or a memory map.
     """
-    path = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "")
+    attribute = getattr(image, "filename", getattr(image, "name", ""))
+    path = image if isinstance(image, str | os.PathLike) else attribute
     is_path = isinstance(path, str | bytes | os.PathLike)  # a memory map of an open file has none
     return (os.fsdecode(path) if is_path else "") or "the image"
 
@@ -103,18 +117,17 @@ def is_single_image(images: object) -> bool:
         images: Any value. An array of four axes contains several images, and so may one of a single
             axis, which contains paths.
     """
-    single_types = str | bytes | bytearray | os.PathLike | Image.Image
-    is_file = hasattr(images, "read")
-    return is_file or isinstance(images, single_types) or getattr(images, "ndim", None) in (0, 2, 3)
+    single_types = str | bytes | bytearray | os.PathLike | Image.Image | BinaryFile
+    return isinstance(images, single_types) or getattr(images, "ndim", None) in (0, 2, 3)
 
 
 def read_image(image: object, value_range: str = "type") -> UInt8[np.ndarray, "H W 3"]:
     """Return the RGB pixels of an image.
 
     Args:
-        image: A file, a Pillow image, or an array of the type uint8 or uint16: (height, width, 3)
-            in RGB or (height, width) in gray. What numpy can convert counts as an array.
-            Floating-point numbers require a value range.
+        image: A file, as its path, its URL or an open file; a Pillow image; or an array of the type
+            uint8 or uint16: (height, width, 3) in RGB or (height, width) in gray. What numpy can
+            convert counts as an array. Floating-point numbers require a value range.
         value_range: The range of the values of images of more than 8 bits, as
             `value_range.parse_value_range` reads it.
 
@@ -124,15 +137,37 @@ def read_image(image: object, value_range: str = "type") -> UInt8[np.ndarray, "H
     """
     name = image_name(image)
     decoding = Decoding(parse_value_range(value_range))
-    if isinstance(image, str | os.PathLike):
-        try:
-            content = _expand_user(image).read_bytes()
-        except (OSError, ValueError) as error:  # the latter for a path with a null character
-            raise ValueError(f"{name}: cannot be read ({_reason(error)}).") from None
-        return decode_image(content, name, decoding=decoding)
+    if isinstance(image, str | os.PathLike | BinaryFile):
+        return decode_image(read_content(image), name, decoding=decoding)
     if isinstance(image, Image.Image):
         return _pillow_pixels(image, name, decoding)
     return _array_pixels(image, name, decoding.value_range)
+
+
+def read_content(file: str | os.PathLike[str] | BinaryFile) -> bytes:
+    """Return the content of an image file.
+
+    Args:
+        file: Its path, its URL, or an open file.
+
+    Raises:
+        ValueError: If it cannot be read. The message begins with the file's name.
+    """
+    name = image_name(file)
+    try:
+        if isinstance(file, BinaryFile):
+            content = file.read()
+        elif isinstance(file, str) and is_url(file):
+            content = download_image(file)
+        else:
+            content = _expand_user(file).read_bytes()
+    except DownloadError as error:  # which has the name
+        raise ValueError(str(error)) from None
+    except (OSError, ValueError) as error:  # the latter for a path with a null character
+        raise ValueError(f"{name}: cannot be read ({_reason(error)}).") from None
+    if isinstance(content, str):
+        raise ValueError(f"{name}: is open as text; open it with the mode 'rb'.")
+    return content
 
 
 def find_unfilled_files(files: Iterable[pathlib.Path], value_range: str) -> UnfilledImages | None:

@@ -31,8 +31,8 @@ class ImageDetector(Protocol):
         """Return the detections of each image, or its error, in order.
 
         Args:
-            images: The paths of image files, Pillow images, uint8 arrays of shape (H, W, 3) in RGB
-                or (H, W) in gray, or images of a dataset.
+            images: Image files, as paths, URLs or open files; Pillow images; uint8 arrays of shape
+                (H, W, 3) in RGB or (H, W) in gray; or images of a dataset.
             batch_size: The number of images that the network processes at once.
 
         Raises:

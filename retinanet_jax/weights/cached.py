@@ -49,7 +49,7 @@ def checkpoint_folder(weights: str | os.PathLike[str]) -> pathlib.Path:
         OSError: If the file cannot be downloaded.
         ValueError: If its checksum is wrong, or it is not a detector's.
     """
-    if str(weights).startswith(download.SCHEMES):
+    if download.is_url(str(weights)):
         return _converted_file(download.locate(weights))
     if is_file(path := to_path(weights, absolute=False)):
         return _converted_file(local_copy(path))
@@ -82,7 +82,7 @@ def _check_folder(path: pathlib.Path) -> None:
 
 def name_of(weights: str | os.PathLike[str]) -> str | None:
     """Return which of named.NAMES an argument means; None if it means a path or a URL."""
-    if not str(weights).startswith(download.SCHEMES):
+    if not download.is_url(str(weights)):
         with contextlib.suppress(FileNotFoundError):
             checkpoint.find(to_path(weights, absolute=False))
             return None

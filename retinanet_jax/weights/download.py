@@ -8,38 +8,20 @@ detectron2 starts from no checksum is published.
 
 import contextlib
 import hashlib
-import http.client
 import os
 import pathlib
 import re
-import ssl
 import tempfile
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from retinanet_jax.utils.download import CHUNK, DownloadError, is_url, num_bytes_of, opened_url
 from retinanet_jax.utils.files import make_writable
 from retinanet_jax.utils.paths import cache_folder
 from retinanet_jax.utils.progress import make_progress
 
-SCHEMES = ("http://", "https://")
 WEIGHTS_FOLDER = pathlib.Path("weights")  # where the configs expect files
-CHUNK = 1 << 20  # bytes per read
-TIMEOUT = 60.0  # seconds without a byte
-# The errors of a connection; those of the disk are OSErrors too.
-NETWORK_ERRORS = (
-    urllib.error.URLError,
-    http.client.HTTPException,
-    ConnectionError,
-    TimeoutError,
-    ssl.SSLError,
-)
-
-
-class DownloadError(OSError):
-    """A file that cannot be downloaded; the message has the path to put it at."""
 
 
 class Published(NamedTuple):
@@ -131,7 +113,7 @@ def locate(file: str | os.PathLike) -> pathlib.Path:
         ValueError: If its checksum is wrong.
     """
     path = pathlib.Path(file).expanduser()
-    if str(file).startswith(SCHEMES):
+    if is_url(str(file)):
         return fetch(str(file), cache_folder())
     if path.exists():
         return path
@@ -175,7 +157,7 @@ def fetch(name_or_url: str, folder: pathlib.Path) -> pathlib.Path:
         OSError: If the folder cannot be written.
         ValueError: If the name is unknown, or the file's checksum is wrong.
     """
-    if not name_or_url.startswith(SCHEMES) and name_or_url not in KNOWN:
+    if not is_url(name_or_url) and name_or_url not in KNOWN:
         raise ValueError(
             f"{name_or_url!r} is neither a URL nor a published file's name; the known names are "
             f"{', '.join(KNOWN)}."
@@ -229,25 +211,15 @@ def _download(published: Published, draft: pathlib.Path, path: pathlib.Path) -> 
     """Write the content of a file to `draft` and print progress; `path` is its final place."""
     url = published.url
     by_hand = f"download it where there is a network, put it at {path} and run this again."
-    try:
-        with (
-            urllib.request.urlopen(url, timeout=TIMEOUT) as response,
-            draft.open("wb") as opened,
-        ):
-            total, done = int(response.headers.get("Content-Length") or 0), 0
-            print(f"downloading {url} to {path}{_details(published, total)}", flush=True)
-            progress = make_progress(path.name, total / 1e6 or None, "MB")
-            while chunk := response.read(CHUNK):
-                opened.write(chunk)
-                done += len(chunk)
-                if done != total:  # a fast download has no line but the first
-                    progress(done / 1e6)
-    except urllib.error.HTTPError as error:
-        error.close()  # it is also the response
-        raise DownloadError(f"{url} answers {error.code} {error.reason}; {by_hand}") from None
-    except NETWORK_ERRORS as error:
-        reason = getattr(error, "reason", None) or error
-        raise DownloadError(f"{url} cannot be reached ({reason}); {by_hand}") from None
+    with opened_url(url, by_hand) as response, draft.open("wb") as opened:
+        total, done = num_bytes_of(response), 0
+        print(f"downloading {url} to {path}{_details(published, total)}", flush=True)
+        progress = make_progress(path.name, total / 1e6 or None, "MB")
+        while chunk := response.read(CHUNK):
+            opened.write(chunk)
+            done += len(chunk)
+            if done != total:  # a fast download has no line but the first
+                progress(done / 1e6)
     if total and done != total:
         raise DownloadError(f"{url} sent {done} of {total} bytes; run this again, or {by_hand}")
 

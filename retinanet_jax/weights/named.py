@@ -123,7 +123,7 @@ def locate(weights: str | os.PathLike[str]) -> pathlib.Path:
         OSError: If the file cannot be downloaded.
         ValueError: If its checksum is wrong.
     """
-    is_url = str(weights).startswith(download.SCHEMES)
+    is_url = download.is_url(str(weights))
     if not is_url and is_file(path := to_path(weights, absolute=False)):
         return local_copy(path)
     name = find_name(weights)

@@ -140,6 +140,7 @@ def test_all_image_types_have_the_same_pixels(pixels_file, tmp_path):
     read_only.flags.writeable = False
     images = [
         *(str(pixels_file), pixels_file, PathOfBytes(pixels_file)),
+        io.BytesIO(pixels_file.read_bytes()),
         *(Image.open(pixels_file), Image.open(os.fsencode(pixels_file)), Image.fromarray(PIXELS)),
         *(PIXELS, PIXELS[::-1, :, ::-1].copy()[::-1, :, ::-1], np.asfortranarray(PIXELS)),
         *(np.repeat(PIXELS, 2, axis=1)[:, ::2], read_only, memory_map(tmp_path, PIXELS)),
@@ -179,7 +180,7 @@ def test_what_is_no_image_is_an_error_of_one_line_with_its_name(pixels_file, tmp
         (["a.jpg", "b.jpg"], "the image: this list is not an image; give"),
         (None, "the image: this NoneType is not an image"),
         (pixels_file.read_bytes(), "the image: this bytes is not an image"),
-        (io.BytesIO(pixels_file.read_bytes()), "the image: this BytesIO is not an image"),
+        (io.BytesIO(), "the image: the file is empty"),
         (closed, "the image: cannot be read (Operation on closed image)."),
         (closed_file, f"{pixels_file}: cannot be read (Operation on closed image)."),
         (Image.new("RGB", (0, 5)), "the image: has no pixels (0 x 5)."),
