@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import itertools
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -69,7 +70,8 @@ def with_ids_of(source: Source, trained: Checkpoint) -> Checkpoint:
 
     Args:
         source: The dataset.
-        trained: The checkpoint; its categories that the dataset lacks keep their ids.
+        trained: The checkpoint; its categories that the dataset lacks keep their ids unless the
+            dataset uses them.
 
     Raises:
         ValueError: If they have no category in common.
@@ -84,7 +86,12 @@ def with_ids_of(source: Source, trained: Checkpoint) -> Checkpoint:
             f"{source.name} has none of the detector's categories: the dataset has {here or 'none'}"
             f", {trained.folder} has {there}; give a dataset with the same names."
         )
-    categories = tuple(Category(ids.get(c.name, c.id), c.name) for c in trained.categories)
+    taken = set(ids.values())
+    unused = itertools.count(1 + max(taken.union(category.id for category in trained.categories)))
+    categories = tuple(
+        Category(ids[name] if name in ids else next(unused) if own_id in taken else own_id, name)
+        for own_id, name in trained.categories
+    )
     return trained._replace(categories=categories)
 
 
@@ -128,8 +135,9 @@ def predict_images(
     outcomes = detector.batch_with_errors([item.image for item in images], batch_size)
     folder = OutputFolder(output)
     folder.prepare(RESULTS, *[TABLE] * table)
-    categories, paths = detector.checkpoint.categories, [item.path for item in images]
+    categories = detector.checkpoint.categories
     labels = LabelWriter(formats, images, categories, folder, label_threshold) if formats else None
+    paths = [item.path for item in images]
     if draw_threshold is not None:
         outcomes = write_drawings(paths, outcomes, folder, draw_threshold)
     if save_crops:

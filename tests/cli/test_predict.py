@@ -19,7 +19,9 @@ from retinanet_jax.evaluation.detections import Detections
 class CatDetector:
     """A detector of a cat at .9 and a dog at .2 in every image that is not empty."""
 
-    checkpoint = types.SimpleNamespace(config=default_config())
+    checkpoint = types.SimpleNamespace(
+        config=default_config(), categories=(Category(3, "dog"), Category(7, "cat"))
+    )
 
     def batch_with_errors(self, images, batch_size):
         assert batch_size == 2
@@ -32,7 +34,7 @@ class CatDetector:
                 boxes=np.float32([[3, 2, 30, 20], [0, 0, 5, 9]]),
                 scores=np.float32([0.9, 0.2]),
                 classes=np.array([1, 0]),
-                categories=(Category(3, "dog"), Category(7, "cat")),
+                categories=self.checkpoint.categories,
             )
 
 
@@ -157,7 +159,7 @@ def given(monkeypatch, tmp_path):
     class DatasetDetector:
         def __init__(self, checkpoint, categories, **limits):
             given.update(limits, categories=categories)
-            self.categories = checkpoint.categories
+            self.checkpoint = checkpoint
 
         def batch_with_errors(self, images, batch_size):
             for image in images:
@@ -168,7 +170,7 @@ def given(monkeypatch, tmp_path):
                     continue
                 boxes = np.float32([[3, 2, 30, 20], [0, 0, 5, 9]])
                 scores, classes = np.float32([0.9, 0.2]), np.array([1, 0])
-                yield Detections(pixels, boxes, scores, classes, self.categories)
+                yield Detections(pixels, boxes, scores, classes, self.checkpoint.categories)
 
     monkeypatch.setattr(predict.cached, "load", lambda weights: trained)
     monkeypatch.setattr(predict, "Detector", DatasetDetector)
