@@ -16,7 +16,6 @@ from retinanet_jax.cli.common import (
     weights_of,
 )
 from retinanet_jax.compilation import use_compilation_cache
-from retinanet_jax.export import verification
 from retinanet_jax.export.artifact import FORMATS, export_detector, load_servables
 from retinanet_jax.utils.remote import local_copy
 from retinanet_jax.weights import cached
@@ -45,6 +44,13 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
         "The number of images per call. By default an artifact accepts any number, in ONNX only 1.",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "raw",
+        False,
+        "Whether to end the artifact before NMS: it returns the box of every anchor and its score "
+        "for every category, and the program that runs it selects the detections.",
+        flag_values=values,
+    )
     define_detection_limits(values)
     flags.DEFINE_string(
         "images",
@@ -67,17 +73,18 @@ def run(values: Any, _: list[str]) -> None:
         str(cached.checkpoint_folder(weights_of(values))),
         image_sizes=parse_sizes(values.image_size),
         batch_size=batch_size,
+        raw=values.raw,
         **detection_limits(values),
     )
     images = local_copy(os.path.expanduser(values.images)) if values.images else None
     verifications = export_detector(values.format, servables, output, images)
     for servable, (folder, outcome) in zip(servables, verifications.items(), strict=True):
-        print(verification.summary(outcome))
+        print(outcome.summary())
         height, width = servable.image_size
         plural = "image" if batch_size == 1 else "images"
         print(
             f"{folder}: {values.format} for {batch_size or 'any number of'} {plural} of {height} x "
-            f"{width} pixels"
+            f"{width} pixels{', without NMS' if values.raw else ''}"
         )
 
 

@@ -13,8 +13,16 @@ from retinanet_jax.data.image_files import ImageLike, find_images, read_image
 from retinanet_jax.data.sizes import SIZE_MULTIPLE
 from retinanet_jax.data.sources.synthetic import generate_image
 from retinanet_jax.evaluation.limits import with_limits
-from retinanet_jax.export import model_card, savedmodel, stablehlo, verification
+from retinanet_jax.export import (
+    model_card,
+    raw_verification,
+    savedmodel,
+    stablehlo,
+    verification,
+)
 from retinanet_jax.export.onnx import model as onnx_model
+from retinanet_jax.export.raw import RawServable
+from retinanet_jax.export.raw_verification import RawVerification
 from retinanet_jax.export.servable import Servable, default_image_size
 from retinanet_jax.export.verification import Verification
 from retinanet_jax.utils.files import check_absent, write_folder
@@ -37,6 +45,7 @@ def load_servables(
     *,
     image_sizes: Sequence[Sequence[int]],
     batch_size: int | None,
+    raw: bool = False,
     **limits: float | None,
 ) -> list[Servable]:
     """Return the checkpoint at `path` as a function of images of each size.
@@ -45,6 +54,8 @@ def load_servables(
         path: A working directory, or the folder of one step's checkpoint.
         image_sizes: Heights and widths of the input in pixels; if empty, `default_image_size`.
         batch_size: Number of images per call; None for any number.
+        raw: Whether to return the boxes and scores of all anchors instead of detections, as
+            `RawServable`; its clients apply the limits.
         **limits: As in `with_limits`: the limits of the artifact's detections, or None for those in
             the checkpoint's config. The score thresholds that the checkpoint stores are used unless
             one is given.
@@ -67,7 +78,8 @@ def load_servables(
             )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1; try 1.")
-    return [Servable(trained, config, (size[0], size[1]), batch_size) for size in sizes]
+    kind = RawServable if raw else Servable
+    return [kind(trained, config, (size[0], size[1]), batch_size) for size in sizes]
 
 
 def export_detector(
@@ -75,11 +87,12 @@ def export_detector(
     servables: Sequence[Servable],
     output: pathlib.Path,
     images: pathlib.Path | None = None,
-) -> dict[pathlib.Path, Verification]:
+) -> dict[pathlib.Path, Verification | RawVerification]:
     """Write an artifact and its model card to a new folder.
 
-    The artifact is loaded, and its detections on a few images are compared with those of `predict`.
-    The folder is only created if they are equal up to rounding.
+    The artifact is loaded, and its detections on a few images are compared with those of `predict`,
+    or its raw outputs with those of the checkpoint. The folder is only created if they are equal up
+    to rounding.
 
     Args:
         format_name: One of FORMATS.
@@ -106,7 +119,7 @@ def export_detector(
     names = ["x".join(map(str, servable.image_size)) for servable in servables]
     if len(servables) == 1:
         names = [""]  # the folder itself
-    verifications: dict[pathlib.Path, Verification] = {}
+    verifications: dict[pathlib.Path, Verification | RawVerification] = {}
 
     def write(folder: pathlib.Path) -> None:
         for servable, name in zip(servables, names, strict=True):
@@ -119,13 +132,17 @@ def export_detector(
 
 def _write(
     format_name: str, servable: Servable, folder: pathlib.Path, images: Sequence[ImageLike]
-) -> Verification:
+) -> Verification | RawVerification:
     """Write an artifact to an existing folder, verify it on images, and write its model card."""
     artifact_format = FORMATS[format_name]
     print(f"writing {format_name}", flush=True)
     artifact_format.write(servable, folder)
-    print("loading it and the checkpoint, and comparing their detections", flush=True)
-    outcome = verification.verify(servable, artifact_format.load(folder), images)
+    print("loading it and the checkpoint, and comparing their outputs", flush=True)
+    artifact = artifact_format.load(folder)
+    if isinstance(servable, RawServable):
+        outcome = raw_verification.verify(servable, artifact, images)
+    else:
+        outcome = verification.verify(servable, artifact, images)
     model_card.write(folder, format_name, servable, artifact_format.PACKAGES, outcome)
     return outcome
 

@@ -10,17 +10,18 @@ from typing import Any
 import retinanet_jax
 from retinanet_jax.evaluation.limits import LIMITS
 from retinanet_jax.evaluation.records import own_evaluation
+from retinanet_jax.export.raw import RawServable
+from retinanet_jax.export.raw_verification import RawVerification
 from retinanet_jax.export.resize_rule import resize_instructions
 from retinanet_jax.export.servable import (
     INPUTS,
-    OUTPUTS,
     PLATFORMS,
     Servable,
     default_image_size,
     evaluation_shapes,
     resize_options,
 )
-from retinanet_jax.export.verification import Verification, summary
+from retinanet_jax.export.verification import Verification
 from retinanet_jax.stored_config import differences, plain
 from retinanet_jax.utils.files import write_atomically, write_json
 from retinanet_jax.utils.progress import format_count
@@ -33,7 +34,7 @@ def write(
     format_name: str,
     servable: Servable,
     packages: Sequence[str],
-    verification: Verification,
+    verification: Verification | RawVerification,
 ) -> None:
     """Write FILE and README into the folder of an artifact.
 
@@ -46,7 +47,7 @@ def write(
     """
     card = _make_card(folder, format_name, servable, packages, verification)
     write_json(folder / FILE, card)
-    write_atomically(folder / README, to_markdown(card, servable, verification))
+    write_atomically(folder / README, to_markdown(card, servable, verification.summary()))
 
 
 def _make_card(
@@ -54,7 +55,7 @@ def _make_card(
     format_name: str,
     servable: Servable,
     packages: Sequence[str],
-    verification: Verification,
+    verification: Verification | RawVerification,
 ) -> dict[str, Any]:
     """Return the content of card.json; the arguments are those of `write`."""
     checkpoint, config = servable.checkpoint, servable.config
@@ -74,7 +75,8 @@ def _make_card(
             name: {"shape": [servable.batch_size, *spec.shape[1:]], "dtype": str(spec.dtype)}
             for name, spec in zip(INPUTS, servable.specs(1), strict=True)
         },
-        "outputs": list(OUTPUTS),
+        "outputs": list(servable.output_names),
+        "raw": isinstance(servable, RawServable),
         "image_size": list(servable.image_size),
         "resize": {
             "short_side": options["short_side"],
@@ -86,10 +88,7 @@ def _make_card(
         "categories": [
             {"id": category.id, "name": category.name} for category in checkpoint.categories
         ],
-        "verified": {
-            "from_predict": verification.from_predict._asdict(),
-            "from_checkpoint": verification.from_checkpoint._asdict(),
-        },
+        "verified": verification.measurements(),
         "versions": package_versions(packages),
         "sha256": checksums(folder),
     }
@@ -166,9 +165,9 @@ def checksums(folder: pathlib.Path) -> dict[str, str]:
     }
 
 
-def to_markdown(card: dict[str, Any], servable: Servable, verification: Verification) -> str:
-    """Return the text of README.md for the content of card.json."""
-    verified, checkpoint = summary(verification), card["checkpoint"]
+def to_markdown(card: dict[str, Any], servable: Servable, verified: str) -> str:
+    """Return the text of README.md for the content of card.json, and what was verified."""
+    checkpoint = card["checkpoint"]
     ap, changes = ap_text(checkpoint["metrics"]), card["changed_since_evaluation"]
     measured = f" AP was measured differently: {'; '.join(changes)}." if changes else ""
     versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
@@ -177,12 +176,10 @@ def to_markdown(card: dict[str, Any], servable: Servable, verification: Verifica
         f"{c['id']} {c['name']}" + (f" ({thresholds[c['name']]:.3g})" if thresholds else "")
         for c in card["categories"]
     )
-    score_threshold = "the threshold of their category" if thresholds else card["score_threshold"]
     inputs = [
         f"| {name} | {spec['dtype']} | {format_shape(spec['shape'])} |"
         for name, spec in card["inputs"].items()
     ]
-    of_which = "of any category" if card["class_agnostic"] else "of each category"
     lines = [
         f"# RetinaNet, {card['format']}",
         "",
@@ -198,11 +195,7 @@ def to_markdown(card: dict[str, Any], servable: Servable, verification: Verifica
         "",
         *resize_instructions(servable),
         "",
-        "`boxes` (x0 y0 x1 y1 in pixels of `images`), `scores` and `categories` are sorted, best",
-        "score first, and zero after the first `count` elements. Scores are above "
-        f"{score_threshold}; there are at most",
-        f"{card['max_detections']} detections per image, after NMS among the boxes {of_which} at "
-        f"IoU {card['iou_threshold']}.",
+        *(raw_outputs_text(servable) if card["raw"] else outputs_text(card)),
         "",
         f"Categories{' (score threshold)' if thresholds else ''}: {categories}.",
         "",
@@ -214,6 +207,33 @@ def to_markdown(card: dict[str, Any], servable: Servable, verification: Verifica
         "",
     ]
     return "\n".join(lines)
+
+
+def outputs_text(card: dict[str, Any]) -> list[str]:
+    """Return the description of the outputs of an artifact with NMS, as lines of markdown."""
+    of_which = "of any category" if card["class_agnostic"] else "of each category"
+    is_by_category = bool(card["score_thresholds"])
+    threshold = "the threshold of their category" if is_by_category else card["score_threshold"]
+    return [
+        "`boxes` (x0 y0 x1 y1 in pixels of `images`), `scores` and `categories` are sorted, best",
+        "score first, and zero after the first `count` elements. Scores are above "
+        f"{threshold}; there are at most",
+        f"{card['max_detections']} detections per image, after NMS among the boxes {of_which} at "
+        f"IoU {card['iou_threshold']}.",
+    ]
+
+
+def raw_outputs_text(servable: Servable) -> list[str]:
+    """Return the description of the outputs of an artifact without NMS, as lines of markdown."""
+    clip = servable.config.detections.clip
+    are_clipped = "are clipped to it" if clip == "before_nms" else "may extend beyond it"
+    return [
+        "The outputs are raw: those of every anchor, before the best ones are selected and before",
+        "NMS. `boxes` are x0 y0 x1 y1 in pixels of `images`; those of an image "
+        f"{are_clipped}. `scores`",
+        "has a column for each category, in the order below, and is zero in the padding of an",
+        "image. docs/export.md has the selection of the detections in numpy.",
+    ]
 
 
 def format_shape(shape: Sequence[int | None]) -> str:

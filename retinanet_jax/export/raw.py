@@ -21,6 +21,8 @@ from retinanet_jax.modeling import (
 )
 from retinanet_jax.models import RetinaNet
 
+OUTPUTS = ("boxes", "scores")
+
 
 class RawOutputs(NamedTuple):
     """The decoded predictions of a batch for all A anchors, before the best ones are selected.
@@ -35,8 +37,13 @@ class RawOutputs(NamedTuple):
 class RawServable(Servable):
     """A checkpoint as a function of images of one size, which ends before top-k and NMS."""
 
-    def __call__(self, images: jax.Array, sizes: jax.Array) -> RawOutputs:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return the boxes and scores of all anchors; jax traces this function.
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of the outputs, in their order."""
+        return OUTPUTS
+
+    def __call__(self, images: jax.Array, sizes: jax.Array) -> tuple[Any, ...]:
+        """Return the outputs for a batch, `RawOutputs`; jax traces this function.
 
         Args:
             images: As in `Servable.__call__`.
@@ -46,6 +53,15 @@ class RawServable(Servable):
         batch = Batch.of_images(images, sizes, jnp.ones_like(sizes))
         model = build_model(self.config, len(self.checkpoint.categories), portable=True)
         return raw_outputs(self.checkpoint.variables, batch, model, self.config)
+
+    def unrolled(self, images: jax.Array, sizes: jax.Array) -> tuple[Any, ...]:
+        """Return the same outputs: nothing follows the network that needs a loop over the images.
+
+        Args:
+            images: As in `__call__`.
+            sizes: As in `__call__`.
+        """
+        return self(images, sizes)
 
 
 def raw_outputs(

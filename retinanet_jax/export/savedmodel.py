@@ -16,7 +16,6 @@ from retinanet_jax.export.servable import (
     INPUTS,
     OUTPUTS,
     ArtifactFunction,
-    ArtifactOutputs,
     Servable,
     resize_options,
 )
@@ -57,9 +56,9 @@ def load(folder: pathlib.Path) -> ArtifactFunction:
     # A signature does not keep its model alive, so `run` must refer to the model.
     model = tf.saved_model.load(str(folder / FOLDER))
 
-    def run(images: np.ndarray, sizes: np.ndarray) -> ArtifactOutputs:
+    def run(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
         outputs = model.signatures["serving_default"](images=images, sizes=sizes)
-        return ArtifactOutputs(*(outputs[name].numpy() for name in OUTPUTS))
+        return tuple(outputs[name].numpy() for name in OUTPUTS if name in outputs)  # raw has fewer
 
     return run
 
@@ -85,7 +84,7 @@ def _make_detect(servable: Servable) -> "Callable[[tf.Tensor, tf.Tensor], dict[s
     from tensorflow.compiler.tf2xla.python.xla import call_module
 
     exported = stablehlo.export_servable(servable)
-    types = dict(zip(OUTPUTS, exported.out_avals, strict=True))
+    types = dict(zip(servable.output_names, exported.out_avals, strict=True))
 
     def detect(images: "tf.Tensor", sizes: "tf.Tensor") -> "dict[str, tf.Tensor]":
         outputs: Any = call_module(

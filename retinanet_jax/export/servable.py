@@ -31,8 +31,9 @@ class ArtifactOutputs(NamedTuple):
     count: Int32[Any, " B"]  # number of detections
 
 
-# Runs an artifact: images (B, H, W, 3) and sizes (B, 2), typed as in `Servable.specs`.
-ArtifactFunction = Callable[[np.ndarray, np.ndarray], ArtifactOutputs]
+# Runs an artifact: images (B, H, W, 3) and sizes (B, 2), typed as in `Servable.specs`. It returns
+# the arrays of `ArtifactOutputs`, or those of `raw.RawOutputs`.
+ArtifactFunction = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]]
 
 
 class Servable(NamedTuple):
@@ -49,6 +50,11 @@ class Servable(NamedTuple):
     config: ConfigDict
     image_size: tuple[int, int]
     batch_size: int | None
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of the outputs, in their order."""
+        return OUTPUTS
 
     @property
     def inexact_field(self) -> str | None:
@@ -68,8 +74,8 @@ class Servable(NamedTuple):
         ids = [category.id for category in self.checkpoint.categories]
         return dict(zip(ids, self.checkpoint.score_thresholds, strict=True))
 
-    def __call__(self, images: jax.Array, sizes: jax.Array) -> ArtifactOutputs:
-        """Return the detections of a batch; jax traces this function.
+    def __call__(self, images: jax.Array, sizes: jax.Array) -> tuple[Any, ...]:
+        """Return the outputs for a batch, `ArtifactOutputs`; jax traces this function.
 
         Args:
             images: Images (B, H, W, 3) of `image_size`, each padded at the bottom and the right.
@@ -77,8 +83,8 @@ class Servable(NamedTuple):
         """
         return self._detect(images, sizes, jax.vmap)
 
-    def unrolled(self, images: jax.Array, sizes: jax.Array) -> ArtifactOutputs:
-        """Return the same detections, with a loop over the images after the network.
+    def unrolled(self, images: jax.Array, sizes: jax.Array) -> tuple[Any, ...]:
+        """Return the same outputs, with a loop over the images after the network.
 
         The ONNX export translates the selection of detections only without a batch axis.
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax import export
 
-from retinanet_jax.export.servable import PLATFORMS, ArtifactFunction, ArtifactOutputs, Servable
+from retinanet_jax.export.servable import PLATFORMS, ArtifactFunction, Servable
 
 FILE = "detector.jaxexport"
 PACKAGES = ("flatbuffers",)  # `serialize` imports it, though jax does not require it
@@ -32,7 +32,7 @@ def load(folder: pathlib.Path) -> ArtifactFunction:
     """Return the function that runs FILE in `folder` on jax's default device."""
     detect = jax.jit(export.deserialize(bytearray((folder / FILE).read_bytes())).call)
 
-    def run(images: np.ndarray, sizes: np.ndarray) -> ArtifactOutputs:
-        return ArtifactOutputs(*map(np.asarray, detect(images, sizes)))
+    def run(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(map(np.asarray, detect(images, sizes)))
 
     return run

@@ -8,7 +8,7 @@ input instead: on images that `predict` resizes to another size, and for other c
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ from retinanet_jax.export.comparison import (
     DetectionDifference,
     compare_detections,
 )
-from retinanet_jax.export.servable import ArtifactFunction, ArtifactOutputs, Servable
+from retinanet_jax.export.servable import ArtifactFunction, Servable
 from retinanet_jax.modeling import build_model, detect
 from retinanet_jax.utils.progress import format_count, make_progress
 from retinanet_jax.utils.threads import map_ahead
@@ -67,6 +67,43 @@ class Verification(NamedTuple):
     def num_other_sizes(self) -> int:
         """The number of images that `predict` resizes to another size, or refuses."""
         return self.num_images - self.from_predict.num_images
+
+    def summary(self) -> str:
+        """Return the result of the verification as sentences for the user."""
+        from_predict, differences = self.from_predict, self.rounding_differences
+        if not any(difference.num_detections for difference in differences.values()):
+            return (
+                "not verified: the checkpoint has no detections on the "
+                f"{format_count(self.num_images, 'image')}; verify on images of the objects it "
+                "was trained to detect, or lower the score threshold"
+            )
+        sentences = [
+            f"{difference.num_detections} detections on "
+            f"{format_count(difference.num_images, 'image')} equal {expected}, boxes within "
+            f"{difference.box:.2g} pixels, scores within {difference.score:.2g}"
+            for expected, difference in differences.items()
+            if difference.num_images
+        ]
+        if self.num_other_sizes:
+            sentences.append(
+                f"{format_count(self.num_other_sizes, 'image')} cannot be compared with "
+                "predict, because the input or the config's buckets cannot contain the size to "
+                "which predict resizes it"
+            )
+        if self.inexact_field and from_predict.num_images:
+            sentences.append(
+                f"With {self.inexact_field} they are not exactly those of predict, which has "
+                f"{from_predict.num_detections} on "
+                f"{format_count(from_predict.num_images, 'image')}: {measured(from_predict)}"
+            )
+        return f"verified: {'. '.join(sentences)}"
+
+    def measurements(self) -> dict[str, dict[str, Any]]:
+        """Return what was measured, for card.json."""
+        return {
+            "from_predict": self.from_predict._asdict(),
+            "from_checkpoint": self.from_checkpoint._asdict(),
+        }
 
 
 class Example(NamedTuple):
@@ -116,7 +153,20 @@ def verify(
 def artifact_detections(
     servable: Servable, artifact: ArtifactFunction, images: Sequence[ImageLike]
 ) -> Iterator[tuple[Example, DetectionArrays]]:
-    """Run the artifact on images, which threads read a few batches ahead; yield its detections."""
+    """Run the artifact on images as `artifact_outputs` does; yield its detections."""
+    for example, outputs in artifact_outputs(servable, artifact, images):
+        (detections,) = split_outputs(outputs)
+        yield example, detections
+
+
+def artifact_outputs(
+    servable: Servable, artifact: ArtifactFunction, images: Sequence[ImageLike]
+) -> Iterator[tuple[Example, tuple[np.ndarray, ...]]]:
+    """Run the artifact on images, which threads read a few batches ahead.
+
+    Yields:
+        Each image with its outputs, which have a batch axis of 1.
+    """
 
     def make_example(image: ImageLike) -> Example:
         pixels = read_image(image, servable.config.data.value_range)
@@ -128,7 +178,8 @@ def artifact_detections(
         # Copies of the last image complete the last batch.
         filled = [*batch, *batch[-1:] * (batch_size - len(batch))]
         outputs = artifact(np.stack([x.pixels for x in filled]), np.stack([x.size for x in filled]))
-        yield from zip(batch, split_outputs(outputs), strict=False)
+        for k, example in enumerate(batch):
+            yield example, tuple(array[k : k + 1] for array in outputs)
 
 
 def make_predict(servable: Servable) -> Callable[[Example], DetectionArrays]:
@@ -168,8 +219,11 @@ def make_reference(servable: Servable) -> Callable[[Example], DetectionArrays]:
     return by_checkpoint
 
 
-def split_outputs(outputs: ArtifactOutputs) -> list[DetectionArrays]:
+def split_outputs(outputs: tuple[np.ndarray, ...]) -> list[DetectionArrays]:
     """Return the detections of each image, without the padding.
+
+    Args:
+        outputs: The arrays of `ArtifactOutputs`.
 
     Raises:
         ValueError: If the padding is not zero.
@@ -204,37 +258,6 @@ def check_rounding(expected: str, difference: DetectionDifference) -> None:
             f"{num_detections} are expected on {format_count(num_images, 'image')}. The artifact "
             "was removed."
         )
-
-
-def summary(verification: Verification) -> str:
-    """Return the result of the verification as sentences for the user."""
-    from_predict, differences = verification.from_predict, verification.rounding_differences
-    if not any(difference.num_detections for difference in differences.values()):
-        return (
-            "not verified: the checkpoint has no detections on the "
-            f"{format_count(verification.num_images, 'image')}; verify on images of the objects it "
-            "was trained to detect, or lower the score threshold"
-        )
-    sentences = [
-        f"{difference.num_detections} detections on {format_count(difference.num_images, 'image')} "
-        f"equal {expected}, boxes within {difference.box:.2g} pixels, scores within "
-        f"{difference.score:.2g}"
-        for expected, difference in differences.items()
-        if difference.num_images
-    ]
-    if verification.num_other_sizes:
-        sentences.append(
-            f"{format_count(verification.num_other_sizes, 'image')} cannot be compared with "
-            "predict, because the input or the config's buckets cannot contain the size to which "
-            "predict resizes it"
-        )
-    if verification.inexact_field and from_predict.num_images:
-        sentences.append(
-            f"With {verification.inexact_field} they are not exactly those of predict, which has "
-            f"{from_predict.num_detections} on {format_count(from_predict.num_images, 'image')}: "
-            f"{measured(from_predict)}"
-        )
-    return f"verified: {'. '.join(sentences)}"
 
 
 def measured(difference: DetectionDifference) -> str:

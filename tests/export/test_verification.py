@@ -42,12 +42,12 @@ def test_an_image_is_compared_with_predict_or_if_predict_resizes_it_otherwise_wi
     verify,
 ):
     outcome = verify([FITTING], checkpoint=MOVED)
-    assert verification.summary(outcome) == (
+    assert outcome.summary() == (
         "verified: 2 detections on 1 image equal those of predict, boxes within 0 pixels, scores "
         "within 0"
     )
     outcome = verify([TOO_LARGE, TOO_LARGE, TOO_LARGE], predict=MOVED)
-    text = verification.summary(outcome)
+    text = outcome.summary()
     assert "6 detections on 3 images equal those of the checkpoint on the artifact's input" in text
     assert ". 3 images cannot be compared with predict, because the input or" in text
     with pytest.raises(ValueError, match="differ from those of predict: boxes differ by"):
@@ -68,7 +68,7 @@ def test_where_detections_depend_on_the_input_the_difference_from_predict_is_mea
 ):
     servable.config.update_from_flattened_dict(change)
     outcome = verify([FITTING, TOO_LARGE], predict=MOVED)
-    text = verification.summary(outcome)
+    text = outcome.summary()
     assert "verified: 4 detections on 2 images equal those of the checkpoint on the art" in text
     assert "1 image cannot be compared with predict" in text
     assert (
@@ -84,7 +84,7 @@ def test_the_difference_from_predict_is_only_stated_of_detections_that_have_a_co
 ):
     servable.config.model.padding = "plain"
     elsewhere = DetectionArrays(EXPECTED.boxes + 20, EXPECTED.scores, EXPECTED.categories)
-    text = verification.summary(verify([FITTING], predict=elsewhere))
+    text = verify([FITTING], predict=elsewhere).summary()
     assert text.endswith("predict, which has 2 on 1 image: none has a counterpart")
 
 

@@ -4,23 +4,17 @@ The model is written in the layout of a model repository of the Triton inference
 """
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from retinanet_jax.export.onnx.graph import Graph
 from retinanet_jax.export.onnx.nms import make_nms_rule
 from retinanet_jax.export.onnx.rules import RULES
-from retinanet_jax.export.servable import (
-    INPUTS,
-    OUTPUTS,
-    ArtifactFunction,
-    ArtifactOutputs,
-    Servable,
-)
+from retinanet_jax.export.raw import RawServable
+from retinanet_jax.export.servable import INPUTS, ArtifactFunction, Servable
 
 FOLDER = "detector"  # the name of the model in the Triton repository
 FILE, TRITON_CONFIG = f"{FOLDER}/1/model.onnx", f"{FOLDER}/config.pbtxt"
@@ -40,7 +34,7 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
     import onnx
 
     config = servable.config
-    _check_supported(config)
+    _check_supported(servable)
     nms_rule = make_nms_rule(
         num_classes=len(servable.checkpoint.categories),
         iou_threshold=config.detections.iou_threshold,
@@ -50,16 +44,18 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
     specs = servable.specs(servable.batch_size)
     jaxpr = jax.make_jaxpr(lambda *inputs: tuple(servable.unrolled(*inputs)))(*specs)
     (folder / FILE).parent.mkdir(parents=True)
-    onnx.save(graph.model(jaxpr, INPUTS, OUTPUTS), folder / FILE)
-    (folder / TRITON_CONFIG).write_text(triton_config(jaxpr.in_avals, jaxpr.out_avals))
+    onnx.save(graph.model(jaxpr, INPUTS, servable.output_names), folder / FILE)
+    outputs = dict(zip(servable.output_names, jaxpr.out_avals, strict=True))
+    (folder / TRITON_CONFIG).write_text(triton_config(jaxpr.in_avals, outputs))
 
 
-def _check_supported(config: ConfigDict) -> None:
+def _check_supported(servable: Servable) -> None:
     """Raise ValueError if the config uses a feature that ONNX or onnxruntime lacks."""
-    if config.detections.nms != "hard":
+    config = servable.config
+    if config.detections.nms != "hard" and not isinstance(servable, RawServable):
         raise ValueError(
             f"config.detections.nms={config.detections.nms!r} cannot be expressed in ONNX, which "
-            "has hard NMS only; export to stablehlo or savedmodel."
+            "has hard NMS only; export to stablehlo or savedmodel, or without NMS (--raw)."
         )
     if config.dtype != "float32":
         raise ValueError(
@@ -68,24 +64,25 @@ def _check_supported(config: ConfigDict) -> None:
         )
 
 
-def triton_config(inputs: Sequence[Any], outputs: Sequence[Any]) -> str:
+def triton_config(inputs: Sequence[Any], outputs: Mapping[str, Any]) -> str:
     """Return the text of Triton's config.pbtxt; the batch axis is part of the shapes.
 
     Args:
         inputs: Shape and dtype of each of INPUTS.
-        outputs: Shape and dtype of each of OUTPUTS.
+        outputs: Shape and dtype of each output, by its name.
     """
 
-    def tensors(names: Sequence[str], avals: Sequence[Any]) -> str:
+    def tensors(avals: Mapping[str, Any]) -> str:
         types = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float32": "TYPE_FP32"}
         return ",\n".join(
             f'  {{ name: "{name}" data_type: {types[str(aval.dtype)]} dims: {list(aval.shape)} }}'
-            for name, aval in zip(names, avals, strict=True)
+            for name, aval in avals.items()
         )
 
+    named_inputs: Mapping[str, Any] = dict(zip(INPUTS, inputs, strict=True))
     return (
         f'name: "{FOLDER}"\nbackend: "onnxruntime"\nmax_batch_size: 0\n'
-        f"input [\n{tensors(INPUTS, inputs)}\n]\noutput [\n{tensors(OUTPUTS, outputs)}\n]\n"
+        f"input [\n{tensors(named_inputs)}\n]\noutput [\n{tensors(outputs)}\n]\n"
     )
 
 
@@ -95,7 +92,7 @@ def load(folder: pathlib.Path) -> ArtifactFunction:
 
     session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
 
-    def run(images: np.ndarray, sizes: np.ndarray) -> ArtifactOutputs:
-        return ArtifactOutputs(*session.run(OUTPUTS, {"images": images, "sizes": sizes}))
+    def run(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(map(np.asarray, session.run(None, {"images": images, "sizes": sizes})))
 
     return run

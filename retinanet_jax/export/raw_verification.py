@@ -1,0 +1,121 @@
+"""Verification of an artifact without NMS: its outputs are compared with those of the network."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from retinanet_jax.compilation import compiled_off_the_clock
+from retinanet_jax.data.image_files import ImageLike
+from retinanet_jax.export.comparison import BOX_TOLERANCE, SCORE_TOLERANCE
+from retinanet_jax.export.raw import RawOutputs, RawServable
+from retinanet_jax.export.servable import ArtifactFunction
+from retinanet_jax.export.verification import artifact_outputs
+from retinanet_jax.utils.progress import format_count, make_progress
+
+
+class RawVerification(NamedTuple):
+    """How much the outputs of an artifact without NMS differ from those of the checkpoint.
+
+    Attributes:
+        num_images: Number of compared images.
+        num_boxes: Number of compared boxes: of the anchors with a score above the score threshold.
+        box: Largest difference of a coordinate of these boxes, in pixels of the artifact's input.
+        score: Largest difference of a score, over all anchors and classes.
+    """
+
+    num_images: int = 0
+    num_boxes: int = 0
+    box: float = 0.0
+    score: float = 0.0
+
+    def including(self, other: "RawVerification") -> "RawVerification":
+        """Return the difference of these images and other images together."""
+        return RawVerification(
+            num_images=self.num_images + other.num_images,
+            num_boxes=self.num_boxes + other.num_boxes,
+            box=max(self.box, other.box),
+            score=max(self.score, other.score),
+        )
+
+    def summary(self) -> str:
+        """Return the result of the verification as sentences for the user."""
+        images = format_count(self.num_images, "image")
+        if not self.num_boxes:
+            return (
+                f"not verified: on the {images}, no score of the checkpoint is above the score "
+                "threshold; verify on images of the objects it was trained to detect, or lower "
+                "the score threshold"
+            )
+        return (
+            f"verified: on {images}, all scores equal those of the checkpoint on the artifact's "
+            f"input within {self.score:.2g}, and the {self.num_boxes} boxes with a score above the "
+            f"score threshold within {self.box:.2g} pixels"
+        )
+
+    def measurements(self) -> dict[str, dict[str, Any]]:
+        """Return what was measured, for card.json."""
+        return {"from_checkpoint": self._asdict()}
+
+
+def verify(
+    servable: RawServable,
+    artifact: ArtifactFunction,
+    images: Sequence[ImageLike],
+    *,
+    box_tolerance: float = BOX_TOLERANCE,
+    score_tolerance: float = SCORE_TOLERANCE,
+) -> RawVerification:
+    """Return the largest differences between the artifact's outputs and those of the checkpoint.
+
+    Args:
+        servable: The function that was exported.
+        artifact: The function that runs the artifact.
+        images: The images to compare the outputs of.
+        box_tolerance: The largest difference of a box that is accepted, in pixels of the input.
+        score_tolerance: The largest difference of a score that is accepted.
+
+    Raises:
+        ValueError: If an image cannot be read, or the outputs differ by more.
+    """
+    reference = compiled_off_the_clock(jax.jit(servable.__call__))
+    threshold = float(servable.config.detections.score_threshold)
+    measured = RawVerification()
+    print_progress = make_progress("verifying", len(images))
+    outputs = artifact_outputs(servable, compiled_off_the_clock(artifact), images)
+    for done, (example, actual) in enumerate(outputs, 1):
+        expected = jax.device_get(reference(example.pixels[None], example.size[None]))
+        difference = raw_difference(RawOutputs(*expected), RawOutputs(*actual), threshold)
+        measured = measured.including(difference)
+        print_progress(done)
+    if not (measured.box <= box_tolerance and measured.score <= score_tolerance):
+        raise ValueError(
+            "The artifact's outputs differ from those of the checkpoint on the artifact's input: "
+            f"boxes by {measured.box:.2g} pixels (at most {box_tolerance} is allowed), scores by "
+            f"{measured.score:.2g} (at most {score_tolerance}), on "
+            f"{format_count(measured.num_images, 'image')}. The artifact was removed."
+        )
+    return measured
+
+
+def raw_difference(
+    expected: RawOutputs, actual: RawOutputs, score_threshold: float
+) -> RawVerification:
+    """Return the difference between the outputs of a batch.
+
+    Args:
+        expected: The outputs of the checkpoint.
+        actual: The outputs of the artifact.
+        score_threshold: The boxes of anchors are compared that have an expected score above it: the
+            others become no detections, and far outside the image the rounding of their coordinates
+            is large.
+    """
+    is_compared = np.max(expected.scores, axis=-1) > score_threshold
+    boxes = np.abs(expected.boxes - actual.boxes)[is_compared]
+    return RawVerification(
+        num_images=len(expected.scores),
+        num_boxes=len(boxes),
+        box=float(np.max(boxes, initial=0)),
+        score=float(np.max(np.abs(expected.scores - actual.scores), initial=0)),
+    )
