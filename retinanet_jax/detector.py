@@ -23,6 +23,7 @@ from retinanet_jax.data.image_files import ImageLike
 from retinanet_jax.data.sources.base import DatasetImage
 from retinanet_jax.evaluation.detections import Detection, Detections
 from retinanet_jax.evaluation.limits import class_mask, with_limits
+from retinanet_jax.inference.augmented import AugmentedDetector, view_limits
 from retinanet_jax.inference.network_inputs import (
     PATIENCE,
     Input,
@@ -33,6 +34,7 @@ from retinanet_jax.inference.network_inputs import (
     prepare,
     raise_error,
 )
+from retinanet_jax.inference.views import DEFAULT_VIEWS, make_views
 from retinanet_jax.modeling import build_model, detect
 from retinanet_jax.utils.threads import NUM_THREADS, grouped, in_order, map_ahead, one_in_flight
 from retinanet_jax.weights import cached
@@ -172,8 +174,8 @@ class Detector:
             >>> detections.draw(threshold=0.5).save("annotated.jpg")
 
         Args:
-            image: The path of an image file, a Pillow image, or a uint8 array of shape (H, W, 3) in
-                RGB or (H, W) in gray.
+            image: An image file, as its path, its URL or an open file; a Pillow image; or a uint8
+                array of shape (H, W, 3) in RGB or (H, W) in gray.
 
         Raises:
             ValueError: If the image cannot be read, or no bucket of the config can contain it.
@@ -236,6 +238,31 @@ class Detector:
         groups = grouped(inputs, input_shape, size=batch_size, patience=patience * batch_size)
         started = (self._start(group, batch_size) for group in groups)
         return in_order(itertools.starmap(self._finish, one_in_flight(started)))
+
+    def augmented(
+        self, views: Iterable[str | float] = DEFAULT_VIEWS, *, merge: str = "nms"
+    ) -> AugmentedDetector:
+        """Return a detector that sees each image in several views: test-time augmentation.
+
+        Examples:
+            >>> detector = Detector.load("runs/pets").augmented(["flip", 0.75, 1.25])
+            >>> detections = detector("living_room.jpg")
+
+        Args:
+            views: The views in addition to the plain image: "flip" (left to right), "vflip" (upside
+                down), "rot90", "rot180", "rot270", a scale, or both as in "flip@0.75". Each takes
+                the time of another image of its size.
+            merge: How the detections of the views are merged. "nms": by class-wise non-maximum
+                suppression; the score of an object is its best one. "wbf": by weighted box fusion;
+                the score is the mean over all views, and 0 in a view without the object. The limits
+                of this detector apply after that.
+
+        Raises:
+            ValueError: If a view or `merge` is unknown, or the checkpoint's soft NMS requires
+                "wbf".
+        """
+        of_views = Detector(self.checkpoint, **view_limits(self.checkpoint))
+        return AugmentedDetector(self, of_views, make_views(views), merge)
 
     def _start(self, group: _Group, batch_size: int) -> tuple[_Group, core.Detections | None]:
         """Start the detection of a group of images; return None if it consists of errors."""
