@@ -21,12 +21,14 @@ from retinanet_jax.cli.common import (
     require,
     weights_of,
 )
+from retinanet_jax.cli.predict_labels import define_label_flags, label_options
 from retinanet_jax.compilation import use_compilation_cache
 from retinanet_jax.data.image_files import find_unfilled_files
 from retinanet_jax.data.value_range import FIELD
 from retinanet_jax.detector import Detector
 from retinanet_jax.evaluation.results_file import list_categories
 from retinanet_jax.inference.arguments import input_arguments
+from retinanet_jax.inference.labels import check_files
 from retinanet_jax.inference.predictions import (
     COLUMNS,
     InputImage,
@@ -90,6 +92,7 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
         f"Also write detections.csv with the columns {', '.join(COLUMNS)}.",
         flag_values=values,
     )
+    define_label_flags(values)
 
 
 def run(values: Any, arguments: list[str]) -> int:
@@ -102,6 +105,7 @@ def run(values: Any, arguments: list[str]) -> int:
             "no images: pass image files, folders or patterns, URLs, - for standard input, or "
             "--data; --help explains them."
         )
+    labels = label_options(values)
     use_compilation_cache()
     detector, images = _open_dataset(values) if values.data else _open_files(values, arguments)
     unreadable = predict_images(
@@ -111,6 +115,7 @@ def run(values: Any, arguments: list[str]) -> int:
         batch_size=values.batch_size,
         draw_threshold=values.draw_threshold if values.draw else None,
         table=values.csv,
+        **labels,
     )
     if unreadable:
         count = f"{len(unreadable)} of {len(images)} images could not be read:"
@@ -121,6 +126,8 @@ def run(values: Any, arguments: list[str]) -> int:
 def _open_files(values: Any, arguments: list[str]) -> tuple[Detector, list[InputImage]]:
     """Return the detector and the images that the arguments name."""
     images = input_arguments(arguments, report=print)
+    if values.format:
+        check_files(images)
     detector = Detector.load(
         weights_of(values), categories=values.categories or None, **detection_limits(values)
     )
@@ -185,8 +192,9 @@ COMMAND = Command(
         "Detects objects in images: files, all files in folders, URLs of http and https, and for - "
         "the image file that standard input contains. Writes OUTPUT/detections.json (COCO's "
         "results format with file names; boxes in pixels of the original image), the images with "
-        "their detections drawn and, with --csv, a table. With --data, the images and ids are "
-        "those of a dataset. Exits with status 1 if an image could not be read."
+        "their detections drawn and, with --csv, a table. With --format, labels for the next "
+        "training, too. With --data, the images and ids are those of a dataset. Exits with status "
+        "1 if an image could not be read."
     ),
     define_flags=define_flags,
     run=run,

@@ -1,7 +1,7 @@
 """Pre-labeling: confident detections are written as the labels of a dataset of the same images."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,8 +47,7 @@ class LabelWriter:
         names = unique_names([safe_name(image.path.stem) for image in images])
         self._names = dict(zip((image.image_id for image in images), names, strict=True))
         self._labels: list[ImageLabels] = []
-        for image in images:
-            _check_file(image)
+        check_files(images)
         # The names of the files do not depend on the labels.
         nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32)
         unlabeled = [
@@ -72,19 +71,19 @@ class LabelWriter:
         name = self._names[image.image_id]
         self._labels.append(ImageLabels(image.path, image.image_id, name, size, *columns))
 
-    def write(self) -> list[str]:
-        """Write all files, and return a line about each format."""
+    def write(self) -> str:
+        """Write all files, and return a line about them."""
         for name, content in self._files(self._labels):
             if isinstance(content, pathlib.Path):
                 self._folder.link(name, content)
             else:
                 self._folder.write(name, content)
         num_labels = sum(len(image.scores) for image in self._labels)
-        counts = (
+        return (
             f"{format_count(num_labels, 'label')} with a score of {self._threshold:g} or more in "
-            f"{format_count(len(self._labels), 'image')}"
+            f"{format_count(len(self._labels), 'image')}: "
+            f"{', '.join(str(self._folder.path / name) for name in self._formats)}"
         )
-        return [f"{counts}: {self._folder.path / name}" for name in self._formats]
 
     def _files(self, labels: Sequence[ImageLabels]) -> list[LabelFile]:
         """Return the files of all formats."""
@@ -95,16 +94,25 @@ class LabelWriter:
         ]
 
 
-def _check_file(image: "InputImage") -> None:
-    """Check that labels can refer to an image by its path."""
-    if not image.path.is_file():
-        raise ValueError(
-            f"{one_line(image.name)}: is no image file, to which the labels of --format could "
-            "refer; save the image, and pass the file."
-        )
-    name = str(image.path)
-    if not name.isprintable() or name != name.strip():
-        raise ValueError(
-            f"{name!r}: the files of --format cannot contain this path, because of a line break, a "
-            "space at its end, or bytes that are not UTF-8; rename it."
-        )
+def check_files(images: Iterable["InputImage"]) -> None:
+    """Check that labels can refer to images by the paths of their files.
+
+    Args:
+        images: The images.
+
+    Raises:
+        ValueError: If one is no file, or its path cannot be written in the formats.
+    """
+    for image in images:
+        if not image.path.is_file():
+            raise ValueError(
+                f"{one_line(image.name)}: is no image file, to which the labels of --format could "
+                "refer; save the image, and pass the file."
+            )
+        path = str(image.path)
+        is_utf8 = path.encode(errors="replace").decode() == path
+        if not is_utf8 or path.splitlines() != [path.strip()]:
+            raise ValueError(
+                f"{path!r}: the files of --format cannot contain this path, because of a line "
+                "break, a space at its end, or bytes that are not UTF-8; rename it."
+            )

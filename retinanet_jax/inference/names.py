@@ -1,6 +1,7 @@
 """Names of output files: different from each other, and valid on every operating system."""
 
 import collections
+import unicodedata
 from collections.abc import Callable, Sequence
 
 RESERVED = '<>:"/\\|?*'  # characters that Windows does not allow in the name of a file
@@ -47,6 +48,12 @@ def safe_name(name: str) -> str:
         name: The name of an image or a category. Dots and spaces at its ends are left out, and what
             is longer than `MAX_BYTES` in UTF-8.
     """
-    allowed = (char if char.isprintable() and char not in RESERVED else "_" for char in name)
+    allowed = (char if _is_allowed(char) else "_" for char in name)
     cut = "".join(allowed).encode()[:MAX_BYTES].decode(errors="ignore")
     return cut.strip(". ") or "_"
+
+
+def _is_allowed(char: str) -> bool:
+    # All spaces are: macOS writes a narrow one into the names of screenshots.
+    is_text = char.isprintable() or unicodedata.category(char) == "Zs"
+    return is_text and char not in RESERVED

@@ -134,9 +134,9 @@ def predict_images(
     """
     outcomes = detector.batch_with_errors([item.image for item in images], batch_size)
     folder = OutputFolder(output)
-    folder.prepare(RESULTS, *[TABLE] * table)
     categories = detector.checkpoint.categories
     labels = LabelWriter(formats, images, categories, folder, label_threshold) if formats else None
+    folder.prepare(RESULTS, *[TABLE] * table)
     paths = [item.path for item in images]
     if draw_threshold is not None:
         outcomes = write_drawings(paths, outcomes, folder, draw_threshold)
@@ -160,8 +160,8 @@ def predict_images(
     if table:
         folder.write(TABLE, to_csv(rows))
     print(f"{summary(results, len(images) - len(errors), draw_threshold)}: {output / RESULTS}")
-    for line in labels.write() if labels else ():
-        print(line)
+    if labels:
+        print(labels.write())
     return errors
 
 

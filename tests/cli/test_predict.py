@@ -117,6 +117,35 @@ def test_the_flags_reach_the_detector(images, tmp_path, monkeypatch, capsys):
     assert f"1 of 3 images could not be read:\n  {images / 'b .JPG'}: " in printed.err
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--format=yolo,coc",), "--format='coc' must be one of yolo, coco, csv, labelme."),
+        (("--label_threshold=.4",), "--label_threshold=0.4 has no effect without --format or --s"),
+        (("--format=csv", "--label_threshold=40"), "--label_threshold=40 must be from 0 to 1; try"),
+        (("--format=csv", "https://example.org/a.jpg"), "a.jpg: is no image file, to which the "),
+    ],
+)
+def test_mistakes_with_labels_are_errors_before_a_detector_is_loaded(
+    error_line, images, tmp_path, monkeypatch, flags, message
+):
+    monkeypatch.setattr(predict.Detector, "load", lambda *_, **__: pytest.fail("it is loaded"))
+    arguments = ("--weights=run", f"--output={tmp_path}/o", images / "a.png", *flags)
+    assert message in error_line("predict", *arguments)
+
+
+def test_labels_and_crops_have_the_detections_that_are_drawn(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict.Detector, "load", lambda path, **limits: CatDetector())
+    for threshold, count in (("--draw_threshold=0.1", 2), ("--label_threshold=0.6", 1)):
+        flags = ("--batch_size=2", "--format=csv,labelme", "--save_crops", threshold)
+        argv = ["predict", "--weights=run", f"--output={tmp_path}/out", *flags, f"{images}/a.png"]
+        assert run_command(predict.COMMAND, argv) == 0
+        labels = json.loads((tmp_path / "out/labelme/a.json").read_text())
+        assert len(labels["shapes"]) == count
+        assert len(list((tmp_path / "out/crops").rglob("*.jpg"))) == count
+    assert f"in 1 image: {tmp_path}/out/csv, {tmp_path}/out/labelme\n" in capsys.readouterr().out
+
+
 # ---- a dataset
 
 # Ids that are no positions, and categories in another order than the detector's.

@@ -1,0 +1,65 @@
+"""The flags of `predict` with which detections become labels and crops."""
+
+from typing import Any
+
+from absl import flags
+
+from retinanet_jax.config import unknown_choice
+from retinanet_jax.inference.formats import FORMATS
+
+
+def define_label_flags(values: flags.FlagValues) -> None:
+    """Define the flags of `predict` about labels and crops.
+
+    Args:
+        values: The flags of the command.
+    """
+    flags.DEFINE_list(
+        "format",
+        [],
+        f"Also write labels for these images, in one or more of the formats {', '.join(FORMATS)}, "
+        "separated by commas. Each is a dataset in the folder OUTPUT/FORMAT, which refers to the "
+        "images where they are, and which the flag --data of the other commands opens. The "
+        "default is none.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "save_crops",
+        False,
+        "Also write the part of the image that each detection shows, as "
+        "OUTPUT/crops/CATEGORY/IMAGE_NUMBER.jpg. Crops of earlier runs are removed. The default is "
+        "not to write crops.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "label_threshold",
+        None,
+        "Only detections with at least this score, from 0 to 1, become labels (--format) and crops "
+        "(--save_crops). The default is --draw_threshold, so that the drawings show the labels.",
+        flag_values=values,
+    )
+
+
+def label_options(values: Any) -> dict[str, Any]:
+    """Return the arguments of `predict_images` about labels and crops.
+
+    Args:
+        values: The values of the flags.
+
+    Raises:
+        ValueError: If a format is unknown, or the threshold is out of range or has no effect.
+    """
+    formats, threshold = list(dict.fromkeys(values.format)), values.label_threshold
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown_choice("--format", name, FORMATS)
+    is_used = bool(formats or values.save_crops)
+    if threshold is not None and not is_used:
+        raise ValueError(
+            f"--label_threshold={threshold:g} has no effect without --format or --save_crops; give "
+            "one of them, or --score_threshold to limit all detections."
+        )
+    threshold = values.draw_threshold if threshold is None else threshold
+    if is_used and not 0 <= threshold <= 1:
+        raise ValueError(f"--label_threshold={threshold:g} must be from 0 to 1; try 0.5.")
+    return {"formats": formats, "save_crops": values.save_crops, "label_threshold": threshold}
