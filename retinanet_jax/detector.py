@@ -23,7 +23,7 @@ from retinanet_jax.data.image_files import ImageLike
 from retinanet_jax.data.sources.base import DatasetImage
 from retinanet_jax.evaluation.detections import Detection, Detections
 from retinanet_jax.evaluation.limits import class_mask, with_limits
-from retinanet_jax.inference.augmented import AugmentedDetector, view_limits
+from retinanet_jax.inference.augmented import DEFAULT_MERGE, AugmentedDetector, view_limits
 from retinanet_jax.inference.network_inputs import (
     PATIENCE,
     Input,
@@ -34,6 +34,7 @@ from retinanet_jax.inference.network_inputs import (
     prepare,
     raise_error,
 )
+from retinanet_jax.inference.tiled import OVERLAP, TILE, TiledDetector
 from retinanet_jax.inference.views import DEFAULT_VIEWS, make_views
 from retinanet_jax.modeling import build_model, detect
 from retinanet_jax.utils.threads import NUM_THREADS, grouped, in_order, map_ahead, one_in_flight
@@ -240,7 +241,7 @@ class Detector:
         return in_order(itertools.starmap(self._finish, one_in_flight(started)))
 
     def augmented(
-        self, views: Iterable[str | float] = DEFAULT_VIEWS, *, merge: str = "nms"
+        self, views: Iterable[str | float] = DEFAULT_VIEWS, *, merge: str = DEFAULT_MERGE
     ) -> AugmentedDetector:
         """Return a detector that sees each image in several views: test-time augmentation.
 
@@ -249,12 +250,12 @@ class Detector:
             >>> detections = detector("living_room.jpg")
 
         Args:
-            views: The views in addition to the plain image: "flip" (left to right), "vflip" (upside
-                down), "rot90", "rot180", "rot270", a scale, or both as in "flip@0.75". Each takes
-                the time of another image of its size.
-            merge: How the detections of the views are merged. "nms": by class-wise non-maximum
-                suppression; the score of an object is its best one. "wbf": by weighted box fusion;
-                the score is the mean over all views, and 0 in a view without the object. The limits
+            views: The views in addition to the image itself: "flip" (left to right), "vflip"
+                (upside down), "rot90", "rot180", "rot270", a scale, or both as in "flip@0.75". Each
+                takes the time of an image of its size.
+            merge: How the detections of the views are merged. "wbf": by weighted box fusion; the
+                score is the mean over all views, of which one without the object counts as 0.
+                "nms": by class-wise non-maximum suppression; the score is the best one. The limits
                 of this detector apply after that.
 
         Raises:
@@ -263,6 +264,50 @@ class Detector:
         """
         of_views = Detector(self.checkpoint, **view_limits(self.checkpoint))
         return AugmentedDetector(self, of_views, make_views(views), merge)
+
+    def tiled(
+        self,
+        image: ImageLike,
+        tile: int = TILE,
+        overlap: float = OVERLAP,
+        *,
+        merge: str = "owner",
+        whole_image: bool = True,
+        batch_size: int = 1,
+    ) -> Detections:
+        """Detect the objects in an image of any size, which is seen in overlapping windows.
+
+        The network sees each window as it would see an image of that size, so that small objects
+        stay as large as in training. Each object is returned once, also at a window's border. An
+        image that fits in one window has the detections that it has without windows.
+
+        `retinanet_jax.inference.tiled.TiledDetector` detects in many images.
+
+        Examples:
+            >>> detector = Detector.load("runs/ships")
+            >>> detector.tiled("harbor.tif", tile=1024)
+            <2 detections on 20000 x 10000 pixels: ship 0.80, ship 0.60>
+
+        Args:
+            image: As in `__call__`. Large files are not copied in memory, and memory maps work.
+            tile: The side of a window in pixels of the image. All windows of an image have one
+                size.
+            overlap: The fraction of a window that its neighbor contains at least, above 0. Larger
+                objects at a border are put together from their parts.
+            merge: "owner": a window owns the objects whose centers are nearer to its middle than to
+                a neighbor's, and what several windows see of one object becomes one detection.
+                "nms": class-wise non-maximum suppression of the detections of all windows.
+            whole_image: Whether to detect in the whole image, too, resized as without windows; of
+                these detections, only those are used that are too large for a window.
+            batch_size: The number of windows that the network processes at once.
+
+        Raises:
+            ValueError: If an argument is out of range, or as in `__call__`.
+        """
+        tiled = TiledDetector(
+            self, tile=tile, overlap=overlap, merge=merge, whole_image=whole_image
+        )
+        return tiled(image, batch_size)
 
     def _start(self, group: _Group, batch_size: int) -> tuple[_Group, core.Detections | None]:
         """Start the detection of a group of images; return None if it consists of errors."""

@@ -1,5 +1,6 @@
 """The command `retinanet-jax evaluate`: the average precision of a checkpoint, or of detections."""
 
+import functools
 from typing import Any
 
 from absl import flags
@@ -8,6 +9,7 @@ from ml_collections import ConfigDict
 from retinanet_jax.cli.common import Command, output_path
 from retinanet_jax.cli.evaluation_config import evaluation_config, use_evaluation_data
 from retinanet_jax.cli.train import define_run_flags, run_mode
+from retinanet_jax.cli.tta import define_tta, evaluate_augmented, tta_options
 from retinanet_jax.evaluation.results_file import evaluate_file
 from retinanet_jax.utils.paths import to_path
 
@@ -15,6 +17,7 @@ from retinanet_jax.utils.paths import to_path
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """Define the flags of `evaluate`."""
     define_run_flags(values, argv)
+    define_tta(values)
     define_detections(values)
     flags.DEFINE_string(
         "output",
@@ -38,6 +41,9 @@ def define_detections(values: flags.FlagValues) -> None:
 
 def run(values: Any, _: list[str]) -> int:
     """Evaluate the best checkpoint in the workdir, or a file of detections."""
+    tta = tta_options(values)
+    if tta:
+        check_tta(values)
     if values.detections:
         config = config_of_detections(values)
         output = output_path(values.output) if values.output else None
@@ -54,7 +60,19 @@ def run(values: Any, _: list[str]) -> int:
             f"--output={values.output} is only used with --detections; the evaluation of a "
             "checkpoint is written to WORKDIR/eval."
         )
-    return run_mode(values, "evaluate")
+    evaluate = functools.partial(evaluate_augmented, **tta) if tta else None
+    return run_mode(values, "evaluate", evaluate=evaluate)
+
+
+def check_tta(values: Any) -> None:
+    """Raise ValueError if --tta is given with a flag that excludes it."""
+    if values.detections:
+        raise ValueError(
+            f"--tta changes how a checkpoint detects objects, and --detections={values.detections} "
+            "has been detected; leave one of them out."
+        )
+    if values.distributed:
+        raise ValueError("--tta is computed by one device of one host; leave --distributed out.")
 
 
 def config_of_detections(values: Any) -> ConfigDict:

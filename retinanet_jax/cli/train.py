@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -127,13 +128,19 @@ def run(values: Any, _: list[str]) -> int:
     return run_mode(values, values.mode, parse_profile(values.profile))
 
 
-def run_mode(values: Any, mode: str, profile: range | None = None) -> int:
+def run_mode(
+    values: Any,
+    mode: str,
+    profile: range | None = None,
+    evaluate: Callable[[ConfigDict, pathlib.Path], None] | None = None,
+) -> int:
     """Join the other hosts, if there are any, and train or evaluate.
 
     Args:
         values: The flags.
         mode: One of MODES.
         profile: The steps to profile; None for none.
+        evaluate: As in `train_or_evaluate`.
 
     Returns:
         The exit status: 0, or 128 and the number of the signal that stopped the run.
@@ -156,7 +163,12 @@ def run_mode(values: Any, mode: str, profile: range | None = None) -> int:
             stack.enter_context(contextlib.redirect_stdout(RunOutput(sys.stdout)))
         config = config_of(values, mode)
         return train_or_evaluate(
-            config, values.workdir, mode, profile=profile, stall_seconds=values.stall_seconds
+            config,
+            values.workdir,
+            mode,
+            profile=profile,
+            stall_seconds=values.stall_seconds,
+            evaluate=evaluate,
         )
 
 
@@ -226,6 +238,7 @@ def train_or_evaluate(
     *,
     profile: range | None = None,
     stall_seconds: float = STALL_SECONDS,
+    evaluate: Callable[[ConfigDict, pathlib.Path], None] | None = None,
 ) -> int:
     """Check what can be checked early, then train or evaluate.
 
@@ -235,6 +248,7 @@ def train_or_evaluate(
         mode: One of MODES.
         profile: The steps to profile; None for none.
         stall_seconds: As in `Watchdog`.
+        evaluate: Evaluates with a config in a working directory; None for `evaluator.evaluate`.
 
     Returns:
         The exit status.
@@ -250,10 +264,10 @@ def train_or_evaluate(
     folder = create_workdir(workdir)
     use_program_cache(folder)
     if mode == "evaluate":
-        from retinanet_jax.evaluation.evaluator import evaluate
+        from retinanet_jax.evaluation import evaluator
 
         with watchdog(folder, stall_seconds):
-            evaluate(config, folder)
+            (evaluate or evaluator.evaluate)(config, folder)
         return 0
     from retinanet_jax.training.loop import train
     from retinanet_jax.training.metrics import check_metrics

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -278,7 +278,34 @@ def open_checkpoint_and_data(
     return trained, config, source
 
 
-def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
+def compute_results(
+    trained: checkpoint.Checkpoint, config: ConfigDict, source: Source
+) -> list[dict[str, Any]]:
+    """Return the detections of a checkpoint on a dataset in COCO's results format.
+
+    All devices of all hosts compute them.
+
+    Args:
+        trained: The checkpoint.
+        config: The config of the evaluation.
+        source: The dataset.
+    """
+    mesh = sharding.make_mesh(config.space)
+    model = build_model(config, len(source.categories))
+    variables = sharding.put_replicated(trained.variables, mesh)
+    with start_compiler() as compiler:
+        return Evaluator(config, model, source, mesh, compiler).run(variables, trained.step)
+
+
+def evaluate(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    compute: Callable[
+        [checkpoint.Checkpoint, ConfigDict, Source], list[dict[str, Any]]
+    ] = compute_results,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
     """Evaluate the checkpoint of a working directory on the dataset `config.data.eval`.
 
     Args:
@@ -286,6 +313,8 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
         workdir: The working directory; its checkpoint of the highest AP is evaluated, or the newest
             one if none has been evaluated. The results are written to its folder `eval`; those of
             another dataset than the run's, or with other settings, to a folder in it (`records`).
+        compute: Returns the detections, with the arguments of `compute_results`.
+        settings: The settings of `compute` that the config does not have, for the results.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
@@ -295,14 +324,10 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     coco_api(config.evaluator)  # raises an error early if it is not installed
     trained, config, source = open_checkpoint_and_data(config, workdir)
     check_hosts_agree(config, {"data.eval": source}, trained.step)
-    mesh = sharding.make_mesh(config.space)
-    model = build_model(config, len(source.categories))
-    variables = sharding.put_replicated(trained.variables, mesh)
-    with start_compiler() as compiler:
-        results = Evaluator(config, model, source, mesh, compiler).run(variables, trained.step)
+    results = compute(trained, config, source)
     if jax.process_index() != 0:
         return
-    description = records.describe(config, source)
+    description = records.describe(config, source, settings)
     folder = records.evaluation_folder(workdir, trained, config, description)
     records.write_detections(results, trained.step, folder)
     print(f"computing AP from {format_count(len(results), 'detection')}", flush=True)

@@ -42,14 +42,19 @@ DIGEST_LENGTH = 8  # hexadecimal digits in the name of a folder
 MAX_NAME_LENGTH = 100  # characters of a dataset's name in it
 
 
-def describe(config: ConfigDict, source: Source) -> dict[str, Any]:
+def describe(
+    config: ConfigDict, source: Source, more_settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the dataset and the settings of an evaluation, for its JSON.
 
     Args:
         config: The config of the evaluation.
         source: The dataset.
+        more_settings: Settings that no config field has, such as the views of test-time
+            augmentation, by name.
     """
-    return {"dataset": describe_dataset(source), "settings": settings(config)}
+    own = {**settings(config), **(more_settings or {})}
+    return {"dataset": describe_dataset(source), "settings": own}
 
 
 def describe_dataset(source: Source) -> dict[str, Any]:
@@ -141,7 +146,7 @@ def is_own_evaluation(
         config: The config of the evaluation.
         description: Its dataset and settings, from `describe`.
     """
-    if settings(trained.config) != settings(config):
+    if settings(trained.config) != description["settings"]:
         return False
     stored = read_evaluation(file) or {}
     if "dataset" in stored:

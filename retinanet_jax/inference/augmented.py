@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from retinanet_jax.detector import Detector
 
 MERGES = ("nms", "wbf")
+DEFAULT_MERGE = "wbf"
 # Boxes that are weak in one view count for the average, so each view has at least the limits of an
 # evaluation; those of the detector apply to the merged detections.
 VIEW_SCORE_THRESHOLD, VIEW_MAX_DETECTIONS = 0.05, 100
