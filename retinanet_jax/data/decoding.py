@@ -191,7 +191,7 @@ def _rgb_pixels(
         if rgb is not None:
             return rgb
         load_pixels(image, name)
-        return np.asarray(_to_rgb(image, name))
+        return np.asarray(to_rgb(image, name))
     pixels = _to_8_bits(deep, value_range, name)
     return np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels
 
@@ -225,7 +225,16 @@ def _to_8_bits(deep: DeepPixels, value_range: ValueRange, name: str) -> UInt8[np
     return 255 - pixels if deep.white_is_zero else pixels
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Return a loaded image of 8 bits a channel in Pillow's mode RGB.
+
+    Args:
+        image: The image, or a part of it.
+        name: As in `decode_image`.
+
+    Raises:
+        ValueError: If its pixels cannot be converted.
+    """
     if image.mode == "RGB":
         return image
     if image.mode in ("P", "PA"):

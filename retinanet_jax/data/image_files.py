@@ -76,7 +76,7 @@ def find_images(
     """
     files: dict[pathlib.Path, bool] = {}  # whether each file is returned
     for path_or_pattern in paths:
-        path = _expand_user(path_or_pattern)
+        path = local_file(path_or_pattern)
         matches = [path] if path.exists() else sorted(_matching(path))
         if not matches:
             raise FileNotFoundError(f"{path_or_pattern}: no such image or folder.")
@@ -160,7 +160,7 @@ def read_content(file: str | os.PathLike[str] | BinaryFile) -> bytes:
         elif isinstance(file, str) and is_url(file):
             content = download_image(file)
         else:
-            content = _expand_user(file).read_bytes()
+            content = local_file(file).read_bytes()
     except DownloadError as error:  # which has the name
         raise ValueError(str(error)) from None
     except (OSError, ValueError) as error:  # the latter for a path with a null character
@@ -231,7 +231,7 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or one_line(pillow_reason(error))
 
 
-def _expand_user(path: str | os.PathLike) -> pathlib.Path:
+def local_file(path: str | os.PathLike) -> pathlib.Path:
     """Return a path with ~ as the user's folder; ~NAME is unchanged if there is no such user.
 
     Of what is in remote storage, this is the path of a local copy.

@@ -43,12 +43,15 @@ MAX_PIXELS_PER_BYTE = 10_000
 _limit_lock = threading.Lock()
 
 
-def open_image(file: ImageBytes, name: str) -> ImageFile.ImageFile:
+def open_image(
+    file: ImageBytes, name: str, *, bytes_per_pixel: int | None = None
+) -> ImageFile.ImageFile:
     """Return an image of which Pillow has read only the header.
 
     Args:
         file: The file, which stays open until the pixels are loaded.
         name: The file's name for error messages.
+        bytes_per_pixel: As in `check_memory`.
 
     Raises:
         ValueError: If it is not an image, its header is corrupt, or it is too large for the memory.
@@ -61,7 +64,7 @@ def open_image(file: ImageBytes, name: str) -> ImageFile.ImageFile:
                 image = _identify(file, excluded=())
     except Exception as error:  # broken content makes Pillow's decoders raise almost anything
         raise _not_an_image(file, name) or unreadable(name, error) from None
-    check_memory(image.size, file, name)
+    check_memory(image.size, file, name, bytes_per_pixel)
     return image
 
 
@@ -76,7 +79,7 @@ def load_pixels(image: Image.Image, name: str) -> None:
         ValueError: If it is corrupt or truncated.
     """
     try:
-        if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_large(image.size):
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and is_large(image.size):
             with _without_pixel_limit():
                 image.load_prepare()
         image.load()
@@ -137,18 +140,21 @@ def pillow_reason(error: Exception) -> str:
     return "unknown image format" if unknown else str(error)
 
 
-def check_memory(size: tuple[int, int], file: ImageBytes, name: str) -> None:
+def check_memory(
+    size: tuple[int, int], file: ImageBytes, name: str, bytes_per_pixel: int | None = None
+) -> None:
     """Check that an image can be decoded in the memory that is available.
 
     Args:
         size: The image's width and height.
         file: Its file.
         name: The file's name for error messages.
+        bytes_per_pixel: The memory for each pixel. None for that of decoding and copying it.
 
     Raises:
         ValueError: If it is too large.
     """
-    if not _is_large(size):
+    if not is_large(size):
         return
     num_pixels = size[0] * size[1]
     num_bytes = file.seek(0, io.SEEK_END)
@@ -158,7 +164,7 @@ def check_memory(size: tuple[int, int], file: ImageBytes, name: str) -> None:
             f"{claim} ({size[0]} x {size[1]}) are claimed by a file of {num_bytes:,} bytes, which "
             "cannot contain them; replace or remove it."
         )
-    needed, available = BYTES_PER_PIXEL * num_pixels, available_memory()
+    needed, available = (bytes_per_pixel or BYTES_PER_PIXEL) * num_pixels, available_memory()
     if available is not None and needed > available:
         raise ValueError(
             f"{claim} ({size[0]} x {size[1]}) require {needed / 1e9:.1f} GB of memory, and "
@@ -166,7 +172,8 @@ def check_memory(size: tuple[int, int], file: ImageBytes, name: str) -> None:
         )
 
 
-def _is_large(size: tuple[int, int]) -> bool:
+def is_large(size: tuple[int, int]) -> bool:
+    """Return whether an image of this width and height could exceed the memory of a machine."""
     return size[0] * size[1] > UNCHECKED_PIXELS
 
 
