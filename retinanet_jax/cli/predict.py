@@ -21,7 +21,7 @@ from retinanet_jax.cli.common import (
     require,
     weights_of,
 )
-from retinanet_jax.cli.predict_labels import define_label_flags, label_options
+from retinanet_jax.cli.predict_outputs import define_output_flags, output_options
 from retinanet_jax.compilation import use_compilation_cache
 from retinanet_jax.data.image_files import find_unfilled_files
 from retinanet_jax.data.value_range import FIELD
@@ -30,7 +30,6 @@ from retinanet_jax.evaluation.results_file import list_categories
 from retinanet_jax.inference.arguments import input_arguments
 from retinanet_jax.inference.labels import check_files
 from retinanet_jax.inference.predictions import (
-    COLUMNS,
     InputImage,
     input_dataset,
     predict_images,
@@ -72,27 +71,7 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
         "The number of images that the network processes at once. The default is 1.",
         flag_values=values,
     )
-    flags.DEFINE_bool(
-        "draw",
-        True,
-        "Also write each image with its detections drawn. This is the default; --nodraw turns it "
-        "off.",
-        flag_values=values,
-    )
-    flags.DEFINE_float(
-        "draw_threshold",
-        0.5,
-        "Only detections with at least this score are drawn; detections.json contains all "
-        "detections. The default is 0.5.",
-        flag_values=values,
-    )
-    flags.DEFINE_bool(
-        "csv",
-        False,
-        f"Also write detections.csv with the columns {', '.join(COLUMNS)}.",
-        flag_values=values,
-    )
-    define_label_flags(values)
+    define_output_flags(values)
 
 
 def run(values: Any, arguments: list[str]) -> int:
@@ -105,7 +84,7 @@ def run(values: Any, arguments: list[str]) -> int:
             "no images: pass image files, folders or patterns, URLs, - for standard input, or "
             "--data; --help explains them."
         )
-    labels = label_options(values)
+    options = output_options(values)
     use_compilation_cache()
     detector, images = _open_dataset(values) if values.data else _open_files(values, arguments)
     unreadable = predict_images(
@@ -113,9 +92,7 @@ def run(values: Any, arguments: list[str]) -> int:
         images,
         output_path(values.output),
         batch_size=values.batch_size,
-        draw_threshold=values.draw_threshold if values.draw else None,
-        table=values.csv,
-        **labels,
+        **options,
     )
     if unreadable:
         count = f"{len(unreadable)} of {len(images)} images could not be read:"

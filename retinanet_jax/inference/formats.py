@@ -16,7 +16,8 @@ from jaxtyping import Float32, Int
 
 from retinanet_jax.data.image_formats import has_image_suffix
 from retinanet_jax.data.sources.base import Category
-from retinanet_jax.utils.files import relative_path, to_json
+from retinanet_jax.utils.files import to_json
+from retinanet_jax.utils.paths import relative_path
 from retinanet_jax.utils.progress import one_line
 
 CSV_COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")

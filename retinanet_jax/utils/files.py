@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from retinanet_jax.utils.paths import SYSTEM_NAMES, is_remote
+from retinanet_jax.utils.paths import SYSTEM_NAMES, is_remote, relative_path
 from retinanet_jax.utils.remote import remote_errors
 
 RECORD = ".retinanet_jax_files"  # in an OutputFolder: a line of JSON for each file written
@@ -43,7 +43,8 @@ class OutputFolder:
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._written = set(_read_record(path / RECORD))  # pairs of a name and a digest
+        # Pairs of a name and a digest.
+        self._written: set[tuple[str, str | None]] = set(_read_record(path / RECORD))
 
     def may_write(self, name: str) -> bool:
         """Return whether `name` is free, or a file that was written here and not changed since."""
@@ -191,17 +192,6 @@ def _digest(path: pathlib.Path) -> str | None:
         return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def relative_path(file: pathlib.Path, folder: pathlib.Path) -> str:
-    """Return the path of a file from a folder, correct where folders are links, with slashes.
-
-    Args:
-        file: The file; a link to a file remains a link.
-        folder: The folder; it need not exist.
-    """
-    path = os.path.join(os.path.realpath(file.parent), file.name)
-    return pathlib.Path(os.path.relpath(path, os.path.realpath(folder))).as_posix()
 
 
 def _read_record(path: pathlib.Path) -> Iterator[tuple[str, str]]:

@@ -52,6 +52,17 @@ def to_path(path: str | os.PathLike[str], *, absolute: bool = True) -> pathlib.P
     return cast(pathlib.Path, epath.Path(text))
 
 
+def relative_path(file: pathlib.Path, folder: pathlib.Path) -> str:
+    """Return the path of a file from a folder, correct where folders are links, with slashes.
+
+    Args:
+        file: The file; a link to a file remains a link.
+        folder: The folder; it need not exist.
+    """
+    path = os.path.join(os.path.realpath(file.parent), file.name)
+    return pathlib.Path(os.path.relpath(path, os.path.realpath(folder))).as_posix()
+
+
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Return whether a path is the URL of remote storage, of a known scheme or not."""
     return bool(scheme_of(path))

@@ -134,7 +134,7 @@ def test_mistakes_with_labels_are_errors_before_a_detector_is_loaded(
     assert message in error_line("predict", *arguments)
 
 
-def test_labels_and_crops_have_the_detections_that_are_drawn(images, tmp_path, monkeypatch, capsys):
+def test_labels_and_crops_have_the_threshold_of_the_drawings(images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(predict.Detector, "load", lambda path, **limits: CatDetector())
     for threshold, count in (("--draw_threshold=0.1", 2), ("--label_threshold=0.6", 1)):
         flags = ("--batch_size=2", "--format=csv,labelme", "--save_crops", threshold)

@@ -26,7 +26,7 @@ from retinanet_jax.inference.names import MAX_BYTES, safe_name, unique_names
 # Ids that are no positions; the last category never occurs.
 CATEGORIES = (Category(3, "dog, wet"), Category(7, 'cat "Tom"'), Category(90, "\u00e9l\u00e9phant"))
 # x0, y0, x1, y1, score and class; the fourth is too uncertain, the fifth has no area in the image.
-FOUND = [
+DETECTED = [
     (0.0, 0.0, 60.0, 40.0, 0.9, 0),
     (3.1, 2.7, 30.123456, 20.0, 0.8, 1),
     (33.3, 11.1, 61.5, 45.0, 0.5, 1),
@@ -38,7 +38,7 @@ LABELS |= {(11.1, 33.3, 40, 60, 'cat "Tom"')}
 
 
 class KnownDetector:
-    """A detector that finds FOUND in each image that is not black."""
+    """A detector that finds DETECTED in each image that is not black."""
 
     checkpoint = types.SimpleNamespace(categories=CATEGORIES)
 
@@ -49,9 +49,9 @@ class KnownDetector:
             except ValueError as error:
                 yield error
                 continue
-            found = np.float32(FOUND if image.any() else np.zeros((0, 6)))
-            classes = found[:, 5].astype(int)
-            yield Detections(image, found[:, :4], found[:, 4], classes, CATEGORIES)
+            rows = np.float32(DETECTED if image.any() else np.zeros((0, 6)))
+            classes = rows[:, 5].astype(int)
+            yield Detections(image, rows[:, :4], rows[:, 4], classes, CATEGORIES)
 
 
 def save(path: pathlib.Path, *, is_black: bool = False, **options) -> pathlib.Path:
@@ -189,7 +189,7 @@ def test_only_the_detections_of_the_threshold_are_labels(written, capsys):
     assert [annotation["category_id"] for annotation in annotations] == [3]
     line = f"1 label with a score of 0.85 or more in 1 image: {output / 'coco'}"
     assert line in capsys.readouterr().out
-    assert len(json.loads((output / "detections.json").read_text())) == len(FOUND)
+    assert len(json.loads((output / "detections.json").read_text())) == len(DETECTED)
 
 
 def test_an_image_that_cannot_be_read_is_no_image_without_objects(tmp_path):
@@ -263,7 +263,7 @@ def test_an_image_that_labels_cannot_name_is_an_error_before_any_work(tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_an_image_without_a_suffix_is_found_in_a_yolo_dataset(written, tmp_path):
+def test_an_image_without_a_suffix_is_read_in_a_yolo_dataset(written, tmp_path):
     save(tmp_path / "photos/a.png").rename(tmp_path / "photos/a")
     written("a", formats=["yolo"])
     assert open_labels(tmp_path / "out").file_names == ["images/a.jpg"]

@@ -1,4 +1,4 @@
-"""The flags of `predict` with which detections become labels and crops."""
+"""The flags of `predict` about what is written: drawings, a table, labels and crops."""
 
 from typing import Any
 
@@ -6,14 +6,35 @@ from absl import flags
 
 from retinanet_jax.config import unknown_choice
 from retinanet_jax.inference.formats import FORMATS
+from retinanet_jax.inference.predictions import COLUMNS
 
 
-def define_label_flags(values: flags.FlagValues) -> None:
-    """Define the flags of `predict` about labels and crops.
+def define_output_flags(values: flags.FlagValues) -> None:
+    """Define the flags of `predict` about what is written.
 
     Args:
         values: The flags of the command.
     """
+    flags.DEFINE_bool(
+        "draw",
+        True,
+        "Also write each image with its detections drawn. This is the default; --nodraw turns it "
+        "off.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "draw_threshold",
+        0.5,
+        "Only detections with at least this score are drawn; detections.json contains all "
+        "detections. The default is 0.5.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "csv",
+        False,
+        f"Also write detections.csv with the columns {', '.join(COLUMNS)}.",
+        flag_values=values,
+    )
     flags.DEFINE_list(
         "format",
         [],
@@ -40,8 +61,8 @@ def define_label_flags(values: flags.FlagValues) -> None:
     )
 
 
-def label_options(values: Any) -> dict[str, Any]:
-    """Return the arguments of `predict_images` about labels and crops.
+def output_options(values: Any) -> dict[str, Any]:
+    """Return the arguments of `predict_images` about what is written.
 
     Args:
         values: The values of the flags.
@@ -62,4 +83,10 @@ def label_options(values: Any) -> dict[str, Any]:
     threshold = values.draw_threshold if threshold is None else threshold
     if is_used and not 0 <= threshold <= 1:
         raise ValueError(f"--label_threshold={threshold:g} must be from 0 to 1; try 0.5.")
-    return {"formats": formats, "save_crops": values.save_crops, "label_threshold": threshold}
+    return {
+        "draw_threshold": values.draw_threshold if values.draw else None,
+        "table": values.csv,
+        "formats": formats,
+        "save_crops": values.save_crops,
+        "label_threshold": threshold,
+    }
