@@ -22,6 +22,7 @@ from retinanet_jax.cli.common import (
     weights_of,
 )
 from retinanet_jax.cli.predict_outputs import define_output_flags, output_options
+from retinanet_jax.cli.predict_tiles import define_tile_flags, tile_options
 from retinanet_jax.compilation import use_compilation_cache
 from retinanet_jax.data.image_files import find_unfilled_files
 from retinanet_jax.data.value_range import FIELD
@@ -35,6 +36,7 @@ from retinanet_jax.inference.predictions import (
     predict_images,
     with_ids_of,
 )
+from retinanet_jax.inference.tiled import TiledDetector
 from retinanet_jax.utils.paths import to_path
 from retinanet_jax.utils.progress import one_line
 from retinanet_jax.weights import cached
@@ -71,6 +73,7 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
         "The number of images that the network processes at once. The default is 1.",
         flag_values=values,
     )
+    define_tile_flags(values)
     define_output_flags(values)
 
 
@@ -84,11 +87,11 @@ def run(values: Any, arguments: list[str]) -> int:
             "no images: pass image files, folders or patterns, URLs, - for standard input, or "
             "--data; --help explains them."
         )
-    options = output_options(values)
+    options, tiles = output_options(values), tile_options(values)
     use_compilation_cache()
     detector, images = _open_dataset(values) if values.data else _open_files(values, arguments)
     unreadable = predict_images(
-        detector,
+        TiledDetector(detector, **tiles) if tiles else detector,
         images,
         output_path(values.output),
         batch_size=values.batch_size,
