@@ -23,6 +23,7 @@ from retinanet_jax.cli.common import (
 )
 from retinanet_jax.cli.predict_outputs import define_output_flags, output_options
 from retinanet_jax.cli.predict_tiles import define_tile_flags, tile_options
+from retinanet_jax.cli.tta import define_tta, tta_options
 from retinanet_jax.compilation import use_compilation_cache
 from retinanet_jax.data.image_files import find_unfilled_files
 from retinanet_jax.data.value_range import FIELD
@@ -74,6 +75,7 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
         flag_values=values,
     )
     define_tile_flags(values)
+    define_tta(values)
     define_output_flags(values)
 
 
@@ -87,9 +89,10 @@ def run(values: Any, arguments: list[str]) -> int:
             "no images: pass image files, folders or patterns, URLs, - for standard input, or "
             "--data; --help explains them."
         )
-    options, tiles = output_options(values), tile_options(values)
+    options, tiles, tta = output_options(values), tile_options(values), tta_options(values)
     use_compilation_cache()
-    detector, images = _open_dataset(values) if values.data else _open_files(values, arguments)
+    plain, images = _open_dataset(values) if values.data else _open_files(values, arguments)
+    detector = plain.augmented(**tta) if tta else plain
     unreadable = predict_images(
         TiledDetector(detector, **tiles) if tiles else detector,
         images,
