@@ -1,8 +1,10 @@
 """The graph of an ONNX model, built from the equations of a function that jax traced.
 
-The function has no loops. Values that depend on no input are computed while the graph is built, so
-arithmetic on the weights leaves only its results in the model. A broadcast adds no node as long as
-only elementwise operators read its result: those of ONNX broadcast by themselves, without a copy.
+The function has no loops. Its shapes may contain symbolic dimensions of `jax.export`, which the
+model computes from the shapes of its inputs. Values that depend on no input are computed while the
+graph is built, so arithmetic on the weights leaves only its results in the model. A broadcast adds
+no node as long as only elementwise operators read its result: those of ONNX broadcast by
+themselves, without a copy.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +12,14 @@ from typing import Any
 
 import numpy as np
 from jax.extend import core as jax_core
+
+from retinanet_jax.export.onnx.dimensions import (
+    Shape,
+    broadcast_shapes,
+    evaluate_dimension,
+    is_static,
+    variable_and_factor,
+)
 
 OPSET = 18
 # Larger results are computed by the model instead of being stored in it, such as constant images.
@@ -35,7 +45,9 @@ class Graph:
         self._function_rules = function_rules
         self._nodes: list[Any] = []
         self._constants: dict[Any, Any] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}  # may have 1 where the traced array has more
+        self._shapes: dict[str, tuple[Any, ...]] = {}  # may have 1 where the traced array has more
+        self._variables: dict[str, str] = {}  # the nodes of the variables of symbolic dimensions
+        self._dimensions: dict[str, str] = {}  # the nodes of symbolic dimensions
 
     def model(
         self, jaxpr: jax_core.ClosedJaxpr, inputs: Sequence[str], outputs: Sequence[str]
@@ -56,6 +68,7 @@ class Graph:
 
         for name, aval in zip(inputs, jaxpr.in_avals, strict=True):
             self._shapes[name] = aval.shape
+            self._add_variables(name, aval.shape)
         results = self._evaluate(jaxpr.jaxpr, jaxpr.consts, list(inputs))
         for name, value, aval in zip(outputs, results, jaxpr.out_avals, strict=True):
             result = self._input_name(self.broadcast(value, aval))
@@ -63,7 +76,11 @@ class Graph:
 
         def value_infos(names: Sequence[str], avals: Sequence[Any]) -> list[Any]:
             return [
-                helper.make_tensor_value_info(name, element_type(aval.dtype), aval.shape)
+                helper.make_tensor_value_info(
+                    name,
+                    element_type(aval.dtype),
+                    [size if isinstance(size, int) else str(size) for size in aval.shape],
+                )
                 for name, aval in zip(names, avals, strict=True)
             ]
 
@@ -81,9 +98,7 @@ class Graph:
         onnx.checker.check_model(model)
         return model
 
-    def add_node(
-        self, operator: str, *operands: Value, shape: Sequence[int], **attributes: Any
-    ) -> str:
+    def add_node(self, operator: str, *operands: Value, shape: Shape, **attributes: Any) -> str:
         """Add an operator with one output of the given shape, and return the output's name."""
         return self.add_nodes(operator, *operands, shapes=[shape], **attributes)[0]
 
@@ -91,7 +106,7 @@ class Graph:
         self,
         operator: str,
         *operands: Value,
-        shapes: Sequence[Sequence[int]],
+        shapes: Sequence[Shape],
         **attributes: Any,
     ) -> list[str]:
         """Add an operator with one output per given shape, and return the outputs' names."""
@@ -107,10 +122,10 @@ class Graph:
 
     def elementwise(self, operator: str, *operands: Value, **attributes: Any) -> str:
         """Add an operator that broadcasts its operands, and return its output's name."""
-        shape = np.broadcast_shapes(*map(self.shape, operands))
+        shape = broadcast_shapes(*map(self.shape, operands))
         return self.add_node(operator, *operands, shape=shape, **attributes)
 
-    def shape(self, value: Value) -> tuple[int, ...]:
+    def shape(self, value: Value) -> tuple[Any, ...]:
         """Return the shape in the model: 1 along axes that were not broadcast."""
         return self._shapes[value] if isinstance(value, str) else value.shape
 
@@ -118,15 +133,42 @@ class Graph:
         """Return the value in the full shape of `aval`, its abstract value in jax."""
         if self.shape(value) == tuple(aval.shape):
             return value
-        if isinstance(value, str):
-            return self.add_node("Expand", value, int64(*aval.shape), shape=aval.shape)
+        if isinstance(value, str) or not is_static(aval.shape):
+            return self.add_node("Expand", value, self.dimensions(aval.shape), shape=aval.shape)
         return np.broadcast_to(value, aval.shape)
 
-    def reshape(self, value: Value, shape: Sequence[int]) -> Value:
+    def reshape(self, value: Value, shape: Shape) -> Value:
         """Return the value in another shape with the same number of elements."""
         if isinstance(value, str):
-            return self.add_node("Reshape", value, int64(*shape), shape=shape)
+            known = [size if isinstance(size, int) else -1 for size in shape]
+            # The operator computes a single unknown size, which it reads as -1.
+            sizes = int64(*known) if known.count(-1) <= 1 else self.dimensions(shape)
+            return self.add_node("Reshape", value, sizes, shape=shape)
         return value.reshape(shape)
+
+    def dimensions(self, sizes: Shape) -> Value:
+        """Return sizes, some of which may be symbolic, as a vector that operators read."""
+        if is_static(sizes):
+            return int64(*sizes)
+        parts = [int64(size) if isinstance(size, int) else self.dimension(size) for size in sizes]
+        return self.add_node("Concat", *parts, axis=0, shape=(len(sizes),))
+
+    def dimension(self, size: Any) -> str:
+        """Return a symbolic dimension as a vector of one element."""
+        if str(size) not in self._dimensions:
+            value = evaluate_dimension(size, self._variables, self.elementwise)
+            self._dimensions[str(size)] = value
+        return self._dimensions[str(size)]
+
+    def _add_variables(self, name: str, shape: Shape) -> None:
+        """Add the nodes that compute the variables of an input's symbolic dimensions."""
+        for axis, size in enumerate(shape):
+            if isinstance(size, int):
+                continue
+            variable, factor = variable_and_factor(size)
+            if variable not in self._variables:
+                size = self.add_node("Shape", name, start=axis, end=axis + 1, shape=(1,))
+                self._variables[variable] = self.elementwise("Div", size, int64(factor))
 
     def transpose(self, value: Value, order: Sequence[int]) -> Value:
         """Return the value with its axes in another order."""
@@ -174,7 +216,8 @@ class Graph:
         if inner is not None:
             return self._evaluate(inner.jaxpr, inner.consts, operands)
         if all(isinstance(value, np.ndarray) for value in operands) and all(
-            var.aval.size <= LARGEST_STORED for var in equation.outvars
+            is_static(var.aval.shape) and var.aval.size <= LARGEST_STORED
+            for var in equation.outvars
         ):
             return _evaluate_in_jax(equation, operands)
         if name not in self._rules:

@@ -5,14 +5,16 @@ the list of results. Operands may lack broadcasts (`Graph.shape`): a rule with a
 does not broadcast by itself calls `Graph.broadcast` first.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from retinanet_jax.export.onnx.graph import Graph, Rule, Value, element_type, int64
+from retinanet_jax.export.onnx import selection  # noqa: F401 (it adds its rules to RULES)
+from retinanet_jax.export.onnx.graph import Graph, Value, element_type, int64
+from retinanet_jax.export.onnx.registry import RULES, full_operands, result_shape, rule
 
-RULES: dict[str, Rule] = {}
+__all__ = ["RULES"]
+
 # Primitives that are a single ONNX operator with the same operands.
 ELEMENTWISE = {
     "abs": "Abs",
@@ -41,30 +43,6 @@ ELEMENTWISE = {
     "sub": "Sub",
     "tanh": "Tanh",
 }
-
-
-def rule(*primitives: str) -> Callable[[Rule], Rule]:
-    """Return a decorator that registers a function as the rule of these primitives."""
-
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(primitives, function))
-        return function
-
-    return register
-
-
-def full_operands(graph: Graph, equation: Any, *operands: Value) -> list[Value]:
-    """Return the operands with the broadcasts that were left out."""
-    return [
-        graph.broadcast(value, atom.aval)
-        for value, atom in zip(operands, equation.invars, strict=True)
-    ]
-
-
-def result_shape(equation: Any) -> tuple[int, ...]:
-    """Return the shape of the equation's first result."""
-    return equation.outvars[0].aval.shape
-
 
 # ---- Elementwise
 
@@ -124,6 +102,24 @@ def _identity(graph: Graph, equation: Any, *operands: Value) -> list[Value]:
 # ---- Shapes
 
 
+@rule("dim_as_value")
+def _dimension(graph: Graph, equation: Any) -> Value:
+    size = graph.reshape(graph.dimension(equation.params["dim"]), ())
+    return graph.elementwise("Cast", size, to=element_type(equation.outvars[0].aval.dtype))
+
+
+@rule("iota")
+def _iota(graph: Graph, equation: Any) -> Value:
+    """Count along an axis; the other axes of the result have size 1."""
+    shape, axis = result_shape(equation), equation.params["dimension"]
+    size = graph.reshape(graph.dimensions(shape[axis : axis + 1]), ())
+    numbers = graph.add_node(
+        "Range", np.array(0, np.int64), size, np.array(1, np.int64), shape=shape[axis : axis + 1]
+    )
+    numbers = graph.elementwise("Cast", numbers, to=element_type(equation.params["dtype"]))
+    return graph.reshape(numbers, tuple(n if k == axis else 1 for k, n in enumerate(shape)))
+
+
 @rule("reshape", "squeeze", "expand_dims")
 def _reshape(graph: Graph, equation: Any, x: Value) -> Value:
     (x,) = full_operands(graph, equation, x)
@@ -180,7 +176,8 @@ def _slice(graph: Graph, equation: Any, x: Value) -> Value:
     (x,) = full_operands(graph, equation, x)
     starts, limits = equation.params["start_indices"], equation.params["limit_indices"]
     strides = equation.params["strides"] or [1] * len(starts)
-    bounds = (int64(*values) for values in (starts, limits, range(len(starts)), strides))
+    axes = range(len(starts))
+    bounds = (graph.dimensions(tuple(values)) for values in (starts, limits, axes, strides))
     return graph.add_node("Slice", x, *bounds, shape=result_shape(equation))
 
 
@@ -204,57 +201,6 @@ def _reverse(graph: Graph, equation: Any, x: Value) -> Value:
             "Gather", x, int64(*reversed(range(shape[axis]))), axis=axis, shape=shape
         )
     return x
-
-
-# ---- Selection and order
-
-
-@rule("gather")
-def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> Value:
-    """Gather whole slices along the first axis, by indices that are in bounds."""
-    source_shape, indices_shape = (atom.aval.shape for atom in equation.invars)
-    dimensions, shape = equation.params["dimension_numbers"], result_shape(equation)
-    offsets = tuple(range(len(indices_shape) - 1, len(shape)))
-    if (
-        tuple(dimensions.start_index_map) != (0,)
-        or tuple(dimensions.collapsed_slice_dims) != (0,)
-        or tuple(dimensions.offset_dims) != offsets
-        or tuple(equation.params["slice_sizes"]) != (1, *source_shape[1:])
-    ):
-        raise ValueError(
-            f"The ONNX export has no rule for jax's gather with {dimensions}; export to stablehlo "
-            "or savedmodel."
-        )
-    x, indices = full_operands(graph, equation, x, indices)
-    return graph.add_node(
-        "Gather", x, graph.reshape(indices, indices_shape[:-1]), axis=0, shape=shape
-    )
-
-
-@rule("sort")
-def _sort(graph: Graph, equation: Any, *operands: Value) -> list[Value]:
-    """Sort all operands by the first; TopK takes the first of equal values, so this is stable."""
-    if equation.params["num_keys"] != 1:
-        raise ValueError(
-            "The ONNX export cannot sort by several keys; export to stablehlo or savedmodel."
-        )
-    axis, shape = equation.params["dimension"], result_shape(equation)
-    keys, *values = full_operands(graph, equation, *operands)
-    keys, order = graph.add_nodes(
-        "TopK", keys, int64(shape[axis]), axis=axis, largest=0, shapes=[shape, shape]
-    )
-    return [
-        keys,
-        *(graph.add_node("GatherElements", x, order, axis=axis, shape=shape) for x in values),
-    ]
-
-
-@rule("top_k")
-def _top_k(graph: Graph, equation: Any, x: Value) -> list[Value]:
-    (x,) = full_operands(graph, equation, x)
-    shape = result_shape(equation)
-    values, indices = graph.add_nodes("TopK", x, int64(shape[-1]), axis=-1, shapes=[shape, shape])
-    return [values, graph.elementwise("Cast", indices, to=element_type(np.int32))]
 
 
 # ---- Reductions and windows

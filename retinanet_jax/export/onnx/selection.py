@@ -1,0 +1,74 @@
+"""The rules of the primitives that select and order elements: gather, sort and top_k."""
+
+from typing import Any
+
+import numpy as np
+
+from retinanet_jax.export.onnx.graph import Graph, Value, element_type
+from retinanet_jax.export.onnx.registry import full_operands, result_shape, rule
+
+
+@rule("gather")
+def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> Value:
+    """Gather whole slices along one axis, by indices that are in bounds.
+
+    The axis is the first one that all images of a batch do not share, or any axis if there is a
+    single index.
+    """
+    source_shape, indices_shape = (atom.aval.shape for atom in equation.invars)
+    dimensions, shape = equation.params["dimension_numbers"], result_shape(equation)
+    batch = tuple(range(len(dimensions.operand_batching_dims)))
+    axis, num_index_axes = dimensions.start_index_map[0], len(indices_shape) - 1
+    sizes = [1 if k == axis or k in batch else size for k, size in enumerate(source_shape)]
+    if (
+        len(batch) > 1
+        or (num_index_axes and axis != len(batch))
+        or tuple(dimensions.start_index_map) != (axis,)
+        or tuple(dimensions.collapsed_slice_dims) != (axis,)
+        or tuple(dimensions.operand_batching_dims) != batch
+        or tuple(dimensions.start_indices_batching_dims) != batch
+        or tuple(dimensions.offset_dims) != tuple(range(num_index_axes, len(shape)))
+        or list(equation.params["slice_sizes"]) != sizes
+    ):
+        raise ValueError(
+            f"The ONNX export has no rule for jax's gather with {dimensions}; export to stablehlo "
+            "or savedmodel."
+        )
+    x, indices = full_operands(graph, equation, x, indices)
+    if batch:
+        indices = graph.elementwise("Cast", indices, to=element_type(np.int64))
+        return graph.add_node("GatherND", x, indices, batch_dims=1, shape=shape)
+    indices = graph.reshape(indices, indices_shape[:-1])
+    return graph.add_node("Gather", x, indices, axis=int(axis), shape=shape)
+
+
+@rule("sort")
+def _sort(graph: Graph, equation: Any, *operands: Value) -> list[Value]:
+    """Sort all operands by the first; TopK takes the first of equal values, so this is stable."""
+    if equation.params["num_keys"] != 1:
+        raise ValueError(
+            "The ONNX export cannot sort by several keys; export to stablehlo or savedmodel."
+        )
+    axis, shape = equation.params["dimension"], result_shape(equation)
+    keys, *values = full_operands(graph, equation, *operands)
+    keys, order = graph.add_nodes(
+        "TopK",
+        keys,
+        graph.dimensions(shape[axis : axis + 1]),
+        axis=axis,
+        largest=0,
+        shapes=[shape, shape],
+    )
+    return [
+        keys,
+        *(graph.add_node("GatherElements", x, order, axis=axis, shape=shape) for x in values),
+    ]
+
+
+@rule("top_k")
+def _top_k(graph: Graph, equation: Any, x: Value) -> list[Value]:
+    (x,) = full_operands(graph, equation, x)
+    shape = result_shape(equation)
+    count = graph.dimensions(shape[-1:])
+    values, indices = graph.add_nodes("TopK", x, count, axis=-1, shapes=[shape, shape])
+    return [values, graph.elementwise("Cast", indices, to=element_type(np.int32))]
