@@ -140,7 +140,11 @@ PHRASE = re.compile(
 )
 # Quoted keys of card.json, which other programs read, where code writes or documents them.
 KEYS = re.compile(r'"(?:kind|pictures)"')
-FILES_WITH_KEYS = (ROOT / "retinanet_jax/export/model_card.py", ROOT / "docs/export.md")
+FILES_WITH_KEYS = (
+    ROOT / "retinanet_jax/export/client.py",
+    ROOT / "retinanet_jax/export/model_card.py",
+    ROOT / "tests/export/test_servable.py",
+)
 THIS_FILE = pathlib.Path(__file__).resolve()
 GLOSSARY = ROOT / "docs" / "contributing.md"
 

@@ -3,5 +3,5 @@
 `artifact` writes and verifies the artifact of a checkpoint. `servable` defines the function that is
 exported; `stablehlo`, `savedmodel` and `onnx` write it in their formats and load the result;
 `verification` compares the detections of the artifact with those of `predict`, by `comparison`;
-`model_card` describes the artifact, and `resize_rule` how to resize images for it.
+`model_card` describes the artifact, and `client` is a file next to it that makes its inputs.
 """

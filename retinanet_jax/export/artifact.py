@@ -1,6 +1,7 @@
 """Export of a trained detector to verified artifacts with their model cards."""
 
 import importlib.util
+import inspect
 import pathlib
 from collections.abc import Sequence
 from types import ModuleType
@@ -14,6 +15,7 @@ from retinanet_jax.data.sizes import SIZE_MULTIPLE
 from retinanet_jax.data.sources.synthetic import generate_image
 from retinanet_jax.evaluation.limits import with_limits
 from retinanet_jax.export import (
+    client,
     model_card,
     raw_verification,
     savedmodel,
@@ -36,6 +38,7 @@ FORMATS: dict[str, ModuleType] = {
     "savedmodel": savedmodel,
     "onnx": onnx_model,
 }
+CLIENT = "client.py"  # the file next to the artifact that makes its inputs
 # The synthetic images to verify on if the user passes none: height and width, each as a fraction.
 SYNTHETIC_SHAPES = ((1, 1), (1, 0.75), (0.75, 1), (0.5, 1))
 
@@ -137,6 +140,7 @@ def _write(
     artifact_format = FORMATS[format_name]
     print(f"writing {format_name}", flush=True)
     artifact_format.write(servable, folder)
+    (folder / CLIENT).write_text(inspect.getsource(client))
     print("loading it and the checkpoint, and comparing their outputs", flush=True)
     artifact = artifact_format.load(folder)
     if isinstance(servable, RawServable):

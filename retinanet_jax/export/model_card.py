@@ -12,7 +12,6 @@ from retinanet_jax.evaluation.limits import LIMITS
 from retinanet_jax.evaluation.records import own_evaluation
 from retinanet_jax.export.raw import RawServable
 from retinanet_jax.export.raw_verification import RawVerification
-from retinanet_jax.export.resize_rule import resize_instructions
 from retinanet_jax.export.servable import (
     INPUTS,
     PLATFORMS,
@@ -27,6 +26,11 @@ from retinanet_jax.utils.files import write_atomically, write_json
 from retinanet_jax.utils.progress import format_count
 
 FILE, README = "card.json", "README.md"
+RESIZE_METHODS = {
+    "bilinear": "bilinear with half-pixel centers, without antialiasing, rounded to integers",
+    "bilinear_float": "bilinear with half-pixel centers, without antialiasing, not rounded",
+    "pillow": "Pillow's `Image.resize` with `Image.Resampling.BILINEAR`, which is antialiased",
+}
 
 
 def write(
@@ -207,6 +211,20 @@ def to_markdown(card: dict[str, Any], servable: Servable, verified: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def resize_instructions(servable: Servable) -> list[str]:
+    """Return the instructions to resize images for an artifact, as lines of markdown."""
+    options = resize_options(servable.config)
+    method = options.pop("resize")
+    arguments = {**options, "method": method, "input_size": list(servable.image_size)}
+    values = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return [
+        "`prepare` in `client.py`, which requires numpy and Pillow, makes both of an image file.",
+        "In another language, resize each image to the size that `resized_size` in it returns for",
+        f"its height and width, with `{values}`.",
+        f"The method is {RESIZE_METHODS[method]}.",
+    ]
 
 
 def outputs_text(card: dict[str, Any]) -> list[str]:

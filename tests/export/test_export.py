@@ -241,7 +241,7 @@ def check_documented_code(code, packages, artifact, file, expected, config):
     """In a process that cannot import the package, the documented code has the same detections."""
     result = artifact.parent / "result.npz"
     arrays = ", ".join(f"{name}={name}" for name in (*INPUTS, *OUTPUTS))
-    code = f"{documented_code('def resize(')}{code}np.savez('RESULT', {arrays})"
+    code = f"{documented_code('from client import prepare')}{code}np.savez('RESULT', {arrays})"
     run_without(packages, code, ARTIFACT=artifact, IMAGE=file, RESULT=result)
     with np.load(result) as arrays:
         outputs = ArtifactOutputs(*(arrays[name] for name in OUTPUTS))

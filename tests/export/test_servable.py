@@ -1,18 +1,18 @@
 """The exported function: its inputs and how images are prepared for them."""
 
+import ast
 import inspect
-import pathlib
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from retinanet_jax import input_pipeline
+from retinanet_jax.data.image_files import read_image
 from retinanet_jax.data.sizes import resized_sizes, size_in_canvas
 from retinanet_jax.data.transforms import PIXEL_TYPES
-from retinanet_jax.export import resize_rule
+from retinanet_jax.export import client, model_card
 from retinanet_jax.export.servable import default_image_size
-
-DOCS = pathlib.Path(__file__).parents[2] / "docs" / "export.md"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ RULES = [  # short side, long side, canvas
 
 @pytest.mark.parametrize("resize", list(PIXEL_TYPES))
 @pytest.mark.parametrize(("short_side", "long_side", "canvas"), RULES)
-def test_an_image_has_one_size_in_numpy_tensorflow_the_docs_and_evaluation(
+def test_an_image_has_one_size_in_numpy_tensorflow_the_client_and_evaluation(
     resize, short_side, long_side, canvas
 ):
     tf = pytest.importorskip("tensorflow")
@@ -103,9 +103,7 @@ def test_an_image_has_one_size_in_numpy_tensorflow_the_docs_and_evaluation(
     tensors = map(tf.constant, sizes.T.astype(np.float64))
     np.testing.assert_array_equal(size_in_tensorflow(*tensors), here)
     arguments = {"short_side": short_side, "long_side": long_side, "input_size": canvas}
-    documented = [
-        resize_rule.resized_size(h, w, **arguments, method=resize) for h, w in sizes.tolist()
-    ]
+    documented = [client.resized_size(h, w, **arguments, method=resize) for h, w in sizes.tolist()]
     np.testing.assert_array_equal(documented, here)
 
     assert (here <= canvas).all()
@@ -116,15 +114,48 @@ def test_an_image_has_one_size_in_numpy_tensorflow_the_docs_and_evaluation(
     assert (np.abs(here - largest)[~fits] <= 1).all()
 
 
-def test_the_docs_and_the_card_contain_the_rule_with_the_numbers_of_the_config(servable):
-    source = inspect.getsource(resize_rule.resized_size)
-    assert source in DOCS.read_text()
+def test_the_card_contains_the_rule_with_the_numbers_of_the_config(servable):
     servable.config.data.update(eval_short_side=60, long_side=90, resize="pillow")
-    text = "\n".join(resize_rule.resize_instructions(servable))
-    assert source in text
+    text = "\n".join(model_card.resize_instructions(servable))
     assert "short_side=60, long_side=90, method='pillow', input_size=[64, 96]" in text
     assert "Pillow's" in text
-    assert set(resize_rule.METHODS) == set(PIXEL_TYPES)
+    assert set(model_card.RESIZE_METHODS) == set(PIXEL_TYPES)
+
+
+@pytest.mark.parametrize("method", list(PIXEL_TYPES))
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_client_makes_the_inputs_of_an_image_file(servable, tmp_path, method, orientation):
+    servable.config.data.update(eval_short_side=64, long_side=96, resize=method)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    pixels = np.random.default_rng(4).integers(0, 256, (41, 70, 3), np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path, exif=exif)
+    card = {
+        "resize": {"short_side": 64, "long_side": 96, "kind": method},
+        "image_size": [64, 96],
+        "inputs": {"images": {"dtype": str(servable.specs(1)[0].dtype)}},
+    }
+    image = read_image(path)
+    expected, size = servable.prepare(image)
+    with path.open("rb") as file:
+        for source in (str(path), file):
+            images, sizes, scale = client.prepare(source, card)
+            np.testing.assert_array_equal(images, expected[None])
+            np.testing.assert_array_equal(sizes, [size])
+            assert (images.dtype, sizes.dtype) == (expected.dtype, size.dtype)
+            width_height = np.array(image.shape[1::-1])
+            np.testing.assert_allclose(scale, np.tile(width_height / size[::-1], 2))
+
+
+def test_the_client_imports_only_numpy_and_pillow():
+    tree = ast.parse(inspect.getsource(client))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert [ast.unparse(node) for node in imports] == [
+        "from typing import IO, Any",
+        "import numpy as np",
+        "from PIL import Image, ImageOps",
+    ]
 
 
 def test_inputs_are_float_if_resizing_does_not_round(servable):

@@ -1,0 +1,84 @@
+"""The client of an artifact: it makes the artifact's inputs of an image file.
+
+    card = json.load(open("ARTIFACT/card.json"))
+    images, sizes, scale = prepare("street.jpg", card)
+
+This file lies next to each artifact. It requires only numpy and Pillow, and may be copied.
+"""
+
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+def prepare(
+    file: str | IO[bytes], card: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the inputs of the artifact for one image.
+
+    Args:
+        file: An image file of 8 bits per channel: its path, or an open file. Its EXIF orientation
+            is applied.
+        card: The content of the artifact's card.json.
+
+    Returns:
+        `images` (1, H, W, 3) and `sizes` (1, 2), the inputs of the artifact, and the scale of its
+        boxes: `boxes[0] * scale` are in pixels of the original image.
+    """
+    image = np.asarray(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))
+    rule, input_size = card["resize"], card["image_size"]
+    height, width = resized_size(
+        *image.shape[:2],
+        short_side=rule["short_side"],
+        long_side=rule["long_side"],
+        method=rule["kind"],
+        input_size=input_size,
+    )
+    images = np.zeros((1, *input_size, 3), card["inputs"]["images"]["dtype"])
+    images[0, :height, :width] = resize(image, (height, width), rule["kind"])
+    scale = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
+    return images, np.array([[height, width]], np.int32), scale
+
+
+def resize(image: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
+    """Resize bilinearly with half-pixel centers; only Pillow's method has antialiasing.
+
+    Args:
+        image: Pixels (height, width, 3) of the type uint8.
+        size: The new height and width.
+        method: That of the card: "bilinear", which is rounded, "bilinear_float" or "pillow".
+    """
+    if method == "pillow":
+        width_height = size[1], size[0]
+        return np.asarray(Image.fromarray(image).resize(width_height, Image.Resampling.BILINEAR))
+    for axis in (1, 0):
+        old, new = image.shape[axis], size[axis]
+        center = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * (
+            np.float32(old) / np.float32(new)
+        ) - np.float32(0.5)
+        low, high = np.floor(center), np.minimum(np.ceil(center), old - 1)
+        weight = np.expand_dims(center - low, (1, 2) if axis == 0 else (0, 2))
+        low = image.take(np.maximum(low, 0).astype(int), axis).astype(np.float32)
+        image = low + (image.take(high.astype(int), axis) - low) * weight
+    return image if method == "bilinear_float" else np.rint(image)
+
+
+def resized_size(
+    height: int, width: int, *, short_side: int, long_side: int, method: str, input_size: list[int]
+) -> list[int]:
+    """Return the height and width to which an image of `height` and `width` is resized."""
+    sides, half = [height, width], 0 if method == "bilinear_float" else 0.5
+    if method == "pillow":
+        factor = short_side / min(sides)
+        fitted = [short_side if side == min(sides) else side * factor for side in sides]
+        limit = min(long_side / max(fitted), 1)
+        fitted = [side * limit for side in fitted]
+    else:
+        factor = min(short_side / min(sides), long_side / max(sides))
+        fitted = [side * factor for side in sides]
+    size = [max(int(side + half), 1) for side in fitted]
+    if size[0] > input_size[0] or size[1] > input_size[1]:
+        factor = min(input_size[0] / height, input_size[1] / width)
+        size = [max(int(side * factor + half), 1) for side in sides]
+    return size
