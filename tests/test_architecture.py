@@ -38,6 +38,7 @@ LAYERS = (
 )
 LAYER_OF = {name: index for index, layer in enumerate(LAYERS) for name in layer}
 HEAVY = (
+    "av",
     "tensorflow",
     "tensorflow_datasets",
     "array_record",

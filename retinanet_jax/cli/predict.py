@@ -23,6 +23,7 @@ from retinanet_jax.cli.common import (
 )
 from retinanet_jax.cli.predict_outputs import define_output_flags, output_options
 from retinanet_jax.cli.predict_tiles import define_tile_flags, tile_options
+from retinanet_jax.cli.predict_videos import define_video_flags, find_video_inputs, run_videos
 from retinanet_jax.cli.tta import define_tta, tta_options
 from retinanet_jax.compilation import use_compilation_cache
 from retinanet_jax.data.image_files import find_unfilled_files
@@ -30,6 +31,7 @@ from retinanet_jax.data.value_range import FIELD
 from retinanet_jax.detector import Detector
 from retinanet_jax.evaluation.results_file import list_categories
 from retinanet_jax.inference.arguments import input_arguments
+from retinanet_jax.inference.detecting import ImageDetector
 from retinanet_jax.inference.labels import check_files
 from retinanet_jax.inference.predictions import (
     InputImage,
@@ -76,6 +78,7 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     )
     define_tile_flags(values)
     define_tta(values)
+    define_video_flags(values)
     define_output_flags(values)
 
 
@@ -84,26 +87,40 @@ def run(values: Any, arguments: list[str]) -> int:
     require(values, weights="NAME_OR_DIR_OR_FILE", output="DIR")
     if values.data and arguments:
         raise ValueError(f"--data={values.data} and {arguments[0]} both name images; give one.")
-    if not values.data and not arguments:
+    if not (values.data or arguments or values.camera):
         raise ValueError(
-            "no images: pass image files, folders or patterns, URLs, - for standard input, or "
-            "--data; --help explains them."
+            "no images: pass image files, folders or patterns, URLs, - for standard input, videos, "
+            "--camera or --data; --help explains them."
         )
     options, tiles, tta = output_options(values), tile_options(values), tta_options(values)
+    output, videos = output_path(values.output), find_video_inputs(values, arguments)
     use_compilation_cache()
+    if videos:
+        if tiles:
+            del tiles["report"]  # the progress is that of the frames
+        return run_videos(_wrapped(_load(values), tiles, tta), videos, output, values)
     plain, images = _open_dataset(values) if values.data else _open_files(values, arguments)
-    detector = plain.augmented(**tta) if tta else plain
-    unreadable = predict_images(
-        TiledDetector(detector, **tiles) if tiles else detector,
-        images,
-        output_path(values.output),
-        batch_size=values.batch_size,
-        **options,
-    )
+    detector = _wrapped(plain, tiles, tta)
+    unreadable = predict_images(detector, images, output, batch_size=values.batch_size, **options)
     if unreadable:
         count = f"{len(unreadable)} of {len(images)} images could not be read:"
         print(count, *map(one_line, unreadable), sep="\n  ", file=sys.stderr)
     return bool(unreadable)
+
+
+def _wrapped(
+    detector: Detector, tiles: dict[str, Any] | None, tta: dict[str, Any] | None
+) -> ImageDetector:
+    """Return the detector with test-time augmentation and in tiles, where the options say so."""
+    augmented = detector.augmented(**tta) if tta else detector
+    return TiledDetector(augmented, **tiles) if tiles else augmented
+
+
+def _load(values: Any) -> Detector:
+    """Return the plain detector of the flags."""
+    return Detector.load(
+        weights_of(values), categories=values.categories or None, **detection_limits(values)
+    )
 
 
 def _open_files(values: Any, arguments: list[str]) -> tuple[Detector, list[InputImage]]:
@@ -111,9 +128,7 @@ def _open_files(values: Any, arguments: list[str]) -> tuple[Detector, list[Input
     images = input_arguments(arguments, report=print)
     if values.format:
         check_files(images)
-    detector = Detector.load(
-        weights_of(values), categories=values.categories or None, **detection_limits(values)
-    )
+    detector = _load(values)
     files = [item.image for item in images if isinstance(item.image, pathlib.Path)]
     _warn_of_unfilled(files[:MAX_IMAGES_TO_CHECK], detector.checkpoint.config.data.value_range)
     return detector, images
@@ -169,6 +184,9 @@ COMMAND = Command(
         "retinanet-jax predict --weights=NAME_OR_DIR_OR_FILE --output=DIR "
         "IMAGE_OR_FOLDER_OR_PATTERN_OR_URL...\n"
         "       retinanet-jax predict --weights=NAME_OR_DIR_OR_FILE --output=DIR "
+        "VIDEO_OR_STREAM...\n"
+        "       retinanet-jax predict --weights=NAME_OR_DIR_OR_FILE --output=DIR --camera=NUMBER\n"
+        "       retinanet-jax predict --weights=NAME_OR_DIR_OR_FILE --output=DIR "
         "--data=FOLDER_OR_FILE"
     ),
     description=(
@@ -176,8 +194,9 @@ COMMAND = Command(
         "the image file that standard input contains. Writes OUTPUT/detections.json (COCO's "
         "results format with file names; boxes in pixels of the original image), the images with "
         "their detections drawn and, with --csv, a table. With --format, labels for the next "
-        "training, too. With --data, the images and ids are those of a dataset. Exits with status "
-        "1 if an image could not be read."
+        "training, too. With --data, the images and ids are those of a dataset. Videos, cameras "
+        "and streams are annotated frame by frame. Exits with status 1 if an image could not be "
+        "read, or a video not to its end."
     ),
     define_flags=define_flags,
     run=run,

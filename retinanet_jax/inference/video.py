@@ -10,11 +10,12 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from jaxtyping import UInt8
 
+from retinanet_jax.inference.names import safe_name
 from retinanet_jax.utils.packages import import_optional
 from retinanet_jax.utils.paths import scheme_of
 from retinanet_jax.utils.progress import format_count, one_line
@@ -120,25 +121,28 @@ def find_videos(arguments: Iterable[str]) -> list[Video]:
     return list(videos.values())
 
 
-def camera(number: str) -> Video:
-    """Return a camera of this computer.
+def camera(name: str) -> Video:
+    """Return a camera of this computer, or one whose stream has a URL.
 
     Args:
-        number: Its number, such as 0 for /dev/video0 of Linux; its name on Windows; or its device.
+        name: The number of the camera, such as 0 for /dev/video0 of Linux, or on Windows its name;
+            its device; or the URL of its stream.
     """
+    if scheme_of(name):
+        return _stream(name)._replace(is_live=True)
     video_format, pattern = CAMERAS.get(sys.platform, CAMERAS["linux"])
-    device = number if number.startswith("/dev/") else pattern.format(number)
-    name = device if device.startswith("/dev/") else f"camera {number}"
-    stem = pathlib.PurePath(number).name.removeprefix("video")
-    return Video(device, name, pathlib.Path(f"camera-{stem}"), True, video_format)
+    device = name if name.startswith("/dev/") else pattern.format(name)
+    path = pathlib.Path(f"camera-{safe_name(pathlib.PurePath(name).name)}.mp4")
+    return Video(device, f"camera {name}", path, True, video_format)
 
 
 def _stream(url: str) -> Video:
-    """Return a stream or a video at a URL, with a name that has neither user nor password."""
+    """Return a stream or a video at a URL, with a name that contains no password."""
     parts = urlsplit(url)
     public = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-    stem = pathlib.PurePosixPath(parts.path).name or parts.hostname or "stream"
-    return Video(url, public, pathlib.Path(stem), parts.scheme in LIVE_SCHEMES)
+    stem = pathlib.PurePosixPath(unquote(parts.path)).stem or parts.hostname or "stream"
+    path = pathlib.Path(f"{safe_name(stem)}.mp4")
+    return Video(url, public, path, parts.scheme in LIVE_SCHEMES)
 
 
 def video_facts(video: Video) -> VideoFacts:

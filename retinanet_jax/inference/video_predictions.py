@@ -17,7 +17,7 @@ from retinanet_jax.inference.detecting import ImageDetector
 from retinanet_jax.inference.drawings import drawing_names
 from retinanet_jax.inference.predictions import RESULTS, TABLE
 from retinanet_jax.inference.video import Frame, Video, VideoFacts, read_frames
-from retinanet_jax.inference.video_results import open_results
+from retinanet_jax.inference.video_results import VideoResults, open_results
 from retinanet_jax.inference.video_writing import VideoWriter
 from retinanet_jax.stopping import Interrupted, Stopped, Stopping
 from retinanet_jax.utils.files import OutputFolder
@@ -88,19 +88,19 @@ def predict_videos(
             frames = _read_ahead(video, options, stopping.check, errors)
             detected = detect_frames(detector, frames, options.batch_size)
             with contextlib.ExitStack() as stack:
+                writer = None
                 if options.draw_threshold is not None:
                     path = stack.enter_context(folder.draft(name))
                     writer = VideoWriter(path, facts.rate / options.every, facts.time_base)
                     stack.enter_context(writer)
-                    detected = draw_frames(detected, writer, options.draw_threshold)
+                written = write_frames(detected, video, results, writer)
                 stack.enter_context(contextlib.suppress(Stopped))
-                stack.enter_context(contextlib.closing(detected))
-                for outcome, frame in _with_progress(detected, video, facts, options):
+                stack.enter_context(contextlib.closing(written))
+                for outcome, frame in _with_progress(written, video, facts, options):
                     stopping.check()
                     if isinstance(outcome, ValueError):
                         errors.append(f"{video.name}: frame {frame.index}: {outcome}")
                         break  # the next frames have the same size
-                    results.add(video, frame, outcome)
     print(f"{results.summary()}: {folder.path / RESULTS}")
     if stopping.signal:
         raise Interrupted(stopping.signal)
@@ -123,31 +123,34 @@ def detect_frames(
         yield from zip(detector.batch_with_errors(images, batch_size), behind)  # noqa: B905
 
 
-def draw_frames(
-    detected: Generator[Detected, None, None], writer: VideoWriter, threshold: float
+def write_frames(
+    detected: Iterable[Detected], video: Video, results: VideoResults, writer: VideoWriter | None
 ) -> Generator[Detected, None, None]:
-    """Yield what is given, and write the frames with their detections drawn, in threads.
+    """Yield what is given, when threads have drawn and written it.
 
     Args:
-        detected: The frames with their detections.
-        writer: What writes the annotated video.
-        threshold: The lowest score of a detection that is drawn.
+        detected: The frames of a video with their detections.
+        video: The video.
+        results: What writes the detections.
+        writer: What writes the annotated video; None for no such video.
     """
 
     def draw(pair: Detected) -> tuple[Detected, np.ndarray | None]:
         detections, _ = pair
-        is_error = isinstance(detections, ValueError)
-        return pair, None if is_error else np.asarray(detections.draw(threshold))
+        if writer is None or isinstance(detections, ValueError):
+            return pair, None
+        return pair, np.asarray(detections.draw(results.draw_threshold))
 
     def write(drawn: tuple[Detected, np.ndarray | None]) -> Detected:
-        pair, image = drawn
-        if image is not None:
-            writer.write(image, pair[1].seconds)
-        return pair
+        (detections, frame), image = drawn
+        if not isinstance(detections, ValueError):
+            results.add(video, frame, detections)
+        if writer is not None and image is not None:
+            writer.write(image, frame.seconds)
+        return detections, frame
 
-    ahead = {"num_ahead": NUM_DRAWING}
-    drawn = map_ahead(draw, detected, num_threads=NUM_DRAWING, **ahead)
-    return map_ahead(write, drawn, num_threads=1, **ahead)  # an encoder requires their order
+    drawn = map_ahead(draw, detected, num_ahead=NUM_DRAWING, num_threads=NUM_DRAWING)
+    return map_ahead(write, drawn, num_ahead=NUM_DRAWING, num_threads=1)  # in their order
 
 
 def _read_ahead(

@@ -25,18 +25,19 @@ class VideoResults:
         num_frames: The number of frames; the image id of each frame is its number from 1.
         num_detections: The number of their detections.
         num_drawn: How many of them are drawn.
+        draw_threshold: The lowest score of a detection that is drawn; None if nothing is drawn.
 
     Args:
         json_file: An open file for COCO's results format.
         csv_file: An open file for the table; None to write none.
-        draw_threshold: The lowest score of a detection that is drawn; None if nothing is drawn.
+        draw_threshold: The attribute.
     """
 
     def __init__(
         self, json_file: IO[str], csv_file: IO[str] | None, draw_threshold: float | None
     ) -> None:
         self.num_frames = self.num_detections = self.num_drawn = 0
-        self._draw_threshold = draw_threshold
+        self.draw_threshold = draw_threshold
         self._json, self._table = json_file, csv.writer(csv_file) if csv_file else None
         self._json.write("[")
         if self._table:
@@ -59,8 +60,8 @@ class VideoResults:
             columns = tuple(of_frame.values())
             rows = ((*columns, d.class_name, d.category_id, d.score, *d.box) for d in detections)
             self._table.writerows(rows)
-        if self._draw_threshold is not None:
-            self.num_drawn += int(np.sum(detections.scores >= self._draw_threshold))
+        if self.draw_threshold is not None:
+            self.num_drawn += int(np.sum(detections.scores >= self.draw_threshold))
 
     def end(self) -> None:
         """Write the end of detections.json."""
@@ -70,9 +71,9 @@ class VideoResults:
         """Return a text with the numbers of frames and detections, and how many are drawn."""
         frames = format_count(self.num_frames, "frame")
         counts = f"{format_count(self.num_detections, 'detection')} in {frames}"
-        if self._draw_threshold is None:
+        if self.draw_threshold is None:
             return counts
-        threshold = f"{self._draw_threshold:g}"
+        threshold = f"{self.draw_threshold:g}"
         return f"{counts} ({self.num_drawn} with a score of {threshold} or more are drawn)"
 
 
