@@ -119,6 +119,45 @@ def test_a_run_that_was_killed_while_it_wrote_can_be_repeated(tmp_path, monkeypa
     assert contents(tmp_path) == {"a": "fourth"}
 
 
+def test_a_subfolder_is_cleared_of_what_was_written_and_of_nothing_else(tmp_path):
+    output = OutputFolder(tmp_path)
+    output.clear("sub")
+    for name in ("sub/a", "sub/deep/b", "c"):
+        output.write(name, name)
+    (tmp_path / "sub/mine").symlink_to(tmp_path / "sub/a")
+    with pytest.raises(FileExistsError, match="/sub/mine is not replaced"):
+        output.clear("sub")
+    assert (tmp_path / "sub/deep/b").read_text() == "sub/deep/b"
+    (tmp_path / "sub/mine").unlink()
+    (tmp_path / "sub/.DS_Store").write_text("the system's")
+    OutputFolder(tmp_path).clear("sub")
+    remaining = sorted(path.name for path in tmp_path.rglob("*") if not path.is_dir())
+    assert remaining == [".DS_Store", files.RECORD, "c"]
+
+
+def test_a_link_of_an_output_folder_is_replaced_and_one_of_the_user_is_not(tmp_path):
+    """It leads to the file also where the folder itself is a link."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a").write_text("a")
+    (tmp_path / "photos/b").symlink_to("a")
+    (tmp_path / "elsewhere/deep").mkdir(parents=True)
+    (tmp_path / "out").symlink_to("elsewhere/deep")
+    for name in "ab":
+        OutputFolder(tmp_path / "out").link("sub/c", tmp_path / "photos" / name)
+        target = pathlib.Path("../../../photos") / name
+        assert (tmp_path / "elsewhere/deep/sub/c").readlink() == target
+        assert (tmp_path / "out/sub/c").read_text() == "a"
+    output = OutputFolder(tmp_path / "out")
+    output.link("sub/c", tmp_path / "out/sub/c")  # the file itself
+    assert (tmp_path / "out/sub/c").read_text() == "a"
+    output.write("sub/c", "text")
+    (tmp_path / "out/sub/c").unlink()
+    (tmp_path / "out/sub/c").symlink_to(tmp_path / "photos/a")
+    with pytest.raises(FileExistsError, match="/sub/c is not replaced"):
+        output.link("sub/c", tmp_path / "photos/b")
+    assert (tmp_path / "photos/a").read_text() == "a"
+
+
 @pytest.mark.parametrize(
     "line", [b"\xff\x00", b"[1]", b"7", b'{"file": [], "sha256": {}}', b'{"file": "a"}', b"{"]
 )
