@@ -1,7 +1,10 @@
 """Annotated videos, which PyAV (https://pyav.basswood.io) encodes as MP4 files."""
 
+import contextlib
 import pathlib
+import threading
 import types
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -9,7 +12,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from retinanet_jax.inference.video import import_av
-from retinanet_jax.utils.files import errors_name
 
 # The encoders that are tried in turn. H.264 is what every player and browser shows; libx264 is in
 # PyAV's wheels, but not in every build of FFmpeg. The losses of both are hardly visible.
@@ -39,6 +41,8 @@ class VideoWriter:
         self._container: Any = None
         self._stream: Any = None
         self._last_pts = -1
+        self._failed = False
+        self._lock = threading.Lock()  # a thread that writes may still do so when a run is stopped
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -49,9 +53,18 @@ class VideoWriter:
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
-        if self._container is not None:
-            with errors_name(self._path), self._container:
-                self._container.mux(self._stream.encode(None))
+        with self._lock:
+            if self._container is None:
+                return
+            # After a failed write, FFmpeg may crash at the next one.
+            with contextlib.suppress(import_av().FFmpegError) if self._failed else _as_os_errors():
+                try:
+                    if not self._failed:
+                        self._container.mux(self._stream.encode(None))
+                finally:
+                    self._container.close()
+            if self._failed and error is None:
+                raise OSError("the annotated video could not be written")
 
     def write(self, image: UInt8[np.ndarray, "H W 3"], seconds: float) -> None:
         """Write a frame.
@@ -66,14 +79,17 @@ class VideoWriter:
         av = import_av()
         height, width = image.shape[:2]
         image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        if self._container is None:
-            self._open(*image.shape[:2])
-        frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
-            self._stream.width, self._stream.height, self._stream.pix_fmt, dst_colorspace="ITU709"
-        )
-        self._last_pts = max(round(seconds / self._time_base), self._last_pts + 1)
-        frame.pts, frame.time_base = self._last_pts, self._time_base
-        self._container.mux(self._stream.encode(frame))
+        with self._lock, _as_os_errors():
+            if self._container is None:
+                self._open(*image.shape[:2])
+            size = self._stream.width, self._stream.height
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame = frame.reformat(*size, self._stream.pix_fmt, dst_colorspace="ITU709")
+            self._last_pts = max(round(seconds / self._time_base), self._last_pts + 1)
+            frame.pts, frame.time_base = self._last_pts, self._time_base
+            self._failed = True
+            self._container.mux(self._stream.encode(frame))
+            self._failed = False
 
     def _open(self, height: int, width: int) -> None:
         """Create the file, for frames of a size."""
@@ -87,3 +103,12 @@ class VideoWriter:
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = LIMITED_RANGE
         self._stream = stream
+
+
+@contextlib.contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """Raise FFmpeg's errors of writing as OSError, without the name of a temporary file."""
+    try:
+        yield
+    except import_av().FFmpegError as error:
+        raise OSError(error.errno, error.strerror) from None

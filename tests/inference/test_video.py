@@ -1,0 +1,232 @@
+"""Frames of videos: read as their images with their times, and written as annotated videos."""
+
+import pathlib
+import re
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from retinanet_jax.inference import video, video_writing
+from retinanet_jax.inference.video import camera, find_videos, is_video, read_frames, video_facts
+
+av = pytest.importorskip("av", reason="the extra video is not installed")
+SIZE = (48, 64)
+
+
+def make_images(count: int, size: tuple[int, int] = SIZE) -> list[np.ndarray]:
+    """Return random images, so that no two frames are equal."""
+    rng = np.random.default_rng(7)
+    return list(rng.integers(0, 256, (count, *size, 3), dtype=np.uint8))
+
+
+def write_clip(path, images, seconds=None, codec="png", pix_fmt="rgb24", matrix=None, **options):
+    """Write a clip without losses, by default of 10 frames per second."""
+    time_base = Fraction(1, 1000)
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt, stream.codec_context.time_base = pix_fmt, time_base
+        if matrix:
+            stream.set_display_matrix(matrix)
+        for index, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = round(1000 * (seconds[index] if seconds else index / 10))
+            frame.time_base = time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_the_frames_of_a_lossless_clip_are_its_images(tmp_path):
+    images = make_images(5)
+    clip = write_clip(tmp_path / "clip.mov", images)
+    frames = list(read_frames(clip))
+    np.testing.assert_array_equal([frame.image for frame in frames], images)
+    assert [frame.index for frame in frames] == [0, 1, 2, 3, 4]
+    assert [frame.seconds for frame in frames] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    facts = video_facts(find_videos([str(clip)])[0])
+    assert (facts.rate, facts.num_frames, facts.has_audio) == (10, 5, False)
+
+
+def test_only_every_third_frame_is_read(tmp_path):
+    images = make_images(8)
+    frames = list(read_frames(write_clip(tmp_path / "clip.mov", images), every=3))
+    assert [frame.index for frame in frames] == [0, 3, 6]
+    np.testing.assert_array_equal([frame.image for frame in frames], images[::3])
+
+
+def test_times_of_a_variable_frame_rate_count_from_the_first_frame(tmp_path):
+    seconds = [0.5, 0.54, 0.9, 2.5]
+    clip = write_clip(tmp_path / "clip.mkv", make_images(4), seconds, codec="ffv1", pix_fmt="bgr0")
+    read = [frame.seconds for frame in read_frames(clip)]
+    assert read == pytest.approx([0, 0.04, 0.4, 2.0])
+
+
+# The display matrix of ISO/IEC 14496-12, 6.2.2: x' = a x + c y and y' = b x + d y, here with
+# (a, b, u, c, d, v, x, y, w) as integers, which maps the right edge of the stored frame to...
+ONE, ONE_W = 1 << 16, 1 << 30
+MATRICES = {
+    "the bottom": ((0, ONE, 0, -ONE, 0, 0, 0, 0, ONE_W), -1),  # rotated clockwise
+    "the left": ((-ONE, 0, 0, 0, -ONE, 0, 0, 0, ONE_W), 2),
+    "the top": ((0, -ONE, 0, ONE, 0, 0, 0, 0, ONE_W), 1),
+}
+
+
+@pytest.mark.parametrize("edge", MATRICES)
+def test_a_frame_is_rotated_as_the_metadata_say(tmp_path, edge):
+    matrix, quarters = MATRICES[edge]
+    images = make_images(2)
+    clip = write_clip(tmp_path / "clip.mov", images, matrix=matrix)
+    frames = [frame.image for frame in read_frames(clip)]
+    # np.rot90 rotates counterclockwise.
+    np.testing.assert_array_equal(frames, [np.rot90(image, quarters) for image in images])
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "avi"])
+def test_a_clip_that_ends_early_is_an_error_after_its_last_frame(tmp_path, suffix):
+    images = make_images(40)
+    clip = write_clip(tmp_path / f"clip.{suffix}", images, codec="ffv1", pix_fmt="bgr0")
+    content = clip.read_bytes()
+    if suffix == "avi":  # its duration is estimated from the size of the file
+        content = content[: len(content) // 2] + bytes(len(content) // 2)
+    clip.write_bytes(content[: len(content) * 3 // 5] if suffix == "mkv" else content)
+    frames = []
+    with pytest.raises(
+        ValueError, match=rf"clip.{suffix}: .*; what could be read is kept"
+    ) as error:
+        frames.extend(read_frames(clip))
+        pytest.fail("no error")
+    assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_read_is_an_error_of_one_line(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(ValueError, match=r"text.mp4: cannot be read as a video \(Invalid data"):
+        video_facts(find_videos([str(tmp_path / "text.mp4")])[0])
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(ValueError, match=r"sound.mp4: contains no video\.$"):
+        video_facts(find_videos([str(tmp_path / "sound.mp4")])[0])
+    with pytest.raises(FileNotFoundError, match=r"none.mp4: no such video\.$"):
+        find_videos([str(tmp_path / "none.mp4")])
+
+
+def test_an_error_of_a_stream_contains_no_password():
+    (stream,) = find_videos(["rtsp://me:secret@127.0.0.1:1/door?token=secret"])
+    assert (stream.name, stream.path.stem) == ("rtsp://127.0.0.1:1/door", "door")
+    assert stream.is_live
+    with pytest.raises(ValueError, match=r"^rtsp://127.0.0.1:1/door: cannot be read") as error:
+        video_facts(stream)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("a.mp4", True),
+        ("clips/*.MOV", True),
+        ("/dev/video0", True),
+        ("rtsp://host/door", True),
+        ("https://host/a.webm?size=3", True),
+        ("gs://bucket/a.mkv", True),
+        ("https://host/a.jpg", False),
+        ("a.gif", False),
+        ("mp4", False),
+        ("-", False),
+        ("images", False),
+    ],
+)
+def test_videos_are_known_by_their_names(argument, expected):
+    assert is_video(argument) == expected
+
+
+def test_patterns_name_videos_once(tmp_path):
+    for name in ("b.mp4", "a.mp4"):
+        (tmp_path / name).touch()
+    found = find_videos([str(tmp_path / "b.mp4"), str(tmp_path / "*.mp4")])
+    assert [item.path.name for item in found] == ["b.mp4", "a.mp4"]
+
+
+def test_a_camera_has_a_number_a_device_or_a_url(monkeypatch):
+    monkeypatch.setattr(video.sys, "platform", "linux")
+    for name in ("0", "/dev/video0"):
+        assert camera(name)[:1] == ("/dev/video0",)
+        assert (camera(name).format, camera(name).is_live) == ("v4l2", True)
+    stream = camera("http://host/mjpg")
+    assert (stream.url, stream.format, stream.is_live) == ("http://host/mjpg", None, True)
+
+
+# ---- annotated videos
+
+
+def flat(color, size=SIZE) -> np.ndarray:
+    return np.full((*size, 3), color, np.uint8)
+
+
+def read_back(path: pathlib.Path) -> list[video.Frame]:
+    return list(read_frames(path))
+
+
+def test_a_written_video_has_the_times_and_the_colors(tmp_path):
+    colors = [(200, 60, 30), (20, 180, 220), (0, 0, 0), (255, 255, 255), (128, 128, 128)]
+    seconds = [0, 0.04, 0.3, 0.305, 5]
+    path = tmp_path / "out.mp4"
+    with video_writing.VideoWriter(path, Fraction(25), Fraction(1, 1000)) as writer:
+        for color, time in zip(colors, seconds, strict=True):
+            writer.write(flat(color), time)
+    frames = read_back(path)
+    assert [frame.seconds for frame in frames] == pytest.approx(seconds)
+    for color, frame in zip(colors, frames, strict=True):
+        assert np.abs(frame.image.astype(int) - color).max() <= 3  # of 255; BT.601 would be off 10
+
+
+def test_odd_sizes_become_even_and_other_sizes_are_resized(tmp_path):
+    path = tmp_path / "out.mp4"
+    with video_writing.VideoWriter(path, Fraction(25), Fraction(1, 25)) as writer:
+        for index, size in enumerate([(47, 63), (48, 64), (20, 30)]):
+            writer.write(flat((90, 90, 90), size), index / 25)
+    assert [frame.image.shape for frame in read_back(path)] == [(48, 64, 3)] * 3
+
+
+def test_times_that_do_not_increase_become_the_next_ones(tmp_path):
+    path = tmp_path / "out.mp4"
+    with video_writing.VideoWriter(path, Fraction(10), Fraction(1, 10)) as writer:
+        for time in (0, 0, -3, 0.5):
+            writer.write(flat((9, 9, 9)), time)
+    assert [frame.seconds for frame in read_back(path)] == pytest.approx([0, 0.1, 0.2, 0.5])
+
+
+def test_without_an_encoder_of_h264_the_video_is_mpeg4(tmp_path, monkeypatch):
+    monkeypatch.setattr(av, "codecs_available", {"mpeg4", "png"})
+    path = tmp_path / "out.mp4"
+    with video_writing.VideoWriter(path, Fraction(25), Fraction(1, 1_000_000)) as writer:
+        for index in range(3):
+            writer.write(flat((200, 60, 30)), index / 25)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == "mpeg4"
+    assert [frame.seconds for frame in read_back(path)] == pytest.approx([0, 0.04, 0.08])
+
+
+def test_no_frame_means_no_file(tmp_path):
+    with video_writing.VideoWriter(tmp_path / "out.mp4", Fraction(25), Fraction(1, 25)):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_an_error_of_one_line():
+    writer = video_writing.VideoWriter(pathlib.Path("/dev/full"), Fraction(25), Fraction(1, 25))
+    with pytest.raises(OSError, match="No space left"), writer:
+        for index, image in enumerate(make_images(40, (200, 200))):
+            writer.write(image, index / 25)
+
+
+def test_without_pyav_the_command_that_installs_it_is_named(monkeypatch):
+    monkeypatch.setitem(video.sys.modules, "av", None)
+    message = re.escape('run `pip install "retinanet-jax[video]"`')
+    with pytest.raises(ValueError, match=message):
+        list(read_frames("/dev/video0"))
