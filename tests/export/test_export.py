@@ -10,13 +10,12 @@ import re
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
-from export_examples import CATEGORIES
+from export_examples import CATEGORIES, write_checkpoint
 from PIL import Image
 
-from retinanet_jax import Detector, checkpoint, modeling
+from retinanet_jax import Detector, checkpoint
 from retinanet_jax.data.sources.synthetic import generate_image
 from retinanet_jax.evaluation.evaluator import evaluate
 from retinanet_jax.export import model_card, savedmodel, verification
@@ -46,20 +45,6 @@ def write_images(folder, config) -> list[pathlib.Path]:
         source="coco", annotations=str(folder / "dataset.json"), images=str(folder)
     )
     return files
-
-
-BUCKETS = ((64, 64), (64, 96), (96, 64))
-
-
-def write_checkpoint(workdir, config, buckets=BUCKETS) -> None:
-    """Writes a toy detector with random weights that detect something, and some buckets."""
-    config.model.update(head_norm="group", prior_probability=0.3)
-    config.data.update(buckets=buckets, eval_short_side=64, long_side=96, eval_batch_size=2)
-    config.detections.score_threshold = 0.3
-    variables = jax.device_get(modeling.initialize(config, 2, seed=0))
-    predict = variables["params"]["classification_head"]["predict"]
-    predict["kernel"] = predict["kernel"] * 5
-    checkpoint.write_imported(workdir, variables, config, CATEGORIES)
 
 
 def detections_by(key, results) -> dict[str, DetectionArrays]:
