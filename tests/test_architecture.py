@@ -49,6 +49,8 @@ HEAVY = (
     "safetensors",
     "onnx",
     "onnxruntime",
+    "ai_edge_litert",
+    "litert_quantizer",
     "hotcoco",
     "h5py",
     "supervision",

@@ -17,6 +17,7 @@ from retinanet_jax.cli.common import (
 )
 from retinanet_jax.compilation import use_compilation_cache
 from retinanet_jax.export.artifact import FORMATS, export_detector, load_servables
+from retinanet_jax.export.raw_verification import TOLERANCES
 from retinanet_jax.utils.remote import local_copy
 from retinanet_jax.weights import cached
 
@@ -41,21 +42,33 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_integer(
         "batch_size",
         None,
-        "The number of images per call. By default an artifact accepts any number, in ONNX only 1.",
+        "The number of images per call. By default an artifact accepts any number, in ONNX and "
+        "tflite only 1.",
         flag_values=values,
     )
     flags.DEFINE_bool(
         "raw",
         False,
         "Whether to end the artifact before NMS: it returns the box of every anchor and its score "
-        "for every category, and the program that runs it selects the detections.",
+        "for every category, and the program that runs it selects the detections. The format "
+        "tflite is always raw.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "precision",
+        "float32",
+        list(TOLERANCES),
+        "The precision of tflite. The default is float32. In float16 the file is half as large; in "
+        "int8, which requires --images, it is a quarter, and the convolutions compute with "
+        "integers.",
         flag_values=values,
     )
     define_detection_limits(values)
     flags.DEFINE_string(
         "images",
         None,
-        "A folder of images to verify the artifact on. The default is a few synthetic images.",
+        "A folder of images to verify the artifact on, and by which int8 chooses the range of each "
+        "feature map. The default is a few synthetic images.",
         flag_values=values,
     )
 
@@ -67,24 +80,25 @@ def run(values: Any, _: list[str]) -> None:
     use_compilation_cache()
     output = output_path(values.output)
     batch_size = values.batch_size
-    if batch_size is None and values.format == "onnx":
-        batch_size = 1  # an ONNX graph contains its shapes
+    if batch_size is None and values.format in ("onnx", "tflite"):
+        batch_size = 1  # these graphs contain their shapes
+    raw = values.raw or values.format == "tflite"
     servables = load_servables(
         str(cached.checkpoint_folder(weights_of(values))),
         image_sizes=parse_sizes(values.image_size),
         batch_size=batch_size,
-        raw=values.raw,
+        raw=raw,
         **detection_limits(values),
     )
     images = local_copy(os.path.expanduser(values.images)) if values.images else None
-    verifications = export_detector(values.format, servables, output, images)
+    verifications = export_detector(values.format, servables, output, images, values.precision)
     for servable, (folder, outcome) in zip(servables, verifications.items(), strict=True):
         print(outcome.summary())
         height, width = servable.image_size
         plural = "image" if batch_size == 1 else "images"
         print(
             f"{folder}: {values.format} for {batch_size or 'any number of'} {plural} of {height} x "
-            f"{width} pixels{', without NMS' if values.raw else ''}"
+            f"{width} pixels{', without NMS' if raw else ''}"
         )
 
 
@@ -102,8 +116,8 @@ def parse_sizes(items: list[str]) -> list[list[int]]:
 
 COMMAND = Command(
     usage=(
-        "retinanet-jax export --weights=NAME_OR_DIR_OR_FILE --format=stablehlo|savedmodel|onnx "
-        "--output=DIR"
+        "retinanet-jax export --weights=NAME_OR_DIR_OR_FILE "
+        "--format=stablehlo|savedmodel|onnx|tflite --output=DIR"
     ),
     description=(
         "Writes the detector as an artifact that runs without this package, with a model card. The "

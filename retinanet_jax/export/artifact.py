@@ -17,14 +17,16 @@ from retinanet_jax.evaluation.limits import with_limits
 from retinanet_jax.export import (
     client,
     model_card,
+    quantization,
     raw_verification,
     savedmodel,
     stablehlo,
+    tflite,
     verification,
 )
 from retinanet_jax.export.onnx import model as onnx_model
 from retinanet_jax.export.raw import RawServable
-from retinanet_jax.export.raw_verification import RawVerification
+from retinanet_jax.export.raw_verification import TOLERANCES, RawVerification
 from retinanet_jax.export.servable import Servable, default_image_size
 from retinanet_jax.export.verification import Verification
 from retinanet_jax.utils.files import check_absent, write_folder
@@ -37,10 +39,12 @@ FORMATS: dict[str, ModuleType] = {
     "stablehlo": stablehlo,
     "savedmodel": savedmodel,
     "onnx": onnx_model,
+    "tflite": tflite,
 }
 CLIENT = "client.py"  # the file next to the artifact that makes its inputs
 # The synthetic images to verify on if the user passes none: height and width, each as a fraction.
 SYNTHETIC_SHAPES = ((1, 1), (1, 0.75), (0.75, 1), (0.5, 1))
+MAX_REPRESENTATIVE = 100  # images by which int8 chooses its ranges; more change little
 
 
 def load_servables(
@@ -90,6 +94,7 @@ def export_detector(
     servables: Sequence[Servable],
     output: pathlib.Path,
     images: pathlib.Path | None = None,
+    precision: str = "float32",
 ) -> dict[pathlib.Path, Verification | RawVerification]:
     """Write an artifact and its model card to a new folder.
 
@@ -103,6 +108,8 @@ def export_detector(
             folder contains a folder HEIGHTxWIDTH for each, with an artifact and a model card.
         output: The folder to create.
         images: A folder of images to verify on; None for a few synthetic ones.
+        precision: One of TOLERANCES; other than float32 only for tflite. For int8,
+            `images` must also represent what the detector will see.
 
     Returns:
         The folder of each artifact, and the differences that its verification measured. If the
@@ -115,8 +122,9 @@ def export_detector(
             support the config, an image cannot be read, or the artifact's detections differ from
             those of `predict`.
     """
-    artifact_format = choose("format", format_name, FORMATS)
-    check_packages(format_name, artifact_format.PACKAGES)
+    choose("format", format_name, FORMATS)
+    check_precision(format_name, precision, images)
+    check_packages(format_name, packages_of(format_name, precision))
     check_absent(output, "folder")
     inputs = verification_images(servables[0], images)
     names = ["x".join(map(str, servable.image_size)) for servable in servables]
@@ -127,28 +135,74 @@ def export_detector(
     def write(folder: pathlib.Path) -> None:
         for servable, name in zip(servables, names, strict=True):
             (folder / name).mkdir(exist_ok=True)
-            verifications[output / name] = _write(format_name, servable, folder / name, inputs)
+            verifications[output / name] = _write(
+                format_name, servable, folder / name, inputs, precision
+            )
 
     write_folder(output, write, lambda: False)
     return verifications
 
 
 def _write(
-    format_name: str, servable: Servable, folder: pathlib.Path, images: Sequence[ImageLike]
+    format_name: str,
+    servable: Servable,
+    folder: pathlib.Path,
+    images: Sequence[ImageLike],
+    precision: str,
 ) -> Verification | RawVerification:
     """Write an artifact to an existing folder, verify it on images, and write its model card."""
     artifact_format = FORMATS[format_name]
     print(f"writing {format_name}", flush=True)
     artifact_format.write(servable, folder)
+    if precision != "float32":
+        _quantize(servable, folder, images, precision)
     (folder / CLIENT).write_text(inspect.getsource(client))
     print("loading it and the checkpoint, and comparing their outputs", flush=True)
     artifact = artifact_format.load(folder)
     if isinstance(servable, RawServable):
-        outcome = raw_verification.verify(servable, artifact, images)
+        outcome = raw_verification.verify(servable, artifact, images, TOLERANCES[precision])
     else:
         outcome = verification.verify(servable, artifact, images)
-    model_card.write(folder, format_name, servable, artifact_format.PACKAGES, outcome)
+    packages = packages_of(format_name, precision)
+    model_card.write(folder, format_name, servable, packages, outcome, precision)
     return outcome
+
+
+def _quantize(
+    servable: Servable, folder: pathlib.Path, images: Sequence[ImageLike], precision: str
+) -> None:
+    """Replace the LiteRT artifact in `folder` by one in another precision."""
+    step = -(-len(images) // MAX_REPRESENTATIVE)
+    chosen = images[::step]
+    represented = f", by {len(chosen)} of {len(images)} images" if precision == "int8" else ""
+    print(f"quantizing to {precision}{represented}", flush=True)
+    examples = verification.read_examples(servable, chosen)
+    quantization.quantize(folder / tflite.FILE, precision, examples)
+
+
+def check_precision(format_name: str, precision: str, images: pathlib.Path | None) -> None:
+    """Check that a format has a precision, and that there are images to choose int8's ranges.
+
+    Raises:
+        ValueError: If not.
+    """
+    choose("precision", precision, TOLERANCES)
+    if precision != "float32" and format_name != "tflite":
+        raise ValueError(
+            f"precision={precision!r} is only available for the format tflite, not for "
+            f"{format_name}; leave it out."
+        )
+    if precision == "int8" and images is None:
+        raise ValueError(
+            "precision='int8' requires --images=FOLDER: about 100 images like those that the "
+            "detector will see, by which the range of each feature map is chosen."
+        )
+
+
+def packages_of(format_name: str, precision: str) -> tuple[str, ...]:
+    """Return the packages that the export to a format in a precision imports."""
+    quantizer = () if precision == "float32" else (quantization.PACKAGE,)
+    return *FORMATS[format_name].PACKAGES, *quantizer
 
 
 def check_packages(format_name: str, packages: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ from retinanet_jax.utils.files import write_atomically, write_json
 from retinanet_jax.utils.progress import format_count
 
 FILE, README = "card.json", "README.md"
+PLATFORMS_OF = {"onnx": ("cpu", "cuda"), "tflite": ("cpu",)}  # the others run on PLATFORMS
 RESIZE_METHODS = {
     "bilinear": "bilinear with half-pixel centers, without antialiasing, rounded to integers",
     "bilinear_float": "bilinear with half-pixel centers, without antialiasing, not rounded",
@@ -39,6 +40,7 @@ def write(
     servable: Servable,
     packages: Sequence[str],
     verification: Verification | RawVerification,
+    precision: str = "float32",
 ) -> None:
     """Write FILE and README into the folder of an artifact.
 
@@ -48,8 +50,11 @@ def write(
         servable: The detector that was exported.
         packages: The packages other than jax and flax with which it was exported.
         verification: The differences that the verification measured.
+        precision: The precision of the artifact's weights, which the card has for tflite.
     """
     card = _make_card(folder, format_name, servable, packages, verification)
+    if format_name == "tflite":
+        card["precision"] = precision
     write_json(folder / FILE, card)
     write_atomically(folder / README, to_markdown(card, servable, verification.summary()))
 
@@ -66,7 +71,7 @@ def _make_card(
     options = resize_options(config)
     return {
         "format": format_name,
-        "platforms": ["cpu", "cuda"] if format_name == "onnx" else list(PLATFORMS),
+        "platforms": list(PLATFORMS_OF.get(format_name, PLATFORMS)),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "checkpoint": {
             "folder": str(checkpoint.folder),
@@ -175,6 +180,7 @@ def to_markdown(card: dict[str, Any], servable: Servable, verified: str) -> str:
     ap, changes = ap_text(checkpoint["metrics"]), card["changed_since_evaluation"]
     measured = f" AP was measured differently: {'; '.join(changes)}." if changes else ""
     versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
+    precision = f" in {card['precision']}" if "precision" in card else ""
     thresholds = card["score_thresholds"] or {}
     categories = ", ".join(
         f"{c['id']} {c['name']}" + (f" ({thresholds[c['name']]:.3g})" if thresholds else "")
@@ -185,7 +191,7 @@ def to_markdown(card: dict[str, Any], servable: Servable, verified: str) -> str:
         for name, spec in card["inputs"].items()
     ]
     lines = [
-        f"# RetinaNet, {card['format']}",
+        f"# RetinaNet, {card['format']}{precision}",
         "",
         f"Exported from {checkpoint['folder']}, step {checkpoint['step']}: {ap}.{measured}",
         f"Exported on {card['date']} with {versions}.",

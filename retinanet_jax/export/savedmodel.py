@@ -38,7 +38,7 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
     tf = tf_transforms.import_tensorflow()
 
     module: Any = tf.Module()
-    module.detect = tf.function(_make_detect(servable), input_signature=_input_specs(servable))
+    module.detect = tf.function(make_detect(servable), input_signature=input_specs(servable))
     signatures = {"serving_default": module.detect}
     if has_jpeg_signature(servable):
         files = tf.TensorSpec([servable.batch_size], tf.string, name="jpeg")
@@ -68,7 +68,7 @@ def has_jpeg_signature(servable: Servable) -> bool:
     return servable.config.data.resize != "pillow"
 
 
-def _input_specs(servable: Servable) -> "list[tf.TensorSpec]":
+def input_specs(servable: Servable) -> "list[tf.TensorSpec]":
     """Return the shapes and types of INPUTS for TensorFlow."""
     import tensorflow as tf
 
@@ -78,7 +78,7 @@ def _input_specs(servable: Servable) -> "list[tf.TensorSpec]":
     ]
 
 
-def _make_detect(servable: Servable) -> "Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]":
+def make_detect(servable: Servable) -> "Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]":
     """Return the function of the default signature."""
     # jax2tf uses the same operation; it has no public name.
     from tensorflow.compiler.tf2xla.python.xla import call_module

@@ -167,19 +167,25 @@ def artifact_outputs(
     Yields:
         Each image with its outputs, which have a batch axis of 1.
     """
-
-    def make_example(image: ImageLike) -> Example:
-        pixels = read_image(image, servable.config.data.value_range)
-        return Example(image, pixels.shape[:2], *servable.prepare(pixels))
-
     batch_size = servable.batch_size or BATCH_SIZE
-    examples = map_ahead(make_example, images, num_ahead=2 * batch_size)
+    examples = read_examples(servable, images)
     while batch := list(itertools.islice(examples, batch_size)):
         # Copies of the last image complete the last batch.
         filled = [*batch, *batch[-1:] * (batch_size - len(batch))]
         outputs = artifact(np.stack([x.pixels for x in filled]), np.stack([x.size for x in filled]))
         for k, example in enumerate(batch):
             yield example, tuple(array[k : k + 1] for array in outputs)
+
+
+def read_examples(servable: Servable, images: Sequence[ImageLike]) -> Iterator[Example]:
+    """Yield the artifact's input for each image; threads read a few batches ahead."""
+
+    def make_example(image: ImageLike) -> Example:
+        pixels = read_image(image, servable.config.data.value_range)
+        return Example(image, pixels.shape[:2], *servable.prepare(pixels))
+
+    num_ahead = 2 * (servable.batch_size or BATCH_SIZE)
+    return map_ahead(make_example, images, num_ahead=num_ahead)
 
 
 def make_predict(servable: Servable) -> Callable[[Example], DetectionArrays]:

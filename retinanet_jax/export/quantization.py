@@ -1,0 +1,57 @@
+"""Weights of a LiteRT artifact in float16, or convolutions in int8.
+
+In int8 only the convolutions compute with integers, which are almost all of the size and the time.
+Norms, decoding and scores stay in float32: eight bits hold neither the variance of a group norm nor
+a coordinate in hundreds of pixels.
+"""
+
+import contextlib
+import io
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+from retinanet_jax.export.servable import INPUTS
+from retinanet_jax.export.verification import Example
+
+PACKAGE = "litert_quantizer"
+
+
+def quantize(file: pathlib.Path, precision: str, examples: Iterable[Example]) -> None:
+    """Replace a LiteRT file in float32 by one in another precision.
+
+    Args:
+        file: The file.
+        precision: "float16" or "int8".
+        examples: Representative images, by which int8 chooses the range of each feature map.
+    """
+    from litert_quantizer.quantizer import Quantizer
+
+    quantizer = Quantizer(file.read_bytes(), _recipe(precision))
+    inputs = [
+        dict(zip(INPUTS, (example.pixels[None], example.size[None]), strict=True))
+        for example in (examples if quantizer.need_calibration else ())
+    ]
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of each operator
+        ranges = quantizer.calibrate({"serving_default": inputs}, num_threads=os.cpu_count() or 1)
+        result = quantizer.quantize(ranges, enable_progress_report=False)
+    file.write_bytes(result.quantized_model)
+
+
+def _recipe(precision: str) -> list[dict[str, Any]]:
+    """Return what is quantized, and how, for the quantizer."""
+    from litert_quantizer import qtyping
+    from litert_quantizer.algorithm_manager import AlgorithmName
+    from litert_quantizer.recipe_manager import RecipeManager
+
+    recipe, operator = RecipeManager(), qtyping.TFLOperationName.CONV_2D
+    if precision == "int8":
+        recipe.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)
+    else:
+        weights = qtyping.TensorQuantizationConfig(16, dtype=qtyping.TensorDataType.FLOAT)
+        config = qtyping.OpQuantizationConfig(
+            weight_tensor_config=weights, compute_precision=qtyping.ComputePrecision.FLOAT
+        )
+        recipe.add_quantization_config(".*", operator, config, AlgorithmName.FLOAT_CASTING)
+    return recipe.get_quantization_recipe()

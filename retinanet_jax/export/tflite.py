@@ -1,0 +1,73 @@
+"""LiteRT (TensorFlow Lite) of network and decoding, in builtin operators for small devices.
+
+TensorFlow's converter translates the StableHLO of `jax.export`. It has no operators for the
+selection of detections, so the artifact ends before it: its outputs are `raw.RawOutputs`.
+"""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from retinanet_jax.data import tf_transforms
+from retinanet_jax.export import savedmodel
+from retinanet_jax.export.raw import OUTPUTS, RawServable
+from retinanet_jax.export.servable import ArtifactFunction, Servable
+
+FILE = "detector.tflite"
+PACKAGES = ("tensorflow", "flatbuffers", "ai_edge_litert")
+
+
+def write(servable: Servable, folder: pathlib.Path) -> None:
+    """Write the detector with weights in float32 to FILE in `folder`, which exists.
+
+    Args:
+        servable: The detector without NMS, with a fixed image and batch size.
+        folder: The folder.
+
+    Raises:
+        ValueError: If the detector has NMS or a variable size, or computes in bfloat16.
+    """
+    _check_supported(servable)
+    tf = tf_transforms.import_tensorflow()
+
+    module: Any = tf.Module()
+    module.detect = tf.function(
+        savedmodel.make_detect(servable), input_signature=savedmodel.input_specs(servable)
+    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [module.detect.get_concrete_function()], module
+    )
+    (folder / FILE).write_bytes(converter.convert())
+
+
+def _check_supported(servable: Servable) -> None:
+    """Raise ValueError if the converter has no builtin operators for the detector."""
+    if not isinstance(servable, RawServable):
+        raise ValueError("LiteRT has no operators for this NMS; export tflite without it (--raw).")
+    if servable.image_size is None:
+        raise ValueError(
+            "image_size must be fixed for tflite, because the memory of small devices is planned "
+            "before the first image; try --image_size=320,320."
+        )
+    if servable.batch_size is None:
+        raise ValueError("batch_size must be fixed for tflite; try --batch_size=1.")
+    if servable.config.dtype != "float32":
+        raise ValueError(
+            f"config.dtype={servable.config.dtype!r} is not supported by LiteRT's convolutions, "
+            "only float32 is; export to stablehlo or savedmodel."
+        )
+
+
+def load(folder: pathlib.Path) -> ArtifactFunction:
+    """Return the function that runs FILE in `folder` by the LiteRT interpreter on the CPU."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(folder / FILE))
+    signature = interpreter.get_signature_runner()
+
+    def run(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
+        outputs = signature(images=images, sizes=sizes)
+        return tuple(outputs[name] for name in OUTPUTS)
+
+    return run
