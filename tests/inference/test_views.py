@@ -55,5 +55,5 @@ def test_the_plain_view_is_always_the_first_one():
     assert make_views([]) == (View(),)
     assert make_views(["flip", 0.75]) == (View(), View("flip"), View(scale=0.75))
     assert make_views([" flip", "plain"]) == (View(), View("flip"))
-    with pytest.raises(ValueError, match="'0.5' is given twice"):
+    with pytest.raises(ValueError, match=r"'0\.5' is given twice"):
         make_views(["0.5", "flip", 0.50])
