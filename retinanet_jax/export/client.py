@@ -3,6 +3,10 @@
     card = json.load(open("ARTIFACT/card.json"))
     images, sizes, scale = prepare("street.jpg", card)
 
+If the artifact ends before NMS, the client also selects the detections from its outputs:
+
+    boxes, scores, classes = select(boxes[0], scores[0], sizes[0], images.shape[1:3], card)
+
 This file lies next to each artifact. It requires only numpy and Pillow, and may be copied.
 """
 
@@ -82,3 +86,80 @@ def resized_size(
         factor = min(input_size[0] / height, input_size[1] / width)
         size = [max(int(side * factor + half), 1) for side in sides]
     return size
+
+
+def select(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    size: np.ndarray,
+    input_size: tuple[int, int],
+    card: dict[str, Any],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the detections of one image from the outputs of an artifact without NMS.
+
+    Args:
+        boxes: x0 y0 x1 y1 of the A anchors (A, 4).
+        scores: Their scores for the K categories (A, K).
+        size: The height and width of the image inside the input.
+        input_size: The height and width of the input.
+        card: The content of the artifact's card.json, which has the limits of detections.
+
+    Returns:
+        The boxes (n, 4) in pixels of the input, their scores (n,) in descending order, and their
+        classes (n,), which are indices of `card["categories"]`.
+
+    Raises:
+        ValueError: If the detector has soft NMS.
+    """
+    limits = card["checkpoint"]["config"]["detections"]
+    if limits["nms"] != "hard":
+        raise ValueError(f"nms={limits['nms']!r} is not supported by this client, only 'hard' is.")
+    anchors, classes = _candidates(scores, input_size, card)
+    boxes, scores = boxes[anchors], scores[anchors, classes]
+    groups = np.zeros_like(classes) if limits["class_agnostic"] else classes
+    keep = _nms(boxes, groups, limits["iou_threshold"])[: limits["max_detections"]]
+    height, width = size
+    boxes = np.clip(boxes[keep], 0, np.float32([width, height, width, height]))
+    if limits["drop_empty"]:
+        not_empty = np.all(boxes[:, :2] < boxes[:, 2:], axis=1)
+        keep, boxes = keep[not_empty], boxes[not_empty]
+    return boxes, scores[keep], classes[keep]
+
+
+def _candidates(
+    scores: np.ndarray, input_size: tuple[int, int], card: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the anchors and classes of the best scores of each pyramid level, best first."""
+    config, by_name = card["checkpoint"]["config"], card["score_thresholds"]
+    anchors, limits = config["anchors"], config["detections"]
+    thresholds = limits["score_threshold"]
+    if by_name:
+        thresholds = [by_name[category["name"]] for category in card["categories"]]
+    is_candidate = scores > np.float32(thresholds)
+    pairs, start = [], 0
+    for level in range(anchors["min_level"], anchors["max_level"] + 1):
+        rows, columns = (-(-side // 2**level) for side in input_size)
+        end = start + rows * columns * len(anchors["scales"]) * len(anchors["ratios"])
+        pair = np.argwhere(is_candidate[start:end]) + (start, 0)
+        order = np.argsort(-scores[tuple(pair.T)], kind="stable")
+        pairs.append(pair[order[: limits["top_k"]]])
+        start = end
+    anchor, classes = np.concatenate(pairs).T
+    order = np.argsort(-scores[anchor, classes], kind="stable")
+    return anchor[order], classes[order]
+
+
+def _nms(boxes: np.ndarray, groups: np.ndarray, iou_threshold: float) -> np.ndarray:
+    """Return the indices of the boxes that no better box of their group suppresses, best first."""
+    area = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
+    rest, keep = np.arange(len(boxes)), []
+    while len(rest):
+        best, rest = rest[0], rest[1:]
+        keep.append(best)
+        top_left = np.maximum(boxes[best, :2], boxes[rest, :2])
+        bottom_right = np.minimum(boxes[best, 2:], boxes[rest, 2:])
+        overlap = np.prod(np.maximum(bottom_right - top_left, 0), axis=1)
+        union = np.maximum(area[best] + area[rest] - overlap, np.finfo(np.float32).tiny)
+        is_suppressed = (groups[rest] == groups[best]) & (overlap / union > iou_threshold)
+        rest = rest[~is_suppressed]
+    return np.array(keep, int)

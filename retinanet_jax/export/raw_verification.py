@@ -28,7 +28,7 @@ class Tolerance(NamedTuple):
     mean_score: float = float("inf")
 
 
-# By the precision of the artifact's weights. In a detector of playing cards (R50, 480 x 480 pixels),
+# By the precision of the artifact's weights. In a detector of playing cards (R50, 480 x 480 pixels)
 # float16 changes boxes by up to 0.04 pixels and scores by up to 3e-4. Int8 changes them on average
 # by 0.6 pixels and 0.007, and AP by 0.006.
 TOLERANCES = {
@@ -87,10 +87,10 @@ class RawVerification(NamedTuple):
                 "the score threshold"
             )
         return (
-            f"verified: on {images}, all scores equal those of the checkpoint on the artifact's "
-            f"input within {self.score:.2g}, and the {self.num_boxes} boxes with a score above the "
-            f"score threshold within {self.box:.2g} pixels (on average scores within "
-            f"{self.mean_score:.2g} and boxes within {self.mean_box:.2g} pixels)"
+            f"verified: on {images}, scores differ from those of the checkpoint on the artifact's "
+            f"input by at most {self.score:.2g}, and the {self.num_boxes} boxes with a score above "
+            f"the score threshold by at most {self.box:.2g} pixels (on average by "
+            f"{self.mean_score:.2g} and {self.mean_box:.2g} pixels)"
         )
 
     def measurements(self) -> dict[str, dict[str, Any]]:
