@@ -75,6 +75,18 @@ def test_during_the_steps_a_signal_stops_the_run_before_the_next_program(printed
     assert caught.leaves_work
 
 
+def test_a_step_of_a_command_may_have_another_name(printed):
+    with Stopping(unit="frame") as caught:
+        caught.begin(lambda: (7, 0))
+        send(signal.SIGINT)
+        until(lambda: printed)
+        time.sleep(stopping.SECONDS_OF_ONE_SIGNAL)
+        send(signal.SIGINT)
+        until(lambda: len(printed) == 3)
+    assert printed[0] == "received SIGINT: stopping after frame 7, saving"
+    assert printed[1].endswith("ended at once; frames 1 to 7 are not saved")
+
+
 def test_a_signal_after_the_last_step_leaves_no_work(printed):
     with Stopping() as caught:
         caught.begin(lambda: (8, 8))

@@ -85,6 +85,7 @@ def predict_videos(
         for (video, facts), name in zip(videos.items(), names, strict=True):
             if stopping.is_asked:
                 break
+            start, num_before = CLOCK.now(), results.num_frames
             frames = _read_ahead(video, options, stopping.check, errors)
             detected = detect_frames(detector, frames, options.batch_size)
             with contextlib.ExitStack() as stack:
@@ -101,6 +102,9 @@ def predict_videos(
                     if isinstance(outcome, ValueError):
                         errors.append(f"{video.name}: frame {frame.index}: {outcome}")
                         break  # the next frames have the same size
+            count, seconds = results.num_frames - num_before, CLOCK.now() - start
+            num_dropped = results.last_frame // options.every + 1 - count if video.is_live else 0
+            print(_summary(video, count, seconds, num_dropped), flush=True)
     print(f"{results.summary()}: {folder.path / RESULTS}")
     if stopping.signal:
         raise Interrupted(stopping.signal)
@@ -173,25 +177,22 @@ def _read_ahead(
 
 
 def _with_progress(
-    detected: Iterable[Detected], video: Video, facts: VideoFacts, options: VideoOptions
+    written: Iterable[Detected], video: Video, facts: VideoFacts, options: VideoOptions
 ) -> Iterator[Detected]:
-    """Yield what is given, print the progress, and at the end the speed and what was dropped."""
+    """Yield what is given, and print the progress of whole batches."""
     total = facts.num_frames and -(-facts.num_frames // options.every)
     print_progress = make_progress(f"predicting {video.name}", total, "frames")
-    count, start, last = 0, 0.0, -options.every
-    try:
-        for count, pair in enumerate(detected, 1):
-            last = pair[1].index
-            if count <= options.batch_size:
-                start = CLOCK.now()
-            if count % options.batch_size == 0:
-                print_progress(count)
-            yield pair
-    finally:
-        seconds = CLOCK.now() - start
-        parts = [f"{video.name}: {format_count(count, 'frame')}"]
-        if seconds >= MIN_MEASURED and count > options.batch_size:
-            parts.append(f"{(count - options.batch_size) / seconds:.1f} frames/s")
-        if dropped := last // options.every + 1 - count:
-            parts.append(f"{format_count(dropped, 'frame')} dropped, which came too fast")
-        print(", ".join(parts), flush=True)
+    for count, pair in enumerate(written, 1):
+        if count % options.batch_size == 0 or count == total:
+            print_progress(count)
+        yield pair
+
+
+def _summary(video: Video, count: int, seconds: float, num_dropped: int) -> str:
+    """Return a line about a video that was processed in some seconds."""
+    parts = [f"{video.name}: {format_count(count, 'frame')}"]
+    if seconds >= MIN_MEASURED:
+        parts.append(f"{count / seconds:.1f} frames/s")
+    if num_dropped:
+        parts.append(f"{format_count(num_dropped, 'frame')} dropped, which came too fast")
+    return ", ".join(parts)

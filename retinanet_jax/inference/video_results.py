@@ -25,6 +25,7 @@ class VideoResults:
         num_frames: The number of frames; the image id of each frame is its number from 1.
         num_detections: The number of their detections.
         num_drawn: How many of them are drawn.
+        last_frame: The number of the latest frame in its video, from 0; at first -1.
         draw_threshold: The lowest score of a detection that is drawn; None if nothing is drawn.
 
     Args:
@@ -37,7 +38,7 @@ class VideoResults:
         self, json_file: IO[str], csv_file: IO[str] | None, draw_threshold: float | None
     ) -> None:
         self.num_frames = self.num_detections = self.num_drawn = 0
-        self.draw_threshold = draw_threshold
+        self.draw_threshold, self.last_frame = draw_threshold, -1
         self._json, self._table = json_file, csv.writer(csv_file) if csv_file else None
         self._json.write("[")
         if self._table:
@@ -52,6 +53,7 @@ class VideoResults:
             detections: Its detections.
         """
         self.num_frames += 1
+        self.last_frame = frame.index
         of_frame = {"file_name": video.name, "frame": frame.index, "seconds": frame.seconds}
         for entry in detections.to_coco(self.num_frames):
             self._json.write(", " * bool(self.num_detections) + to_json({**entry, **of_frame}))

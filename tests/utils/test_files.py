@@ -158,6 +158,35 @@ def test_a_link_of_an_output_folder_is_replaced_and_one_of_the_user_is_not(tmp_p
     assert (tmp_path / "photos/a").read_text() == "a"
 
 
+def test_a_draft_has_its_name_when_it_is_complete(tmp_path):
+    folder = OutputFolder(tmp_path)
+    for content in ("first", "second"):  # the second one replaces the first one
+        with folder.draft("a") as path:
+            path.write_text(content)
+            assert path.name != "a"
+        assert contents(tmp_path) == {"a": content}
+    with folder.draft("b"):
+        pass  # nothing is written
+    assert contents(tmp_path) == {"a": "second"}
+
+
+def fail_after(folder: OutputFolder, name: str, error: Exception) -> None:
+    with folder.draft(name) as path:
+        path.write_text("half")
+        raise error
+
+
+def test_a_draft_with_an_error_leaves_nothing_behind(tmp_path):
+    message = rf"^\[Errno 28\] No space left on device: '{tmp_path / 'a'}'$"
+    with pytest.raises(OSError, match=message):
+        fail_after(OutputFolder(tmp_path), "a", OSError(28, "No space left on device"))
+    assert contents(tmp_path) == {}
+    (tmp_path / "a").write_text("mine")
+    with pytest.raises(FileExistsError, match="a is not replaced"):
+        fail_after(OutputFolder(tmp_path), "a", AssertionError("too late"))
+    assert contents(tmp_path) == {"a": "mine"}
+
+
 @pytest.mark.parametrize(
     "line", [b"\xff\x00", b"[1]", b"7", b'{"file": [], "sha256": {}}', b'{"file": "a"}', b"{"]
 )

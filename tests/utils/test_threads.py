@@ -14,6 +14,7 @@ from retinanet_jax.utils.threads import (
     in_background,
     in_order,
     map_ahead,
+    newest,
     one_in_flight,
 )
 
@@ -110,6 +111,51 @@ def test_the_wait_for_a_background_item_can_be_ended():
     released = threading.Event()
     with pytest.raises(InterruptedError):
         next(in_background((released.wait(1) for _ in range(1)), check))
+    released.set()
+
+
+def test_of_items_that_come_too_fast_the_newest_are_kept():
+    ended = threading.Event()
+
+    def items():
+        try:
+            yield from range(100)
+        finally:
+            ended.set()
+
+    results = newest(items(), 3, lambda: None)
+    yielded = [next(results)]
+    assert ended.wait(5)
+    yielded += results
+    assert yielded[-3:] == [97, 98, 99]
+    assert len(yielded) <= 4
+    assert yielded == sorted(set(yielded))
+
+
+def test_of_items_that_come_slowly_none_is_dropped():
+    is_taken = threading.Semaphore(1)
+    results = newest((is_taken.acquire() and i for i in range(20)), 1, lambda: None)
+    yielded = []
+    for item in results:
+        yielded.append(item)
+        is_taken.release()
+    assert yielded == list(range(20))
+
+
+def test_an_error_comes_after_the_newest_items():
+    results = newest((1 / x for x in (1, 2, 0)), 5, lambda: None)
+    assert [next(results), next(results)] == [1, 0.5]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_the_wait_for_the_newest_item_can_be_ended():
+    def check():
+        raise InterruptedError
+
+    released = threading.Event()
+    with pytest.raises(InterruptedError):
+        next(newest((released.wait(1) for _ in range(1)), 1, check))
     released.set()
 
 
