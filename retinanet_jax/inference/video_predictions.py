@@ -140,10 +140,10 @@ def write_frames(
     """
 
     def draw(pair: Detected) -> tuple[Detected, np.ndarray | None]:
-        detections, _ = pair
-        if writer is None or isinstance(detections, ValueError):
+        detections, threshold = pair[0], results.draw_threshold
+        if threshold is None or isinstance(detections, ValueError):
             return pair, None
-        return pair, np.asarray(detections.draw(results.draw_threshold))
+        return pair, np.asarray(detections.draw(threshold))
 
     def write(drawn: tuple[Detected, np.ndarray | None]) -> Detected:
         (detections, frame), image = drawn

@@ -81,7 +81,7 @@ class VideoWriter:
         image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         with self._lock, _as_os_errors():
             if self._container is None:
-                self._open(*image.shape[:2])
+                self._container, self._stream = self._open(*image.shape[:2])
             size = self._stream.width, self._stream.height
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame = frame.reformat(*size, self._stream.pix_fmt, dst_colorspace="ITU709")
@@ -91,18 +91,18 @@ class VideoWriter:
             self._container.mux(self._stream.encode(frame))
             self._failed = False
 
-    def _open(self, height: int, width: int) -> None:
-        """Create the file, for frames of a size."""
+    def _open(self, height: int, width: int) -> tuple[Any, Any]:
+        """Create the file, for frames of a size; return PyAV's container and video stream."""
         av = import_av()
-        self._container = av.open(str(self._path), "w", format="mp4")
+        container = av.open(str(self._path), "w", format="mp4")
         encoder = next(name for name in ENCODERS if name in av.codecs_available)
-        stream = self._container.add_stream(encoder, self._rate, options=ENCODERS[encoder])
+        stream = container.add_stream(encoder, self._rate, options=ENCODERS[encoder])
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         context = stream.codec_context
         context.time_base = self._time_base
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = LIMITED_RANGE
-        self._stream = stream
+        return container, stream
 
 
 @contextlib.contextmanager
