@@ -4,6 +4,7 @@ import io
 import json
 import sys
 import threading
+import time
 import types
 
 import numpy as np
@@ -117,7 +118,9 @@ def test_a_server_that_sends_nothing_or_single_bytes_is_not_waited_for(host, mon
     host.withheld["a.png"] = 1
     host.pause = 0.02
     monkeypatch.setattr(download, "MAX_SECONDS", 0.1)
+    start = time.monotonic()
     assert error_of(host.url("a.png")).startswith(" sends for more than 0 seconds; ")
+    assert time.monotonic() - start < 0.5 * len(host.files["a.png"]) * host.pause
     host.pause = 1.0
     monkeypatch.setattr(download, "TIMEOUT", 0.1)
     assert error_of(host.url("a.png")).startswith(" cannot be reached (timed out); ")
