@@ -145,13 +145,16 @@ def _stream(url: str) -> Video:
     return Video(url, public, path, parts.scheme in LIVE_SCHEMES)
 
 
-def video_facts(video: Video) -> VideoFacts:
+def video_facts(video: str | os.PathLike[str] | Video) -> VideoFacts:
     """Open a video, and return what its header states.
+
+    Args:
+        video: As in `read_frames`.
 
     Raises:
         ValueError: If it cannot be opened, or contains no video, or PyAV is not installed.
     """
-    with _opened(video) as (container, stream):
+    with _opened(_as_video(video)) as (container, stream):
         return VideoFacts(
             Fraction(stream.guessed_rate or stream.average_rate or DEFAULT_RATE),
             Fraction(stream.time_base),
@@ -179,8 +182,7 @@ def read_frames(
         ValueError: If it cannot be opened. If something could not be decoded, the connection was
             lost, or the file ends early, after all frames that could be.
     """
-    if not isinstance(video, Video):
-        (video,) = find_videos([os.fspath(video)])
+    video = _as_video(video)
     with _opened(video) as (container, stream):
         ending = _Ending(video.name)
         start, index = None, -1
@@ -194,6 +196,11 @@ def read_frames(
                 image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                 yield Frame(np.ascontiguousarray(image), index, seconds - start)
         ending.check(container, stream)
+
+
+def _as_video(video: str | os.PathLike[str] | Video) -> Video:
+    """Return the video that a path or a URL names."""
+    return video if isinstance(video, Video) else find_videos([os.fspath(video)])[0]
 
 
 class _Ending:

@@ -1,7 +1,7 @@
 """Annotated videos, which PyAV (https://pyav.basswood.io) encodes as MP4 files."""
 
 import contextlib
-import pathlib
+import os
 import threading
 import types
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class VideoWriter:
         time_base: The unit of the time stamps in seconds.
     """
 
-    def __init__(self, path: pathlib.Path, rate: Fraction, time_base: Fraction) -> None:
+    def __init__(self, path: str | os.PathLike[str], rate: Fraction, time_base: Fraction) -> None:
         self._path, self._rate = path, rate
         self._time_base = max(time_base, SHORTEST_TICK)
         self._container: Any = None
@@ -94,7 +94,7 @@ class VideoWriter:
     def _open(self, height: int, width: int) -> tuple[Any, Any]:
         """Create the file, for frames of a size; return PyAV's container and video stream."""
         av = import_av()
-        container = av.open(str(self._path), "w", format="mp4")
+        container = av.open(os.fspath(self._path), "w", format="mp4")
         encoder = next(name for name in ENCODERS if name in av.codecs_available)
         stream = container.add_stream(encoder, self._rate, options=ENCODERS[encoder])
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
