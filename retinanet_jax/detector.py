@@ -247,7 +247,8 @@ class Detector:
 
         Examples:
             >>> detector = Detector.load("runs/pets").augmented(["flip", 0.75, 1.25])
-            >>> detections = detector("living_room.jpg")
+            >>> detector("living_room.jpg")
+            <2 detections on 640 x 480 pixels: cat 0.80, dog 0.15>
 
         Args:
             views: The views in addition to the image itself: "flip" (left to right), "vflip"

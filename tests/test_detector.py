@@ -364,7 +364,7 @@ def test_the_earlier_name_of_detections_names_the_new_one():
         retinanet_jax.Result  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["load", "__call__", "batch"])
+@pytest.mark.parametrize("name", ["load", "__call__", "batch", "augmented"])
 def test_the_example_of_the_documentation_runs(
     name, toy_config, compiled_shapes, tmp_path, monkeypatch
 ):
