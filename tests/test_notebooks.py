@@ -14,6 +14,8 @@ from PIL import Image
 
 from retinanet_jax import checkpoint, weights
 from retinanet_jax.config_checks import check_fields
+from retinanet_jax.data.sources.coco import CocoSource
+from retinanet_jax.data.sources.labelme import LabelmeSource
 from retinanet_jax.weights import detectors
 from retinanet_jax.weights.convert import import_weights
 from retinanet_jax.weights.presets import preset_config
@@ -134,6 +136,38 @@ def test_train(run, tiny_run, tmp_path):
     assert "after step 8\nAP " in outputs.text("table")
     assert outputs.num_images("curve") == outputs.num_images("draw") == 1
     assert checkpoint.load(tmp_path / "checkpoints" / "8").step == 8
+
+
+@pytest.mark.slow
+def test_prelabel(run, program, tiny_run, tmp_path):
+    """The loop on a few shapes, with the tiny run's programs: every detection is a label."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        program.use_shared_cache(tmp_path / name)
+    outputs = run(
+        "prelabel",
+        """
+        from retinanet_jax.config import flatten
+        from retinanet_jax.configs import shapes
+
+        CHANGES = dict(flatten(shapes.get_config("tiny")))
+        CHANGES |= {"data.eval_batch_size": 1, "detections.score_threshold": 0.001}
+        for field in [name for name in CHANGES if name.startswith(("data.train.", "data.eval."))]:
+            del CHANGES[field]
+        NUM_SHAPES, THRESHOLD, WORKDIR = (8, 4, 4), 0.001, "."
+        """,
+    )
+    assert "labels with a score of 0.001 or more in 4 images" in outputs.text("prelabel")
+    assert outputs.num_images("look") == 1
+    assert " objects had a right label" in outputs.text("correct")
+    assert " before, " in outputs.text("second")
+    # The second run has read the corrected labels of all new images.
+    labels = LabelmeSource(tmp_path / "labels" / "labelme")
+    truth = CocoSource(tmp_path / "new" / "instances.json", tmp_path / "new" / "images")
+    np.testing.assert_allclose(labels.objects.boxes, truth.objects.boxes, atol=1e-4)
+    config = checkpoint.load(tmp_path / "second" / "checkpoints" / "8").config
+    assert config.data.train.annotations.endswith("labels/labelme")
+    assert config.init.path.endswith("first")
 
 
 @pytest.mark.slow
