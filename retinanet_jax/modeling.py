@@ -223,12 +223,54 @@ def detect(
     Returns:
         `core.Detections` with a leading batch axis in every array.
     """
+    outputs = network_outputs(variables, batch, model, config)
+    anchors = image_anchors(batch.images.shape[1:3], config)
+    return select_detections(
+        outputs, anchors, batch, config, score_thresholds=score_thresholds, map_images=map_images
+    )
+
+
+def network_outputs(
+    variables: Mapping[str, Any], batch: Batch, model: RetinaNet, config: ConfigDict
+) -> Any:
+    """Return the `models.Outputs` of a batch; with masked padding, it has the lowest logits.
+
+    Args:
+        variables: As in `detect`.
+        batch: Images and their valid sizes.
+        model: As in `detect`.
+        config: As in `detect`.
+    """
     images, sizes = network_input(batch, config, train=False), valid_sizes(batch)
     outputs: Any = model.apply(variables, images, train=False, sizes=sizes)
     if config.model.padding == "masked":
         logits = without_padding(outputs.logits, batch, config, fill=-jnp.inf)
         outputs = outputs._replace(logits=logits)
-    anchors = image_anchors(batch.images.shape[1:3], config)
+    return outputs
+
+
+def select_detections(
+    outputs: Any,
+    anchors: Sequence[Float[Array, "_ 4"]],
+    batch: Batch,
+    config: ConfigDict,
+    *,
+    score_thresholds: Sequence[float] | None,
+    map_images: Callable[[Callable[..., Any]], Callable[..., Any]],
+) -> core.Detections:
+    """Return the detections of a network's outputs, with boxes in pixels of the original images.
+
+    Args:
+        outputs: The `models.Outputs` of the batch.
+        anchors: The anchors of each level.
+        batch: The images' valid sizes and scales.
+        config: A run's config; its `detections` are used.
+        score_thresholds: As in `detect`.
+        map_images: As in `detect`.
+
+    Returns:
+        As `detect`.
+    """
     limits = dict(config.detections)
     if score_thresholds is not None:
         limits["score_threshold"] = np.asarray(score_thresholds, np.float32)

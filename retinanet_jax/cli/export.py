@@ -36,14 +36,15 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
         [],
         "The size of the input as HEIGHT,WIDTH in pixels, each a multiple of 32. The default is "
         "the smallest that can contain every image as evaluation resizes it. Of several sizes, "
-        "such as 800x1344,1344x800, each has an artifact in a folder of its own in OUTPUT.",
+        "such as 800x1344,1344x800, each has an artifact in a folder of its own in OUTPUT. With "
+        "`dynamic`, an artifact in stablehlo or ONNX accepts every multiple of 128.",
         flag_values=values,
     )
-    flags.DEFINE_integer(
+    flags.DEFINE_string(
         "batch_size",
         None,
-        "The number of images per call. By default an artifact accepts any number, in ONNX and "
-        "tflite only 1.",
+        "The number of images per call, or `dynamic` for any number, which is the default of "
+        "stablehlo and savedmodel. The default of ONNX and tflite is 1.",
         flag_values=values,
     )
     flags.DEFINE_bool(
@@ -79,9 +80,7 @@ def run(values: Any, _: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # a GPU may multiply with fewer bits
     use_compilation_cache()
     output = output_path(values.output)
-    batch_size = values.batch_size
-    if batch_size is None and values.format in ("onnx", "tflite"):
-        batch_size = 1  # these graphs contain their shapes
+    batch_size = parse_batch_size(values.batch_size, values.format)
     raw = values.raw or values.format == "tflite"
     servables = load_servables(
         str(cached.checkpoint_folder(weights_of(values))),
@@ -94,23 +93,43 @@ def run(values: Any, _: list[str]) -> None:
     verifications = export_detector(values.format, servables, output, images, values.precision)
     for servable, (folder, outcome) in zip(servables, verifications.items(), strict=True):
         print(outcome.summary())
-        height, width = servable.image_size
         plural = "image" if batch_size == 1 else "images"
+        size = "{} x {} pixels".format(*servable.image_size) if servable.image_size else "any size"
         print(
-            f"{folder}: {values.format} for {batch_size or 'any number of'} {plural} of {height} x "
-            f"{width} pixels{', without NMS' if raw else ''}"
+            f"{folder}: {values.format} for {batch_size or 'any number of'} {plural} of {size}"
+            f"{', without NMS' if raw else ''}"
         )
 
 
-def parse_sizes(items: list[str]) -> list[list[int]]:
-    """Return the heights and widths in --image_size, HEIGHT,WIDTH or a list of HEIGHTxWIDTH."""
+def parse_batch_size(value: str | None, format_name: str) -> int | None:
+    """Return the batch size in --batch_size, which may be missing; None for any number."""
+    if value is None:
+        # Where a program for any number of images is slower or not possible, it is not the default.
+        return 1 if format_name in ("onnx", "tflite") else None
+    if value == "dynamic":
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(
+            f"--batch_size={value} must be a number of images, such as 1, or dynamic."
+        ) from None
+
+
+def parse_sizes(items: list[str]) -> list[list[int]] | None:
+    """Return the heights and widths in --image_size, HEIGHT,WIDTH or a list of HEIGHTxWIDTH.
+
+    None means that it is `dynamic`.
+    """
+    if items == ["dynamic"]:
+        return None
     sizes = items if any("x" in item for item in items) else ["x".join(items)] * bool(items)
     try:
         return [[int(side) for side in size.split("x")] for size in sizes]
     except ValueError:
         raise ValueError(
             f"--image_size={','.join(items)} must be HEIGHT,WIDTH in pixels, such as 480,640, or "
-            "several sizes, such as 800x1344,1344x800."
+            "several sizes, such as 800x1344,1344x800, or dynamic."
         ) from None
 
 

@@ -171,7 +171,7 @@ def select_candidates(
         top_k: Maximal number of pairs; a level may have fewer.
     """
     num_classes = logits.shape[1]
-    _, best_anchors = jax.lax.top_k(jnp.max(logits, axis=1), min(top_k, len(logits)))
+    _, best_anchors = jax.lax.top_k(jnp.max(logits, axis=1), min(top_k, logits.shape[0]))
     best_anchors = jnp.sort(best_anchors)  # equal logits then have the order of the A * K logits
     pairs = jnp.asarray(logits)[best_anchors].reshape(-1)
     best_logits, pair = jax.lax.top_k(pairs, min(top_k, len(pairs)))

@@ -50,7 +50,7 @@ MAX_REPRESENTATIVE = 100  # images by which int8 chooses its ranges; more change
 def load_servables(
     path: str,
     *,
-    image_sizes: Sequence[Sequence[int]],
+    image_sizes: Sequence[Sequence[int]] | None,
     batch_size: int | None,
     raw: bool = False,
     **limits: float | None,
@@ -59,7 +59,8 @@ def load_servables(
 
     Args:
         path: A working directory, or the folder of one step's checkpoint.
-        image_sizes: Heights and widths of the input in pixels; if empty, `default_image_size`.
+        image_sizes: Heights and widths of the input in pixels; if empty, `default_image_size`. None
+            for one function of images of any size.
         batch_size: Number of images per call; None for any number.
         raw: Whether to return the boxes and scores of all anchors instead of detections, as
             `RawServable`; its clients apply the limits.
@@ -76,7 +77,7 @@ def load_servables(
         trained = trained._replace(thresholds=None)
     config = with_limits(trained.config, **limits)
     default = default_image_size(config)
-    sizes = list(dict.fromkeys(map(tuple, image_sizes))) or [default]
+    sizes = list(dict.fromkeys(map(tuple, image_sizes or ()))) or [default]
     for size in sizes:
         if len(size) != 2 or any(side < SIZE_MULTIPLE or side % SIZE_MULTIPLE for side in size):
             raise ValueError(
@@ -85,8 +86,10 @@ def load_servables(
             )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1; try 1.")
-    kind = RawServable if raw else Servable
-    return [kind(trained, config, (size[0], size[1]), batch_size) for size in sizes]
+    servable = (RawServable if raw else Servable)(trained, config, None, batch_size)
+    if image_sizes is None:
+        return [servable]
+    return [servable._replace(image_size=(size[0], size[1])) for size in sizes]
 
 
 def export_detector(
@@ -127,7 +130,7 @@ def export_detector(
     check_packages(format_name, packages_of(format_name, precision))
     check_absent(output, "folder")
     inputs = verification_images(servables[0], images)
-    names = ["x".join(map(str, servable.image_size)) for servable in servables]
+    names = ["x".join(map(str, servable.image_size or ())) for servable in servables]
     if len(servables) == 1:
         names = [""]  # the folder itself
     verifications: dict[pathlib.Path, Verification | RawVerification] = {}

@@ -31,14 +31,18 @@ def prepare(
         boxes: `boxes[0] * scale` are in pixels of the original image.
     """
     image = np.asarray(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))
-    rule, input_size = card["resize"], card["image_size"]
+    rule = card["resize"]
     height, width = resized_size(
         *image.shape[:2],
         short_side=rule["short_side"],
         long_side=rule["long_side"],
         method=rule["kind"],
-        input_size=input_size,
+        input_size=card["image_size"],
     )
+    input_size = card["image_size"]
+    if input_size is None:  # the artifact accepts any multiples of this size
+        multiple = card["size_multiple"]
+        input_size = [-(-side // multiple) * multiple for side in (height, width)]
     images = np.zeros((1, *input_size, 3), card["inputs"]["images"]["dtype"])
     images[0, :height, :width] = resize(image, (height, width), rule["kind"])
     scale = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
@@ -69,7 +73,13 @@ def resize(image: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
 
 
 def resized_size(
-    height: int, width: int, *, short_side: int, long_side: int, method: str, input_size: list[int]
+    height: int,
+    width: int,
+    *,
+    short_side: int,
+    long_side: int,
+    method: str,
+    input_size: list[int] | None,
 ) -> list[int]:
     """Return the height and width to which an image of `height` and `width` is resized."""
     sides, half = [height, width], 0 if method == "bilinear_float" else 0.5
@@ -82,7 +92,7 @@ def resized_size(
         factor = min(short_side / min(sides), long_side / max(sides))
         fitted = [side * factor for side in sides]
     size = [max(int(side + half), 1) for side in fitted]
-    if size[0] > input_size[0] or size[1] > input_size[1]:
+    if input_size and (size[0] > input_size[0] or size[1] > input_size[1]):
         factor = min(input_size[0] / height, input_size[1] / width)
         size = [max(int(side * factor + half), 1) for side in sides]
     return size
@@ -140,7 +150,7 @@ def _candidates(
     for level in range(anchors["min_level"], anchors["max_level"] + 1):
         rows, columns = (-(-side // 2**level) for side in input_size)
         end = start + rows * columns * len(anchors["scales"]) * len(anchors["ratios"])
-        pair = np.argwhere(is_candidate[start:end]) + (start, 0)
+        pair = np.add(np.argwhere(is_candidate[start:end]), (start, 0))
         order = np.argsort(-scores[tuple(pair.T)], kind="stable")
         pairs.append(pair[order[: limits["top_k"]]])
         start = end

@@ -10,6 +10,7 @@ from typing import Any
 import retinanet_jax
 from retinanet_jax.evaluation.limits import LIMITS
 from retinanet_jax.evaluation.records import own_evaluation
+from retinanet_jax.export.any_size import known_shape, size_multiple
 from retinanet_jax.export.raw import RawServable
 from retinanet_jax.export.raw_verification import RawVerification
 from retinanet_jax.export.servable import (
@@ -81,12 +82,13 @@ def _make_card(
         },
         "changed_since_evaluation": changes_since_evaluation(servable),
         "inputs": {
-            name: {"shape": [servable.batch_size, *spec.shape[1:]], "dtype": str(spec.dtype)}
-            for name, spec in zip(INPUTS, servable.specs(1), strict=True)
+            name: {"shape": known_shape(spec.shape), "dtype": str(spec.dtype)}
+            for name, spec in zip(INPUTS, servable.specs(servable.batch_size), strict=True)
         },
         "outputs": list(servable.output_names),
         "raw": isinstance(servable, RawServable),
-        "image_size": list(servable.image_size),
+        "image_size": servable.image_size and list(servable.image_size),
+        "size_multiple": None if servable.image_size else size_multiple(config),
         "resize": {
             "short_side": options["short_side"],
             "long_side": options["long_side"],
@@ -141,14 +143,16 @@ def changes_since_evaluation(servable: Servable) -> list[str]:
             "only detections above the score threshold of their category are returned, instead of "
             f"all above {config.detections.score_threshold}"
         )
-    if any(side < needed for side, needed in zip(size, default_image_size(config), strict=True)):
+    needed = default_image_size(config)
+    if size and (size[0] < needed[0] or size[1] < needed[1]):
         changes.append(
             f"images that do not fit {format_shape(size)} pixels at the size that evaluation uses "
             "are resized to a smaller one"
         )
     if config.model.padding == "plain" and evaluation_shapes(config) != [size]:
+        padded = format_shape(size) if size else f"multiples of {size_multiple(config)}"
         changes.append(
-            f"images are padded to {format_shape(size)} pixels instead of to their buckets, on "
+            f"images are padded to {padded} pixels instead of to their buckets, on "
             "which detections depend with config.model.padding='plain'"
         )
     return changes
@@ -223,14 +227,27 @@ def resize_instructions(servable: Servable) -> list[str]:
     """Return the instructions to resize images for an artifact, as lines of markdown."""
     options = resize_options(servable.config)
     method = options.pop("resize")
-    arguments = {**options, "method": method, "input_size": list(servable.image_size)}
+    arguments = {
+        **options,
+        "method": method,
+        "input_size": servable.image_size and list(servable.image_size),
+    }
     values = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     return [
         "`prepare` in `client.py`, which requires numpy and Pillow, makes both of an image file.",
         "In another language, resize each image to the size that `resized_size` in it returns for",
         f"its height and width, with `{values}`.",
         f"The method is {RESIZE_METHODS[method]}.",
+        *([] if servable.image_size else [any_size_text(servable)]),
     ]
+
+
+def any_size_text(servable: Servable) -> str:
+    """Return which heights and widths an artifact of any size accepts, as a line of markdown."""
+    return (
+        "The height and the width of `images` are multiples of "
+        f"{size_multiple(servable.config)} that contain the images of the call."
+    )
 
 
 def outputs_text(card: dict[str, Any]) -> list[str]:

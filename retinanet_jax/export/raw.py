@@ -5,16 +5,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float32
 from ml_collections import ConfigDict
 
 from retinanet_jax import core
 from retinanet_jax.data.batch import Batch
+from retinanet_jax.export.any_size import anchors_of
 from retinanet_jax.export.servable import Servable
 from retinanet_jax.modeling import (
     build_model,
-    image_anchors,
     network_input,
     valid_sizes,
     without_padding,
@@ -84,7 +83,7 @@ def raw_outputs(
     if config.model.padding == "masked":
         # Zeros in place of the logits' minus infinity, which a quantized runtime cannot hold.
         scores = without_padding(scores, batch, config, fill=0.0)
-    anchors = jnp.asarray(np.concatenate(image_anchors(batch.images.shape[1:3], config)))
+    anchors = jnp.concatenate(anchors_of(batch.images.shape[1:3], config))
 
     def decode_image(deltas, size):
         boxes = core.decode(jnp.concatenate(deltas), anchors)

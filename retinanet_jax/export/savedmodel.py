@@ -12,6 +12,7 @@ from jaxlib.mlir.passmanager import PassManager
 from retinanet_jax.data import tf_transforms
 from retinanet_jax.data.sizes import size_in_canvas
 from retinanet_jax.export import stablehlo
+from retinanet_jax.export.any_size import known_shape
 from retinanet_jax.export.servable import (
     INPUTS,
     OUTPUTS,
@@ -34,16 +35,19 @@ JPEG_SIGNATURE = "serving_jpeg"
 
 
 def write(servable: Servable, folder: pathlib.Path) -> None:
-    """Write a SavedModel to FOLDER in `folder`, with the signature for JPEGs if it is possible."""
+    """Write a SavedModel to FOLDER in `folder`, with the signature for JPEGs if it is possible.
+
+    It needs an input of one size.
+    """
     tf = tf_transforms.import_tensorflow()
 
     module: Any = tf.Module()
     module.detect = tf.function(make_detect(servable), input_signature=input_specs(servable))
     signatures = {"serving_default": module.detect}
-    if has_jpeg_signature(servable):
+    if servable.image_size and has_jpeg_signature(servable):
         files = tf.TensorSpec([servable.batch_size], tf.string, name="jpeg")
         module.detect_jpeg = tf.function(
-            _make_detect_jpeg(servable, module.detect), input_signature=[files]
+            _make_detect_jpeg(servable, servable.image_size, module.detect), input_signature=[files]
         )
         signatures[JPEG_SIGNATURE] = module.detect_jpeg
     tf.saved_model.save(module, str(folder / FOLDER), signatures=signatures)
@@ -73,8 +77,8 @@ def input_specs(servable: Servable) -> "list[tf.TensorSpec]":
     import tensorflow as tf
 
     return [
-        tf.TensorSpec((servable.batch_size, *spec.shape[1:]), spec.dtype, name=name)
-        for name, spec in zip(INPUTS, servable.specs(1), strict=True)
+        tf.TensorSpec(known_shape(spec.shape), spec.dtype, name=name)
+        for name, spec in zip(INPUTS, servable.specs(servable.batch_size), strict=True)
     ]
 
 
@@ -92,7 +96,7 @@ def make_detect(servable: Servable) -> "Callable[[tf.Tensor, tf.Tensor], dict[st
             version=exported.calling_convention_version,
             module=portable_module(exported.mlir_module_serialized),
             Tout=[aval.dtype for aval in types.values()],
-            Sout=[(servable.batch_size, *aval.shape[1:]) for aval in types.values()],
+            Sout=[known_shape(aval.shape) for aval in types.values()],
             platforms=[platform.upper() for platform in exported.platforms],
         )
         return dict(zip(types, outputs, strict=True))
@@ -111,14 +115,14 @@ def portable_module(module: bytes) -> bytes:
 
 
 def _make_detect_jpeg(
-    servable: Servable, detect: Callable
+    servable: Servable, image_size: tuple[int, int], detect: Callable
 ) -> "Callable[[tf.Tensor], dict[str, tf.Tensor]]":
     """Return the function of the JPEG signature; its boxes are in pixels of the files' images."""
     import tensorflow as tf
 
-    height, width = servable.image_size
+    height, width = image_size
     pixels = servable.specs(1)[0].dtype
-    prepare = _make_prepare(servable)
+    prepare = _make_prepare(servable, image_size)
 
     def detect_jpeg(jpeg: tf.Tensor) -> dict[str, tf.Tensor]:
         images, sizes, scales = tf.map_fn(
@@ -134,7 +138,7 @@ def _make_detect_jpeg(
 
 
 def _make_prepare(
-    servable: Servable,
+    servable: Servable, image_size: tuple[int, int]
 ) -> "Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]":
     """Return a function that decodes, resizes and pads a JPEG, as `Servable.prepare` does.
 
@@ -142,7 +146,7 @@ def _make_prepare(
     """
     import tensorflow as tf
 
-    height, width = servable.image_size
+    height, width = image_size
     options = resize_options(servable.config)
     options["short_side"] = tf.constant(options["short_side"], tf.float64)
 
@@ -150,7 +154,7 @@ def _make_prepare(
         image = tf_transforms.decode_jpeg(jpeg)
         original = tf.shape(image)[:2]
         rows, columns = tf.unstack(tf.cast(original, tf.float64))
-        size = size_in_canvas(rows, columns, servable.image_size, **options, xp=tf)
+        size = size_in_canvas(rows, columns, image_size, **options, xp=tf)
         size = tf.cast(tf.stack(size), tf.int32)
         resized = tf_transforms.pad(
             tf_transforms.resize(image, size, method=options["resize"]), (height, width)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 from jaxtyping import Float32, Int32
 from ml_collections import ConfigDict
 
@@ -15,7 +16,8 @@ from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.buckets import make_buckets, smallest_bucket
 from retinanet_jax.data.sizes import resized_size, round_up, size_in_canvas
 from retinanet_jax.data.transforms import PIXEL_TYPES, Pixels, pad, resize
-from retinanet_jax.modeling import build_model, detect
+from retinanet_jax.export.any_size import anchors_of, size_multiple, with_top_k_anchors
+from retinanet_jax.modeling import build_model, network_outputs, select_detections
 
 INPUTS = ("images", "sizes")
 OUTPUTS = ("boxes", "scores", "categories", "count")
@@ -42,13 +44,14 @@ class Servable(NamedTuple):
     Attributes:
         checkpoint: The trained detector; the artifact has the score thresholds that it stores.
         config: The checkpoint's config with the detection limits of the artifact.
-        image_size: Height and width of the input in pixels, multiples of 32.
-        batch_size: Number of images per call; None for any number, which ONNX does not support.
+        image_size: Height and width of the input in pixels, multiples of 32; None for any multiples
+            of `size_multiple`.
+        batch_size: Number of images per call; None for any number.
     """
 
     checkpoint: Checkpoint
     config: ConfigDict
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | None
     batch_size: int | None
 
     @property
@@ -99,10 +102,15 @@ class Servable(NamedTuple):
         batch = Batch.of_images(images, sizes, jnp.ones_like(sizes))
         categories = self.checkpoint.categories
         model = build_model(self.config, len(categories), portable=True)
-        boxes, scores, classes, mask = detect(
-            self.checkpoint.variables,
+        outputs = network_outputs(self.checkpoint.variables, batch, model, self.config)
+        anchors = anchors_of((images.shape[1], images.shape[2]), self.config)
+        if self.image_size is None:
+            top_k = self.config.detections.top_k
+            outputs, anchors = with_top_k_anchors(outputs, anchors, top_k)
+        boxes, scores, classes, mask = select_detections(
+            outputs,
+            anchors,
             batch,
-            model,
             self.config,
             score_thresholds=self.checkpoint.score_thresholds,
             map_images=map_images,
@@ -115,12 +123,18 @@ class Servable(NamedTuple):
             count=jnp.sum(mask, axis=1, dtype=jnp.int32),
         )
 
-    def specs(self, batch_size: Any) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-        """Return the shape and dtype of each of INPUTS; `batch_size` may be symbolic."""
+    def specs(self, batch_size: int | None) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Return the shape and dtype of each of INPUTS, with symbolic dimensions for any size.
+
+        Args:
+            batch_size: The number of images; None for any.
+        """
+        sides = self.image_size or [f"{size_multiple(self.config)}*{side}" for side in "hw"]
+        shape = export.symbolic_shape(f"{batch_size or 'b'}, {sides[0]}, {sides[1]}")
         pixels = PIXEL_TYPES[self.config.data.resize]
         return (
-            jax.ShapeDtypeStruct((batch_size, *self.image_size, 3), pixels),
-            jax.ShapeDtypeStruct((batch_size, 2), np.int32),
+            jax.ShapeDtypeStruct((*shape, 3), pixels),
+            jax.ShapeDtypeStruct((shape[0], 2), np.int32),
         )
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
@@ -128,21 +142,25 @@ class Servable(NamedTuple):
 
         It is the size that evaluation uses, or the largest that fits `image_size` if that does not.
         """
+        if self.image_size is None:
+            return resized_size(height, width, **resize_options(self.config))
         resized = size_in_canvas(height, width, self.image_size, **resize_options(self.config))
         return int(resized[0]), int(resized[1])
 
     def is_resized_as_in_evaluation(self, height: int, width: int) -> bool:
         """Return whether evaluation accepts an image, and the input can contain its size."""
         size = np.array([resized_size(height, width, **resize_options(self.config))])
-        shapes = evaluation_shapes(self.config) or [self.image_size]
-        fits_bucket = smallest_bucket(size, np.array(shapes))[0] >= 0
-        return bool(fits_bucket and np.all(size <= self.image_size))
+        shapes = evaluation_shapes(self.config)
+        fits_bucket = not shapes or smallest_bucket(size, np.array(shapes))[0] >= 0
+        return bool(fits_bucket and (self.image_size is None or np.all(size <= self.image_size)))
 
     def prepare(self, image: Pixels) -> tuple[np.ndarray, np.ndarray]:
         """Return the inputs for an image: the resized and padded image, and its resized size."""
         size = self.resized_size(*image.shape[:2])
         resized = resize(image, *size, method=self.config.data.resize)
-        return pad(resized, *self.image_size), np.array(size, np.int32)
+        multiple = size_multiple(self.config)
+        padded = self.image_size or (round_up(size[0], multiple), round_up(size[1], multiple))
+        return pad(resized, *padded), np.array(size, np.int32)
 
 
 def resize_options(config: ConfigDict) -> dict[str, Any]:

@@ -14,13 +14,14 @@ PACKAGES = ("flatbuffers",)  # `serialize` imports it, though jax does not requi
 
 def export_servable(servable: Servable) -> export.Exported:
     """Return the detector as jax exports it, with its weights among its constants."""
-    batch_size = servable.batch_size or export.symbolic_shape("b")[0]
 
     # A plain tuple: to load a named one, jax would require its type to be registered.
     def function(images: jax.Array, sizes: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(servable(images, sizes))
 
-    return export.export(jax.jit(function), platforms=PLATFORMS)(*servable.specs(batch_size))
+    return export.export(jax.jit(function), platforms=PLATFORMS)(
+        *servable.specs(servable.batch_size)
+    )
 
 
 def write(servable: Servable, folder: pathlib.Path) -> None:

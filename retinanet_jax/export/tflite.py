@@ -25,6 +25,7 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
         servable: The detector without NMS, with a fixed image and batch size.
         folder: The folder.
 
+
     Raises:
         ValueError: If the detector has NMS or a variable size, or computes in bfloat16.
     """

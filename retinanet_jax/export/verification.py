@@ -18,7 +18,7 @@ from retinanet_jax import core
 from retinanet_jax.compilation import compiled_off_the_clock
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.image_files import ImageLike, read_image
-from retinanet_jax.data.transforms import Pixels
+from retinanet_jax.data.transforms import Pixels, pad
 from retinanet_jax.detector import Detector
 from retinanet_jax.export.comparison import (
     BOX_TOLERANCE,
@@ -170,6 +170,9 @@ def artifact_outputs(
     batch_size = servable.batch_size or BATCH_SIZE
     examples = read_examples(servable, images)
     while batch := list(itertools.islice(examples, batch_size)):
+        # If the artifact accepts any size, that of a batch is the largest in it.
+        height, width = (max(example.pixels.shape[axis] for example in batch) for axis in (0, 1))
+        batch = [x._replace(pixels=pad(x.pixels, height, width)) for x in batch]
         # Copies of the last image complete the last batch.
         filled = [*batch, *batch[-1:] * (batch_size - len(batch))]
         outputs = artifact(np.stack([x.pixels for x in filled]), np.stack([x.size for x in filled]))

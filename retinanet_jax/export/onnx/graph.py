@@ -215,10 +215,7 @@ class Graph:
             return as_list(self._function_rules[params["name"]](self, equation, *operands))
         if inner is not None:
             return self._evaluate(inner.jaxpr, inner.consts, operands)
-        if all(isinstance(value, np.ndarray) for value in operands) and all(
-            is_static(var.aval.shape) and var.aval.size <= LARGEST_STORED
-            for var in equation.outvars
-        ):
+        if name != "dim_as_value" and _is_known(equation, operands):
             return _evaluate_in_jax(equation, operands)
         if name not in self._rules:
             raise ValueError(
@@ -226,6 +223,13 @@ class Graph:
                 "savedmodel."
             )
         return as_list(self._rules[name](self, equation, *operands))
+
+
+def _is_known(equation: Any, operands: Sequence[Value]) -> bool:
+    """Return whether the results depend on no input and are small enough to be stored."""
+    return all(isinstance(value, np.ndarray) for value in operands) and all(
+        is_static(var.aval.shape) and var.aval.size <= LARGEST_STORED for var in equation.outvars
+    )
 
 
 def _evaluate_in_jax(equation: Any, operands: Sequence[Any]) -> list[Value]:

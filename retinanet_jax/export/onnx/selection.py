@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from retinanet_jax.export.onnx.graph import Graph, Value, element_type
+from retinanet_jax.export.onnx.graph import Graph, Value, element_type, int64
 from retinanet_jax.export.onnx.registry import full_operands, result_shape, rule
 
 
@@ -17,6 +17,8 @@ def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> Value:
     """
     source_shape, indices_shape = (atom.aval.shape for atom in equation.invars)
     dimensions, shape = equation.params["dimension_numbers"], result_shape(equation)
+    if indices_shape == (1,) and not dimensions.collapsed_slice_dims:
+        return _slice_from(graph, equation, x, indices)
     batch = tuple(range(len(dimensions.operand_batching_dims)))
     axis, num_index_axes = dimensions.start_index_map[0], len(indices_shape) - 1
     sizes = [1 if k == axis or k in batch else size for k, size in enumerate(source_shape)]
@@ -40,6 +42,16 @@ def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> Value:
         return graph.add_node("GatherND", x, indices, batch_dims=1, shape=shape)
     indices = graph.reshape(indices, indices_shape[:-1])
     return graph.add_node("Gather", x, indices, axis=int(axis), shape=shape)
+
+
+def _slice_from(graph: Graph, equation: Any, x: Value, start: Value) -> Value:
+    """Take a slice that starts at an index: jax's slicing of an array with symbolic sizes."""
+    (axis,) = equation.params["dimension_numbers"].start_index_map
+    size = equation.params["slice_sizes"][axis]
+    x, start = full_operands(graph, equation, x, start)
+    start = graph.elementwise("Cast", start, to=element_type(np.int64))
+    end = graph.elementwise("Add", start, graph.dimensions((size,)))
+    return graph.add_node("Slice", x, start, end, int64(axis), shape=result_shape(equation))
 
 
 @rule("sort")
