@@ -88,16 +88,16 @@ def _mapped_pixels(path: pathlib.Path, name: str) -> UInt8[np.ndarray, "H W 3"] 
 def _mapped(image: Image.Image, name: str) -> UInt8[np.ndarray, "H W 3"]:
     """Return the RGB pixels of a loaded image, mapped from a temporary file without a name."""
     width, height = image.size
-    with tempfile.TemporaryFile() as file:
-        try:
+    try:
+        with tempfile.TemporaryFile() as file:
             for top in range(0, height, STRIP_HEIGHT):
                 strip = image.crop((0, top, width, min(height, top + STRIP_HEIGHT)))
                 file.write(np.asarray(to_rgb(strip, name)).data)
             file.flush()
-        except OSError as error:
-            raise ValueError(
-                f"{name}: its {3e-9 * width * height:.1f} GB of pixels cannot be written to "
-                f"{tempfile.gettempdir()} ({error.strerror}); let TMPDIR be a folder with room."
-            ) from None
-        # The mapping lasts as long as the array. As a plain array it is like any other image.
-        return np.memmap(file, np.uint8, "r", shape=(height, width, 3)).view(np.ndarray)
+            # The mapping lasts as long as the array. As a plain array it is like any other image.
+            return np.memmap(file, np.uint8, "r", shape=(height, width, 3)).view(np.ndarray)
+    except OSError as error:
+        raise ValueError(
+            f"{name}: its {3e-9 * width * height:.1f} GB of pixels cannot be written to "
+            f"{tempfile.gettempdir()} ({error.strerror}); let TMPDIR be a folder with room."
+        ) from None
