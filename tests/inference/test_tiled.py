@@ -73,19 +73,24 @@ def painted(height: int, width: int, boxes, color=RED) -> np.ndarray:
     return image
 
 
-@pytest.mark.parametrize("merge", ["owner", "nms"])
 @pytest.mark.parametrize(("tile", "overlap"), [(64, 0.5), (211, 0.2)])
-def test_small_objects_in_a_large_image_are_each_detected_once(rectangles, merge, tile, overlap):
-    """None is larger than the overlap. NMS also returns what a border leaves of an object."""
+def test_small_objects_in_a_large_image_are_each_detected_once(rectangles, tile, overlap):
     objects = plant(np.random.default_rng(0), 500, 700, largest=30, pitch=52)
     image = painted(500, 700, objects)
-    detections = TiledDetector(rectangles, tile=tile, overlap=overlap, merge=merge)(image)
+    detections = TiledDetector(rectangles, tile=tile, overlap=overlap)(image)
     np.testing.assert_array_equal(detections.image, image)
     assert rectangles.shapes.count((tile, tile)) == len(rectangles.shapes) - 1  # and the whole
-    if merge == "owner":
-        assert_each_once(detections.boxes, objects)
-    else:
-        assert {tuple(box) for box in objects} <= {tuple(box) for box in detections.boxes}
+    assert_each_once(detections.boxes, objects)
+
+
+def test_nms_also_returns_what_a_border_leaves_of_an_object(rectangles):
+    """The windows are x = 0..100, 75..175 and 150..250."""
+    image = painted(100, 250, [[80, 10, 95, 20], [90, 40, 140, 60]])
+    by_nms = TiledDetector(rectangles, tile=100, overlap=0.2, merge="nms")(image)
+    parts = [[80, 10, 95, 20], [90, 40, 100, 60], [90, 40, 140, 60]]
+    assert sorted(by_nms.boxes.tolist()) == parts
+    by_owner = TiledDetector(rectangles, tile=100, overlap=0.2)(image)
+    assert sorted(by_owner.boxes.tolist()) == [parts[0], parts[2]]
 
 
 def test_objects_that_are_larger_than_windows_are_exact_too(rectangles):
