@@ -142,21 +142,24 @@ def _candidates(
     """Return the anchors and classes of the best scores of each pyramid level, best first."""
     config, by_name = card["checkpoint"]["config"], card["score_thresholds"]
     anchors, limits = config["anchors"], config["detections"]
-    thresholds = limits["score_threshold"]
+    thresholds = np.full(scores.shape[1], limits["score_threshold"], np.float32)
     if by_name:
-        thresholds = [by_name[category["name"]] for category in card["categories"]]
-    is_candidate = scores > np.float32(thresholds)
+        thresholds[:] = [by_name[category["name"]] for category in card["categories"]]
     pairs, start = [], 0
     for level in range(anchors["min_level"], anchors["max_level"] + 1):
         rows, columns = (-(-side // 2**level) for side in input_size)
         end = start + rows * columns * len(anchors["scales"]) * len(anchors["ratios"])
-        pair = np.add(np.argwhere(is_candidate[start:end]), (start, 0))
-        order = np.argsort(-scores[tuple(pair.T)], kind="stable")
-        pairs.append(pair[order[: limits["top_k"]]])
+        pair = np.add(np.argwhere(scores[start:end] > thresholds.min()), (start, 0))
+        pairs.append(_best_first(pair, scores)[: limits["top_k"]])
         start = end
-    anchor, classes = np.concatenate(pairs).T
-    order = np.argsort(-scores[anchor, classes], kind="stable")
-    return anchor[order], classes[order]
+    anchor, classes = _best_first(np.concatenate(pairs), scores).T
+    is_above = scores[anchor, classes] > thresholds[classes]
+    return anchor[is_above], classes[is_above]
+
+
+def _best_first(pairs: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return pairs (n, 2) of an anchor and a class by descending score; equals keep their order."""
+    return pairs[np.argsort(-scores[tuple(pairs.T)], kind="stable")]
 
 
 def _nms(boxes: np.ndarray, groups: np.ndarray, iou_threshold: float) -> np.ndarray:

@@ -1,0 +1,134 @@
+"""LiteRT: builtin operators only, verified by its interpreter, and convolutions in int8."""
+
+import collections
+import json
+
+import jax
+import numpy as np
+import pytest
+from export_examples import write_checkpoint
+from PIL import Image
+
+from retinanet_jax.data.sources.synthetic import generate_image
+from retinanet_jax.export import raw_verification, tflite
+from retinanet_jax.export.artifact import check_precision, export_detector, load_servables
+from retinanet_jax.export.raw import RawOutputs, RawServable
+from retinanet_jax.export.raw_verification import TOLERANCES, RawVerification, raw_difference
+
+BUILTIN = {
+    *("ADD", "BROADCAST_TO", "CAST", "CEIL", "CONCATENATION", "CONV_2D", "DIV", "EXP", "LESS"),
+    *("LOGICAL_AND", "LOGISTIC", "MAXIMUM", "MAX_POOL_2D", "MINIMUM", "MUL", "PAD", "RELU"),
+    *("RESHAPE", "REVERSE_V2", "RSQRT", "SELECT_V2", "SLICE", "STRIDED_SLICE", "SUB", "SUM"),
+    *("TRANSPOSE", "SQRT", "PADV2", "DELEGATE", "QUANTIZE", "DEQUANTIZE", "SPLIT", "UNPACK"),
+    *("PACK", "SQUARE", "GREATER_EQUAL", "MEAN", "EXPAND_DIMS"),
+}
+
+
+@pytest.mark.slow
+def test_each_precision_has_the_outputs_of_the_checkpoint(toy_config, tmp_path, one_device):
+    for package in (*tflite.PACKAGES, "litert_quantizer"):
+        pytest.importorskip(package)
+    toy_config.model.update(head_norm="group", padding="masked", head_depth=1)
+    write_checkpoint(tmp_path / "run", toy_config)
+    images = tmp_path / "images"
+    images.mkdir()
+    for index, width in enumerate((64, 40)):
+        pixels = np.asarray(generate_image(5, index, 64)[0])[:, :width]
+        Image.fromarray(pixels).save(images / f"{index}.png")
+    servables = load_servables(str(tmp_path / "run"), image_sizes=[], batch_size=1, raw=True)
+    sizes = {}
+    for precision in TOLERANCES:
+        folder = tmp_path / precision
+        (outcome,) = export_detector("tflite", servables, folder, images, precision).values()
+        assert outcome.num_images == 2
+        assert outcome.num_boxes > 0
+        assert json.loads((folder / "card.json").read_text())["precision"] == precision
+        assert f"tflite in {precision}" in (folder / "README.md").read_text()
+        operators = operators_of(folder / tflite.FILE)
+        assert set(operators) <= BUILTIN
+        # Stem, four blocks of two, three shortcuts, the pyramid's 8, and the heads of 5 levels.
+        assert operators["CONV_2D"] == 1 + 4 * 2 + 3 + 8 + 5 * 2 * 2
+        sizes[precision] = (folder / tflite.FILE).stat().st_size
+    assert sizes["int8"] < sizes["float16"] < sizes["float32"]
+
+
+def operators_of(file) -> collections.Counter:
+    """The operators of a LiteRT file, and how often each occurs."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(file))
+    return collections.Counter(details["op_name"] for details in interpreter._get_ops_details())
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "message"),
+    [
+        ({}, "float32", "batch_size must be fixed for tflite; try --batch_size=1"),
+        ({"batch_size": 1, "image_size": None}, "float32", "image_size must be fixed for tflite"),
+        ({"batch_size": 1}, "bfloat16", "config.dtype='bfloat16' is not supported by LiteRT"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused_in_one_line(
+    servable, tmp_path, changes, dtype, message
+):
+    servable.config.dtype = dtype
+    raw = RawServable(*servable._replace(**changes))
+    with pytest.raises(ValueError, match=message) as error:
+        tflite.write(raw, tmp_path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"export tflite without it \(--raw\)"):
+        tflite.write(servable, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("format_name", "precision", "message"),
+    [
+        ("onnx", "float16", "precision='float16' is only available for the format tflite"),
+        ("tflite", "int8", "precision='int8' requires --images=FOLDER"),
+        ("tflite", "int4", "precision='int4'"),
+    ],
+)
+def test_a_precision_that_cannot_be_made_is_refused_in_one_line(format_name, precision, message):
+    with pytest.raises(ValueError, match=message) as error:
+        check_precision(format_name, precision, images=None)
+    assert "\n" not in str(error.value)
+
+
+def test_the_means_are_those_of_all_compared_boxes():
+    """Two images: one compared box of three, whose coordinates differ by 4, 0, 0, 0; then three."""
+    boxes = np.zeros((1, 3, 4), np.float32)
+    scores = np.array([[[0.5, 0.0], [0.0, 0.0], [0.0, 0.1]]], np.float32)
+    offsets = np.array([[4, 0, 0, 0], [9, 9, 9, 9], [0, 0, 0, 0]])
+    first = raw_difference(
+        RawOutputs(boxes, scores),
+        RawOutputs(boxes + offsets, scores + 0.2),
+        0.3,
+    )
+    np.testing.assert_allclose(first, (1, 1, 4.0, 0.2, 1.0, 0.2), rtol=1e-6)
+    second = RawVerification(1, 3, 1.0, 0.6, 0.2, 0.6)
+    np.testing.assert_allclose(first.including(second), (2, 4, 4.0, 0.6, 0.4, 0.5), rtol=1e-6)
+
+
+def test_float16_limits_the_largest_difference_and_int8_the_mean():
+    large = RawVerification(1, 100, box=20.0, score=0.4, mean_box=0.7, mean_score=0.007)
+    assert large.exceeds(TOLERANCES["float32"])
+    assert large.exceeds(TOLERANCES["float16"])
+    assert not large.exceeds(TOLERANCES["int8"])
+    assert large._replace(mean_box=4.0).exceeds(TOLERANCES["int8"])
+    assert large._replace(mean_score=float("nan")).exceeds(TOLERANCES["int8"])
+
+
+def test_an_artifact_that_differs_too_much_is_refused(servable, monkeypatch):
+    """The artifact's scores are 0.1 too large on average, at each compared anchor."""
+    raw = RawServable(*servable._replace(batch_size=1))
+    outputs = RawOutputs(np.zeros((1, 3, 4), np.float32), np.full((1, 3, 2), 0.5, np.float32))
+    monkeypatch.setattr(RawServable, "__call__", lambda self, images, sizes: outputs)
+    monkeypatch.setattr(jax, "jit", lambda function: function)
+    monkeypatch.setattr(raw_verification, "compiled_off_the_clock", lambda function: function)
+
+    def artifact(images, sizes):
+        return outputs.boxes, outputs.scores + np.float32(0.1)
+
+    images = [np.zeros((64, 96, 3), np.uint8)]
+    with pytest.raises(ValueError, match=r"scores by 0.1 \(at most 0.03\); on 1 image. The art"):
+        raw_verification.verify(raw, artifact, images, TOLERANCES["int8"])
