@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from retinanet_jax.export.any_size import known_shape
 from retinanet_jax.export.onnx.graph import Graph
 from retinanet_jax.export.onnx.nms import make_nms_rule
 from retinanet_jax.export.onnx.rules import RULES
@@ -18,6 +19,7 @@ from retinanet_jax.export.servable import INPUTS, ArtifactFunction, Servable
 
 FOLDER = "detector"  # the name of the model in the Triton repository
 FILE, TRITON_CONFIG = f"{FOLDER}/1/model.onnx", f"{FOLDER}/config.pbtxt"
+TRITON_MAX_BATCH_SIZE = 8  # images that Triton combines in a call at most
 PACKAGES = ("onnx", "onnxruntime")
 
 
@@ -25,7 +27,7 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
     """Write the model and its Triton configuration.
 
     Args:
-        servable: The detector, with a fixed batch size.
+        servable: The detector.
         folder: An existing folder, in which FILE and TRITON_CONFIG are created.
 
     Raises:
@@ -42,7 +44,8 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
     )
     graph = Graph(RULES, {"non_maximum_suppression": nms_rule})
     specs = servable.specs(servable.batch_size)
-    jaxpr = jax.make_jaxpr(lambda *inputs: tuple(servable.unrolled(*inputs)))(*specs)
+    function = servable.unrolled if servable.batch_size else servable
+    jaxpr = jax.make_jaxpr(lambda *inputs: tuple(function(*inputs)))(*specs)
     (folder / FILE).parent.mkdir(parents=True)
     onnx.save(graph.model(jaxpr, INPUTS, servable.output_names), folder / FILE)
     outputs = dict(zip(servable.output_names, jaxpr.out_avals, strict=True))
@@ -65,24 +68,33 @@ def _check_supported(servable: Servable) -> None:
 
 
 def triton_config(inputs: Sequence[Any], outputs: Mapping[str, Any]) -> str:
-    """Return the text of Triton's config.pbtxt; the batch axis is part of the shapes.
+    """Return the text of Triton's config.pbtxt.
+
+    If the model accepts any number of images, Triton combines the requests that arrive at the same
+    time. Otherwise the batch axis is part of the shapes.
 
     Args:
         inputs: Shape and dtype of each of INPUTS.
         outputs: Shape and dtype of each output, by its name.
     """
+    types = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float32": "TYPE_FP32"}
+    accepts_any_number = known_shape(inputs[0].shape)[0] is None
 
-    def tensors(avals: Mapping[str, Any]) -> str:
-        types = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float32": "TYPE_FP32"}
-        return ",\n".join(
-            f'  {{ name: "{name}" data_type: {types[str(aval.dtype)]} dims: {list(aval.shape)} }}'
-            for name, aval in avals.items()
-        )
+    def tensor(name: str, aval: Any) -> str:
+        dims = [-1 if size is None else size for size in known_shape(aval.shape)]
+        if accepts_any_number:
+            dims = dims[1:]  # Triton adds the batch axis
+        # Triton cannot write that an image has a single number, except by a reshape.
+        shape = f"dims: {dims}" if dims else "dims: [1] reshape: { shape: [] }"
+        return f'  {{ name: "{name}" data_type: {types[str(aval.dtype)]} {shape} }}'
 
-    named_inputs: Mapping[str, Any] = dict(zip(INPUTS, inputs, strict=True))
+    input_tensors = ",\n".join(map(tensor, INPUTS, inputs))
+    output_tensors = ",\n".join(map(tensor, outputs, outputs.values()))
     return (
-        f'name: "{FOLDER}"\nbackend: "onnxruntime"\nmax_batch_size: 0\n'
-        f"input [\n{tensors(named_inputs)}\n]\noutput [\n{tensors(outputs)}\n]\n"
+        f'name: "{FOLDER}"\nbackend: "onnxruntime"\n'
+        f"max_batch_size: {TRITON_MAX_BATCH_SIZE if accepts_any_number else 0}\n"
+        f"input [\n{input_tensors}\n]\noutput [\n{output_tensors}\n]\n"
+        + ("dynamic_batching { }\n" if accepts_any_number else "")
     )
 
 
