@@ -57,9 +57,6 @@ MATRICES = {
 }
 
 
-@pytest.mark.skipif(
-    not hasattr(av.VideoStream, "set_display_matrix"), reason="this PyAV writes no metadata"
-)
 @pytest.mark.parametrize("edge", MATRICES)
 def test_a_frame_is_rotated_as_the_metadata_say(tmp_path, edge):
     matrix, quarters = MATRICES[edge]
