@@ -185,16 +185,18 @@ def read_frames(
     video = _as_video(video)
     with _opened(video) as (container, stream):
         ending = _Ending(video.name)
-        start, index = None, -1
+        start = None
         for index, frame in enumerate(_decoded(container, stream, ending)):
-            seconds = float(index / (stream.guessed_rate or DEFAULT_RATE))
-            seconds = seconds if frame.time is None else frame.time
+            if frame.pts is None:
+                seconds = float(index / (stream.guessed_rate or DEFAULT_RATE))
+            else:  # PyAV's `frame.time` is wrong for the last frames before an error
+                seconds = float(frame.pts * stream.time_base)
             start = seconds if start is None else start
             ending.seconds = seconds - start
             if index % every == 0:
                 # FFmpeg states by which angle a frame has to be rotated counterclockwise.
                 image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                yield Frame(np.ascontiguousarray(image), index, seconds - start)
+                yield Frame(np.ascontiguousarray(image), index, ending.seconds)
         ending.check(container, stream)
 
 

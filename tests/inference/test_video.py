@@ -1,5 +1,7 @@
 """Frames of videos: read as their images with their times, and written as annotated videos."""
 
+import contextlib
+import itertools
 import pathlib
 import re
 from fractions import Fraction
@@ -7,8 +9,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from retinanet_jax.inference import video, video_writing
+from retinanet_jax.inference import video
 from retinanet_jax.inference.video import camera, find_videos, is_video, read_frames, video_facts
+from retinanet_jax.inference.video_writing import VideoWriter
 
 av = pytest.importorskip("av", reason="the extra video is not installed")
 from video_clips import make_images, write_clip  # noqa: E402, requires av
@@ -91,6 +94,35 @@ def test_damaged_frames_are_left_out_and_counted(tmp_path):
     np.testing.assert_array_equal(frames[-1].image, images[-1])
 
 
+def test_of_a_lost_connection_the_frames_that_came_are_kept(tmp_path, monkeypatch):
+    """Also those that the decoder holds back, because the encoder stored them in another order."""
+    path, frames = tmp_path / "clip.mp4", []
+    with VideoWriter(path, Fraction(10), Fraction(1, 10)) as writer:
+        for index, image in enumerate(make_images(10)):
+            writer.write(image, index / 10)
+    opened = video._opened
+
+    class Breaking:
+        def __init__(self, container):
+            self.duration, self.streams = container.duration, container.streams
+            self._container = container
+
+        def demux(self, stream):
+            yield from itertools.islice(self._container.demux(stream), 6)
+            raise av.ConnectionResetError(104, "Connection reset by peer", "http://me:secret@host")
+
+    @contextlib.contextmanager
+    def open_breaking(source):
+        with opened(source) as (container, stream):
+            yield Breaking(container), stream
+
+    monkeypatch.setattr(video, "_opened", open_breaking)
+    with pytest.raises(ValueError, match=r"clip.mp4: Connection reset by peer; what could"):
+        keep(frames, read_frames(path))
+    assert len(frames) == 6
+    assert all(0 <= frame.seconds < 1 for frame in frames)
+
+
 def test_what_cannot_be_read_is_an_error_of_one_line(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(ValueError, match=r"text.mp4: cannot be read as a video \(Invalid data"):
@@ -167,7 +199,7 @@ def test_a_written_video_has_the_times_and_the_colors(tmp_path):
     colors = [(200, 60, 30), (20, 180, 220), (0, 0, 0), (255, 255, 255), (128, 128, 128)]
     seconds = [0, 0.04, 0.3, 0.305, 5]
     path = tmp_path / "out.mp4"
-    with video_writing.VideoWriter(path, Fraction(25), Fraction(1, 1000)) as writer:
+    with VideoWriter(path, Fraction(25), Fraction(1, 1000)) as writer:
         for color, time in zip(colors, seconds, strict=True):
             writer.write(flat(color), time)
     frames = read_back(path)
@@ -178,7 +210,7 @@ def test_a_written_video_has_the_times_and_the_colors(tmp_path):
 
 def test_odd_sizes_become_even_and_other_sizes_are_resized(tmp_path):
     path = tmp_path / "out.mp4"
-    with video_writing.VideoWriter(path, Fraction(25), Fraction(1, 25)) as writer:
+    with VideoWriter(path, Fraction(25), Fraction(1, 25)) as writer:
         for index, size in enumerate([(47, 63), (48, 64), (20, 30)]):
             writer.write(flat((90, 90, 90), size), index / 25)
     assert [frame.image.shape for frame in read_back(path)] == [(48, 64, 3)] * 3
@@ -186,7 +218,7 @@ def test_odd_sizes_become_even_and_other_sizes_are_resized(tmp_path):
 
 def test_times_that_do_not_increase_become_the_next_ones(tmp_path):
     path = tmp_path / "out.mp4"
-    with video_writing.VideoWriter(path, Fraction(10), Fraction(1, 10)) as writer:
+    with VideoWriter(path, Fraction(10), Fraction(1, 10)) as writer:
         for time in (0, 0, -3, 0.5):
             writer.write(flat((9, 9, 9)), time)
     assert [frame.seconds for frame in read_back(path)] == pytest.approx([0, 0.1, 0.2, 0.5])
@@ -195,7 +227,7 @@ def test_times_that_do_not_increase_become_the_next_ones(tmp_path):
 def test_without_an_encoder_of_h264_the_video_is_mpeg4(tmp_path, monkeypatch):
     monkeypatch.setattr(av, "codecs_available", {"mpeg4", "png"})
     path = tmp_path / "out.mp4"
-    with video_writing.VideoWriter(path, Fraction(25), Fraction(1, 1_000_000)) as writer:
+    with VideoWriter(path, Fraction(25), Fraction(1, 1_000_000)) as writer:
         for index in range(3):
             writer.write(flat((200, 60, 30)), index / 25)
     with av.open(str(path)) as container:
@@ -204,13 +236,13 @@ def test_without_an_encoder_of_h264_the_video_is_mpeg4(tmp_path, monkeypatch):
 
 
 def test_no_frame_means_no_file(tmp_path):
-    with video_writing.VideoWriter(tmp_path / "out.mp4", Fraction(25), Fraction(1, 25)):
+    with VideoWriter(tmp_path / "out.mp4", Fraction(25), Fraction(1, 25)):
         pass
     assert not list(tmp_path.iterdir())
 
 
 def write_until_full() -> None:
-    writer = video_writing.VideoWriter(pathlib.Path("/dev/full"), Fraction(25), Fraction(1, 25))
+    writer = VideoWriter(pathlib.Path("/dev/full"), Fraction(25), Fraction(1, 25))
     with writer:
         for index, image in enumerate(make_images(50, (200, 200))):
             writer.write(image, index / 25)
