@@ -87,6 +87,7 @@ def run(values: Any, _: list[str]) -> None:
         image_sizes=parse_sizes(values.image_size),
         batch_size=batch_size,
         raw=raw,
+        dtype="float32" if values.format == "tflite" else None,  # LiteRT lacks bfloat16
         **detection_limits(values),
     )
     images = local_copy(os.path.expanduser(values.images)) if values.images else None

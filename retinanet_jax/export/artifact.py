@@ -53,6 +53,7 @@ def load_servables(
     image_sizes: Sequence[Sequence[int]] | None,
     batch_size: int | None,
     raw: bool = False,
+    dtype: str | None = None,
     **limits: float | None,
 ) -> list[Servable]:
     """Return the checkpoint at `path` as a function of images of each size.
@@ -64,6 +65,7 @@ def load_servables(
         batch_size: Number of images per call; None for any number.
         raw: Whether to return the boxes and scores of all anchors instead of detections, as
             `RawServable`; its clients apply the limits.
+        dtype: The dtype of the computation, in place of `config.dtype`; None for that.
         **limits: As in `with_limits`: the limits of the artifact's detections, or None for those in
             the checkpoint's config. The score thresholds that the checkpoint stores are used unless
             one is given.
@@ -76,6 +78,7 @@ def load_servables(
     if limits.get("score_threshold") is not None:
         trained = trained._replace(thresholds=None)
     config = with_limits(trained.config, **limits)
+    config.dtype = dtype or config.dtype
     default = default_image_size(config)
     sizes = list(dict.fromkeys(map(tuple, image_sizes or ()))) or [default]
     for size in sizes:

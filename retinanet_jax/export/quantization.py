@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import pathlib
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,13 +29,17 @@ def quantize(file: pathlib.Path, precision: str, examples: Iterable[Example]) ->
     """
     from litert_quantizer.quantizer import Quantizer
 
-    quantizer = Quantizer(file.read_bytes(), _recipe(precision))
-    inputs = [
-        dict(zip(INPUTS, (example.pixels[None], example.size[None]), strict=True))
-        for example in (examples if quantizer.need_calibration else ())
-    ]
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of each operator
-        ranges = quantizer.calibrate({"serving_default": inputs}, num_threads=os.cpu_count() or 1)
+    quantizer, ranges = Quantizer(file.read_bytes(), _recipe(precision)), None
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        # The quantizer shows its progress by operator, and its interpreters keep all feature maps.
+        warnings.filterwarnings("ignore", ".*`experimental_preserve_all_tensors`", UserWarning)
+        if quantizer.need_calibration:
+            inputs = [
+                dict(zip(INPUTS, (example.pixels[None], example.size[None]), strict=True))
+                for example in examples
+            ]
+            threads = os.cpu_count() or 1
+            ranges = quantizer.calibrate({"serving_default": inputs}, num_threads=threads)
         result = quantizer.quantize(ranges, enable_progress_report=False)
     file.write_bytes(result.quantized_model)
 

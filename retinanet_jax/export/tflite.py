@@ -55,8 +55,8 @@ def _check_supported(servable: Servable) -> None:
         raise ValueError("batch_size must be fixed for tflite; try --batch_size=1.")
     if servable.config.dtype != "float32":
         raise ValueError(
-            f"config.dtype={servable.config.dtype!r} is not supported by LiteRT's convolutions, "
-            "only float32 is; export to stablehlo or savedmodel."
+            f"config.dtype={servable.config.dtype!r} is not supported by LiteRT's convolutions; "
+            "load the checkpoint with dtype='float32'."
         )
 
 

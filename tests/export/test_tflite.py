@@ -9,9 +9,11 @@ import pytest
 from export_examples import write_checkpoint
 from PIL import Image
 
+from retinanet_jax import checkpoint
 from retinanet_jax.data.sources.synthetic import generate_image
 from retinanet_jax.export import raw_verification, tflite
 from retinanet_jax.export.artifact import check_precision, export_detector, load_servables
+from retinanet_jax.export.model_card import changes_since_evaluation
 from retinanet_jax.export.raw import RawOutputs, RawServable
 from retinanet_jax.export.raw_verification import TOLERANCES, RawVerification, raw_difference
 
@@ -26,7 +28,7 @@ BUILTIN = {
 
 @pytest.mark.slow
 def test_each_precision_has_the_outputs_of_the_checkpoint(toy_config, tmp_path, one_device):
-    for package in (*tflite.PACKAGES, "litert_quantizer"):
+    for package in ("litert_quantizer", *reversed(tflite.PACKAGES)):  # TensorFlow last: it is slow
         pytest.importorskip(package)
     toy_config.model.update(head_norm="group", padding="masked", head_depth=1)
     write_checkpoint(tmp_path / "run", toy_config)
@@ -65,7 +67,7 @@ def operators_of(file) -> collections.Counter:
     [
         ({}, "float32", "batch_size must be fixed for tflite; try --batch_size=1"),
         ({"batch_size": 1, "image_size": None}, "float32", "image_size must be fixed for tflite"),
-        ({"batch_size": 1}, "bfloat16", "config.dtype='bfloat16' is not supported by LiteRT"),
+        ({"batch_size": 1}, "bfloat16", "load the checkpoint with dtype='float32'"),
     ],
 )
 def test_what_cannot_be_converted_is_refused_in_one_line(
@@ -78,6 +80,15 @@ def test_what_cannot_be_converted_is_refused_in_one_line(
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"export tflite without it \(--raw\)"):
         tflite.write(servable, tmp_path)
+
+
+def test_a_detector_trained_in_bfloat16_can_compute_in_float32(servable, monkeypatch):
+    trained = servable.checkpoint._replace(config=servable.config.copy_and_resolve_references())
+    trained.config.dtype = "bfloat16"
+    monkeypatch.setattr(checkpoint, "load", lambda path: trained)
+    (raw,) = load_servables("run", image_sizes=[], batch_size=1, raw=True, dtype="float32")
+    assert raw.config.dtype == "float32"
+    assert changes_since_evaluation(raw) == ["config.dtype is float32 instead of bfloat16"]
 
 
 @pytest.mark.parametrize(
