@@ -21,7 +21,8 @@ ORIENTATIONS = {
     "rot180": (False, 2),
     "rot270": (False, 3),
 }
-DEFAULT_VIEWS = ("flip", "0.75", "1.25")  # in addition to the plain one
+# In addition to the plain one. Other scales help some detectors and harm others (docs/predict.md).
+DEFAULT_VIEWS = ("flip",)
 MIN_SCALE, MAX_SCALE = 0.1, 4.0
 
 
@@ -86,7 +87,7 @@ def parse_view(name: str) -> View:
     if orientation not in ORIENTATIONS or not MIN_SCALE <= factor <= MAX_SCALE:
         raise ValueError(
             f"the view {name!r} must be one of {', '.join(ORIENTATIONS)}, a scale from {MIN_SCALE} "
-            f"to {MAX_SCALE:g}, or both, as in flip@0.75; try {','.join(DEFAULT_VIEWS)}."
+            f"to {MAX_SCALE:g}, or both; try flip,0.75,flip@1.25."
         )
     return View(orientation, factor)
 

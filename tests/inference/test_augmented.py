@@ -168,7 +168,7 @@ def test_the_flag_stands_alone_or_names_the_views():
 
     assert options() is None
     assert options("--tta", "--notta") is None
-    assert options("--tta") == {"views": ("plain", "flip", "0.75", "1.25"), "merge": "wbf"}
+    assert options("--tta") == {"views": ("plain", "flip"), "merge": "wbf"}
     assert options("--tta=rot90,flip@2", "--tta_merge=nms") == {
         "views": ("plain", "rot90", "flip@2.0"),
         "merge": "nms",
