@@ -152,6 +152,7 @@ def test_prelabel(run, program, tiny_run, tmp_path):
 
         CHANGES = dict(flatten(shapes.get_config("tiny")))
         CHANGES |= {"data.eval_batch_size": 1, "detections.score_threshold": 0.001}
+        CHANGES |= {"evaluate_every": 8, "checkpoint_every": 8}
         for field in [name for name in CHANGES if name.startswith(("data.train.", "data.eval."))]:
             del CHANGES[field]
         NUM_SHAPES, THRESHOLD, WORKDIR = (8, 4, 4), 0.001, "."

@@ -286,6 +286,24 @@ def test_labels_of_a_dataset_have_its_ids(tmp_path, synthetic_dataset):
     ]
 
 
+def test_labelme_labels_mean_the_images_that_they_list(tmp_path):
+    """Not those of the same names in a folder next to them."""
+    other = save(tmp_path / "images/a.png", is_black=True)
+    image = save(tmp_path / "new/a.png")
+    assert predict(tmp_path, [image], ["labelme"]) == []
+    source = open_labels(tmp_path / "labelme")
+    assert os.path.realpath(source.path(0)) == str(image) != str(other)
+
+
+def test_categories_may_have_names_like_those_of_openimages(tmp_path, monkeypatch):
+    categories = (Category(1, "/m/0bt9lr"), Category(2, "/m/01yrx"), Category(3, "class"))
+    monkeypatch.setattr(KnownDetector, "checkpoint", types.SimpleNamespace(categories=categories))
+    predict(tmp_path / "out", [save(tmp_path / "a.png")], ["csv", "yolo", "coco"])
+    for name in ("csv", "yolo", "coco"):
+        source = open_labels(tmp_path / "out" / name)
+        assert [category.name for category in source.categories] == [c.name for c in categories]
+
+
 # ---- crops
 
 
