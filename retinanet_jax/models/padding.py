@@ -7,19 +7,19 @@ image. Biases and norms make it nonzero again, so it is set to zero before each 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
+Size = tuple[Any, Any]  # height and width, which are symbolic in a program for images of any size
 # The mask of the maps of each size (h, w). Maps of different strides have different sizes, except
 # for maps of a single pixel, which is valid in all of them.
-Masks = Mapping[tuple[int, int], Bool[Array, "B _ _ 1"]]
+Masks = Mapping[Size, Bool[Array, "B _ _ 1"]]
 
 
-def valid_mask(
-    sizes: Num[Array | np.ndarray, "B 2"], map_size: tuple[int, int]
-) -> Bool[Array, "B h w"]:
+def valid_mask(sizes: Num[Array | np.ndarray, "B 2"], map_size: Size) -> Bool[Array, "B h w"]:
     """Return a mask of the pixels that belong to the images and not to their padding.
 
     Args:
@@ -32,8 +32,8 @@ def valid_mask(
 
 
 def level_masks(
-    sizes: Num[Array | np.ndarray, "B 2"], image_size: tuple[int, int], max_level: int
-) -> dict[tuple[int, int], Bool[Array, "B _ _ 1"]]:
+    sizes: Num[Array | np.ndarray, "B 2"], image_size: Size, max_level: int
+) -> dict[Size, Bool[Array, "B _ _ 1"]]:
     """Return the masks of the feature maps of strides 1, 2, 4, ..., 2^max_level.
 
     A map of stride s has ceil(size / s) valid rows and columns: as many as the map of an unpadded

@@ -149,6 +149,65 @@ def test_an_artifact_has_the_detections_of_predict_and_of_evaluation(
         check_jpeg_signature(artifact, files[0], predicted[str(files[0])], config)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "format_name",
+    ["onnx", *(pytest.param(x, marks=pytest.mark.exhaustive) for x in ("stablehlo", "savedmodel"))],
+)
+def test_an_artifact_for_any_size_has_the_detections_of_predict_in_every_batch(
+    format_name, toy_config, tmp_path, one_device
+):
+    for package in FORMATS[format_name].PACKAGES:
+        pytest.importorskip(package)
+    workdir, folder = tmp_path / "run", tmp_path / "images"
+    folder.mkdir()
+    files = write_images(folder, toy_config)
+    toy_config.anchors.max_level = 5  # the inputs are multiples of 32, so they have many sizes
+    write_checkpoint(workdir, toy_config)
+    (servable,) = load_servables(str(workdir), image_sizes=None, batch_size=None)
+    artifact = tmp_path / "artifact"
+    (outcome,) = export_detector(format_name, [servable], artifact, folder).values()
+    assert outcome.from_predict.num_images == len(SIZES)
+    assert outcome.from_predict.num_detections > 50
+    card = json.loads((artifact / model_card.FILE).read_text())
+    assert card["inputs"]["images"]["shape"] == [None, None, None, 3]
+    assert (card["image_size"], card["size_multiple"]) == (None, 32)
+
+    run = FORMATS[format_name].load(artifact)
+    alone = verification.artifact_detections(servable._replace(batch_size=1), run, files)
+    together = verification.artifact_detections(servable._replace(batch_size=3), run, files)
+    shapes = set()
+    for (example, expected), (_, actual) in zip(alone, together, strict=True):
+        shapes.add(example.pixels.shape)
+        check_equal(expected, actual, toy_config)
+    assert len(shapes) > 2
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("format_name", ["onnx", "stablehlo", "savedmodel"])
+@pytest.mark.parametrize("batch_size", [1, None])
+def test_an_artifact_without_nms_has_the_outputs_of_the_checkpoint(
+    format_name, batch_size, toy_config, tmp_path
+):
+    for package in FORMATS[format_name].PACKAGES:
+        pytest.importorskip(package)
+    workdir, folder = tmp_path / "run", tmp_path / "images"
+    folder.mkdir()
+    write_images(folder, toy_config)
+    toy_config.detections.nms = "soft_linear"  # which ONNX has not, and raw outputs do not need
+    write_checkpoint(workdir, toy_config)
+    options = {"image_sizes": [(96, 96)] if batch_size else None, "batch_size": batch_size}
+    servables = load_servables(str(workdir), raw=True, **options)
+    artifact = tmp_path / "artifact"
+    (outcome,) = export_detector(format_name, servables, artifact, folder).values()
+    assert outcome.num_images == len(SIZES)
+    assert outcome.num_boxes > 50
+    card = json.loads((artifact / model_card.FILE).read_text())
+    assert (card["raw"], card["outputs"]) == (True, ["boxes", "scores"])
+    assert "The outputs are raw" in (artifact / model_card.README).read_text()
+
+
 def store_median_scores(workdir, files) -> tuple[dict[int, float], list[DetectionArrays]]:
     """Stores the median score of each category as its threshold.
 

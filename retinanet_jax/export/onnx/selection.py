@@ -12,8 +12,7 @@ from retinanet_jax.export.onnx.registry import full_operands, result_shape, rule
 def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> Value:
     """Gather whole slices along one axis, by indices that are in bounds.
 
-    The axis is the first one that all images of a batch do not share, or any axis if there is a
-    single index.
+    If each image of a batch has indices of its own, the axis is the one after the batch axis.
     """
     source_shape, indices_shape = (atom.aval.shape for atom in equation.invars)
     dimensions, shape = equation.params["dimension_numbers"], result_shape(equation)
@@ -21,15 +20,17 @@ def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> Value:
         return _slice_from(graph, equation, x, indices)
     batch = tuple(range(len(dimensions.operand_batching_dims)))
     axis, num_index_axes = dimensions.start_index_map[0], len(indices_shape) - 1
+    first_index_axis = 0 if batch else axis  # in the result
+    index_axes = range(first_index_axis, first_index_axis + num_index_axes)
     sizes = [1 if k == axis or k in batch else size for k, size in enumerate(source_shape)]
     if (
         len(batch) > 1
-        or (num_index_axes and axis != len(batch))
+        or (batch and axis != 1)
         or tuple(dimensions.start_index_map) != (axis,)
         or tuple(dimensions.collapsed_slice_dims) != (axis,)
         or tuple(dimensions.operand_batching_dims) != batch
         or tuple(dimensions.start_indices_batching_dims) != batch
-        or tuple(dimensions.offset_dims) != tuple(range(num_index_axes, len(shape)))
+        or list(dimensions.offset_dims) != [k for k in range(len(shape)) if k not in index_axes]
         or list(equation.params["slice_sizes"]) != sizes
     ):
         raise ValueError(
