@@ -89,7 +89,7 @@ class Servable(NamedTuple):
     def unrolled(self, images: jax.Array, sizes: jax.Array) -> tuple[Any, ...]:
         """Return the same outputs, with a loop over the images after the network.
 
-        The ONNX export translates the selection of detections only without a batch axis.
+        An ONNX artifact for a fixed number of images has this graph in every version.
 
         Args:
             images: As in `__call__`.
