@@ -28,8 +28,8 @@ def define_tta(values: flags.FlagValues) -> None:
         "Test-time augmentation: detect the objects in several views of each image, and merge "
         "them. --tta=VIEW,... names the views in addition to the image itself: flip (left to "
         "right), vflip (upside down), rot90, rot180, rot270, a scale such as 0.75, or both as in "
-        f"flip@0.75. --tta alone is --tta={','.join(DEFAULT_VIEWS)}. Each view takes the time of "
-        "an image of its size. The default is the image itself only."
+        f"flip@0.75. --tta without a value is --tta={','.join(DEFAULT_VIEWS)}. Each view takes the "
+        "time of an image of its size. The default is the image itself only."
     )
     flags.DEFINE_flag(
         flags.Flag(_ViewsParser(), None, "tta", None, help_text, boolean=True), flag_values=values

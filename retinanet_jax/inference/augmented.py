@@ -125,7 +125,7 @@ class AugmentedDetector:
             ValueError: As `Detector.batch_with_errors`.
         """
         check_images(images, batch_size)
-        # Both iterators have each image, whose file is read once: for its views, and its results.
+        # Both iterators have each image, which is read once: for its views, and its detections.
         read, awaited = itertools.tee(map_ahead(self._read, images))
         views = itertools.chain.from_iterable(map(self._views_of, read))
         outcomes = self._of_views.batch_with_errors(
@@ -202,10 +202,12 @@ def merge_views(
         class_agnostic: Whether boxes also suppress boxes of other classes; after "wbf", the
             averages do.
     """
-    found = concatenate(parts)
+    scored = concatenate(parts)
     if merge == "wbf":
         view = np.repeat(np.arange(len(parts)), [len(part.scores) for part in parts])
-        found = weighted_box_fusion(found, view, num_views=len(parts), iou_threshold=iou_threshold)
+        scored = weighted_box_fusion(
+            scored, view, num_views=len(parts), iou_threshold=iou_threshold
+        )
         if not class_agnostic:
-            return found
-    return class_wise_nms(found, iou_threshold=iou_threshold, class_agnostic=class_agnostic)
+            return scored
+    return class_wise_nms(scored, iou_threshold=iou_threshold, class_agnostic=class_agnostic)

@@ -43,12 +43,12 @@ def compiled_shapes(monkeypatch) -> list[tuple[int, ...]]:
 
     def detect(variables, batch, model, config, score_thresholds):
         compiled_shapes.append(batch.images.shape)
-        found = jax.vmap(detect_in_image)(batch.images, batch.scales)
+        detections = jax.vmap(detect_in_image)(batch.images, batch.scales)
         threshold = jnp.float32(config.detections.score_threshold)
         if score_thresholds is not None:
-            threshold = jnp.array(score_thresholds)[found.classes]
-        found = found._replace(mask=found.mask & (found.scores > threshold))
-        return jax.tree.map(lambda x: x[:, : config.detections.max_detections], found)
+            threshold = jnp.array(score_thresholds)[detections.classes]
+        detections = detections._replace(mask=detections.mask & (detections.scores > threshold))
+        return jax.tree.map(lambda x: x[:, : config.detections.max_detections], detections)
 
     monkeypatch.setattr(detector_module, "detect", detect)
     return compiled_shapes
@@ -87,7 +87,7 @@ def test_an_object_is_detected_once_in_its_place(toy_checkpoint, compiled_shapes
     assert sorted(compiled_shapes) == sorted((4, *size, 3) for size in sizes)
 
 
-def test_the_plain_view_alone_is_the_detector_bit_for_bit(toy_checkpoint):
+def test_only_the_plain_view_is_the_detector_bit_for_bit(toy_checkpoint):
     detector = Detector(toy_checkpoint)
     for merge in MERGES:
         augmented = detector.augmented([], merge=merge)
@@ -130,8 +130,8 @@ def test_with_class_agnostic_nms_averages_suppress_those_of_other_classes(toy_ch
     image = image_of((0, 0, 2, 2), 250)  # a cat at the place of the plain view's dog
     both = Detector(toy_checkpoint).augmented(["0.5"], merge="wbf")(image)
     assert both.class_names == ("cat", "dog")
-    one = Detector(toy_checkpoint, class_agnostic=True).augmented(["0.5"], merge="wbf")(image)
-    assert one.class_names == ("cat",)
+    cats = Detector(toy_checkpoint, class_agnostic=True).augmented(["0.5"], merge="wbf")(image)
+    assert cats.class_names == ("cat",)
 
 
 def test_soft_nms_is_merged_by_weighted_box_fusion_only(toy_checkpoint):
@@ -159,7 +159,7 @@ def test_errors_are_those_of_the_images_in_their_order(toy_checkpoint, tmp_path)
         detector.augmented().batch(images[0])
 
 
-def test_the_flag_stands_alone_or_names_the_views():
+def test_the_flag_has_no_value_or_names_the_views():
     def options(*arguments):
         values = flags.FlagValues()
         define_tta(values)

@@ -1,4 +1,4 @@
-"""Weighted box fusion: literals, properties, and the steps of the paper as an oracle."""
+"""Weighted box fusion: literals, properties, and the steps of the paper written out."""
 
 import numpy as np
 import pytest
@@ -15,15 +15,15 @@ def scored(*rows) -> ScoredBoxes:
     )
 
 
-def fuse(found, view, num_views, iou_threshold=0.5):
+def fuse(candidates, view, num_views, iou_threshold=0.5):
     return weighted_box_fusion(
-        found, np.array(view, int), num_views=num_views, iou_threshold=iou_threshold
+        candidates, np.array(view, int), num_views=num_views, iou_threshold=iou_threshold
     )
 
 
 def test_boxes_of_an_object_are_averaged_by_their_scores():
-    found = scored((0, 0, 10, 10, 0.25, 1), (0, 0, 10, 14, 0.75, 1), (40, 0, 50, 10, 0.5, 1))
-    fused = fuse(found, [0, 1, 1], num_views=2)
+    candidates = scored((0, 0, 10, 10, 0.25, 1), (0, 0, 10, 14, 0.75, 1), (40, 0, 50, 10, 0.5, 1))
+    fused = fuse(candidates, [0, 1, 1], num_views=2)
     # (0.25 * 10 + 0.75 * 14) / 1 = 13; the scores are 1 / 2 and, seen in one view of two, 0.5 / 2.
     np.testing.assert_array_equal(fused.boxes, [[0, 0, 10, 13], [40, 0, 50, 10]])
     np.testing.assert_array_equal(fused.scores, np.float32([0.5, 0.25]))
@@ -34,11 +34,11 @@ def test_boxes_of_an_object_are_averaged_by_their_scores():
 def test_a_box_is_compared_with_the_average_and_joins_the_one_that_it_overlaps_most():
     # The third box overlaps the first by 4 / 8, which is not above the threshold, but the average
     # of the first two, which ends at 7, by 4 / 7.
-    found = scored((0, 0, 8, 1, 0.5, 0), (0, 0, 6, 1, 0.5, 0), (0, 0, 4, 1, 0.1, 0))
-    assert len(fuse(found, [0, 1, 2], 3).scores) == 1
-    assert len(fuse(found.take([0, 2]), [0, 2], 3).scores) == 2
-    found = scored((0, 0, 10, 10, 0.9, 0), (0, 1, 10, 11, 0.8, 0), (0, 1, 10, 11, 0.4, 0))
-    fused = fuse(found, [0, 0, 1], num_views=2)
+    candidates = scored((0, 0, 8, 1, 0.5, 0), (0, 0, 6, 1, 0.5, 0), (0, 0, 4, 1, 0.1, 0))
+    assert len(fuse(candidates, [0, 1, 2], 3).scores) == 1
+    assert len(fuse(candidates.take([0, 2]), [0, 2], 3).scores) == 2
+    candidates = scored((0, 0, 10, 10, 0.9, 0), (0, 1, 10, 11, 0.8, 0), (0, 1, 10, 11, 0.4, 0))
+    fused = fuse(candidates, [0, 0, 1], num_views=2)
     np.testing.assert_array_equal(fused.boxes, [[0, 1, 10, 11], [0, 0, 10, 10]])
     np.testing.assert_allclose(fused.scores, [0.6, 0.45], rtol=1e-6)
 
@@ -57,30 +57,30 @@ def random_boxes(seed: int, size: int, num_views: int) -> tuple[ScoredBoxes, np.
     corner = rng.integers(0, 3, (size, 2)) * 30 + rng.normal(0, 3, (size, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(15, 25, (size, 2))], axis=1)
     scores, classes = rng.uniform(0.05, 1, size), rng.integers(0, 2, size)
-    found = ScoredBoxes(boxes.astype(np.float32), scores.astype(np.float32), classes)
-    return found, rng.integers(0, num_views, size)
+    candidates = ScoredBoxes(boxes.astype(np.float32), scores.astype(np.float32), classes)
+    return candidates, rng.integers(0, num_views, size)
 
 
-def fuse_by_the_paper(found, view, num_views, iou_threshold):
+def fuse_by_the_paper(candidates, view, num_views, iou_threshold):
     """Lists of clusters as in section 3 of the paper, with one box of each view in a cluster."""
     clusters: list[list[int]] = []
 
     def average(cluster):
-        weights = found.scores[cluster].astype(float)
-        return (weights[:, None] * found.boxes[cluster]).sum(axis=0) / weights.sum()
+        weights = candidates.scores[cluster].astype(float)
+        return (weights[:, None] * candidates.boxes[cluster]).sum(axis=0) / weights.sum()
 
-    for index in sorted(range(len(view)), key=lambda i: -found.scores[i]):
+    for index in sorted(range(len(view)), key=lambda i: -candidates.scores[i]):
         best, most = None, iou_threshold
         for cluster in clusters:
-            overlap = pairwise_iou(average(cluster)[None], found.boxes[[index]].astype(float))
-            is_other = found.classes[index] != found.classes[cluster[0]]
+            overlap = pairwise_iou(average(cluster)[None], candidates.boxes[[index]].astype(float))
+            is_other = candidates.classes[index] != candidates.classes[cluster[0]]
             if not is_other and view[index] not in view[cluster] and overlap.item() > most:
                 best, most = cluster, overlap.item()
         if best is None:
             clusters.append(best := [])
         best.append(index)
     rows = [
-        (*average(c), found.scores[c].mean() * len(c) / num_views, found.classes[c[0]])
+        (*average(c), candidates.scores[c].mean() * len(c) / num_views, candidates.classes[c[0]])
         for c in clusters
     ]
     return sorted(rows, key=lambda row: -row[4])
@@ -88,9 +88,9 @@ def fuse_by_the_paper(found, view, num_views, iou_threshold):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_it_follows_the_steps_of_the_paper(seed):
-    found, view = random_boxes(seed, size=60, num_views=4)
-    fused = fuse(found, view, 4)
-    expected = np.array(fuse_by_the_paper(found, view, 4, 0.5))
+    candidates, view = random_boxes(seed, size=60, num_views=4)
+    fused = fuse(candidates, view, 4)
+    expected = np.array(fuse_by_the_paper(candidates, view, 4, 0.5))
     assert 15 < len(expected) < 50  # many boxes are fused, and not all
     np.testing.assert_allclose(fused.boxes, expected[:, :4], rtol=1e-5)
     np.testing.assert_allclose(fused.scores, expected[:, 4], rtol=1e-5)
@@ -98,15 +98,15 @@ def test_it_follows_the_steps_of_the_paper(seed):
 
 
 def test_the_boxes_of_a_single_view_are_returned_bit_for_bit():
-    found, view = random_boxes(0, size=50, num_views=1)
-    found = found.take(np.argsort(-found.scores))
-    for column, expected in zip(fuse(found, view, 1), found, strict=True):
+    candidates, view = random_boxes(0, size=50, num_views=1)
+    candidates = candidates.take(np.argsort(-candidates.scores))
+    for column, expected in zip(fuse(candidates, view, 1), candidates, strict=True):
         np.testing.assert_array_equal(column, expected)
 
 
 def test_views_without_detections_only_lower_the_scores():
-    found, view = random_boxes(1, size=20, num_views=2)
-    fused, more = fuse(found, view, 2), fuse(found, view, 4)
+    candidates, view = random_boxes(1, size=20, num_views=2)
+    fused, more = fuse(candidates, view, 2), fuse(candidates, view, 4)
     np.testing.assert_array_equal(more.boxes, fused.boxes)
     np.testing.assert_allclose(more.scores, fused.scores / 2, rtol=1e-6)
     assert len(fuse(scored(), [], 3).scores) == 0

@@ -1,4 +1,4 @@
-"""Views: a box that is found in a view is where the object is in the image."""
+"""Views: a box in a view is where the object is in the image."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_flips_and_rotations_are_those_of_their_names():
     assert views == expected
 
 
-def test_a_name_says_what_is_done_with_the_image():
+def test_the_name_of_a_view_is_what_is_done_with_the_image():
     names = {
         "plain": View(),
         "flip": View("flip"),
