@@ -24,7 +24,10 @@ FOLDERS = ("configs", "docs", "notebooks", "retinanet_jax", "scripts", "tests")
 FIELDS = {name for name, _ in flatten(default_config())}
 SECTIONS = {field.rsplit(".", n)[0] for field in FIELDS for n in range(1, field.count(".") + 1)}
 MODULES = {module.name for module in pkgutil.iter_modules(retinanet_jax.__path__[:1])}
-SUFFIXES = ("ipynb", "jaxexport", "json", "jsonl", "md", "npz", "onnx", "pkl", "png", "py", "txt")
+SUFFIXES = (
+    *("ipynb", "jaxexport", "json", "jsonl", "md", "npz", "onnx", "pkl", "png", "py", "tflite"),
+    "txt",
+)
 # Pages with Python that runs without other files.
 WITH_PYTHON = ("architecture.md", "configuration.md")
 
