@@ -2,9 +2,11 @@
 
 A large file is decoded once by Pillow, which takes 4 bytes of memory for each pixel, and its RGB
 pixels are written strip by strip to a temporary file, which is mapped into memory: there is never
-a second copy, and the operating system may drop what has been read.
+a second copy, and the memory of what has been read is released.
 """
 
+import contextlib
+import mmap
 import os
 import pathlib
 import tempfile
@@ -58,8 +60,25 @@ def reduced(pixels: UInt8[np.ndarray, "H W 3"], factor: int) -> UInt8[np.ndarray
     if factor == 1:
         return pixels
     step = factor * max(1, STRIP_HEIGHT // factor)
-    strips = (pixels[top : top + step] for top in range(0, len(pixels), step))
-    return np.concatenate([np.asarray(Image.fromarray(x).reduce(factor)) for x in strips])
+    strips = []
+    for top in range(0, len(pixels), step):
+        strips.append(np.asarray(Image.fromarray(pixels[top : top + step]).reduce(factor)))
+        release_memory(pixels)
+    return np.concatenate(strips)
+
+
+def release_memory(pixels: np.ndarray) -> None:
+    """Let go of the memory in which a mapped file has been read; it is read again when needed.
+
+    Args:
+        pixels: An image. Only that of a file which is mapped for reading has such memory.
+    """
+    owner, base = pixels, pixels.base
+    while isinstance(base, np.ndarray):
+        owner, base = base, base.base
+    is_read_only = isinstance(owner, np.memmap) and owner.mode == "r"
+    if is_read_only and isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _mapped_pixels(path: pathlib.Path, name: str) -> UInt8[np.ndarray, "H W 3"] | None:
@@ -72,8 +91,11 @@ def _mapped_pixels(path: pathlib.Path, name: str) -> UInt8[np.ndarray, "H W 3"] 
         file = path.open("rb")
     except (OSError, ValueError):  # `read_pixels` returns the error
         return None
-    with file:
-        image = open_image(file, name, bytes_per_pixel=BYTES_PER_PIXEL)
+    # Otherwise the decoded image is released when the garbage collector finds it.
+    with (
+        file,
+        contextlib.closing(open_image(file, name, bytes_per_pixel=BYTES_PER_PIXEL)) as image,
+    ):
         if not is_large(image.size) or image.mode == "F" or image.mode.startswith("I"):
             return None
         deep_pixels(image, name)  # there are none, but it corrects how some TIFF files are decoded

@@ -16,7 +16,7 @@ from retinanet_jax.data.image_files import ImageLike, image_name
 from retinanet_jax.data.sources.base import DatasetImage
 from retinanet_jax.evaluation.detections import Detections
 from retinanet_jax.inference.detecting import ImageDetector
-from retinanet_jax.inference.large_images import read_large, reduced
+from retinanet_jax.inference.large_images import read_large, reduced, release_memory
 from retinanet_jax.inference.merging import (
     ScoredBoxes,
     best_first,
@@ -48,6 +48,7 @@ class _Views(NamedTuple):
         """Yield the windows and then the whole image."""
         for x0, y0, x1, y1 in self.grid.windows.tolist():
             yield self.pixels[y0:y1, x0:x1]
+            release_memory(self.pixels)
         if self.factor:
             yield reduced(self.pixels, self.factor)
 
