@@ -18,6 +18,8 @@ from retinanet_jax.inference.tiles import Grid
 
 # Two windows see the same object if their boxes have a higher IoU within the part that both see.
 SAME_OBJECT = 0.5
+# What may go on beyond the windows is an object, and no part of a large one, from this IoU on.
+MOST_OF_IT = 2 / 3
 CUT = 0.05  # of a box's side: ending so near to the border of a window, it may go on beyond it
 
 
@@ -100,8 +102,9 @@ def add_large(
         class_agnostic: Whether detections of different classes can be the same object.
     """
     comparable = _comparable(objects, large, class_agnostic)
-    shown = comparable & (pairwise_iou(objects.boxes, large.boxes) > SAME_OBJECT)
-    is_new = ~(shown & ~incomplete[:, None]).any(axis=0)
+    required = np.where(incomplete, MOST_OF_IT, SAME_OBJECT)[:, None]
+    shown = comparable & (pairwise_iou(objects.boxes, large.boxes) > required)
+    is_new = ~shown.any(axis=0)
     covered = (
         intersections(objects.boxes, large.boxes) > SAME_OBJECT * areas(objects.boxes)[:, None]
     )

@@ -195,6 +195,32 @@ def test_drawings_of_large_images_are_reduced(rectangles, monkeypatch):
     np.testing.assert_array_equal(drawn, expected.draw())
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--merge=nms"], "--merge=nms has no effect without --tile."),
+        (["--nowhole_image"], "--whole_image=False has no effect without --tile."),
+        (["--tile=100", "--merge=all"], "--merge='all' must be one of owner, nms."),
+        (["--tile=9"], "tile=9 must be an integer of at least 32, the side"),
+        (["--tile=100", "--overlap=1"], "overlap=1 must be above 0 and at most 0.9, a fraction"),
+    ],
+)
+def test_predict_checks_the_flags_before_anything_is_loaded(flags, message, error_line, tmp_path):
+    arguments = [f"--weights={tmp_path / 'none'}", f"--output={tmp_path / 'out'}", "a.png"]
+    assert message in error_line("predict", *flags, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("tile", "overlap"), [(512, 0.1), (1024, 0.2), (1500, 0.05), (4096, 0.3)])
+def test_objects_in_108_megapixels_are_each_detected_once(trained, config, tile, overlap):
+    trained.config.data = config.data
+    objects = plant(np.random.default_rng(0), 9000, 12000, largest=200, pitch=300)
+    image = painted(9000, 12000, objects)
+    detections = TiledDetector(RectangleDetector(trained), tile=tile, overlap=overlap)(image)
+    assert_each_once(detections.boxes, objects, tolerance=1)
+
+
 @pytest.mark.slow
 def test_an_image_that_fits_in_one_window_has_the_detections_of_the_plain_detector(
     tiny_run, one_device

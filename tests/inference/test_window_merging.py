@@ -146,8 +146,11 @@ def test_a_large_object_replaces_its_parts_but_not_what_the_windows_show_complet
     joined = scored([[20, 0, 158, 90]])
     both = add_large(joined, np.array([False]), large, class_agnostic=False)
     assert both.boxes.tolist() == [[20, 0, 158, 90]]
+    # Also if it ends at a border by chance, so that it might go on.
+    both = add_large(joined, np.array([True]), large, class_agnostic=False)
+    assert both.boxes.tolist() == [[20, 0, 158, 90]]
     # Of another class, it is another object.
-    other = scored([[20, 0, 158, 90]], classes=[1])
+    other = scored([[20, 0, 100, 90]], classes=[1])
     assert len(add_large(other, np.array([True]), large, class_agnostic=False).scores) == 2
     assert len(add_large(other, np.array([True]), large, class_agnostic=True).scores) == 1
 
