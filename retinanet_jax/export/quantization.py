@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from retinanet_jax.export.servable import INPUTS
+from retinanet_jax.export.tflite import EXTRA
 from retinanet_jax.export.verification import Example
+from retinanet_jax.utils.packages import import_optional
 
 PACKAGE = "litert_quantizer"
 
@@ -27,9 +29,8 @@ def quantize(file: pathlib.Path, precision: str, examples: Iterable[Example]) ->
         precision: "float16" or "int8".
         examples: Representative images, by which int8 chooses the range of each feature map.
     """
-    from litert_quantizer.quantizer import Quantizer
-
-    quantizer, ranges = Quantizer(file.read_bytes(), _recipe(precision)), None
+    quantizer = _import("quantizer").Quantizer(file.read_bytes(), _recipe(precision))
+    ranges = None
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         # The quantizer shows its progress by operator, and its interpreters keep all feature maps.
         warnings.filterwarnings("ignore", ".*`experimental_preserve_all_tensors`", UserWarning)
@@ -46,11 +47,8 @@ def quantize(file: pathlib.Path, precision: str, examples: Iterable[Example]) ->
 
 def _recipe(precision: str) -> list[dict[str, Any]]:
     """Return what is quantized, and how, for the quantizer."""
-    from litert_quantizer import qtyping
-    from litert_quantizer.algorithm_manager import AlgorithmName
-    from litert_quantizer.recipe_manager import RecipeManager
-
-    recipe, operator = RecipeManager(), qtyping.TFLOperationName.CONV_2D
+    qtyping, recipe = _import("qtyping"), _import("recipe_manager").RecipeManager()
+    operator = qtyping.TFLOperationName.CONV_2D
     if precision == "int8":
         recipe.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)
     else:
@@ -58,5 +56,11 @@ def _recipe(precision: str) -> list[dict[str, Any]]:
         config = qtyping.OpQuantizationConfig(
             weight_tensor_config=weights, compute_precision=qtyping.ComputePrecision.FLOAT
         )
-        recipe.add_quantization_config(".*", operator, config, AlgorithmName.FLOAT_CASTING)
+        method = _import("algorithm_manager").AlgorithmName.FLOAT_CASTING
+        recipe.add_quantization_config(".*", operator, config, method)
     return recipe.get_quantization_recipe()
+
+
+def _import(module: str) -> Any:
+    """Import a module of the quantizer."""
+    return import_optional(f"{PACKAGE}.{module}", "the precision of tflite", EXTRA)

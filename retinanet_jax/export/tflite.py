@@ -13,9 +13,11 @@ from retinanet_jax.data import tf_transforms
 from retinanet_jax.export import savedmodel
 from retinanet_jax.export.raw import OUTPUTS, RawServable
 from retinanet_jax.export.servable import ArtifactFunction, Servable
+from retinanet_jax.utils.packages import import_optional
 
 FILE = "detector.tflite"
 PACKAGES = ("tensorflow", "flatbuffers", "ai_edge_litert")
+EXTRA = "retinanet-jax[tflite]"
 
 
 def write(servable: Servable, folder: pathlib.Path) -> None:
@@ -62,9 +64,8 @@ def _check_supported(servable: Servable) -> None:
 
 def load(folder: pathlib.Path) -> ArtifactFunction:
     """Return the function that runs FILE in `folder` by the LiteRT interpreter on the CPU."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(str(folder / FILE))
+    litert = import_optional("ai_edge_litert.interpreter", "the format tflite", EXTRA)
+    interpreter = litert.Interpreter(str(folder / FILE))
     signature = interpreter.get_signature_runner()
 
     def run(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -32,7 +32,7 @@ def card(limits, score_thresholds=None) -> dict:
     }
 
 
-def random_levels(rng) -> tuple[tuple, tuple, tuple]:
+def random_levels(rng) -> tuple[tuple, ...]:
     """Logits, deltas and anchors of each level; some boxes are outside the image."""
     logits = [rng.normal(0, 2, (count, 2)) for count in COUNTS]
     logits = [np.round(level, 1) for level in logits]  # some are equal
@@ -54,7 +54,9 @@ def random_levels(rng) -> tuple[tuple, tuple, tuple]:
 )
 def test_the_detections_are_those_of_predict(changes, thresholds):
     limits = {**LIMITS, **changes}
-    by_class = {"score_threshold": np.float32(list(thresholds.values()))} if thresholds else {}
+    by_class = (
+        {"score_threshold": np.array([*thresholds.values()], np.float32)} if thresholds else {}
+    )
     original_scale = np.ones(2, np.float32)
 
     @jax.jit

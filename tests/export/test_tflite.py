@@ -1,7 +1,11 @@
 """LiteRT: builtin operators only, verified by its interpreter, and convolutions in int8."""
 
 import collections
+import importlib
 import json
+import pathlib
+import re
+import sys
 
 import jax
 import numpy as np
@@ -9,7 +13,7 @@ import pytest
 from export_examples import write_checkpoint
 from PIL import Image
 
-from retinanet_jax import checkpoint
+from retinanet_jax import Detector, checkpoint
 from retinanet_jax.data.sources.synthetic import generate_image
 from retinanet_jax.export import raw_verification, tflite
 from retinanet_jax.export.artifact import check_precision, export_detector, load_servables
@@ -17,6 +21,7 @@ from retinanet_jax.export.model_card import changes_since_evaluation
 from retinanet_jax.export.raw import RawOutputs, RawServable
 from retinanet_jax.export.raw_verification import TOLERANCES, RawVerification, raw_difference
 
+DOCS = pathlib.Path(__file__).parents[2] / "docs" / "export.md"
 BUILTIN = {
     *("ADD", "BROADCAST_TO", "CAST", "CEIL", "CONCATENATION", "CONV_2D", "DIV", "EXP", "LESS"),
     *("LOGICAL_AND", "LOGISTIC", "MAXIMUM", "MAX_POOL_2D", "MINIMUM", "MUL", "PAD", "RELU"),
@@ -27,7 +32,10 @@ BUILTIN = {
 
 
 @pytest.mark.slow
-def test_each_precision_has_the_outputs_of_the_checkpoint(toy_config, tmp_path, one_device):
+@pytest.mark.filterwarnings("ignore:unclosed file")  # the documented code is short
+def test_each_precision_has_the_outputs_of_the_checkpoint(
+    toy_config, tmp_path, one_device, monkeypatch
+):
     for package in ("litert_quantizer", *reversed(tflite.PACKAGES)):  # TensorFlow last: it is slow
         pytest.importorskip(package)
     toy_config.model.update(head_norm="group", padding="masked", head_depth=1)
@@ -42,6 +50,7 @@ def test_each_precision_has_the_outputs_of_the_checkpoint(toy_config, tmp_path, 
     for precision in TOLERANCES:
         folder = tmp_path / precision
         (outcome,) = export_detector("tflite", servables, folder, images, precision).values()
+        assert isinstance(outcome, RawVerification)
         assert outcome.num_images == 2
         assert outcome.num_boxes > 0
         assert json.loads((folder / "card.json").read_text())["precision"] == precision
@@ -52,13 +61,28 @@ def test_each_precision_has_the_outputs_of_the_checkpoint(toy_config, tmp_path, 
         assert operators["CONV_2D"] == 1 + 4 * 2 + 3 + 8 + 5 * 2 * 2
         sizes[precision] = (folder / tflite.FILE).stat().st_size
     assert sizes["int8"] < sizes["float16"] < sizes["float32"]
+    check_documented_client(tmp_path / "float32", images / "1.png", tmp_path / "run", monkeypatch)
+
+
+def check_documented_client(artifact, image, run, monkeypatch):
+    """The code of docs/export.md has the detections of `predict` in the original image's pixels."""
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)
+    code = "".join(b for b in blocks if "import prepare" in b or "import Interpreter" in b)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "client", raising=False)
+    variables: dict = {}
+    exec(code.replace("ARTIFACT", str(artifact)).replace("IMAGE", str(image)), variables)
+    monkeypatch.delitem(sys.modules, "client", raising=False)
+    expected = Detector.load(run)(str(image))
+    assert len(expected.scores) > 5
+    np.testing.assert_allclose(variables["boxes"], expected.boxes, atol=1e-3)
+    np.testing.assert_allclose(variables["scores"], expected.scores, atol=1e-5)
+    assert variables["names"] == list(expected.class_names)
 
 
 def operators_of(file) -> collections.Counter:
     """The operators of a LiteRT file, and how often each occurs."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(str(file))
+    interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter(str(file))
     return collections.Counter(details["op_name"] for details in interpreter._get_ops_details())
 
 
