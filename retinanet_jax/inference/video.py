@@ -44,7 +44,7 @@ class Frame(NamedTuple):
     """A frame of a video.
 
     Attributes:
-        image: RGB pixels, rotated as the video's metadata say.
+        image: RGB pixels, rotated by the video's metadata.
         index: Its number in the video, from 0.
         seconds: Its time, from that of the first frame.
     """
@@ -108,21 +108,21 @@ def find_videos(arguments: Iterable[str]) -> list[Video]:
     videos: dict[str, Video] = {}
     for argument in arguments:
         if argument.startswith("/dev/"):
-            found = [camera(argument)]
+            matches = [camera(argument)]
         elif scheme_of(argument) in (*LIVE_SCHEMES, "http", "https"):
-            found = [_stream(argument)]
+            matches = [_stream(argument)]
         else:
             path = local_copy(os.path.expanduser(argument))
             files = [path] if path.exists() else sorted(map(pathlib.Path, glob.iglob(str(path))))
-            found = [Video(str(file), with_remote_names(str(file)), file) for file in files]
-        if not found:
+            matches = [Video(str(file), with_remote_names(str(file)), file) for file in files]
+        if not matches:
             raise FileNotFoundError(f"{argument}: no such video.")
-        videos.update((video.url, video) for video in found)
+        videos.update((video.url, video) for video in matches)
     return list(videos.values())
 
 
 def camera(name: str) -> Video:
-    """Return a camera of this computer, or one whose stream has a URL.
+    """Return a camera of this computer, or one with a stream at a URL.
 
     Args:
         name: The number of the camera, such as 0 for /dev/video0 of Linux, or on Windows its name;
@@ -237,8 +237,8 @@ class _Ending:
             self.reason,
         ]
         if any(parts):
-            found = "; ".join(filter(None, parts))
-            raise ValueError(f"{self._name}: {found}; what could be read is kept.")
+            reasons = "; ".join(filter(None, parts))
+            raise ValueError(f"{self._name}: {reasons}; what could be read is used.")
 
 
 def _decoded(container: Any, stream: Any, ending: _Ending) -> Iterator[Any]:

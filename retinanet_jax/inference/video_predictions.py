@@ -25,7 +25,7 @@ from retinanet_jax.utils.progress import CLOCK, MIN_MEASURED, format_count, make
 from retinanet_jax.utils.threads import in_background, map_ahead, newest
 
 NUM_DRAWING = 2  # threads that draw, and frames that drawing and encoding are each behind
-NUM_KEPT = 8  # the newest frames of a camera or a stream that wait for the network
+NUM_WAITING = 8  # the newest frames of a camera or a stream that wait for the network
 
 Detected = tuple[Detections | ValueError, Frame]  # a frame with its detections, or with its error
 
@@ -145,16 +145,16 @@ def write_frames(
             return pair, None
         return pair, np.asarray(detections.draw(threshold))
 
-    def write(drawn: tuple[Detected, np.ndarray | None]) -> Detected:
-        (detections, frame), image = drawn
+    def write(annotated: tuple[Detected, np.ndarray | None]) -> Detected:
+        (detections, frame), image = annotated
         if not isinstance(detections, ValueError):
             results.add(video, frame, detections)
         if writer is not None and image is not None:
             writer.write(image, frame.seconds)
         return detections, frame
 
-    drawn = map_ahead(draw, detected, num_ahead=NUM_DRAWING, num_threads=NUM_DRAWING)
-    return map_ahead(write, drawn, num_ahead=NUM_DRAWING, num_threads=1)  # in their order
+    annotated = map_ahead(draw, detected, num_ahead=NUM_DRAWING, num_threads=NUM_DRAWING)
+    return map_ahead(write, annotated, num_ahead=NUM_DRAWING, num_threads=1)  # in their order
 
 
 def _read_ahead(
@@ -172,7 +172,7 @@ def _read_ahead(
             errors.append(str(error))
 
     if video.is_live:
-        return newest(read(), max(NUM_KEPT, options.batch_size), check)
+        return newest(read(), max(NUM_WAITING, options.batch_size), check)
     return in_background(read(), check)
 
 

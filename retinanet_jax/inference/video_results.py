@@ -24,7 +24,7 @@ class VideoResults:
     Attributes:
         num_frames: The number of frames; the image id of each frame is its number from 1.
         num_detections: The number of their detections.
-        num_drawn: How many of them are drawn.
+        num_confident: How many of them are drawn.
         last_frame: The number of the latest frame in its video, from 0; at first -1.
         draw_threshold: The lowest score of a detection that is drawn; None if nothing is drawn.
 
@@ -37,7 +37,7 @@ class VideoResults:
     def __init__(
         self, json_file: IO[str], csv_file: IO[str] | None, draw_threshold: float | None
     ) -> None:
-        self.num_frames = self.num_detections = self.num_drawn = 0
+        self.num_frames = self.num_detections = self.num_confident = 0
         self.draw_threshold, self.last_frame = draw_threshold, -1
         self._json, self._table = json_file, csv.writer(csv_file) if csv_file else None
         self._json.write("[")
@@ -63,7 +63,7 @@ class VideoResults:
             rows = ((*columns, d.class_name, d.category_id, d.score, *d.box) for d in detections)
             self._table.writerows(rows)
         if self.draw_threshold is not None:
-            self.num_drawn += int(np.sum(detections.scores >= self.draw_threshold))
+            self.num_confident += int(np.sum(detections.scores >= self.draw_threshold))
 
     def end(self) -> None:
         """Write the end of detections.json."""
@@ -76,7 +76,7 @@ class VideoResults:
         if self.draw_threshold is None:
             return counts
         threshold = f"{self.draw_threshold:g}"
-        return f"{counts} ({self.num_drawn} with a score of {threshold} or more are drawn)"
+        return f"{counts} ({self.num_confident} with a score of {threshold} or more are drawn)"
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ class VideoWriter:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:

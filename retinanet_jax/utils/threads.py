@@ -135,13 +135,13 @@ def newest(
         size: The number of items that are kept while the caller uses one.
         while_waiting: As in `wait_for`, while the caller waits for an item.
     """
-    kept: collections.deque[T] = collections.deque(maxlen=size)
+    recent: collections.deque[T] = collections.deque(maxlen=size)
     arrived, closed = threading.Event(), threading.Event()
 
     def take() -> None:
         with contextlib.closing(items):
             for item in items:
-                kept.append(item)
+                recent.append(item)
                 arrived.set()
                 if closed.is_set():
                     return
@@ -149,13 +149,13 @@ def newest(
     taken = in_daemon_thread(take)
     taken.add_done_callback(lambda _: arrived.set())
     try:
-        while kept or not taken.done():
+        while recent or not taken.done():
             arrived.clear()
-            while kept:
-                yield kept.popleft()
-            while not (kept or taken.done() or arrived.wait(POLL_SECONDS)):
+            while recent:
+                yield recent.popleft()
+            while not (recent or taken.done() or arrived.wait(POLL_SECONDS)):
                 while_waiting()
-        yield from kept
+        yield from recent
         taken.result()
     finally:
         closed.set()

@@ -93,7 +93,7 @@ def test_a_video_that_cannot_be_read_to_its_end_is_status_1(clip, tmp_path, caps
         (("{clip}", "--batch_size=0"), "batch_size=0 must be at least 1"),
         (("{clip}", "--format=yolo"), "--format is for images only; detections.json"),
         (("{clip}", "--save_crops"), "--save_crops is for images only"),
-        (("{clip}", "rtsp://host/door"), "rtsp://host/door has no end; give it in a command of"),
+        (("{clip}", "rtsp://host/live"), "rtsp://host/live has no end; give it in a command of"),
         (("{tmp}/text.mp4",), "text.mp4: cannot be read as a video (Invalid data"),
     ],
 )

@@ -27,7 +27,7 @@ class ColorDetector:
     def batch_with_errors(self, images, batch_size):
         for image in images:
             where = [np.argwhere((image == color).all(-1)) for color in COLORS.values()]
-            boxes = [[*found.min(0)[::-1], *(found.max(0)[::-1] + 1)] for found in where]
+            boxes = [[*pixels.min(0)[::-1], *(pixels.max(0)[::-1] + 1)] for pixels in where]
             scores, categories = np.float32([0.9, 0.9]), map(Category, (1, 2), COLORS)
             yield Detections(image, np.float32(boxes), scores, np.array([0, 1]), tuple(categories))
 

@@ -104,9 +104,9 @@ def test_the_json_the_table_and_the_annotated_video_have_the_same_frames(tmp_pat
         assert [x0, y0, x1 - x0, y1 - y0] == pytest.approx(entry["bbox"])
         for name in ("file_name", "frame", "seconds", "score"):
             assert row[name] == str(entry[name])
-    drawn = list(read_frames(output / "clip, 1.mp4"))
-    assert [frame.seconds for frame in drawn] == pytest.approx(seconds)
-    assert drawn[0].image.shape == (48, 64, 3)
+    annotated = list(read_frames(output / "clip, 1.mp4"))
+    assert [frame.seconds for frame in annotated] == pytest.approx(seconds)
+    assert annotated[0].image.shape == (48, 64, 3)
     printed = capsys.readouterr().out
     assert "10 detections in 5 frames (5 with a score of 0.5 or more are drawn): " in printed
 
@@ -134,7 +134,7 @@ def test_a_video_in_the_output_folder_is_not_overwritten(tmp_path):
     assert (tmp_path / "clip-2.mp4").exists()
 
 
-def test_of_a_video_that_ends_early_what_was_read_is_kept(tmp_path):
+def test_of_a_video_that_ends_early_the_frames_are_used(tmp_path):
     clip = write_clip(tmp_path / "clip.mkv", make_images(40), codec="ffv1", pix_fmt="bgr0")
     clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
     whole = write_clip(tmp_path / "whole.mov", make_images(2))
