@@ -47,6 +47,19 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
         "stablehlo and savedmodel. The default of ONNX and tflite is 1.",
         flag_values=values,
     )
+    _define_contents(values)
+    define_detection_limits(values)
+    flags.DEFINE_string(
+        "images",
+        None,
+        "A folder of images to verify the artifact on, and by which int8 chooses the range of each "
+        "feature map. The default is a few synthetic images.",
+        flag_values=values,
+    )
+
+
+def _define_contents(values: flags.FlagValues) -> None:
+    """Define the flags of what the artifact computes, and in which precision."""
     flags.DEFINE_bool(
         "raw",
         False,
@@ -62,14 +75,6 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
         "The precision of tflite. The default is float32. In float16 the file is half as large; in "
         "int8, which requires --images, it is a quarter, and the convolutions compute with "
         "integers.",
-        flag_values=values,
-    )
-    define_detection_limits(values)
-    flags.DEFINE_string(
-        "images",
-        None,
-        "A folder of images to verify the artifact on, and by which int8 chooses the range of each "
-        "feature map. The default is a few synthetic images.",
         flag_values=values,
     )
 

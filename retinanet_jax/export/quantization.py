@@ -29,7 +29,7 @@ def quantize(file: pathlib.Path, precision: str, examples: Iterable[Example]) ->
         precision: "float16" or "int8".
         examples: Representative images, by which int8 chooses the range of each feature map.
     """
-    quantizer = _import("quantizer").Quantizer(file.read_bytes(), _recipe(precision))
+    quantizer = _import("quantizer").Quantizer(file.read_bytes(), _settings(precision))
     ranges = None
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         # The quantizer shows its progress by operator, and its interpreters keep all feature maps.
@@ -45,20 +45,20 @@ def quantize(file: pathlib.Path, precision: str, examples: Iterable[Example]) ->
     file.write_bytes(result.quantized_model)
 
 
-def _recipe(precision: str) -> list[dict[str, Any]]:
+def _settings(precision: str) -> list[dict[str, Any]]:
     """Return what is quantized, and how, for the quantizer."""
-    qtyping, recipe = _import("qtyping"), _import("recipe_manager").RecipeManager()
+    qtyping, settings = _import("qtyping"), _import("recipe_manager").RecipeManager()
     operator = qtyping.TFLOperationName.CONV_2D
     if precision == "int8":
-        recipe.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)
+        settings.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)
     else:
         weights = qtyping.TensorQuantizationConfig(16, dtype=qtyping.TensorDataType.FLOAT)
         config = qtyping.OpQuantizationConfig(
             weight_tensor_config=weights, compute_precision=qtyping.ComputePrecision.FLOAT
         )
         method = _import("algorithm_manager").AlgorithmName.FLOAT_CASTING
-        recipe.add_quantization_config(".*", operator, config, method)
-    return recipe.get_quantization_recipe()
+        settings.add_quantization_config(".*", operator, config, method)
+    return settings.get_quantization_recipe()
 
 
 def _import(module: str) -> Any:

@@ -130,7 +130,7 @@ def test_a_precision_that_cannot_be_made_is_refused_in_one_line(format_name, pre
 
 
 def test_the_means_are_those_of_all_compared_boxes():
-    """Two images: one compared box of three, whose coordinates differ by 4, 0, 0, 0; then three."""
+    """Two images: the coordinates of its only compared box differ by 4, 0, 0, 0; then three."""
     boxes = np.zeros((1, 3, 4), np.float32)
     scores = np.array([[[0.5, 0.0], [0.0, 0.0], [0.0, 0.1]]], np.float32)
     offsets = np.array([[4, 0, 0, 0], [9, 9, 9, 9], [0, 0, 0, 0]])
