@@ -177,7 +177,7 @@ def test_images_are_padded_to_multiples_of_the_coarsest_stride(servable):
     assert str(sizes.shape) == "(b, 2)"
 
 
-def test_the_card_says_that_any_size_is_accepted_and_the_client_follows(servable, tmp_path):
+def test_the_card_and_the_client_of_an_artifact_for_any_size(servable, tmp_path):
     any_size = servable._replace(image_size=None)
     servable.config.data.update(eval_short_side=64, long_side=200)
     text = " ".join(model_card.resize_instructions(any_size))

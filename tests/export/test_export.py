@@ -174,10 +174,10 @@ def test_an_artifact_for_any_size_has_the_detections_of_predict_in_every_batch(
     assert (card["image_size"], card["size_multiple"]) == (None, 32)
 
     run = FORMATS[format_name].load(artifact)
-    alone = verification.artifact_detections(servable._replace(batch_size=1), run, files)
+    singly = verification.artifact_detections(servable._replace(batch_size=1), run, files)
     together = verification.artifact_detections(servable._replace(batch_size=3), run, files)
     shapes = set()
-    for (example, expected), (_, actual) in zip(alone, together, strict=True):
+    for (example, expected), (_, actual) in zip(singly, together, strict=True):
         shapes.add(example.pixels.shape)
         check_equal(expected, actual, toy_config)
     assert len(shapes) > 2

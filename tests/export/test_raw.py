@@ -81,19 +81,21 @@ def test_nms_of_the_raw_outputs_gives_the_detections(network, toy_config):
         selected = []
         for c in range(2):
             candidates = np.flatnonzero(scores[k, :, c] > 0.8)
-            kept = []
+            keep = []
             for i in candidates[np.argsort(-scores[k, candidates, c])]:
-                if all(iou(boxes[k, i], boxes[k, j]) <= 0.5 for j in kept):
-                    kept.append(i)
-            selected += [(scores[k, i, c], c, boxes[k, i]) for i in kept]
+                if all(iou(boxes[k, i], boxes[k, j]) <= 0.5 for j in keep):
+                    keep.append(i)
+            selected += [(scores[k, i, c], c, boxes[k, i]) for i in keep]
         selected = sorted(selected, key=lambda detection: -detection[0])[:limit]
         selected = [x for x in selected if np.all(x[2][:2] < x[2][2:])]  # drop_empty
         assert len(selected) == int(expected.mask[k].sum())
-        found_scores, found_classes, found_boxes = map(np.array, zip(*selected, strict=True))
+        selected_scores, selected_classes, selected_boxes = map(
+            np.array, zip(*selected, strict=True)
+        )
         count = len(selected)
-        np.testing.assert_array_equal(found_scores, expected.scores[k, :count])
-        np.testing.assert_array_equal(found_classes, expected.classes[k, :count])
-        actual = found_boxes[:, [1, 0, 3, 2]]
+        np.testing.assert_array_equal(selected_scores, expected.scores[k, :count])
+        np.testing.assert_array_equal(selected_classes, expected.classes[k, :count])
+        actual = selected_boxes[:, [1, 0, 3, 2]]
         np.testing.assert_allclose(actual, expected.boxes[k, :count], atol=1e-4)
 
 

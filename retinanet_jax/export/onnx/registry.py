@@ -1,4 +1,4 @@
-"""The rules that translate jax primitives to ONNX operators, and what they share."""
+"""The rules that translate jax primitives to ONNX operators, and the functions that they use."""
 
 from collections.abc import Callable
 from typing import Any
