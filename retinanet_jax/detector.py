@@ -295,7 +295,7 @@ class Detector:
                 size.
             overlap: The fraction of a window that its neighbor contains at least, above 0. Larger
                 objects at a border are put together from their parts.
-            merge: "owner": a window owns the objects whose centers are nearer to its middle than to
+            merge: "owner": a window owns the objects with centers nearer to its middle than to
                 a neighbor's, and what several windows see of one object becomes one detection.
                 "nms": class-wise non-maximum suppression of the detections of all windows.
             whole_image: Whether to detect in the whole image, too, resized as without windows; of

@@ -39,7 +39,7 @@ def define_tile_flags(values: flags.FlagValues) -> None:
         "merge",
         "owner",
         "With --tile: how the detections of the windows are merged. owner, the default: a window "
-        "owns the objects whose centers are nearer to its middle than to a neighbor's, and what "
+        "owns the objects with centers nearer to its middle than to a neighbor's, and what "
         "several windows see of one object becomes one detection. nms: class-wise non-maximum "
         "suppression.",
         flag_values=values,

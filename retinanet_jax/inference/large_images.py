@@ -51,7 +51,7 @@ def read_large(
 
 
 def reduced(pixels: UInt8[np.ndarray, "H W 3"], factor: int) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Return an image whose pixels are the means of squares of another's.
+    """Return an image with the means of squares of another as its pixels.
 
     Args:
         pixels: The other image, of which only a strip is copied at a time.

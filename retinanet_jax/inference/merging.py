@@ -29,33 +29,33 @@ def concatenate(parts: Iterable[ScoredBoxes]) -> ScoredBoxes:
     return ScoredBoxes(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def best_first(found: ScoredBoxes) -> ScoredBoxes:
+def best_first(detected: ScoredBoxes) -> ScoredBoxes:
     """Return the boxes in descending order of their scores; equal scores keep their order."""
-    return found.take(np.argsort(-found.scores, kind="stable"))
+    return detected.take(np.argsort(-detected.scores, kind="stable"))
 
 
 def class_wise_nms(
-    found: ScoredBoxes, *, iou_threshold: float, class_agnostic: bool
+    detected: ScoredBoxes, *, iou_threshold: float, class_agnostic: bool
 ) -> ScoredBoxes:
     """Return the boxes that greedy NMS selects, best score first.
 
     Args:
-        found: The boxes of all views.
+        detected: The boxes of all views.
         iou_threshold: A box is suppressed if its IoU with a better one of its class is higher.
         class_agnostic: Whether boxes also suppress boxes of other classes.
     """
-    found = best_first(found)
-    size = len(found.scores)
+    detected = best_first(detected)
+    size = len(detected.scores)
     padding = (1 << size.bit_length()) - size  # few lengths, because each is compiled
     selected = core.non_maximum_suppression(
-        np.pad(found.boxes, ((0, padding), (0, 0))),
-        np.pad(found.classes, (0, padding)),
+        np.pad(detected.boxes, ((0, padding), (0, 0))),
+        np.pad(detected.classes, (0, padding)),
         np.arange(size + padding) < size,
         iou_threshold=iou_threshold,
         class_agnostic=class_agnostic,
         limit=size + padding,
     )
-    return found.take(np.asarray(selected)[:size])
+    return detected.take(np.asarray(selected)[:size])
 
 
 def pairwise_iou(

@@ -30,7 +30,7 @@ from retinanet_jax.utils.threads import map_ahead
 
 TILE, OVERLAP = 1024, 0.2
 MERGES = ("owner", "nms")
-DRAWN_SIDE = 4096  # pixels: the longest side of a drawing; JPEG has at most 65,535
+DRAWING_SIDE = 4096  # pixels: the longest side of a drawing; JPEG has at most 65,535
 
 # Called with a name and a number of windows; what it returns, with the number that are done.
 Report = Callable[[str, int], Callable[[int], None]]
@@ -44,7 +44,7 @@ class _Views(NamedTuple):
     grid: Grid  # a single window if the image fits in it
     factor: int  # by which the whole image is reduced; 0 if only the windows are seen
 
-    def seen(self) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
+    def images(self) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
         """Yield the windows and then the whole image."""
         for x0, y0, x1, y1 in self.grid.windows.tolist():
             yield self.pixels[y0:y1, x0:x1]
@@ -66,7 +66,7 @@ class LargeImageDetections(Detections):
         Args:
             threshold: The lowest score that is drawn.
         """
-        factor = math.ceil(max(self.image.shape) / DRAWN_SIDE)
+        factor = math.ceil(max(self.image.shape) / DRAWING_SIDE)
         small = reduced(self.image, factor), self.boxes / factor
         return Detections(*small, self.scores, self.classes, self.categories).draw(threshold)
 
@@ -169,7 +169,7 @@ class TiledDetector:
         opened = map_ahead(self._open, images, num_ahead=1, num_threads=1)
         opened, awaited = itertools.tee(opened)
         views = itertools.chain.from_iterable(
-            image.seen() for image in opened if isinstance(image, _Views)
+            image.images() for image in opened if isinstance(image, _Views)
         )
         outcomes = self._detector.batch_with_errors(views, batch_size)
         return (
@@ -218,20 +218,20 @@ class TiledDetector:
         grid, limits = image.grid, self.checkpoint.config.detections
         windows = views[: len(grid.windows)]
         offsets = grid.windows[:, [0, 1, 0, 1]].astype(np.float32)
-        found = concatenate(
+        detected = concatenate(
             view._replace(boxes=view.boxes + offset)
             for view, offset in zip(windows, offsets, strict=True)
         )
         large = larger_than_windows(_of_whole(image, views[-1]), grid)
         if self._merge_by == "nms":
             return class_wise_nms(
-                concatenate([found, large]),
+                concatenate([detected, large]),
                 iou_threshold=limits.iou_threshold,
                 class_agnostic=limits.class_agnostic,
             )
         window = np.repeat(np.arange(len(windows)), [len(view.scores) for view in windows])
         objects, incomplete = merge_by_owner(
-            found, window, grid, class_agnostic=limits.class_agnostic
+            detected, window, grid, class_agnostic=limits.class_agnostic
         )
         return add_large(objects, incomplete, large, class_agnostic=limits.class_agnostic)
 
@@ -240,10 +240,10 @@ def _scored(detections: Detections) -> ScoredBoxes:
     return ScoredBoxes(detections.boxes, detections.scores, detections.classes)
 
 
-def _of_whole(image: _Views, seen: ScoredBoxes) -> ScoredBoxes:
+def _of_whole(image: _Views, detected: ScoredBoxes) -> ScoredBoxes:
     """Return the detections in the reduced image, in pixels of the image; none without one."""
     if not image.factor:
-        return seen.take(np.arange(0))
+        return detected.take(np.arange(0))
     height, width = image.pixels.shape[:2]
     size = np.array([width, height, width, height], np.float32)
-    return seen._replace(boxes=np.minimum(seen.boxes * np.float32(image.factor), size))
+    return detected._replace(boxes=np.minimum(detected.boxes * np.float32(image.factor), size))

@@ -27,7 +27,7 @@ class Grid(NamedTuple):
     y_borders: Float[np.ndarray, " rows_1"]
 
     def owners(self, boxes: Float[np.ndarray, "n 4"]) -> Int[np.ndarray, " n"]:
-        """Return for each box the index of the window whose core contains the box's center.
+        """Return for each box the index of the window with the core that contains the box's center.
 
         Args:
             boxes: x0, y0, x1, y1 in pixels of the image.

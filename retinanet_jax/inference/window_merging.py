@@ -18,13 +18,13 @@ from retinanet_jax.inference.tiles import Grid
 
 # Two windows see the same object if their boxes have a higher IoU within the part that both see.
 SAME_OBJECT = 0.5
-# What may go on beyond the windows is an object, and no part of a large one, from this IoU on.
+# What may extend beyond the windows is an object, and no part of a large one, from this IoU on.
 MOST_OF_IT = 2 / 3
-CUT = 0.05  # of a box's side: ending so near to the border of a window, it may go on beyond it
+CUT = 0.05  # of a box's side: ending so near to the border of a window, it may extend beyond it
 
 
 def merge_by_owner(
-    found: ScoredBoxes,
+    detected: ScoredBoxes,
     window: Int[np.ndarray, " n"],
     grid: Grid,
     *,
@@ -32,7 +32,7 @@ def merge_by_owner(
 ) -> tuple[ScoredBoxes, Bool[np.ndarray, " m"]]:
     """Return each object once from the detections of overlapping windows.
 
-    A window owns the detections whose centers lie in its core; the others are dropped. If an object
+    A window owns the detections with centers in its core; the others are dropped. If an object
     is no larger than the overlap, exactly one window owns it, and sees it whole: a window that sees
     only a part of it does not have the center of that part in its core.
 
@@ -43,33 +43,33 @@ def merge_by_owner(
     the box around all parts, with the score of the best part.
 
     Args:
-        found: The detections of all windows.
+        detected: The detections of all windows.
         window: The index of the window of each detection.
         grid: The windows.
         class_agnostic: Whether detections of different classes can be the same object.
 
     Returns:
-        The objects, and whether each may go on beyond what the windows together show of it.
+        The objects, and whether each may extend beyond what the windows together show of it.
     """
-    first, second = _same_objects(found, window, grid, class_agnostic)
+    first, second = _same_objects(detected, window, grid, class_agnostic)
     windows = grid.windows[window]
     is_part = np.zeros(len(window), bool)
-    is_part[first[_goes_beyond(found.boxes[second], windows[first])]] = True
-    owner = grid.owners(found.boxes)
+    is_part[first[_goes_beyond(detected.boxes[second], windows[first])]] = True
+    owner = grid.owners(detected.boxes)
     owned = owner == window
     is_left = ~owned[first] & ~owned[second] & (owner[first] == window[second])
     candidate = owned.copy()
     candidate[first[is_left]] = True
 
     group = _groups(candidate, first, second)
-    best_first = np.lexsort((-found.scores, ~owned, is_part))
+    best_first = np.lexsort((-detected.scores, ~owned, is_part))
     best_first = best_first[candidate[best_first]]
     best = best_first[np.unique(group[best_first], return_index=True)[1]]  # of each group
-    around = _boxes_around(found.boxes[candidate], group[candidate])
-    boxes = np.where(is_part[best, None], around, found.boxes[best])
+    around = _boxes_around(detected.boxes[candidate], group[candidate])
+    boxes = np.where(is_part[best, None], around, detected.boxes[best])
     goes_on = _ends_at_border(boxes[group[candidate]], windows[candidate], grid)
     incomplete = np.bincount(group[candidate], goes_on, len(best)) > 0
-    return found.take(best)._replace(boxes=boxes), incomplete
+    return detected.take(best)._replace(boxes=boxes), incomplete
 
 
 def larger_than_windows(whole: ScoredBoxes, grid: Grid) -> ScoredBoxes:
@@ -97,14 +97,14 @@ def add_large(
 
     Args:
         objects: The objects in windows.
-        incomplete: Whether each may go on beyond what the windows show of it.
+        incomplete: Whether each may extend beyond what the windows show of it.
         large: Detections in the whole image.
         class_agnostic: Whether detections of different classes can be the same object.
     """
     comparable = _comparable(objects, large, class_agnostic)
     required = np.where(incomplete, MOST_OF_IT, SAME_OBJECT)[:, None]
-    shown = comparable & (pairwise_iou(objects.boxes, large.boxes) > required)
-    is_new = ~shown.any(axis=0)
+    matched = comparable & (pairwise_iou(objects.boxes, large.boxes) > required)
+    is_new = ~matched.any(axis=0)
     covered = (
         intersections(objects.boxes, large.boxes) > SAME_OBJECT * areas(objects.boxes)[:, None]
     )
@@ -118,7 +118,7 @@ def _comparable(a: ScoredBoxes, b: ScoredBoxes, class_agnostic: bool) -> Bool[np
 
 
 def _same_objects(
-    found: ScoredBoxes, window: Int[np.ndarray, " n"], grid: Grid, class_agnostic: bool
+    detected: ScoredBoxes, window: Int[np.ndarray, " n"], grid: Grid, class_agnostic: bool
 ) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
     """Return the pairs of detections in different windows that are the same object.
 
@@ -127,15 +127,15 @@ def _same_objects(
     """
     pairs = [np.zeros((2, 0), int)]
     indices = {w: np.flatnonzero(window == w) for w in np.unique(window).tolist()}
-    for one, other in _neighbors(grid, np.array(list(indices), int)):
-        shared = np.stack([grid.windows[one], grid.windows[other]])
+    for first, second in _neighbors(grid, np.array(list(indices), int)):
+        shared = np.stack([grid.windows[first], grid.windows[second]])
         low, high = shared[:, :2].max(axis=0), shared[:, 2:].min(axis=0)
-        a, b = (found.take(indices[w]) for w in (one, other))
+        a, b = (detected.take(indices[w]) for w in (first, second))
         clip = [np.clip(x.boxes.reshape(-1, 2, 2), low, high).reshape(-1, 4) for x in (a, b)]
         ious = pairwise_iou(*clip) * _comparable(a, b, class_agnostic)
         best = (ious == ious.max(axis=0)) & (ious == ious.max(axis=1, keepdims=True))
         row, column = np.nonzero(best & (ious > SAME_OBJECT))
-        pairs.append(np.stack([indices[one][row], indices[other][column]]))
+        pairs.append(np.stack([indices[first][row], indices[second][column]]))
     first, second = np.concatenate(pairs, axis=1)
     return np.concatenate([first, second]), np.concatenate([second, first])
 

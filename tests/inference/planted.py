@@ -15,7 +15,7 @@ def plant(
     return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
 
 
-def seen(objects, grid, *, rng=None, noise=0.0, min_visible=0.0):
+def visible_parts(objects, grid, *, rng=None, noise=0.0, min_visible=0.0):
     """Return what an exact detector finds in each window, and the windows of these detections.
 
     Args:
@@ -31,12 +31,12 @@ def seen(objects, grid, *, rng=None, noise=0.0, min_visible=0.0):
         visible = np.clip(objects, low, high)
         sides = visible[:, 2:] - visible[:, :2]
         area = (objects[:, 2:] - objects[:, :2]).prod(1)
-        found = visible[(sides > 0).all(1) & (sides.prod(1) >= min_visible * area)]
+        detected = visible[(sides > 0).all(1) & (sides.prod(1) >= min_visible * area)]
         if noise:
-            sides = np.tile(found[:, 2:] - found[:, :2], 2)
-            found = np.clip(found + sides * rng.normal(0, noise, found.shape), low, high)
-        boxes.append(found)
-        window += [index] * len(found)
+            sides = np.tile(detected[:, 2:] - detected[:, :2], 2)
+            detected = np.clip(detected + sides * rng.normal(0, noise, detected.shape), low, high)
+        boxes.append(detected)
+        window += [index] * len(detected)
     scores = np.full(len(window), 0.5) if rng is None else rng.uniform(0.3, 1, len(window))
     classes = np.zeros(len(window), int)
     merged = np.concatenate(boxes).astype(np.float32)

@@ -47,7 +47,7 @@ def save(name: str, folder: pathlib.Path, orientation: int = 1) -> pathlib.Path:
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_large_files_of_all_kinds_have_the_pixels_of_any_image(name, config, all_large, tmp_path):
+def test_large_files_of_all_formats_have_the_pixels_of_any_image(name, config, all_large, tmp_path):
     path = save(name, tmp_path)
     large = read_large(path, config)
     np.testing.assert_array_equal(large, read_image(path))

@@ -112,8 +112,8 @@ def test_what_only_the_whole_image_shows_is_added_if_no_window_holds_it(trained)
     image = painted(500, 640, objects)
     detections = TiledDetector(OnlyWhole(trained), tile=128)(image)
     np.testing.assert_array_equal(detections.boxes, [[100, 100, 500, 400]])
-    alone = TiledDetector(OnlyWhole(trained), tile=128, whole_image=False)(image)
-    assert len(alone) == 0
+    by_windows = TiledDetector(OnlyWhole(trained), tile=128, whole_image=False)(image)
+    assert len(by_windows) == 0
 
 
 def test_detections_are_sorted_and_of_their_classes(rectangles):
@@ -180,7 +180,7 @@ def test_progress_counts_the_windows_of_each_image(rectangles):
 
 def test_drawings_of_large_images_are_reduced(rectangles, monkeypatch):
     """The image and the boxes by the same factor."""
-    monkeypatch.setattr(tiled, "DRAWN_SIDE", 100)
+    monkeypatch.setattr(tiled, "DRAWING_SIDE", 100)
     image = painted(100, 250, [[30, 30, 90, 60]])
     detections = TiledDetector(rectangles, tile=64)(image)
     expected = Detections(
@@ -190,9 +190,9 @@ def test_drawings_of_large_images_are_reduced(rectangles, monkeypatch):
         detections.classes,
         CATEGORIES,
     )
-    drawn = detections.draw()
-    assert drawn.size == (84, 34)
-    np.testing.assert_array_equal(drawn, expected.draw())
+    drawing = detections.draw()
+    assert drawing.size == (84, 34)
+    np.testing.assert_array_equal(drawing, expected.draw())
 
 
 @pytest.mark.parametrize(
@@ -230,11 +230,11 @@ def test_an_image_that_fits_in_one_window_has_the_detections_of_the_plain_detect
     file = sorted(tiny_run.workdir.glob("data/*/images/*"))[0]
     large = np.tile(read_image(file), (2, 3, 1))
     plain = detector(file)
-    alone = detector.tiled(file, max(plain.image.shape))
+    by_windows = detector.tiled(file, max(plain.image.shape))
     tiles = TiledDetector(detector, tile=max(plain.image.shape), overlap=0.5)
     of_large, among_others = tiles.batch([large, file], batch_size=1)
     assert len(plain) > 0
     assert len(of_large) > len(plain)
-    for detections in (alone, among_others):
+    for detections in (by_windows, among_others):
         for name in ("boxes", "scores", "classes", "image"):
             np.testing.assert_array_equal(getattr(detections, name), getattr(plain, name))

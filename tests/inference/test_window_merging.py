@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from planted import assert_each_once, plant, seen
+from planted import assert_each_once, plant, visible_parts
 
 from retinanet_jax.inference.merging import ScoredBoxes, class_wise_nms
 from retinanet_jax.inference.tiles import make_grid
 from retinanet_jax.inference.window_merging import add_large, larger_than_windows, merge_by_owner
 
-# Two windows, x = 0..100 and 80..180, whose cores meet at 90.
+# Two windows, x = 0..100 and 80..180. Their cores meet at 90.
 PAIR = make_grid(100, 180, tile=100, overlap=0.2)
 
 
@@ -22,9 +22,9 @@ def scored(boxes, scores=None, classes=None) -> ScoredBoxes:
 
 
 def merged(boxes, window, scores=None, classes=None, *, grid=PAIR, class_agnostic=False):
-    found = scored(boxes, scores, classes)
+    detected = scored(boxes, scores, classes)
     window = np.array(window, int)
-    objects, incomplete = merge_by_owner(found, window, grid, class_agnostic=class_agnostic)
+    objects, incomplete = merge_by_owner(detected, window, grid, class_agnostic=class_agnostic)
     scores = [round(score, 3) for score in objects.scores.tolist()]
     return objects.boxes.tolist(), scores, incomplete.tolist()
 
@@ -37,9 +37,9 @@ def test_objects_of_any_size_appear_once_at_any_tile_and_overlap():
         largest = int(rng.integers(3, 140))
         objects = plant(rng, height, width, largest=largest, pitch=largest + 3)
         grid = make_grid(height, width, tile=tile, overlap=rng.choice([0.01, 0.1, 0.2, 0.5]))
-        found, window = seen(objects, grid, rng=rng)
-        found, _ = merge_by_owner(found, window, grid, class_agnostic=False)
-        assert_each_once(found.boxes, objects)
+        detected, window = visible_parts(objects, grid, rng=rng)
+        detected, _ = merge_by_owner(detected, window, grid, class_agnostic=False)
+        assert_each_once(detected.boxes, objects)
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.05])
@@ -51,11 +51,11 @@ def test_objects_appear_once_although_windows_see_them_differently(noise):
         height, width, tile = rng.integers([300, 300, 100], [700, 700, 300]).tolist()
         objects = plant(rng, height, width, largest=40, pitch=46)
         grid = make_grid(height, width, tile=tile, overlap=0.2)
-        found, window = seen(objects, grid, rng=rng, noise=noise, min_visible=0.2)
-        suppressed = class_wise_nms(found, iou_threshold=0.5, class_agnostic=False)
+        detected, window = visible_parts(objects, grid, rng=rng, noise=noise, min_visible=0.2)
+        suppressed = class_wise_nms(detected, iou_threshold=0.5, class_agnostic=False)
         parts += len(suppressed.boxes) - len(objects)
-        found, _ = merge_by_owner(found, window, grid, class_agnostic=False)
-        assert_each_once(found.boxes, objects, tolerance=12)
+        detected, _ = merge_by_owner(detected, window, grid, class_agnostic=False)
+        assert_each_once(detected.boxes, objects, tolerance=12)
     assert parts > 0
 
 
@@ -146,7 +146,7 @@ def test_a_large_object_replaces_its_parts_but_not_what_the_windows_show_complet
     joined = scored([[20, 0, 158, 90]])
     both = add_large(joined, np.array([False]), large, class_agnostic=False)
     assert both.boxes.tolist() == [[20, 0, 158, 90]]
-    # Also if it ends at a border by chance, so that it might go on.
+    # Also if it ends at a border by chance.
     both = add_large(joined, np.array([True]), large, class_agnostic=False)
     assert both.boxes.tolist() == [[20, 0, 158, 90]]
     # Of another class, it is another object.
@@ -156,12 +156,12 @@ def test_a_large_object_replaces_its_parts_but_not_what_the_windows_show_complet
 
 
 def test_class_wise_nms_returns_the_best_of_overlapping_boxes():
-    found = scored(
+    detected = scored(
         [[0, 0, 10, 10], [0, 0, 10, 9], [50, 0, 60, 10], [0, 0, 10, 10]],
         [0.5, 0.9, 0.7, 0.6],
         [0, 0, 0, 1],
     )
-    kept = class_wise_nms(found, iou_threshold=0.5, class_agnostic=False)
-    np.testing.assert_allclose(kept.scores, [0.9, 0.7, 0.6])
-    kept = class_wise_nms(found, iou_threshold=0.5, class_agnostic=True)
-    np.testing.assert_allclose(kept.scores, [0.9, 0.7])
+    selected = class_wise_nms(detected, iou_threshold=0.5, class_agnostic=False)
+    np.testing.assert_allclose(selected.scores, [0.9, 0.7, 0.6])
+    selected = class_wise_nms(detected, iou_threshold=0.5, class_agnostic=True)
+    np.testing.assert_allclose(selected.scores, [0.9, 0.7])
