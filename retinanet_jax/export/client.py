@@ -129,7 +129,7 @@ def select(
     groups = np.zeros_like(classes) if limits["class_agnostic"] else classes
     keep = _nms(boxes, groups, limits["iou_threshold"])[: limits["max_detections"]]
     height, width = size
-    boxes = np.clip(boxes[keep], 0, np.float32([width, height, width, height]))
+    boxes = np.clip(boxes[keep], 0, np.array([width, height] * 2, np.float32))
     if limits["drop_empty"]:
         not_empty = np.all(boxes[:, :2] < boxes[:, 2:], axis=1)
         keep, boxes = keep[not_empty], boxes[not_empty]
