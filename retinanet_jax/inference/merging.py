@@ -31,7 +31,7 @@ def concatenate(parts: Iterable[ScoredBoxes]) -> ScoredBoxes:
 
 def best_first(detected: ScoredBoxes) -> ScoredBoxes:
     """Return the boxes in descending order of their scores; equal scores keep their order."""
-    return detected.take(np.argsort(-detected.scores, kind="stable"))
+    return detected.take(np.argsort(-detected.scores, stable=True))
 
 
 def class_wise_nms(

@@ -46,7 +46,7 @@ class RectangleDetector:
         boxes = [(x.start, y.start, x.stop, y.stop) for y, x in slices]
         colors = np.array([pixels[window].max(axis=(0, 1)) for window in slices])
         colors = colors.reshape(-1, 3)
-        order = np.argsort(-colors.max(axis=1), kind="stable")
+        order = np.argsort(-colors.max(axis=1), stable=True)
         return Detections(
             pixels,
             np.array(boxes, np.float32).reshape(-1, 4)[order],
