@@ -111,7 +111,7 @@ def run(values: Any, arguments: list[str]) -> int:
 def _wrapped(
     detector: Detector, tiles: dict[str, Any] | None, tta: dict[str, Any] | None
 ) -> ImageDetector:
-    """Return the detector with test-time augmentation and in tiles, where the options say so."""
+    """Return the detector with test-time augmentation and in tiles, if there are options."""
     augmented = detector.augmented(**tta) if tta else detector
     return TiledDetector(augmented, **tiles) if tiles else augmented
 

@@ -159,7 +159,7 @@ def _candidates(
 
 def _best_first(pairs: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Return pairs (n, 2) of an anchor and a class by descending score; equals keep their order."""
-    return pairs[np.argsort(-scores[tuple(pairs.T)], kind="stable")]
+    return pairs[np.argsort(-scores[tuple(pairs.T)], stable=True)]
 
 
 def _nms(boxes: np.ndarray, groups: np.ndarray, iou_threshold: float) -> np.ndarray:

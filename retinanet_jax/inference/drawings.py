@@ -57,7 +57,8 @@ def drawing_names(
         name = f"{stem}{suffix}"
         return _file_id(folder.path / name) not in inputs and folder.may_write(name)
 
-    return [f"{stem}{suffix}" for stem in unique_names([path.stem for path in image_paths], is_free)]
+    stems = unique_names([path.stem for path in image_paths], is_free)
+    return [f"{stem}{suffix}" for stem in stems]
 
 
 def _file_id(path: pathlib.Path) -> tuple[int, int] | None:

@@ -114,7 +114,7 @@ def test_the_wait_for_a_background_item_can_be_ended():
     released.set()
 
 
-def test_of_items_that_come_too_fast_the_newest_are_kept():
+def test_only_the_newest_of_items_that_come_too_fast_remain():
     ended = threading.Event()
 
     def items():
