@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from retinanet_jax import core
@@ -161,7 +161,13 @@ def assign_batch_targets(
     Returns:
         `core.Targets` with a leading batch axis: labels (B, A) and boxes (B, A, 4).
     """
-    assign = functools.partial(core.assign_targets, **matching)
+    # Batches are padded for the largest image of the dataset; most have far fewer boxes.
+    assign = functools.partial(
+        core.assign_targets,
+        **matching,
+        num_gt=_last_true(batch.mask),
+        num_crowd=_last_true(batch.crowd_mask),
+    )
     return jax.vmap(assign, in_axes=(None, 0, 0, 0, 0, 0, 0))(
         anchors,
         batch.boxes,
@@ -171,6 +177,11 @@ def assign_batch_targets(
         batch.crowd_mask,
         batch.sizes,
     )
+
+
+def _last_true(mask: Bool[Array, "B M"]) -> Int[Array, ""]:
+    """Return the number of columns up to the last one in which an element of the mask is True."""
+    return jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[1] + 1), 0), initial=0)
 
 
 def without_padding(

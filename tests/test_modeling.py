@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from retinanet_jax import modeling
+from retinanet_jax import core, modeling
 from retinanet_jax.config_checks import check_fields
 from retinanet_jax.data.batch import Batch
 
@@ -105,6 +105,21 @@ def test_float64_is_not_silently_float32(toy_config):
     with jax.enable_x64(True):
         images = modeling.network_input(make_batch(1), toy_config, train=False)
         assert images.dtype == "float64"
+
+
+@pytest.mark.parametrize("last", [0, 7, 8, 19])
+def test_a_ground_truth_is_matched_wherever_it_is_among_masked_ones(config, last):
+    image = jnp.zeros((2, *SIZE, 3), jnp.uint8)
+    sizes = jnp.full((2, 2), 64.0)
+    batch = Batch.of_images(image, sizes, jnp.ones((2, 2)), num_boxes=20, num_crowd=1)
+    anchors = jnp.asarray([[0, 0, 10, 10], [30, 30, 50, 50]], jnp.float32)
+    batch = batch._replace(
+        boxes=batch.boxes.at[1, last].set(anchors[1]),
+        classes=batch.classes.at[1, last].set(2),
+        mask=batch.mask.at[1, last].set(True),
+    )
+    labels = modeling.assign_batch_targets(anchors, batch, config.matching).labels
+    assert labels.tolist() == [[core.BACKGROUND] * 2, [core.BACKGROUND, 2]]
 
 
 def test_there_is_an_output_for_each_anchor(toy_config):

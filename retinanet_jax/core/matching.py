@@ -1,8 +1,11 @@
 """Matching of anchors with ground truths, and the training targets of the anchors.
 
-A matrix of all A x M IoUs would take 80 MB per image. Instead, a scan visits one ground truth at a
-time and updates the best match of every anchor.
+A matrix of all A x M IoUs would take 80 MB per image. Instead, a loop visits one ground truth after
+the other and updates the best match of every anchor.
 """
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,13 @@ from jaxtyping import Bool, Float, Int
 
 from retinanet_jax.core.boxes import area, intersection, paired_iou
 from retinanet_jax.core.structures import BACKGROUND, IGNORE, Array, Targets
+
+# Boxes that a loop visits in one turn. Compiled for a TPU v5e, 100 boxes then take 3.0 estimated ms
+# for 8 images of 640 x 640 pixels, and 6.1 with one box a turn; on a CPU the time is the same. More
+# boxes take more memory.
+BOXES_PER_TURN = 4
+
+State = TypeVar("State")
 
 
 def match(
@@ -21,6 +31,7 @@ def match(
     background_iou: float,
     low_quality: bool,
     eligible: Bool[Array, " A"] | None = None,
+    num_gt: Int[Array, ""] | int | None = None,
 ) -> Int[Array, " A"]:
     """Return the index of the ground truth matched with each anchor, or BACKGROUND or IGNORE.
 
@@ -42,6 +53,8 @@ def match(
             match.
         eligible: Anchors where this is False are ignored and never the best anchors of a ground
             truth. None means that all anchors are eligible.
+        num_gt: The number of ground truths after which there are only masked ones, which then cost
+            no time. Under vmap it should be one number for the whole batch. None means all.
 
     Returns:
         An index into `gt_boxes`, BACKGROUND or IGNORE per anchor.
@@ -54,33 +67,32 @@ def match(
             f"background_iou={background_iou} and foreground_iou={foreground_iou} must be ordered "
             "0 <= background <= foreground <= 1 with foreground > 0; try 0.4 and 0.5."
         )
-    num_anchors, num_gt = len(anchors), len(gt_boxes)
+    num_anchors = len(anchors)
     if eligible is None:
         eligible = jnp.ones(num_anchors, bool)
 
     columns = jnp.transpose(anchors)  # contiguous values per coordinate, which vectorizes
 
-    def update(state, gt):
+    def update(state, index):
         best_iou, best_index, forced = state
-        index, box, is_real = gt
         # The barrier makes XLA compute the IoUs only once: computed again in another fusion, their
         # last bits could differ, and then no anchor would equal the maximum.
-        iou = jnp.where(is_real & eligible, paired_iou(columns.T, box), 0)  # A
+        iou = jnp.where(gt_mask[index] & eligible, paired_iou(columns.T, gt_boxes[index]), 0)  # A
         iou = jax.lax.optimization_barrier(iou)
         highest = jnp.max(iou)
         forced |= (iou == highest) & (highest > 0)
         better = iou > best_iou
         best_iou = jnp.where(better, iou, best_iou)
         best_index = jnp.where(better, index, best_index)
-        return (best_iou, best_index, forced), None
+        return best_iou, best_index, forced
 
     start = (
         jnp.zeros(num_anchors, jnp.result_type(anchors, gt_boxes)),
         jnp.zeros(num_anchors, jnp.int32),
         jnp.zeros(num_anchors, bool),
     )
-    indices = jnp.arange(num_gt, dtype=jnp.int32)
-    (best_iou, best_index, forced), _ = jax.lax.scan(update, start, (indices, gt_boxes, gt_mask))
+    gt_boxes, gt_mask = jnp.asarray(gt_boxes), jnp.asarray(gt_mask)
+    best_iou, best_index, forced = _visit(update, start, len(gt_boxes), num_gt)
 
     foreground = best_iou >= foreground_iou
     if low_quality:
@@ -106,6 +118,8 @@ def assign_targets(
     low_quality: bool,
     crowd_ioa: float | None,
     ignore_padding: bool,
+    num_gt: Int[Array, ""] | int | None = None,
+    num_crowd: Int[Array, ""] | int | None = None,
 ) -> Targets:
     """Return the training targets of the anchors of one image.
 
@@ -129,6 +143,8 @@ def assign_targets(
         ignore_padding: Whether anchors with their center outside the image are IGNORE and never a
             ground truth's best anchor. False treats them like any other, as torchvision and
             detectron2 do.
+        num_gt: As in `match`.
+        num_crowd: As in `max_crowd_ioa`.
 
     Returns:
         A label and a box per anchor.
@@ -171,9 +187,10 @@ def assign_targets(
         background_iou=background_iou,
         low_quality=low_quality,
         eligible=eligible,
+        num_gt=num_gt,
     )
     if crowd_ioa is not None:
-        in_crowd = max_crowd_ioa(anchors, crowd_boxes, crowd_mask) > crowd_ioa
+        in_crowd = max_crowd_ioa(anchors, crowd_boxes, crowd_mask, num_crowd) > crowd_ioa
         matches = jnp.where((matches == BACKGROUND) & in_crowd, IGNORE, matches)
 
     foreground = matches >= 0
@@ -185,7 +202,10 @@ def assign_targets(
 
 
 def max_crowd_ioa(
-    anchors: Float[Array, "A 4"], crowd_boxes: Float[Array, "C 4"], crowd_mask: Bool[Array, " C"]
+    anchors: Float[Array, "A 4"],
+    crowd_boxes: Float[Array, "C 4"],
+    crowd_mask: Bool[Array, " C"],
+    num_crowd: Int[Array, ""] | int | None = None,
 ) -> Float[Array, " A"]:
     """Return each anchor's highest intersection over area (IoA) with a crowd region.
 
@@ -196,12 +216,37 @@ def max_crowd_ioa(
         anchors: In pixels of the network's input.
         crowd_boxes: In pixels of the network's input.
         crowd_mask: True where a region is real.
+        num_crowd: The number of regions after which there are only masked ones, as in `match`.
     """
+    crowd_boxes, crowd_mask = jnp.asarray(crowd_boxes), jnp.asarray(crowd_mask)
 
-    def update(highest, crowd):
-        box, is_real = crowd
-        return jnp.maximum(highest, jnp.where(is_real, intersection(anchors, box), 0)), None
+    def update(highest, index):
+        overlap = intersection(anchors, crowd_boxes[index])
+        return jnp.maximum(highest, jnp.where(crowd_mask[index], overlap, 0))
 
     start = jnp.zeros(len(anchors), jnp.result_type(anchors, crowd_boxes))
-    highest, _ = jax.lax.scan(update, start, (crowd_boxes, crowd_mask))
-    return highest / area(anchors)
+    return _visit(update, start, len(crowd_boxes), num_crowd) / area(anchors)
+
+
+def _visit(
+    update: Callable[[State, Int[Array, ""]], State],
+    state: State,
+    length: int,
+    num_boxes: Int[Array, ""] | int | None,
+) -> State:
+    """Return the state after visiting the first `num_boxes` of `length` boxes, several a turn.
+
+    Boxes after these may be visited as well, and the last one repeatedly: `update` must not depend
+    on masked boxes, nor change the state if it is called again with the same index.
+    """
+    if length == 0:
+        return state
+    per_turn = min(BOXES_PER_TURN, length)
+    num_turns = -(-(length if num_boxes is None else num_boxes) // per_turn)
+
+    def visit_several(turn, state):
+        for index in range(per_turn):
+            state = update(state, jnp.minimum(turn * per_turn + index, length - 1))
+        return state
+
+    return jax.lax.fori_loop(0, num_turns, visit_several, state)

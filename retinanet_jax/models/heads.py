@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
+from jax.lax import conv_general_dilated
 from jaxtyping import Array, DTypeLike, Float
 
 from retinanet_jax.models.convolution import Convolve, with_float32_results
@@ -58,33 +59,27 @@ class Head(nn.Module):
         """
         if self.norm not in ("none", "group"):
             raise ValueError(f"head norm={self.norm!r} is unknown; use 'none' or 'group'.")
-        tower = [(self._tower_conv(index), self._tower_norm(index)) for index in range(self.depth)]
-        predict = self._predict_conv()
-        outputs = []
-        for x in maps:
-            for conv, norm in tower:
-                x = norm(conv(zero_padding(x, masks)), mask=mask_of(x, masks))
-                x = nn.relu(x)
-            x = predict(zero_padding(x, masks))
-            # Channels are anchor-major, so outputs are ordered row, column, anchor of the cell.
-            outputs.append(x.reshape(x.shape[0], -1, self.outputs))
-        return tuple(outputs)
+        maps = tuple(maps)
+        for index in range(self.depth):
+            bias = 0.0 if self.norm == "none" else None
+            conv = self._conv(f"conv{index}", self.channels, bias, self.convolve)
+            norm = self._tower_norm(index)
+            maps = conv(tuple(zero_padding(x, masks) for x in maps))
+            maps = tuple(nn.relu(norm(x, mask=mask_of(x, masks))) for x in maps)
+        features, bias = self.num_anchors * self.outputs, self._prior_logit()
+        predict = self._conv("predict", features, bias, self._predict_convolve())
+        maps = predict(tuple(zero_padding(x, masks) for x in maps))
+        # Channels are anchor-major, so outputs are ordered row, column, anchor of the cell.
+        return tuple(x.reshape(x.shape[0], -1, self.outputs) for x in maps)
 
-    def _predict_conv(self) -> nn.Conv:
-        """Return the final convolution; its results and its bias are in at least float32.
+    def _predict_convolve(self) -> Convolve | None:
+        """Return the function of the final convolution; its results are in at least float32.
 
         Rounded to the 8 bits of bfloat16, many of an image's best scores would be ties.
         """
-        changes = {}
-        if self.dtype is not None and jnp.finfo(self.dtype).bits < 32:
-            convolve = with_float32_results(self.convolve, self.dtype)
-            changes = {"dtype": jnp.float32, "conv_general_dilated": convolve}
-        features, bias = self.num_anchors * self.outputs, self._prior_logit()
-        return self._conv("predict", features, bias=bias, **changes)
-
-    def _tower_conv(self, index: int) -> nn.Conv:
-        """Return a convolution of the tower."""
-        return self._conv(f"conv{index}", self.channels, bias=0.0 if self.norm == "none" else None)
+        if self.dtype is None or jnp.finfo(self.dtype).bits >= 32:
+            return self.convolve
+        return with_float32_results(self.convolve, self.dtype)
 
     def _tower_norm(self, index: int) -> Callable[..., Array]:
         """Return the norm that follows a convolution of the tower, or the identity."""
@@ -110,16 +105,48 @@ class Head(nn.Module):
             )
         return -math.log((1 - p) / p)
 
-    def _conv(self, name: str, features: int, *, bias: float | None, **changes: Any) -> nn.Conv:
+    def _conv(
+        self, name: str, features: int, bias: float | None, convolve: Convolve | None
+    ) -> "SharedConv":
         """Return a 3x3 convolution with this initial bias; None means without bias."""
-        options = {"dtype": self.dtype, "conv_general_dilated": self.convolve} | changes
-        return nn.Conv(
-            features,
-            (3, 3),
-            padding=((1, 1), (1, 1)),
-            use_bias=bias is not None,
-            kernel_init=nn.initializers.normal(0.01),
-            bias_init=nn.initializers.constant(bias or 0.0),
-            name=name,
-            **options,
-        )
+        return SharedConv(features, bias=bias, dtype=self.dtype, convolve=convolve, name=name)
+
+
+class SharedConv(nn.Module):
+    """A 3x3 convolution with one kernel for all pyramid levels.
+
+    The kernel is converted to the compute dtype once. Were it converted for each level, as several
+    calls of `nn.Conv` do, the devices would exchange a gradient of it for each level.
+
+    Attributes:
+        features: Number of output channels.
+        bias: Initial bias; None means without bias.
+        dtype: The compute dtype; parameters are float32.
+        convolve: The convolution function; None means `jax.lax.conv_general_dilated`.
+    """
+
+    features: int
+    bias: float | None = 0.0
+    dtype: DTypeLike | None = None
+    convolve: Convolve | None = None
+
+    @nn.compact
+    def __call__(self, maps: tuple[Float[Array, "B _ _ C"], ...]) -> tuple[Array, ...]:
+        """Return the convolution of each level's map, in the dtype of the convolution's results.
+
+        Args:
+            maps: The pyramid, one map per level.
+        """
+        shape = (3, 3, maps[0].shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.normal(0.01), shape)
+        *maps, kernel = promote_dtype(*maps, kernel, dtype=self.dtype)
+        convolve, dimensions = self.convolve or conv_general_dilated, ("NHWC", "HWIO", "NHWC")
+        outputs = [
+            convolve(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=dimensions)
+            for x in maps
+        ]
+        if self.bias is None:
+            return tuple(outputs)
+        bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,))
+        bias = bias.astype(outputs[0].dtype)
+        return tuple(x + bias for x in outputs)

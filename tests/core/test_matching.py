@@ -16,6 +16,7 @@ from retinanet_jax.core import (
     pyramid_anchors,
     xyxy_to_yxyx,
 )
+from retinanet_jax.core.matching import BOXES_PER_TURN
 
 THRESHOLDS = dict(foreground_iou=0.5, background_iou=0.4)
 MATCHING = dict(THRESHOLDS, low_quality=True)
@@ -250,6 +251,40 @@ def test_padding_changes_nothing():
     result = assign_targets(anchors, *padded, **ALL_ON)
     np.testing.assert_array_equal(result.labels, expected.labels)
     np.testing.assert_array_equal(result.boxes, expected.boxes)
+
+
+def test_masked_boxes_at_the_end_need_not_be_visited():
+    anchors = random_boxes(np.random.default_rng(9), 300)
+    scenes = [np.stack(arrays) for arrays in zip(*map(scene, range(3)), strict=True)]
+    gt, classes, gt_mask, crowd, crowd_mask, size = scenes
+    filler = np.tile(anchors[:1], (3, 20, 1))  # would be matched if it was real
+    masked = np.zeros((3, 20), bool)
+    padded = (
+        np.concatenate([gt, filler], axis=1),
+        np.pad(classes, ((0, 0), (0, 20))),
+        np.concatenate([gt_mask, masked], axis=1),
+        np.concatenate([crowd, filler], axis=1),
+        np.concatenate([crowd_mask, masked], axis=1),
+        size,
+    )
+
+    @jax.jit
+    def assign(num_gt, num_crowd):
+        counts = dict(num_gt=num_gt, num_crowd=num_crowd)
+        function = functools.partial(assign_targets, **ALL_ON, **counts)
+        return jax.vmap(function, in_axes=(None, *[0] * 6))(anchors, *padded)
+
+    expected = assign(padded[0].shape[1], padded[3].shape[1])
+    for num_gt, num_crowd in ((gt.shape[1], crowd.shape[1]), (gt.shape[1] + 1, crowd.shape[1] + 9)):
+        jax.tree.map(np.testing.assert_array_equal, assign(num_gt, num_crowd), expected)
+
+
+def test_boxes_after_the_given_number_are_not_visited():
+    gt = boxes(*([10 * k, 0, 10 * k + 10, 10] for k in range(BOXES_PER_TURN + 1)))
+    matches = match(gt, gt, all_real(gt), **MATCHING, num_gt=BOXES_PER_TURN)
+    assert matches.tolist() == [*range(BOXES_PER_TURN), BACKGROUND]
+    crowd = max_crowd_ioa(gt, gt, all_real(gt), BOXES_PER_TURN)
+    assert crowd.tolist() == [1] * BOXES_PER_TURN + [0]
 
 
 def test_jit_and_vmap_change_nothing():
