@@ -16,7 +16,7 @@ from retinanet_jax.core import (
     pyramid_anchors,
     xyxy_to_yxyx,
 )
-from retinanet_jax.core.matching import BOXES_PER_TURN
+from retinanet_jax.core.matching import BOXES_PER_ITERATION
 
 THRESHOLDS = dict(foreground_iou=0.5, background_iou=0.4)
 MATCHING = dict(THRESHOLDS, low_quality=True)
@@ -280,11 +280,11 @@ def test_masked_boxes_at_the_end_need_not_be_visited():
 
 
 def test_boxes_after_the_given_number_are_not_visited():
-    gt = boxes(*([10 * k, 0, 10 * k + 10, 10] for k in range(BOXES_PER_TURN + 1)))
-    matches = match(gt, gt, all_real(gt), **MATCHING, num_gt=BOXES_PER_TURN)
-    assert matches.tolist() == [*range(BOXES_PER_TURN), BACKGROUND]
-    crowd = max_crowd_ioa(gt, gt, all_real(gt), BOXES_PER_TURN)
-    assert crowd.tolist() == [1] * BOXES_PER_TURN + [0]
+    gt = boxes(*([10 * k, 0, 10 * k + 10, 10] for k in range(BOXES_PER_ITERATION + 1)))
+    matches = match(gt, gt, all_real(gt), **MATCHING, num_gt=BOXES_PER_ITERATION)
+    assert matches.tolist() == [*range(BOXES_PER_ITERATION), BACKGROUND]
+    crowd = max_crowd_ioa(gt, gt, all_real(gt), BOXES_PER_ITERATION)
+    assert crowd.tolist() == [1] * BOXES_PER_ITERATION + [0]
 
 
 def test_jit_and_vmap_change_nothing():

@@ -24,7 +24,7 @@ CACHE = ROOT / ".cache" / "runs"  # of programs compiled by earlier runs of the 
 COSTS: dict[tuple[str, int], dict[str, float]] = {  # by name and side of the image
     ("forward", 512): {"flops": 6.178e10},
     ("training step", 512): {"flops": 1.684e11},
-    # A loop is counted as one turn: of four boxes.
+    # A loop is counted as one iteration: of four boxes.
     ("matching", 256): {"flops": 1.780e6, "bytes": 3.772e6, "memory": 5.184e5},
     ("matching, loss, gradient", 256): {"flops": 8.909e7, "bytes": 3.001e7, "memory": 8.645e6},
     ("post-processing, dense", 256): {"flops": 3.603e6, "bytes": 1.136e7, "memory": 5.129e6},
