@@ -139,11 +139,11 @@ class SharedConv(nn.Module):
         """
         shape = (3, 3, maps[0].shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.01), shape)
-        *maps, kernel = promote_dtype(*maps, kernel, dtype=self.dtype)
+        *inputs, kernel = promote_dtype(*maps, kernel, dtype=self.dtype)
         convolve, dimensions = self.convolve or conv_general_dilated, ("NHWC", "HWIO", "NHWC")
         outputs = [
             convolve(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=dimensions)
-            for x in maps
+            for x in inputs
         ]
         if self.bias is None:
             return tuple(outputs)
