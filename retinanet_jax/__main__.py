@@ -5,7 +5,11 @@ import sys
 from collections.abc import Sequence
 
 import retinanet_jax
-from retinanet_jax.stopping import run_program
+
+try:
+    from retinanet_jax.stopping import run_program
+except KeyboardInterrupt:  # before anything could catch SIGINT
+    sys.exit(130)
 
 # The module in `cli` and the summary of each command, by its name.
 COMMANDS = {

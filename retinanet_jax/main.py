@@ -6,9 +6,17 @@ python -m retinanet_jax.main [--config=FILE[:ARGUMENT]] --workdir=DIR
 
 import sys
 
-from retinanet_jax.cli.common import run_command
-from retinanet_jax.cli.train import COMMAND
-from retinanet_jax.stopping import run_program
+from retinanet_jax.__main__ import run_program
+
+
+def main() -> int:
+    """Run the command `train`, and return its exit status."""
+    # Here, so that a signal is answered while they are imported.
+    from retinanet_jax.cli.common import run_command
+    from retinanet_jax.cli.train import COMMAND
+
+    return run_command(COMMAND, sys.argv)
+
 
 if __name__ == "__main__":
-    run_program(lambda: run_command(COMMAND, sys.argv))
+    run_program(main)

@@ -9,6 +9,7 @@ from retinanet_jax.hosts.hosts import Hosts
 from retinanet_jax.hosts.relay import Relay
 from retinanet_jax.hosts.store import JaxStore
 from retinanet_jax.utils.ending import in_seconds, leave, print_message
+from retinanet_jax.utils.progress import one_line
 
 JOIN_SECONDS = 300  # that a host waits for the others to start
 # jax would then abort the process with a stack dump of C++. This package ends it earlier.
@@ -57,9 +58,27 @@ def join(
             initialization_timeout=JOIN_SECONDS + JAX_EXTRA_SECONDS,
             heartbeat_timeout_seconds=JAX_HEARTBEAT_SECONDS,
         )
-    if jax.process_count() > 1:
-        _joined = Hosts(JaxStore(), jax.process_index(), jax.process_count(), timeout)
+    count = _process_count()
+    if count > 1:
+        _joined = Hosts(JaxStore(), jax.process_index(), count, timeout)
         _joined.start()
+
+
+def _process_count() -> int:
+    """Return the number of processes, after all have exchanged which devices they have.
+
+    If one of them has ended since it joined, this process ends in one line.
+    """
+    import jax
+
+    try:
+        return jax.process_count()
+    except RuntimeError as error:
+        print_message(
+            "error: --distributed: another process has ended while all were starting "
+            f"({one_line(error)}); see the output of each, and start all of them again."
+        )
+        leave(1)  # jax would wait for that process for minutes, and then end with a stack dump
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A process that waits for others that never start ends in one line."""
+"""A process that waits for others that never start, or have ended, ends in one line."""
 
 import socket
 import subprocess
@@ -12,15 +12,49 @@ joining.JOIN_SECONDS = 1
 joining.join("localhost:{port}", 2, {index}, timeout=10)
 """
 
+# Process 1 ends after it has joined; process 0 does not wait two minutes for its devices, as jax
+# would.
+LEAVE = """
+import jax, os
+from retinanet_jax.hosts import joining
+
+def no_devices():
+    raise RuntimeError("GetKeyValue() timed out\\nwith key: cpu:local_topology/cpu/1")
+
+jax.process_count = no_devices if {index} == 0 else lambda: os._exit(0)
+joining.join("localhost:{port}", 2, {index}, timeout=10)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_process_that_is_the_only_one_to_start_ends_in_one_line(index):
     """It would be aborted by jax, with a stack dump of C++."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        code = JOIN.format(port=free.getsockname()[1], index=index)
+    code = JOIN.format(port=free_port(), index=index)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stdout == ""
     [line] = done.stderr.splitlines()
     assert line.startswith("error: --distributed: not all processes have joined within 1 s; start")
+
+
+@pytest.mark.slow
+def test_a_process_ends_in_one_line_if_another_has_ended_after_it_joined():
+    """It would wait for it for five minutes, and then be aborted with a stack dump of C++."""
+    port = free_port()
+    commands = [[sys.executable, "-c", LEAVE.format(port=port, index=index)] for index in range(2)]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first, other = [subprocess.Popen(command, **pipes) for command in commands]
+    _, errors = first.communicate(timeout=60)
+    other.communicate(timeout=60)
+    assert (first.returncode, other.returncode) == (1, 0)
+    [line] = [line for line in errors.splitlines() if line.startswith("error:")]
+    assert line.startswith(
+        "error: --distributed: another process has ended while all were starting"
+    )
+    assert "Traceback" not in errors
