@@ -192,7 +192,7 @@ def read_frames(
             else:  # PyAV's `frame.time` is wrong for the last frames before an error
                 seconds = float(frame.pts * stream.time_base)
             start = seconds if start is None else start
-            ending.seconds = seconds - start
+            ending.add(seconds - start, float((frame.duration or 0) * stream.time_base))
             if index % every == 0:
                 # FFmpeg states by which angle a frame has to be rotated counterclockwise.
                 image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
@@ -210,12 +210,19 @@ class _Ending:
 
     Attributes:
         seconds: The time of the latest frame.
+        end: Until when it is shown, as long as its duration or the frame before it.
         num_errors: How many packets could not be decoded.
         reason: Why no more packets could be read; "" if the end was reached.
     """
 
     def __init__(self, name: str) -> None:
-        self._name, self.seconds, self.num_errors, self.reason = name, 0.0, 0, ""
+        self._name, self.num_errors, self.reason = name, 0, ""
+        self.seconds = self.end = 0.0
+
+    def add(self, seconds: float, duration: float) -> None:
+        """Note the time of the next frame, and its duration, or 0 if that is unknown."""
+        self.end = seconds + max(duration, seconds - self.seconds)
+        self.seconds = seconds
 
     def check(self, container: Any, stream: Any) -> None:
         """Raise ValueError if a video could not be read to its end.
@@ -229,11 +236,11 @@ class _Ending:
             total = float(stream.duration * stream.time_base)
         elif container.duration is not None and len(container.streams) == 1:
             total = container.duration / 1_000_000
-        is_early = total is not None and self.seconds < total - TOLERANCE
+        is_early = total is not None and self.end < total - TOLERANCE
         parts = [
             f"{format_count(self.num_errors, 'packet')} could not be decoded"
             * bool(self.num_errors),
-            f"ends after {self.seconds:.1f} of {total:.1f} seconds" if is_early else "",
+            f"ends after {self.end:.1f} of {total:.1f} seconds" if is_early else "",
             self.reason,
         ]
         if any(parts):

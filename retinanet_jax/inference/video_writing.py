@@ -100,6 +100,9 @@ class VideoWriter:
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         context = stream.codec_context
         context.time_base = self._time_base
+        # With B-frames, which are stored in another order, the file's duration would not include
+        # the pauses at the end of a stream with dropped frames.
+        context.max_b_frames = 0
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = LIMITED_RANGE
         return container, stream

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import pathlib
 import re
+import types
 from fractions import Fraction
 
 import numpy as np
@@ -48,6 +49,30 @@ def test_times_of_a_variable_frame_rate_count_from_the_first_frame(tmp_path):
     clip = write_clip(tmp_path / "clip.mkv", make_images(4), seconds, codec="ffv1", pix_fmt="bgr0")
     read = [frame.seconds for frame in read_frames(clip)]
     assert read == pytest.approx([0, 0.04, 0.4, 2.0])
+
+
+@pytest.mark.parametrize("seconds", [[0, 2, 4, 6], [0, 0.1, 0.2, 0.3, 2, 8, 10]])
+def test_the_duration_of_a_slow_video_includes_all_its_frames(tmp_path, seconds):
+    path = tmp_path / "slow.mp4"
+    with VideoWriter(path, Fraction(25), Fraction(1, 1000)) as writer:
+        for image, time in zip(make_images(len(seconds)), seconds, strict=True):
+            writer.write(image, time)
+    with av.open(path) as container:
+        duration = container.duration / 1_000_000
+    assert seconds[-1] < duration < seconds[-1] + 3
+    assert [frame.seconds for frame in read_frames(path)] == pytest.approx(seconds)
+
+
+def test_the_last_frame_of_a_slow_video_is_shown_until_its_end():
+    """Its end may be seconds after the time of its last frame; nothing is missing."""
+    ending = video._Ending("clip.mp4")
+    for seconds in (0, 2, 4):
+        ending.add(seconds, duration=0)
+    stream = types.SimpleNamespace(duration=6, time_base=Fraction(1))
+    ending.check(None, stream)
+    stream.duration = 9
+    with pytest.raises(ValueError, match=r"clip\.mp4: ends after 6\.0 of 9\.0 seconds"):
+        ending.check(None, stream)
 
 
 # The display matrix of ISO/IEC 14496-12, 6.2.2: x' = a x + c y and y' = b x + d y, here with
