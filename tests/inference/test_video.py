@@ -63,7 +63,7 @@ def test_the_duration_of_a_slow_video_includes_all_its_frames(tmp_path, seconds)
     assert [frame.seconds for frame in read_frames(path)] == pytest.approx(seconds)
 
 
-def test_the_last_frame_of_a_slow_video_is_shown_until_its_end():
+def test_the_last_frame_of_a_slow_video_lasts_until_the_end():
     """Its end may be seconds after the time of its last frame; nothing is missing."""
     ending = video._Ending("clip.mp4")
     for seconds in (0, 2, 4):
