@@ -35,7 +35,7 @@ from retinanet_jax.data.value_range import (
     parse_value_range,
     to_8_bits,
 )
-from retinanet_jax.utils.download import DownloadError, download_image, is_url
+from retinanet_jax.utils.download import DownloadError, download_image, is_url, public_url
 from retinanet_jax.utils.paths import SYSTEM_NAMES
 from retinanet_jax.utils.progress import one_line
 from retinanet_jax.utils.remote import local_copy
@@ -107,7 +107,7 @@ def image_name(image: object) -> str:
     attribute = getattr(image, "filename", getattr(image, "name", ""))
     path = image if isinstance(image, str | os.PathLike) else attribute
     is_path = isinstance(path, str | bytes | os.PathLike)  # a memory map of an open file has none
-    return (os.fsdecode(path) if is_path else "") or "the image"
+    return (public_url(os.fsdecode(path)) if is_path else "") or "the image"
 
 
 def is_single_image(images: object) -> bool:

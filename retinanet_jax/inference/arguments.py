@@ -12,7 +12,7 @@ from retinanet_jax.data.image_files import find_images
 from retinanet_jax.data.image_formats import open_image
 from retinanet_jax.inference.names import safe_name
 from retinanet_jax.inference.predictions import InputImage, input_files
-from retinanet_jax.utils.download import MAX_BYTES, is_url
+from retinanet_jax.utils.download import MAX_BYTES, is_url, public_url
 
 STDIN = "-"  # the argument that means standard input
 STDIN_NAME = "stdin"  # in the results
@@ -39,7 +39,8 @@ def input_arguments(
     images = input_files(find_images(paths, report=report)) if paths else []
     first = len(images) + 1
     images += [
-        InputImage(url, image_id, url, url_path(url)) for image_id, url in enumerate(urls, first)
+        InputImage(url, image_id, public_url(url), url_path(url))
+        for image_id, url in enumerate(urls, first)
     ]
     if STDIN in arguments:
         images.append(stdin_image(len(images) + 1))

@@ -1,7 +1,9 @@
 """Downloads by http and https, of which every error is one line with the URL."""
 
+import base64
 import contextlib
 import http.client
+import re
 import ssl
 import time
 import urllib.error
@@ -26,6 +28,7 @@ NETWORK_ERRORS = (
 )
 # What servers send instead of an image: error pages, players, the streams of cameras.
 OTHER_TYPES = ("text/html", "video/", "audio/", "multipart/")
+CREDENTIALS = re.compile(r"(?<=://)([^/?#]*)@")  # USER:PASSWORD@ in a URL
 UNQUOTED = "%/:=&?~#+!$,;'@()*[]"  # what a URL may contain besides letters, digits and "_.-"
 
 
@@ -38,12 +41,17 @@ def is_url(text: str) -> bool:
     return text.lower().startswith(SCHEMES)
 
 
+def public_url(url: str) -> str:
+    """Return a URL without a user's name and password, for messages and files."""
+    return CREDENTIALS.sub("", url, count=1)
+
+
 @contextlib.contextmanager
 def opened_url(url: str, fix: str) -> Iterator[http.client.HTTPResponse]:
     """Open a URL to read what its server sends.
 
     Args:
-        url: The URL.
+        url: The URL; a user's name and password in it are sent as HTTP's basic authentication.
         fix: What to do if it cannot be read, the end of the error message.
 
     Raises:
@@ -54,16 +62,22 @@ def opened_url(url: str, fix: str) -> Iterator[http.client.HTTPResponse]:
             yield response
     except urllib.error.HTTPError as error:
         error.close()  # it is also the response
-        raise DownloadError(f"{url} answers {error.code} {error.reason}; {fix}") from None
+        answer = f"{error.code} {error.reason}"
+        raise DownloadError(f"{public_url(url)} answers {answer}; {fix}") from None
     except NETWORK_ERRORS as error:
         reason = getattr(error, "reason", None) or error
-        raise DownloadError(f"{url} cannot be reached ({reason}); {fix}") from None
+        raise DownloadError(f"{public_url(url)} cannot be reached ({reason}); {fix}") from None
 
 
 def _open(url: str) -> http.client.HTTPResponse:
     agent = {"User-Agent": f"retinanet_jax/{retinanet_jax.__version__}"}  # some hosts require one
+    quoted = urllib.parse.quote(public_url(url), safe=UNQUOTED)
     try:
-        request = urllib.request.Request(urllib.parse.quote(url, safe=UNQUOTED), headers=agent)
+        request = urllib.request.Request(quoted, headers=agent)
+        if credentials := CREDENTIALS.search(url):
+            encoded = base64.b64encode(urllib.parse.unquote_to_bytes(credentials[1])).decode()
+            # Not for the host that a redirection names.
+            request.add_unredirected_header("Authorization", f"Basic {encoded}")
         return urllib.request.urlopen(request, timeout=TIMEOUT)
     except ValueError as error:  # no host can have this name
         raise urllib.error.URLError(str(error)) from None
@@ -84,19 +98,20 @@ def download_image(url: str) -> bytes:
         DownloadError: If it cannot be downloaded, or only within more than MAX_SECONDS, or has more
             than MAX_BYTES, or is of a type that is no image's.
     """
+    name = public_url(url)
     fix = "check the URL, or download the file and give its path."
     end, content = time.monotonic() + MAX_SECONDS, bytearray()
     with opened_url(url, fix) as response:
         content_type, total = response.headers.get_content_type(), num_bytes_of(response)
         if content_type.startswith(OTHER_TYPES):
-            raise DownloadError(f"{url} is {content_type} and no image; give an image's own URL.")
+            raise DownloadError(f"{name} is {content_type} and no image; give an image's own URL.")
         # A server that sends single bytes must not keep one call waiting: `read1` does not.
         while chunk := response.read1(CHUNK):
             content += chunk
             if max(len(content), total) > MAX_BYTES:
-                raise DownloadError(f"{url} has more than {MAX_BYTES / 1e6:.0f} MB; {fix}")
+                raise DownloadError(f"{name} has more than {MAX_BYTES / 1e6:.0f} MB; {fix}")
             if time.monotonic() > end:
-                raise DownloadError(f"{url} sends for more than {MAX_SECONDS:.0f} seconds; {fix}")
+                raise DownloadError(f"{name} sends for more than {MAX_SECONDS:.0f} seconds; {fix}")
     if len(content) < total:
-        raise DownloadError(f"{url} sent {len(content)} of {total} bytes; run this again.")
+        raise DownloadError(f"{name} sent {len(content)} of {total} bytes; run this again.")
     return bytes(content)

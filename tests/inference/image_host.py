@@ -13,6 +13,7 @@ class ImageHost(http.server.ThreadingHTTPServer):
         withheld: How many bytes at the end of each file are never sent, by its path.
         pause: Seconds between two bytes of the files that have such bytes.
         agents: The user agents that asked for files.
+        authorizations: What they sent to be allowed to; None for nothing.
     """
 
     def __init__(self):
@@ -22,6 +23,7 @@ class ImageHost(http.server.ThreadingHTTPServer):
         self.withheld: dict[str, int] = {}
         self.pause = 0.0
         self.agents: list[str] = []
+        self.authorizations: list[str | None] = []
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{path}"
@@ -33,6 +35,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         path = self.path.removeprefix("/")
         self.server.agents.append(self.headers["User-Agent"])
+        self.server.authorizations.append(self.headers["Authorization"])
         if path == "moved.png":
             self.send_response(302)
             self.send_header("Location", "/a.png")

@@ -1,5 +1,6 @@
 """Images of URLs and of standard input are images like those in files, and so are their errors."""
 
+import base64
 import io
 import json
 import sys
@@ -74,6 +75,19 @@ def test_an_image_is_read_from_its_url(host, url, path):
     host.files[path] = to_png()
     np.testing.assert_array_equal(read_image(host.url(url)), PIXELS)
     assert all(agent.startswith("retinanet_jax/") for agent in host.agents)
+
+
+def test_a_password_in_a_url_is_only_sent_to_its_host(host):
+    url = host.url("moved.png").replace("://", "://ann:p%40ss@")
+    read_image(url)
+    sent = base64.b64encode(b"ann:p@ss").decode()
+    assert host.authorizations == [f"Basic {sent}", None]  # not to where it has moved
+    with pytest.raises(ValueError, match="404") as error:
+        read_image(url.replace("moved", "missing"))
+    assert str(error.value).startswith(host.url("missing.png"))
+    assert "ss@" not in str(error.value)
+    [item] = input_arguments([url])
+    assert (item.image, item.name) == (url, host.url("moved.png"))
 
 
 def test_the_scheme_of_a_url_may_be_in_capitals(host):
