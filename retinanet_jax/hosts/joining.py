@@ -58,7 +58,7 @@ def join(
             initialization_timeout=JOIN_SECONDS + JAX_EXTRA_SECONDS,
             heartbeat_timeout_seconds=JAX_HEARTBEAT_SECONDS,
         )
-    count = _process_count()
+        count = _process_count()  # which waits for ever if process 0 has ended
     if count > 1:
         _joined = Hosts(JaxStore(), jax.process_index(), count, timeout)
         _joined.start()
