@@ -58,7 +58,7 @@ def join(
             initialization_timeout=JOIN_SECONDS + JAX_EXTRA_SECONDS,
             heartbeat_timeout_seconds=JAX_HEARTBEAT_SECONDS,
         )
-        count = _process_count()  # which waits for ever if process 0 has ended
+        count = _process_count()  # it waits without an end if process 0 has ended
     if count > 1:
         _joined = Hosts(JaxStore(), jax.process_index(), count, timeout)
         _joined.start()
@@ -67,7 +67,7 @@ def join(
 def _process_count() -> int:
     """Return the number of processes, after all have exchanged which devices they have.
 
-    If one of them has ended since it joined, this process ends in one line.
+    If one of them has ended since it joined, or this one has no devices, it ends in one line.
     """
     import jax
 
@@ -75,8 +75,8 @@ def _process_count() -> int:
         return jax.process_count()
     except RuntimeError as error:
         print_message(
-            "error: --distributed: another process has ended while all were starting "
-            f"({one_line(error)}); see the output of each, and start all of them again."
+            "error: --distributed: another process has ended while all were starting, or this one "
+            f"has no devices ({one_line(error)}); see the output of each, and start all again."
         )
         leave(1)  # jax would wait for that process for minutes, and then end with a stack dump
 
