@@ -11,13 +11,13 @@ from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.data.image_files import ImageLike, image_name
 from retinanet_jax.data.sources.base import DatasetImage
 from retinanet_jax.evaluation.detections import Detections
+from retinanet_jax.inference.detecting import WrappingDetector
 from retinanet_jax.inference.fusion import weighted_box_fusion
 from retinanet_jax.inference.merging import ScoredBoxes, class_wise_nms, concatenate
 from retinanet_jax.inference.network_inputs import (
     PATIENCE,
     ScaledImage,
     check_images,
-    raise_error,
     read_pixels,
 )
 from retinanet_jax.inference.views import View
@@ -68,7 +68,7 @@ def view_limits(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-class AugmentedDetector:
+class AugmentedDetector(WrappingDetector):
     """A detector that sees each image in several views; `Detector.augmented` returns it.
 
     Attributes:
@@ -97,20 +97,6 @@ class AugmentedDetector:
         if thresholds is None:
             thresholds = [limits.score_threshold] * len(self.class_names)
         self._thresholds = np.array(thresholds, np.float32)
-
-    def __call__(self, image: ImageLike) -> Detections:
-        """Detect the objects in one image, as `Detector.__call__` does."""
-        (detections,) = self.batch([image], batch_size=1)
-        return detections
-
-    def batch(self, images: Iterable[ImageLike], batch_size: int = 8) -> Iterator[Detections]:
-        """Detect the objects in many images, as `Detector.batch` does.
-
-        Args:
-            images: The images.
-            batch_size: The number of views that the network processes at once.
-        """
-        return map(raise_error, self.batch_with_errors(images, batch_size))
 
     def batch_with_errors(
         self, images: Iterable[ImageLike | DatasetImage], batch_size: int = 8

@@ -15,7 +15,7 @@ from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.data.image_files import ImageLike, image_name
 from retinanet_jax.data.sources.base import DatasetImage
 from retinanet_jax.evaluation.detections import Detections
-from retinanet_jax.inference.detecting import ImageDetector
+from retinanet_jax.inference.detecting import ImageDetector, WrappingDetector
 from retinanet_jax.inference.large_images import read_large, reduced, release_memory
 from retinanet_jax.inference.merging import (
     ScoredBoxes,
@@ -23,7 +23,7 @@ from retinanet_jax.inference.merging import (
     class_wise_nms,
     concatenate,
 )
-from retinanet_jax.inference.network_inputs import check_images, raise_error
+from retinanet_jax.inference.network_inputs import check_images
 from retinanet_jax.inference.tiles import Grid, check_tiles, make_grid
 from retinanet_jax.inference.window_merging import add_large, larger_than_windows, merge_by_owner
 from retinanet_jax.utils.threads import map_ahead
@@ -71,7 +71,7 @@ class LargeImageDetections(Detections):
         return Detections(*small, self.scores, self.classes, self.categories).draw(threshold)
 
 
-class TiledDetector:
+class TiledDetector(WrappingDetector):
     """A detector that sees an image in overlapping windows, so that small objects stay large.
 
     The network sees each window as it would see an image of that size, and an image that fits in
@@ -126,31 +126,6 @@ class TiledDetector:
     def class_names(self) -> tuple[str, ...]:
         """The names of all categories that the detector was trained on, by class index."""
         return self._detector.class_names
-
-    def __call__(self, image: ImageLike, batch_size: int = 1) -> Detections:
-        """Detect the objects in one image.
-
-        Args:
-            image: As in `Detector.__call__`; of a large file, there is no copy in memory.
-            batch_size: The number of windows that the network processes at once.
-
-        Raises:
-            ValueError: As in `Detector.__call__`.
-        """
-        (detections,) = self.batch([image], batch_size)
-        return detections
-
-    def batch(self, images: Iterable[ImageLike], batch_size: int = 8) -> Iterator[Detections]:
-        """Detect the objects in many images; return the detections in order.
-
-        Args:
-            images: As in `Detector.batch`.
-            batch_size: The number of windows that the network processes at once.
-
-        Raises:
-            ValueError: As in `Detector.batch`.
-        """
-        return map(raise_error, self.batch_with_errors(images, batch_size))
 
     def batch_with_errors(
         self, images: Iterable[ImageLike | DatasetImage], batch_size: int = 8

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from retinanet_jax.inference.names import safe_name
+from retinanet_jax.utils.download import public_url
 from retinanet_jax.utils.packages import import_optional
 from retinanet_jax.utils.paths import scheme_of
 from retinanet_jax.utils.progress import format_count, one_line
@@ -138,8 +139,8 @@ def camera(name: str) -> Video:
 
 def _stream(url: str) -> Video:
     """Return a stream or a video at a URL, with a name that contains no password."""
-    parts = urlsplit(url)
-    public = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    parts = urlsplit(public_url(url))
+    public = parts._replace(query="", fragment="").geturl()
     stem = pathlib.PurePosixPath(unquote(parts.path)).stem or parts.hostname or "stream"
     path = pathlib.Path(f"{safe_name(stem)}.mp4")
     return Video(url, public, path, parts.scheme in LIVE_SCHEMES)
