@@ -26,6 +26,18 @@ joining.join("localhost:{port}", 2, {index}, timeout=10)
 """
 
 
+# Process 0, which holds what all have exchanged, ends after both have joined.
+LEAVE_FIRST = """
+import jax, os
+from retinanet_jax.hosts import joining
+
+joining.JOIN_SECONDS = 6
+if {index} == 0:
+    jax.process_count = lambda: os._exit(0)
+joining.join("localhost:{port}", 2, {index}, timeout=10)
+"""
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -44,17 +56,22 @@ def test_a_process_that_is_the_only_one_to_start_ends_in_one_line(index):
 
 
 @pytest.mark.slow
-def test_a_process_ends_in_one_line_if_another_has_ended_after_it_joined():
-    """It would wait for it for five minutes, and then be aborted with a stack dump of C++."""
+@pytest.mark.parametrize(
+    ("code", "waiting", "message"),
+    [
+        (LEAVE, 0, "another process has ended while all were starting"),
+        (LEAVE_FIRST, 1, "not all processes have joined within 6 s"),
+    ],
+)
+def test_a_process_ends_in_one_line_if_another_has_ended_after_it_joined(code, waiting, message):
+    """It would wait for minutes or without an end, and be aborted with a stack dump of C++."""
     port = free_port()
-    commands = [[sys.executable, "-c", LEAVE.format(port=port, index=index)] for index in range(2)]
+    commands = [[sys.executable, "-c", code.format(port=port, index=index)] for index in range(2)]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    first, other = [subprocess.Popen(command, **pipes) for command in commands]
-    _, errors = first.communicate(timeout=60)
-    other.communicate(timeout=60)
-    assert (first.returncode, other.returncode) == (1, 0)
+    processes = [subprocess.Popen(command, **pipes) for command in commands]
+    _, errors = processes[waiting].communicate(timeout=60)
+    processes[1 - waiting].communicate(timeout=60)
+    assert (processes[waiting].returncode, processes[1 - waiting].returncode) == (1, 0)
     [line] = [line for line in errors.splitlines() if line.startswith("error:")]
-    assert line.startswith(
-        "error: --distributed: another process has ended while all were starting"
-    )
+    assert line.startswith(f"error: --distributed: {message}")
     assert "Traceback" not in errors
