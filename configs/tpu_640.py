@@ -4,6 +4,12 @@ Command:  retinanet-jax train --config=configs/tpu_640.py --workdir=runs/tpu_640
           (on a pod the same on every host, with --distributed)
 Expects:  what configs/r50_fpn.py does, and memory for 256 images over all devices; with less, lower
           --config.data.batch_size: the learning rate follows, --config.total_steps does not.
+Batch:    A TPU is fast with a multiple of 8 images a chip; the compiler estimates 2.1 times as long
+          an image with 4. With 16, a chip requires 4.3 GiB of memory. 8 a chip, for 36 epochs:
+
+          chips              4       8      16      32     64
+          data.batch_size   32      64     128     256    512
+          total_steps  135_000  67_500  33_750  16_875  8_438
 AP:       37.7 on val2017 is the number of srihari-humbarwadi/retinanet-tensorflow2.x for the run
           that this config follows (resnet50-640x640-3x-256); not measured here. TensorFlow's Model
           Garden, with similar settings but jitter of 0.8 to 1.2, has 34.3 after 12 epochs and 36.8

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -58,6 +59,24 @@ def test_a_batch_must_be_split_evenly():
     message = r"12 must be a multiple of optimizer\.accumulate=2 times the 4 devices .* try 16"
     with pytest.raises(ValueError, match=message):
         sharding.check_batch_size("data.batch_size", 12, mesh, 2)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_parts", "platform", "warning"),
+    [
+        (32, 1, "tpu", ""),
+        (64, 2, "tpu", ""),
+        (16, 1, "cuda", ""),
+        (16, 1, "tpu", "4 images a chip is no multiple of 8: .* --config.data.batch_size=32,"),
+        (48, 1, "tpu", "12 images a chip is no multiple of 8: .* --config.data.batch_size=64,"),
+        (32, 2, "tpu", "4 images a chip is no multiple of 8: .* --config.data.batch_size=64,"),
+    ],
+)
+def test_a_tpu_has_multiples_of_eight_images_or_a_warning(batch_size, num_parts, platform, warning):
+    mesh = sharding.make_mesh(2)  # 4 x 2 devices
+    text = sharding.images_warning("data.batch_size", batch_size, mesh, num_parts, platform)
+    assert re.match(warning, text)
+    assert bool(text) == bool(warning)
 
 
 def test_every_device_needs_a_row_of_every_level():

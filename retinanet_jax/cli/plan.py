@@ -256,7 +256,7 @@ def batch_units(workload: Workload, topology: Topology) -> list[int]:
     if workload.mode == "train" and workload.config.loss.ema_images:
         unit = math.lcm(unit, workload.config.loss.ema_images)
     if topology.chip.platform == "tpu":
-        return [math.lcm(unit, parts * report.TPU_SUBLANES), unit]
+        return [math.lcm(unit, parts * sharding.TPU_SUBLANES), unit]
     return [unit]
 
 

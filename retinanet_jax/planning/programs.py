@@ -75,14 +75,20 @@ class Workload(NamedTuple):
             bucket: Height and width of the images, in pixels.
             batch_size: The number of images over all devices.
         """
-        lowered = self._lower(bucket, batch_size)
+        lowered = self.lower(bucket, batch_size)
         start = time.monotonic()
         program, needed, memory = compile_measured(lowered, self.compiler_options)
         seconds = time.monotonic() - start
         costs = program_costs(program.as_text()) if program else None
         return Program(bucket, batch_size, seconds, needed, memory, costs)
 
-    def _lower(self, bucket: tuple[int, int], batch_size: int) -> Any:
+    def lower(self, bucket: tuple[int, int], batch_size: int) -> Any:
+        """Return the program before XLA compiles it, as `lower` of a jitted function does.
+
+        Args:
+            bucket: Height and width of the images, in pixels.
+            batch_size: The number of images over all devices.
+        """
         config = self.config.copy_and_resolve_references().unlock()
         config.data[BATCH_FIELDS[self.mode]] = batch_size
         # The convolutions for CPUs would be wrong here, where the process has only a CPU.

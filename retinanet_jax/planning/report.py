@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from retinanet_jax import sharding
 from retinanet_jax.planning.costs import Costs, Exchange
 from retinanet_jax.planning.largest_batch import LargestBatch
 from retinanet_jax.planning.programs import (
@@ -22,7 +23,6 @@ NOT_MEASURED = (
     "Nothing was run on these devices. Memory is what the compiler reserves; times are lower "
     "bounds from published peaks, not predictions."
 )
-TPU_SUBLANES = 8  # a TPU computes on 8 rows of 128 numbers
 
 
 def program_text(program: Program, topology: Topology, num_data: int) -> str:
@@ -114,16 +114,11 @@ def warnings(workload: Workload, programs: Sequence[Program], topology: Topology
         topology: The devices.
     """
     config, chip = workload.config, topology.chip
-    unit = workload.mesh.shape["data"] * workload.num_parts
-    per_device = workload.batch_size // unit
-    field = f"config.data.{BATCH_FIELDS[workload.mode]}"
-    texts = []
-    if chip.platform == "tpu" and per_device % TPU_SUBLANES:
-        size = -(-per_device // TPU_SUBLANES) * TPU_SUBLANES * unit
-        texts.append(
-            f"{per_device} images a chip is no multiple of {TPU_SUBLANES}: a TPU then rearranges "
-            f"most arrays; try --{field}={size}, or fewer chips."
-        )
+    field = f"data.{BATCH_FIELDS[workload.mode]}"
+    images = sharding.images_warning(
+        field, workload.batch_size, workload.mesh, workload.num_parts, chip.platform
+    )
+    texts = [images] if images else []
     if config.dtype == "float32":
         texts.append(
             "dtype=float32 takes about twice the memory and memory traffic of bfloat16, in which "

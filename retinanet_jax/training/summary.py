@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from retinanet_jax import sharding
 from retinanet_jax.augmentation_presets import augmented_data
 from retinanet_jax.config import default_config, flatten
 from retinanet_jax.data.plan import TrainPlan
@@ -66,6 +67,7 @@ def print_summary(
         f"{starting_point(config, state)}",
         flush=True,
     )
+    warn_of_few_images(config, mesh)
     warn_of_long_warmup(config)
 
 
@@ -152,6 +154,15 @@ def starting_point(config: ConfigDict, state: TrainState) -> str:
     if state.step:
         return f"checkpoint {int(state.step)}"
     return config.init.path or "random parameters"
+
+
+def warn_of_few_images(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Print a warning if TPUs are slow with the number of images a chip."""
+    platform = mesh.devices.flat[0].platform
+    field, parts = "data.batch_size", config.optimizer.accumulate
+    warning = sharding.images_warning(field, config.data.batch_size, mesh, parts, platform)
+    if warning:
+        print(f"warning: {warning}", flush=True)
 
 
 def warn_of_long_warmup(config: ConfigDict) -> None:

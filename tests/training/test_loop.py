@@ -74,6 +74,15 @@ def test_a_warmup_over_most_of_the_run_prints_a_warning(config, capsys, steps, w
     assert ("rises for 100 of 199 steps; lower" in capsys.readouterr().out) == warns
 
 
+@pytest.mark.parametrize(("platform", "warns"), [("tpu", True), ("cpu", False)])
+def test_few_images_a_chip_print_a_warning(config, capsys, platform, warns):
+    devices = np.array([[types.SimpleNamespace(platform=platform)]] * 4)
+    mesh = types.SimpleNamespace(devices=devices, shape={"data": 4, "space": 1})
+    config.data.batch_size = 16
+    summary.warn_of_few_images(config, mesh)
+    assert ("warning: 4 images a chip" in capsys.readouterr().out) == warns
+
+
 class Device:
     """Runs at most one step at a time, as a device does, and only when its result is waited for."""
 
