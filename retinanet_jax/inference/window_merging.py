@@ -93,7 +93,8 @@ def add_large(
     """Return the objects in windows together with those that are too large for the windows.
 
     A large object that the windows together show completely is not added, because its box in the
-    whole image is less exact. One that is added replaces its parts.
+    whole image is less exact. One that is added replaces its parts, except those with a higher
+    score: in a reduced image, several small objects may look like a large one.
 
     Args:
         objects: The objects in windows.
@@ -105,10 +106,11 @@ def add_large(
     required = np.where(incomplete, MOST_OF_IT, SAME_OBJECT)[:, None]
     matched = comparable & (pairwise_iou(objects.boxes, large.boxes) > required)
     is_new = ~matched.any(axis=0)
+    is_better = large.scores >= objects.scores[:, None]
     covered = (
         intersections(objects.boxes, large.boxes) > SAME_OBJECT * areas(objects.boxes)[:, None]
     )
-    is_part = incomplete & (comparable & covered & is_new).any(axis=1)
+    is_part = incomplete & (comparable & covered & is_new & is_better).any(axis=1)
     return concatenate([objects.take(np.flatnonzero(~is_part)), large.take(np.flatnonzero(is_new))])
 
 

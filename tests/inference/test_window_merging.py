@@ -165,3 +165,11 @@ def test_class_wise_nms_returns_the_best_of_overlapping_boxes():
     np.testing.assert_allclose(selected.scores, [0.9, 0.7, 0.6])
     selected = class_wise_nms(detected, iou_threshold=0.5, class_agnostic=True)
     np.testing.assert_allclose(selected.scores, [0.9, 0.7])
+
+
+def test_a_large_detection_does_not_replace_parts_of_a_higher_score():
+    """In the reduced image, small objects may look like a large one, with a low score."""
+    objects = scored([[20, 0, 100, 90], [110, 10, 140, 60]], [0.8, 0.3])
+    large = scored([[18, 0, 160, 90]], [0.4])
+    both = add_large(objects, np.array([True, True]), large, class_agnostic=False)
+    assert both.boxes.tolist() == [[20, 0, 100, 90], [18, 0, 160, 90]]
