@@ -25,8 +25,8 @@ def define_output_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "draw_threshold",
         0.5,
-        "Only detections with at least this score are drawn; detections.json contains all "
-        "detections. The default is 0.5.",
+        "Only detections with at least this score, from 0 to 1, are drawn; detections.json "
+        "contains all detections. The default is 0.5.",
         flag_values=values,
     )
     flags.DEFINE_bool(
@@ -68,25 +68,25 @@ def output_options(values: Any) -> dict[str, Any]:
         values: The values of the flags.
 
     Raises:
-        ValueError: If a format is unknown, or the threshold is out of range or has no effect.
+        ValueError: If a format is unknown, or a threshold is out of range or has no effect.
     """
     formats, threshold = list(dict.fromkeys(values.format)), values.label_threshold
     for name in formats:
         if name not in FORMATS:
             raise unknown_choice("--format", name, FORMATS)
-    is_used = bool(formats or values.save_crops)
-    if threshold is not None and not is_used:
+    if threshold is not None and not (formats or values.save_crops):
         raise ValueError(
             f"--label_threshold={threshold:g} has no effect without --format or --save_crops; give "
             "one of them, or --score_threshold to limit all detections."
         )
-    threshold = values.draw_threshold if threshold is None else threshold
-    if is_used and not 0 <= threshold <= 1:
-        raise ValueError(f"--label_threshold={threshold:g} must be from 0 to 1; try 0.5.")
+    for name in ("draw_threshold", "label_threshold"):
+        given = values[name].value
+        if given is not None and not 0 <= given <= 1:
+            raise ValueError(f"--{name}={given:g} must be from 0 to 1, as scores are; try 0.5.")
     return {
         "draw_threshold": values.draw_threshold if values.draw else None,
         "table": values.csv,
         "formats": formats,
         "save_crops": values.save_crops,
-        "label_threshold": threshold,
+        "label_threshold": values.draw_threshold if threshold is None else threshold,
     }

@@ -122,7 +122,10 @@ def test_the_flags_reach_the_detector(images, tmp_path, monkeypatch, capsys):
     [
         (("--format=yolo,coc",), "--format='coc' must be one of yolo, coco, csv, labelme."),
         (("--label_threshold=.4",), "--label_threshold=0.4 has no effect without --format or --s"),
-        (("--format=csv", "--label_threshold=40"), "--label_threshold=40 must be from 0 to 1; try"),
+        (("--format=csv", "--label_threshold=40"), "--label_threshold=40 must be from 0 to 1, as "),
+        (("--save_crops", "--draw_threshold=-1"), "--draw_threshold=-1 must be from 0 to 1, as "),
+        (("--draw_threshold=50",), "--draw_threshold=50 must be from 0 to 1, as scores are; try"),
+        (("--draw_threshold=nan",), "--draw_threshold=nan must be from 0 to 1, as scores are; try"),
         (("--format=csv", "https://example.org/a.jpg"), "a.jpg: is no image file, to which the "),
     ],
 )
