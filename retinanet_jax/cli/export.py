@@ -16,8 +16,15 @@ from retinanet_jax.cli.common import (
     weights_of,
 )
 from retinanet_jax.compilation import use_compilation_cache
-from retinanet_jax.export.artifact import FORMATS, export_detector, load_servables
+from retinanet_jax.export.artifact import (
+    FORMATS,
+    check_request,
+    check_sizes,
+    export_detector,
+    load_servables,
+)
 from retinanet_jax.export.raw_verification import TOLERANCES
+from retinanet_jax.export.tflite import check_fixed
 from retinanet_jax.utils.remote import local_copy
 from retinanet_jax.weights import cached
 
@@ -85,17 +92,22 @@ def run(values: Any, _: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # a GPU may multiply with fewer bits
     use_compilation_cache()
     output = output_path(values.output)
+    image_sizes = parse_sizes(values.image_size)
     batch_size = parse_batch_size(values.batch_size, values.format)
+    images = local_copy(os.path.expanduser(values.images)) if values.images else None
+    check_sizes(image_sizes, batch_size)
+    if values.format == "tflite":
+        check_fixed(image_sizes, batch_size)
+    check_request(values.format, output, images, values.precision)
     raw = values.raw or values.format == "tflite"
     servables = load_servables(
         str(cached.checkpoint_folder(weights_of(values))),
-        image_sizes=parse_sizes(values.image_size),
+        image_sizes=image_sizes,
         batch_size=batch_size,
         raw=raw,
         dtype="float32" if values.format == "tflite" else None,  # LiteRT lacks bfloat16
         **detection_limits(values),
     )
-    images = local_copy(os.path.expanduser(values.images)) if values.images else None
     verifications = export_detector(values.format, servables, output, images, values.precision)
     for servable, (folder, outcome) in zip(servables, verifications.items(), strict=True):
         print(outcome.summary())

@@ -38,7 +38,7 @@ def anchors_of(image_size: tuple[Any, Any], config: ConfigDict) -> tuple[Array, 
     if None not in known_shape(image_size):
         return image_anchors(image_size, config)
     levels = range(config.anchors.min_level, config.anchors.max_level + 1)
-    num_anchors = len(config.anchors.scales) * len(config.anchors.ratios)
+    num_anchors = anchors_per_cell(config)
     side = size_multiple(config)
     smallest = image_anchors((side, side), config)
     anchors = []

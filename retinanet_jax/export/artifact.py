@@ -11,7 +11,7 @@ import numpy as np
 from retinanet_jax import checkpoint
 from retinanet_jax.config import choose
 from retinanet_jax.data.image_files import ImageLike, find_images, read_image
-from retinanet_jax.data.sizes import SIZE_MULTIPLE
+from retinanet_jax.data.sizes import SIZE_MULTIPLE, round_up
 from retinanet_jax.data.sources.synthetic import generate_image
 from retinanet_jax.evaluation.limits import with_limits
 from retinanet_jax.export import (
@@ -34,7 +34,8 @@ from retinanet_jax.utils.packages import not_installed
 from retinanet_jax.utils.progress import make_progress
 from retinanet_jax.utils.threads import map_ahead
 
-# Each module has `write(servable, folder)`, `load(folder)`, and `PACKAGES` that they import.
+# Each module has `write(servable, folder)`, `load(folder)`, `PACKAGES` that they import, and
+# `check_supported(servable)`, which raises ValueError for what the format cannot express.
 FORMATS: dict[str, ModuleType] = {
     "stablehlo": stablehlo,
     "savedmodel": savedmodel,
@@ -74,21 +75,13 @@ def load_servables(
         FileNotFoundError: If there is no checkpoint.
         ValueError: If a size or a limit is out of range.
     """
+    check_sizes(image_sizes, batch_size)
     trained = checkpoint.load(pathlib.Path(path))
     if limits.get("score_threshold") is not None:
         trained = trained._replace(thresholds=None)
     config = with_limits(trained.config, **limits)
     config.dtype = dtype or config.dtype
-    default = default_image_size(config)
-    sizes = list(dict.fromkeys(map(tuple, image_sizes or ()))) or [default]
-    for size in sizes:
-        if len(size) != 2 or any(side < SIZE_MULTIPLE or side % SIZE_MULTIPLE for side in size):
-            raise ValueError(
-                f"image_size={size} must be (height, width), each a multiple of {SIZE_MULTIPLE}; "
-                f"try {default}."
-            )
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1; try 1.")
+    sizes = list(dict.fromkeys(map(tuple, image_sizes or ()))) or [default_image_size(config)]
     servable = (RawServable if raw else Servable)(trained, config, None, batch_size)
     if image_sizes is None:
         return [servable]
@@ -128,10 +121,9 @@ def export_detector(
             support the config, an image cannot be read, or the artifact's detections differ from
             those of `predict`.
     """
-    choose("format", format_name, FORMATS)
-    check_precision(format_name, precision, images)
-    check_packages(format_name, packages_of(format_name, precision))
-    check_absent(output, "folder")
+    check_request(format_name, output, images, precision)
+    for servable in servables:
+        FORMATS[format_name].check_supported(servable)
     inputs = verification_images(servables[0], images)
     names = ["x".join(map(str, servable.image_size or ())) for servable in servables]
     if len(servables) == 1:
@@ -184,6 +176,39 @@ def _quantize(
     print(f"quantizing to {precision}{represented}", flush=True)
     examples = verification.read_examples(servable, chosen)
     quantization.quantize(folder / tflite.FILE, precision, examples)
+
+
+def check_request(
+    format_name: str,
+    output: pathlib.Path,
+    images: pathlib.Path | None = None,
+    precision: str = "float32",
+) -> None:
+    """Check what can be checked without the checkpoint, which may have to be downloaded first.
+
+    The arguments and the errors are those of `export_detector`.
+    """
+    choose("format", format_name, FORMATS)
+    check_precision(format_name, precision, images)
+    check_packages(format_name, packages_of(format_name, precision))
+    check_absent(output, "folder")
+
+
+def check_sizes(image_sizes: Sequence[Sequence[int]] | None, batch_size: int | None) -> None:
+    """Check the sizes of an artifact's input; the arguments are as in `load_servables`.
+
+    Raises:
+        ValueError: If one is invalid.
+    """
+    for size in image_sizes or ():
+        if len(size) != 2 or any(side < SIZE_MULTIPLE or side % SIZE_MULTIPLE for side in size):
+            valid = tuple(max(round_up(side), SIZE_MULTIPLE) for side in (*size, *size)[:2])
+            raise ValueError(
+                f"image_size={tuple(size)} must be (height, width), each a multiple of "
+                f"{SIZE_MULTIPLE}; try {valid}."
+            )
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1; try 1.")
 
 
 def check_precision(format_name: str, precision: str, images: pathlib.Path | None) -> None:

@@ -7,7 +7,8 @@ If the artifact ends before NMS, the client also selects the detections from its
 
     boxes, scores, classes = select(boxes[0], scores[0], sizes[0], images.shape[1:3], card)
 
-This file lies next to each artifact. It requires only numpy and Pillow, and may be copied.
+This file lies next to each artifact. It requires only Python 3.10, numpy and Pillow, and may be
+copied.
 """
 
 from typing import IO, Any
@@ -29,8 +30,12 @@ def prepare(
     Returns:
         `images` (1, H, W, 3) and `sizes` (1, 2), the inputs of the artifact, and the scale of its
         boxes: `boxes[0] * scale` are in pixels of the original image.
+
+    Raises:
+        OSError: If the file cannot be read as an image.
+        ValueError: If the image has more than 8 bits per channel.
     """
-    image = np.asarray(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))
+    image = read_rgb(file)
     rule = card["resize"]
     height, width = resized_size(
         *image.shape[:2],
@@ -47,6 +52,20 @@ def prepare(
     images[0, :height, :width] = resize(image, (height, width), rule["kind"])
     scale = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
     return images, np.array([[height, width]], np.int32), scale
+
+
+def read_rgb(file: str | IO[bytes]) -> np.ndarray:
+    """Return the pixels (height, width, 3) of an image file; the arguments are as in `prepare`."""
+    with Image.open(file) as image:
+        if image.mode.startswith(("I", "F")):  # Pillow would clip their values to 0..255
+            raise ValueError(
+                f"{file}: has more than 8 bits per channel (Pillow's mode {image.mode}); scale it "
+                "to 8 bits first."
+            )
+        oriented = ImageOps.exif_transpose(image)
+        if oriented.mode in ("P", "PA"):  # Pillow warns about some transparent colors otherwise
+            oriented = oriented.convert("RGBA")
+        return np.asarray(oriented.convert("RGB"))
 
 
 def resize(image: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
@@ -159,7 +178,7 @@ def _candidates(
 
 def _best_first(pairs: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Return pairs (n, 2) of an anchor and a class by descending score; equals keep their order."""
-    return pairs[np.argsort(-scores[tuple(pairs.T)], stable=True)]
+    return pairs[np.lexsort([-scores[tuple(pairs.T)]])]  # stable in each version of numpy
 
 
 def _nms(boxes: np.ndarray, groups: np.ndarray, iou_threshold: float) -> np.ndarray:

@@ -53,6 +53,10 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
     tf.saved_model.save(module, str(folder / FOLDER), signatures=signatures)
 
 
+def check_supported(servable: Servable) -> None:
+    """Accept every detector."""
+
+
 def load(folder: pathlib.Path) -> ArtifactFunction:
     """Return the function that runs the default signature of the SavedModel in `folder`."""
     tf = tf_transforms.import_tensorflow()

@@ -24,14 +24,9 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
     """Write the detector with weights in float32 to FILE in `folder`, which exists.
 
     Args:
-        servable: The detector without NMS, with a fixed image and batch size.
+        servable: A detector that `check_supported` accepts.
         folder: The folder.
-
-
-    Raises:
-        ValueError: If the detector has NMS or a variable size, or computes in bfloat16.
     """
-    _check_supported(servable)
     tf = tf_transforms.import_tensorflow()
 
     module: Any = tf.Module()
@@ -44,22 +39,35 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
     (folder / FILE).write_bytes(converter.convert())
 
 
-def _check_supported(servable: Servable) -> None:
-    """Raise ValueError if the converter has no builtin operators for the detector."""
+def check_supported(servable: Servable) -> None:
+    """Check that the converter has builtin operators for the detector.
+
+    Raises:
+        ValueError: If the detector has NMS or a variable size, or computes in bfloat16.
+    """
     if not isinstance(servable, RawServable):
         raise ValueError("LiteRT has no operators for this NMS; export tflite without it (--raw).")
-    if servable.image_size is None:
-        raise ValueError(
-            "image_size must be fixed for tflite, because the memory of small devices is planned "
-            "before the first image; try --image_size=320,320."
-        )
-    if servable.batch_size is None:
-        raise ValueError("batch_size must be fixed for tflite; try --batch_size=1.")
+    check_fixed(servable.image_size, servable.batch_size)
     if servable.config.dtype != "float32":
         raise ValueError(
             f"config.dtype={servable.config.dtype!r} is not supported by LiteRT's convolutions; "
             "load the checkpoint with dtype='float32'."
         )
+
+
+def check_fixed(image_size: object, batch_size: int | None) -> None:
+    """Check that neither of the sizes is None, any size.
+
+    Raises:
+        ValueError: If one is.
+    """
+    if image_size is None:
+        raise ValueError(
+            "image_size must be fixed for tflite, because the memory of small devices is planned "
+            "before the first image; try --image_size=320,320."
+        )
+    if batch_size is None:
+        raise ValueError("batch_size must be fixed for tflite; try --batch_size=1.")
 
 
 def load(folder: pathlib.Path) -> ArtifactFunction:

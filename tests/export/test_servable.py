@@ -162,3 +162,26 @@ def test_inputs_are_float_if_resizing_does_not_round(servable):
     assert servable.specs(1)[0].dtype == np.uint8
     servable.config.data.resize = "bilinear_float"
     assert servable.specs(1)[0].dtype == np.float32
+
+
+def test_the_client_reads_the_pixels_that_predict_reads(tmp_path):
+    """Or refuses the file in one line; files that it opened itself are closed, or this fails."""
+    pixels = np.random.default_rng(4).integers(0, 256, (21, 30, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    palette, frames = image.convert("P"), {"save_all": True, "append_images": [image.rotate(180)]}
+    files: dict[str, tuple[Image.Image, dict]] = {
+        "palette.png": (palette, {"transparency": bytes(range(256))}),
+        "color.png": (palette, {"transparency": 3}),
+        "alpha.png": (image.convert("LA"), {}),
+        "ink.jpg": (image.convert("CMYK"), {}),
+        "frames.gif": (image, frames),
+    }
+    for name, (image, options) in files.items():
+        image.save(tmp_path / name, **options)
+        np.testing.assert_array_equal(
+            client.read_rgb(str(tmp_path / name)), read_image(tmp_path / name)
+        )
+    deep = tmp_path / "deep.png"
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(deep)
+    with pytest.raises(ValueError, match="deep.png: has more than 8 bits per channel"):
+        client.read_rgb(str(deep))

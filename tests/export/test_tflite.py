@@ -15,7 +15,7 @@ from PIL import Image
 
 from retinanet_jax import Detector, checkpoint
 from retinanet_jax.data.sources.synthetic import generate_image
-from retinanet_jax.export import raw_verification, tflite
+from retinanet_jax.export import artifact, raw_verification, tflite
 from retinanet_jax.export.artifact import check_precision, export_detector, load_servables
 from retinanet_jax.export.model_card import changes_since_evaluation
 from retinanet_jax.export.raw import RawOutputs, RawServable
@@ -94,16 +94,14 @@ def operators_of(file) -> collections.Counter:
         ({"batch_size": 1}, "bfloat16", "load the checkpoint with dtype='float32'"),
     ],
 )
-def test_what_cannot_be_converted_is_refused_in_one_line(
-    servable, tmp_path, changes, dtype, message
-):
+def test_what_cannot_be_converted_is_refused_in_one_line(servable, changes, dtype, message):
     servable.config.dtype = dtype
     raw = RawServable(*servable._replace(**changes))
     with pytest.raises(ValueError, match=message) as error:
-        tflite.write(raw, tmp_path)
+        tflite.check_supported(raw)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"export tflite without it \(--raw\)"):
-        tflite.write(servable, tmp_path)
+        tflite.check_supported(servable)
 
 
 def test_a_detector_trained_in_bfloat16_can_compute_in_float32(servable, monkeypatch):
@@ -127,6 +125,26 @@ def test_a_precision_that_cannot_be_made_is_refused_in_one_line(format_name, pre
     with pytest.raises(ValueError, match=message) as error:
         check_precision(format_name, precision, images=None)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--format=tflite", "--precision=int8"), "precision='int8' requires --images=FOLDER"),
+        (("--format=onnx", "--precision=int8"), "only available for the format tflite"),
+        (("--format=tflite", "--batch_size=dynamic"), "try --batch_size=1."),
+        (("--format=tflite", "--image_size=dynamic"), "try --image_size=320,320."),
+        (("--format=onnx", "--image_size=130,0"), r"image_size=\(130, 0\) must be .* \(160, 32\)."),
+        (("--format=onnx", "--batch_size=0"), "batch_size=0 must be at least 1; try 1."),
+        (("--format=stablehlo",), "exists; give another folder."),
+    ],
+)
+def test_an_impossible_request_is_refused_before_the_checkpoint_is_loaded(
+    error_line, tmp_path, monkeypatch, flags, message
+):
+    monkeypatch.setattr(artifact, "check_packages", lambda *_: None)  # as if all were installed
+    line = error_line("export", "--weights=/no/checkpoint", f"--output={tmp_path}", *flags)
+    assert re.search(message, line), line
 
 
 def test_the_means_are_those_of_all_compared_boxes():

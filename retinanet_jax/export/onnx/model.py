@@ -27,16 +27,12 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
     """Write the model and its Triton configuration.
 
     Args:
-        servable: The detector.
+        servable: A detector that `check_supported` accepts.
         folder: An existing folder, in which FILE and TRITON_CONFIG are created.
-
-    Raises:
-        ValueError: If the config uses a feature that ONNX or onnxruntime lacks.
     """
     import onnx
 
     config = servable.config
-    _check_supported(servable)
     nms_rule = make_nms_rule(
         num_classes=len(servable.checkpoint.categories),
         iou_threshold=config.detections.iou_threshold,
@@ -52,8 +48,12 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
     (folder / TRITON_CONFIG).write_text(triton_config(jaxpr.in_avals, outputs))
 
 
-def _check_supported(servable: Servable) -> None:
-    """Raise ValueError if the config uses a feature that ONNX or onnxruntime lacks."""
+def check_supported(servable: Servable) -> None:
+    """Check that ONNX and onnxruntime have all that the config uses.
+
+    Raises:
+        ValueError: If they lack a feature.
+    """
     config = servable.config
     if config.detections.nms != "hard" and not isinstance(servable, RawServable):
         raise ValueError(
