@@ -213,11 +213,13 @@ class _Ending:
         seconds: The time of the latest frame.
         end: Until when it is shown, as long as its duration or the frame before it.
         num_errors: How many packets could not be decoded.
+        num_damaged: How many packets and frames FFmpeg has marked as damaged.
         reason: Why no more packets could be read; "" if the end was reached.
     """
 
     def __init__(self, name: str) -> None:
-        self._name, self.num_errors, self.reason = name, 0, ""
+        self._name, self.reason = name, ""
+        self.num_errors = self.num_damaged = 0
         self.seconds = self.end = 0.0
 
     def add(self, seconds: float, duration: float) -> None:
@@ -241,6 +243,7 @@ class _Ending:
         parts = [
             f"{format_count(self.num_errors, 'packet')} could not be decoded"
             * bool(self.num_errors),
+            f"damaged in {format_count(self.num_damaged, 'place')}" * bool(self.num_damaged),
             f"ends after {self.end:.1f} of {total:.1f} seconds" if is_early else "",
             self.reason,
         ]
@@ -253,8 +256,11 @@ def _decoded(container: Any, stream: Any, ending: _Ending) -> Iterator[Any]:
     """Yield PyAV's frames of a stream, as far as they can be read and decoded."""
     av = import_av()
     for packet in _packets(container, stream, ending):
+        ending.num_damaged += packet is not None and packet.is_corrupt
         try:
-            yield from stream.decode(packet)
+            for frame in stream.decode(packet):
+                ending.num_damaged += frame.is_corrupt
+                yield frame
         except av.FFmpegError:
             ending.num_errors += 1
 

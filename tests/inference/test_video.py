@@ -119,6 +119,19 @@ def test_damaged_frames_are_left_out_and_counted(tmp_path):
     np.testing.assert_array_equal(frames[-1].image, images[-1])
 
 
+def test_frames_that_are_damaged_but_decoded_are_read_and_counted(tmp_path):
+    """Matroska continues after a damage, and MPEG-4 conceals what is missing in a frame."""
+    path = write_clip(tmp_path / "a.mkv", make_images(20), codec="mpeg4", pix_fmt="yuv420p")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 500] = bytes(500)
+    path.write_bytes(content)
+    frames = []
+    with pytest.raises(ValueError, match=r"a\.mkv: .*damaged in \d+ place"):
+        collect(frames, read_frames(path))
+    assert len(frames) > 10
+
+
 def test_a_lost_connection_is_an_error_after_the_frames_that_came(tmp_path, monkeypatch):
     """Also those that the decoder holds back, because the encoder stored them in another order."""
     path, frames = tmp_path / "clip.mp4", []
