@@ -31,7 +31,7 @@ from retinanet_jax.export.servable import Servable, default_image_size
 from retinanet_jax.export.verification import Verification
 from retinanet_jax.utils.files import check_absent, write_folder
 from retinanet_jax.utils.packages import not_installed
-from retinanet_jax.utils.progress import make_progress
+from retinanet_jax.utils.progress import format_count, make_progress
 from retinanet_jax.utils.threads import map_ahead
 
 # Each module has `write(servable, folder)`, `load(folder)`, `PACKAGES` that they import, and
@@ -46,6 +46,7 @@ CLIENT = "client.py"  # the file next to the artifact that makes its inputs
 # The synthetic images to verify on if the user passes none: height and width, each as a fraction.
 SYNTHETIC_SHAPES = ((1, 1), (1, 0.75), (0.75, 1), (0.5, 1))
 MAX_REPRESENTATIVE = 100  # images by which int8 chooses its ranges; more change little
+FEW_REPRESENTATIVE = 20  # fewer need not contain all that the detector will see
 
 
 def load_servables(
@@ -172,7 +173,11 @@ def _quantize(
     """Replace the LiteRT artifact in `folder` by one in another precision."""
     step = -(-len(images) // MAX_REPRESENTATIVE)
     chosen = images[::step]
-    represented = f", by {len(chosen)} of {len(images)} images" if precision == "int8" else ""
+    represented = ""
+    if precision == "int8":
+        represented = f", by {len(chosen)} of {format_count(len(images), 'image')}"
+        if len(images) < FEW_REPRESENTATIVE:
+            represented += f"; about {MAX_REPRESENTATIVE} images are better"
     print(f"quantizing to {precision}{represented}", flush=True)
     examples = verification.read_examples(servable, chosen)
     quantization.quantize(folder / tflite.FILE, precision, examples)

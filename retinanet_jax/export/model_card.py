@@ -273,7 +273,7 @@ def raw_outputs_text(servable: Servable) -> list[str]:
         "NMS. `boxes` are x0 y0 x1 y1 in pixels of `images`; those of an image "
         f"{are_clipped}. `scores`",
         "has a column for each category, in the order below, and is zero in the padding of an",
-        "image. docs/export.md has the selection of the detections in numpy.",
+        "image. `select` in `client.py` selects the detections in numpy.",
     ]
 
 

@@ -213,9 +213,13 @@ def check_absent(path: pathlib.Path, description: str) -> None:
 
     Raises:
         FileExistsError: If something exists.
+        NotADirectoryError: If a part of the path before its last is a file.
     """
     if os.path.lexists(path):
         raise FileExistsError(f"{path} exists; give another {description}.")
+    for parent in path.parents:
+        if os.path.lexists(parent) and not parent.is_dir():
+            raise NotADirectoryError(f"{path}: {parent} is no folder; give another {description}.")
 
 
 def write_folder(

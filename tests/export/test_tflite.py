@@ -15,7 +15,7 @@ from PIL import Image
 
 from retinanet_jax import Detector, checkpoint
 from retinanet_jax.data.sources.synthetic import generate_image
-from retinanet_jax.export import artifact, raw_verification, tflite
+from retinanet_jax.export import artifact, quantization, raw_verification, tflite
 from retinanet_jax.export.artifact import check_precision, export_detector, load_servables
 from retinanet_jax.export.model_card import changes_since_evaluation
 from retinanet_jax.export.raw import RawOutputs, RawServable
@@ -145,6 +145,27 @@ def test_an_impossible_request_is_refused_before_the_checkpoint_is_loaded(
     monkeypatch.setattr(artifact, "check_packages", lambda *_: None)  # as if all were installed
     line = error_line("export", "--weights=/no/checkpoint", f"--output={tmp_path}", *flags)
     assert re.search(message, line), line
+
+
+@pytest.mark.parametrize(
+    ("num_images", "expected"),
+    [
+        (1, "quantizing to int8, by 1 of 1 image; about 100 images are better"),
+        (20, "quantizing to int8, by 20 of 20 images"),
+        (201, "quantizing to int8, by 67 of 201 images"),
+    ],
+)
+def test_int8_is_represented_by_all_parts_of_the_images(
+    servable, tmp_path, monkeypatch, capsys, num_images, expected
+):
+    """At most 100 images, at equal distances; a line suggests more if they are few."""
+    chosen = []
+    monkeypatch.setattr(quantization, "quantize", lambda file, precision, x: chosen.extend(x))
+    monkeypatch.setattr(artifact.verification, "read_examples", lambda _, images: images)
+    artifact._quantize(servable, tmp_path, range(num_images), "int8")
+    assert capsys.readouterr().out == f"{expected}\n"
+    assert len(np.unique(np.diff(chosen))) <= 1
+    assert chosen[0] == 0
 
 
 def test_the_means_are_those_of_all_compared_boxes():

@@ -240,6 +240,8 @@ def test_a_new_file_or_folder_replaces_nothing(tmp_path):
         with pytest.raises(FileExistsError, match=f"/{name} exists; give another folder"):
             check_absent(tmp_path / name, "folder")
     (tmp_path / "folder/a").write_text("mine")
+    with pytest.raises(NotADirectoryError, match=r"/folder/a/b/c: /.*/folder/a is no folder; give"):
+        check_absent(tmp_path / "folder/a/b/c", "folder")
     for name in ("link", "folder", "folder/a"):
         with pytest.raises(OSError, match=name):
             write_folder(tmp_path / name, lambda draft: None, is_written=lambda: False)

@@ -16,11 +16,13 @@ from retinanet_jax.export.onnx.nms import make_nms_rule
 from retinanet_jax.export.onnx.rules import RULES
 from retinanet_jax.export.raw import RawServable
 from retinanet_jax.export.servable import INPUTS, ArtifactFunction, Servable
+from retinanet_jax.utils.packages import import_optional
 
 FOLDER = "detector"  # the name of the model in the Triton repository
 FILE, TRITON_CONFIG = f"{FOLDER}/1/model.onnx", f"{FOLDER}/config.pbtxt"
 TRITON_MAX_BATCH_SIZE = 8  # images that Triton combines in a call at most
 PACKAGES = ("onnx", "onnxruntime")
+PURPOSE_AND_EXTRA = "the format onnx", "retinanet-jax[onnx]"  # for the error if one is missing
 
 
 def write(servable: Servable, folder: pathlib.Path) -> None:
@@ -30,8 +32,7 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
         servable: A detector that `check_supported` accepts.
         folder: An existing folder, in which FILE and TRITON_CONFIG are created.
     """
-    import onnx
-
+    onnx = import_optional("onnx", *PURPOSE_AND_EXTRA)
     config = servable.config
     nms_rule = make_nms_rule(
         num_classes=len(servable.checkpoint.categories),
@@ -100,8 +101,7 @@ def triton_config(inputs: Sequence[Any], outputs: Mapping[str, Any]) -> str:
 
 def load(folder: pathlib.Path) -> ArtifactFunction:
     """Return the function that runs the model in `folder` on the CPU."""
-    import onnxruntime
-
+    onnxruntime = import_optional("onnxruntime", *PURPOSE_AND_EXTRA)
     session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
 
     def run(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
