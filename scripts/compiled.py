@@ -119,10 +119,12 @@ def cost_figures(text: str, iterations: int) -> dict[str, float]:
     figures = {"arithmetic, TFLOP": costs.total.flops / 1e12, "operations": operations}
     figures |= {"sorts": sorts, "numbers sorted, millions": numbers / 1e6} if sorts else {}
     figures |= exchange_figures(costs)
-    for unit, parts in (("traffic, GB", traffic), ("estimated Mcycles", cycles)):
-        if any(parts.values()):
-            figures[unit] = sum(parts.values())
-            figures |= {f"{unit}: {part}": parts[part] for part in sorted(parts) if parts[part]}
+    figures["traffic, GB"] = sum(traffic.values())
+    unit, parts = "traffic, GB", traffic
+    if any(cycles.values()):
+        unit, parts = "estimated Mcycles", cycles
+        figures[unit] = sum(cycles.values())
+    figures |= {f"{unit}: {part}": parts[part] for part in sorted(parts) if parts[part]}
     return figures
 
 

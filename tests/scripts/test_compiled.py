@@ -69,16 +69,27 @@ def test_the_figures_of_a_program_by_hand():
             "all-reduce of bf16": 1,
             "all-reduce of bf16, MB": 64e-6,
             "traffic, GB": (kernels + 3 * copied + 3 * 8) / 1e9,
-            "traffic, GB: heads, convolutions": kernels / 1e9,
-            # The copy has no name of its own, but that of the heads that it copies from.
-            "traffic, GB: heads, other operations": 2 * copied / 1e9,
-            "traffic, GB: detections, sorts": copied / 1e9,
-            "traffic, GB: targets": 3 * 8 / 1e9,
             "estimated Mcycles": 3.001,
             "estimated Mcycles: heads, convolutions": 3,
             "estimated Mcycles: targets": 0.001,
         }
     )
+
+
+def test_a_program_without_cycles_has_the_traffic_of_each_part():
+    """As of GPUs."""
+    figures = compiled.cost_figures(PROGRAM.replace("estimated_cycles", ""), iterations=1)
+    copied = 2 * 2 * 4 * 4 * 2
+    assert {name: value for name, value in figures.items() if ":" in name} == pytest.approx(
+        {
+            "traffic, GB: heads, convolutions": 2 * (4 * 4 * 8 + 8 * 2 + 4 * 4 * 2) / 1e9,
+            # The copy has no name of its own, but that of the heads that it copies from.
+            "traffic, GB: heads, other operations": 2 * copied / 1e9,
+            "traffic, GB: detections, sorts": copied / 1e9,
+            "traffic, GB: targets": 3 * 8 / 1e9,
+        }
+    )
+    assert "estimated Mcycles" not in figures
 
 
 def test_a_loop_that_depends_on_the_data_has_the_iterations_of_the_command_line():
