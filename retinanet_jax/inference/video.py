@@ -10,13 +10,13 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import numpy as np
 from jaxtyping import UInt8
 
 from retinanet_jax.inference.names import safe_name
-from retinanet_jax.utils.download import public_url
+from retinanet_jax.utils.download import split_url
 from retinanet_jax.utils.packages import import_optional
 from retinanet_jax.utils.paths import scheme_of
 from retinanet_jax.utils.progress import format_count, one_line
@@ -92,7 +92,7 @@ class VideoFacts(NamedTuple):
 def is_video(argument: str) -> bool:
     """Return whether an argument names a video, a pattern of videos, a camera or a stream."""
     scheme = scheme_of(argument)
-    path = urlsplit(argument).path if scheme in ("http", "https") else argument
+    path = split_url(argument).path if scheme in ("http", "https") else argument
     is_device = bool(re.fullmatch(r"/dev/video\d+", argument))
     return scheme in LIVE_SCHEMES or pathlib.PurePath(path).suffix.lower() in SUFFIXES or is_device
 
@@ -139,7 +139,7 @@ def camera(name: str) -> Video:
 
 def _stream(url: str) -> Video:
     """Return a stream or a video at a URL, with a name that contains no password."""
-    parts = urlsplit(public_url(url))
+    parts = split_url(url)
     public = parts._replace(query="", fragment="").geturl()
     stem = pathlib.PurePosixPath(unquote(parts.path)).stem or parts.hostname or "stream"
     path = pathlib.Path(f"{safe_name(stem)}.mp4")
@@ -290,7 +290,9 @@ def _opened(video: Video) -> Iterator[tuple[Any, Any]]:
     try:
         container = av.open(video.url, format=video.format, timeout=timeout, options=options)
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise ValueError(f"{video.name}: cannot be read as a video ({_reason(error)}).") from None
+        raise ValueError(
+            f"{video.name}: cannot be read as a video ({_reason(error)}); {_fix(video)}."
+        ) from None
     with container:
         if not container.streams.video:
             raise ValueError(f"{video.name}: contains no video.")
@@ -302,6 +304,13 @@ def _opened(video: Video) -> Iterator[tuple[Any, Any]]:
 def import_av() -> Any:
     """Return the module av; ValueError with what to install if it is missing."""
     return import_optional("av", "reading a video", VIDEO_EXTRA)
+
+
+def _fix(video: Video) -> str:
+    """Return what to do about a video that cannot be opened."""
+    if video.format:
+        return "attach the camera, end what uses it, or give the number or device of another one"
+    return "check the URL" if scheme_of(video.url) else "replace or remove it"
 
 
 def _reason(error: Exception) -> str:

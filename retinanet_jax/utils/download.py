@@ -27,7 +27,7 @@ NETWORK_ERRORS = (
     ssl.SSLError,
 )
 # What servers send instead of an image: error pages, players, the streams of cameras.
-OTHER_TYPES = ("text/html", "video/", "audio/", "multipart/")
+WEB_PAGE, STREAMS = "text/html", ("video/", "audio/", "multipart/")
 CREDENTIALS = re.compile(r"(?<=://)([^/?#]*)@")  # USER:PASSWORD@ in a URL
 UNQUOTED = "%/:=&?~#+!$,;'@()*[]"  # what a URL may contain besides letters, digits and "_.-"
 
@@ -44,6 +44,22 @@ def is_url(text: str) -> bool:
 def public_url(url: str) -> str:
     """Return a URL without a user's name and password, for messages and files."""
     return CREDENTIALS.sub("", url, count=1)
+
+
+def split_url(url: str) -> urllib.parse.SplitResult:
+    """Return the parts of a URL, without a user's name and password.
+
+    Args:
+        url: The URL.
+
+    Raises:
+        ValueError: If it is invalid.
+    """
+    public = public_url(url)
+    try:
+        return urllib.parse.urlsplit(public)
+    except ValueError as error:
+        raise ValueError(f"{public}: is no valid URL ({error}); check it.") from None
 
 
 @contextlib.contextmanager
@@ -84,8 +100,9 @@ def _open(url: str) -> http.client.HTTPResponse:
 
 
 def num_bytes_of(response: http.client.HTTPResponse) -> int:
-    """Return the number of bytes that a server announces; 0 if it does not."""
-    return int(response.headers.get("Content-Length") or 0)
+    """Return the number of bytes that a server announces; 0 if it does not, or no number."""
+    announced = response.headers.get("Content-Length", "")
+    return int(announced) if announced.isdecimal() else 0
 
 
 def download_image(url: str) -> bytes:
@@ -103,8 +120,13 @@ def download_image(url: str) -> bytes:
     end, content = time.monotonic() + MAX_SECONDS, bytearray()
     with opened_url(url, fix) as response:
         content_type, total = response.headers.get_content_type(), num_bytes_of(response)
-        if content_type.startswith(OTHER_TYPES):
+        if content_type == WEB_PAGE:
             raise DownloadError(f"{name} is {content_type} and no image; give an image's own URL.")
+        if content_type.startswith(STREAMS):
+            raise DownloadError(
+                f"{name} is {content_type} and no image; the URL of a video, or of a camera's "
+                "stream, is given to predict as --camera=URL."
+            )
         # A server that sends single bytes must not keep one call waiting: `read1` does not.
         while chunk := response.read1(CHUNK):
             content += chunk

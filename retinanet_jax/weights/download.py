@@ -12,11 +12,18 @@ import os
 import pathlib
 import re
 import tempfile
-import urllib.parse
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from retinanet_jax.utils.download import CHUNK, DownloadError, is_url, num_bytes_of, opened_url
+from retinanet_jax.utils.download import (
+    CHUNK,
+    DownloadError,
+    is_url,
+    num_bytes_of,
+    opened_url,
+    public_url,
+    split_url,
+)
 from retinanet_jax.utils.files import make_writable
 from retinanet_jax.utils.paths import cache_folder
 from retinanet_jax.utils.progress import make_progress
@@ -197,9 +204,9 @@ def _place(name_or_url: str, folder: pathlib.Path) -> tuple[Published, pathlib.P
     """Return the file to download, and its path in `folder`."""
     if name_or_url in KNOWN:
         return KNOWN[name_or_url], folder / name_or_url
-    name = pathlib.PurePosixPath(urllib.parse.urlparse(name_or_url).path).name
+    name = pathlib.PurePosixPath(split_url(name_or_url).path).name
     if not name:
-        raise ValueError(f"{name_or_url} names no file; give the URL of a file.")
+        raise ValueError(f"{public_url(name_or_url)} names no file; give the URL of a file.")
     if name in KNOWN:  # a mirror: the same file from another host
         return KNOWN[name]._replace(url=name_or_url), folder / name
     # Many different files are called model_final.pth.

@@ -10,6 +10,7 @@ class ImageHost(http.server.ThreadingHTTPServer):
     Attributes:
         files: The content of each file by its path, with the query.
         content_types: The type of each file by its path; that of any content if it is missing.
+        announced: What a server states as the length of a file, by its path, if that is wrong.
         withheld: How many bytes at the end of each file are never sent, by its path.
         pause: Seconds between two bytes of the files that have such bytes.
         agents: The user agents that asked for files.
@@ -20,6 +21,7 @@ class ImageHost(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.content_types: dict[str, str] = {}
+        self.announced: dict[str, str] = {}
         self.withheld: dict[str, int] = {}
         self.pause = 0.0
         self.agents: list[str] = []
@@ -46,7 +48,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         content, withheld = self.server.files[path], self.server.withheld.get(path, 0)
         self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
+        length = self.server.announced.get(path, str(len(content)))
+        self.send_header("Content-Length", length)
         default = "application/octet-stream"
         self.send_header("Content-Type", self.server.content_types.get(path, default))
         self.end_headers()

@@ -109,10 +109,16 @@ def test_each_error_of_a_download_names_the_url_and_what_to_do(host, monkeypatch
     host.content_types["page"] = "text/html; charset=utf-8"
     assert error_of(host.url("page")) == " is text/html and no image; give an image's own URL."
     host.content_types["page"] = "multipart/x-mixed-replace; boundary=frame"  # a camera's stream
-    assert " is multipart/x-mixed-replace and no image" in error_of(host.url("page"))
+    assert error_of(host.url("page")) == (
+        " is multipart/x-mixed-replace and no image; the URL of a video, or of a camera's stream, "
+        "is given to predict as --camera=URL."
+    )
     host.content_types["page"] = "image/png"  # the content shows it
     assert error_of(host.url("page")).startswith(": is no image but a web page;")
 
+    host.announced["a.png"] = "unknown"
+    np.testing.assert_array_equal(read_image(host.url("a.png")), PIXELS)
+    del host.announced["a.png"]
     host.withheld["a.png"] = 9
     size = len(to_png())
     expected = f" sent {size - 9} of {size} bytes; run this again."

@@ -163,7 +163,7 @@ def test_a_lost_connection_is_an_error_after_the_frames_that_came(tmp_path, monk
 
 def test_what_cannot_be_read_is_an_error_of_one_line(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
-    with pytest.raises(ValueError, match=r"text.mp4: cannot be read as a video \(Invalid data"):
+    with pytest.raises(ValueError, match=r"text.mp4: cannot be read as .*; replace or rem"):
         video_facts(find_videos([str(tmp_path / "text.mp4")])[0])
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=8000)
@@ -181,9 +181,20 @@ def test_an_error_of_a_stream_contains_no_password():
     (stream,) = find_videos(["rtsp://me:secret@127.0.0.1:1/entrance?token=secret"])
     assert (stream.name, stream.path.stem) == ("rtsp://127.0.0.1:1/entrance", "entrance")
     assert stream.is_live
-    with pytest.raises(ValueError, match=r"^rtsp://127.0.0.1:1/entrance: cannot be read") as error:
+    with pytest.raises(ValueError, match=r"^rtsp://127.0.0.1:1/entrance: .*; check") as error:
         video_facts(stream)
     assert "secret" not in str(error.value)
+
+
+def test_a_camera_that_is_not_there_is_an_error_of_one_line():
+    with pytest.raises(ValueError, match=r"^camera 77: cannot be read .*; attach the camera, "):
+        video_facts(camera("77"))
+
+
+@pytest.mark.parametrize("url", ["http://me:secret@[::1/a.mp4", "rtsp://me:secret@[::1/a"])
+def test_an_invalid_url_is_an_error_without_its_password(url):
+    with pytest.raises(ValueError, match=r"^\w+://\[::1/a.*: is no valid URL \(.*\); check it\.$"):
+        find_videos(list(filter(is_video, [url])))
 
 
 @pytest.mark.parametrize(
