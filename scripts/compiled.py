@@ -101,8 +101,8 @@ def cost_figures(text: str, iterations: int) -> dict[str, float]:
     """
     module = with_iterations(hlo.read_module(text), iterations)
     operations, sorts, numbers = 0, 0, 0
-    traffic: dict[str, float] = collections.Counter()
-    cycles: dict[str, float] = collections.Counter()
+    traffic: dict[str, float] = collections.defaultdict(float)
+    cycles: dict[str, float] = collections.defaultdict(float)
     for computation, times in hlo.executed(module):
         scope = module.computations[computation]
         for instruction in scope.values():
