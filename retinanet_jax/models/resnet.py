@@ -5,7 +5,6 @@ maps of strides 4 to 32. Padding is explicit and symmetric, as the published wei
 SAME would shift strided maps.
 """
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float
@@ -247,9 +246,8 @@ class ResNet(nn.Module):
             name="stem_norm",
         )(x, mask=mask_of(x, masks))
         x = zero_padding(nn.relu(x), masks)
-        # After the ReLU, padding with zeros is the same as padding with minus infinity.
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2))
+        # Padded inside: a padded copy of the largest map would cost as much as the convolution.
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         return lax.stop_gradient(x) if self.frozen_stages >= 1 else x
 
     def _block(self, stage: int, index: int, stride: int) -> Block:
