@@ -3,6 +3,7 @@
 import io
 import pathlib
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -27,17 +28,19 @@ def to_jpeg(height, width, orientation) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("image_sizes", [[], pytest.param(None, marks=pytest.mark.exhaustive)])
 def test_the_documented_server_has_the_detections_of_the_python_api(
-    toy_config, tmp_path, monkeypatch
+    toy_config, tmp_path, monkeypatch, image_sizes
 ):
     fastapi = pytest.importorskip("fastapi.testclient")
     for package in ("httpx", "python_multipart", "flatbuffers"):
         pytest.importorskip(package)
     write_checkpoint(tmp_path / "run", toy_config, buckets=((96, 96),))
-    servables = load_servables(str(tmp_path / "run"), image_sizes=[], batch_size=None)
+    servables = load_servables(str(tmp_path / "run"), image_sizes=image_sizes, batch_size=None)
     export_detector("stablehlo", servables, tmp_path / "artifact")
 
     monkeypatch.syspath_prepend(tmp_path / "artifact")
+    monkeypatch.delitem(sys.modules, "client", raising=False)
     (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
     server = {}
     exec(code.replace('"ARTIFACT"', repr(str(tmp_path / "artifact"))), server)
