@@ -204,6 +204,15 @@ def test_a_folder_with_a_file_of_names_is_a_dataset(data, images, labels, names,
         YoloSource(data.path, split="train")
 
 
+def test_an_image_may_have_the_name_of_a_list_of_images(data):
+    """Such as a photograph of a train."""
+    for stem in ("a", "train", "test", "labels"):
+        data.add(f"images/{stem}.jpg", f"labels/{stem}.txt", LABELS["a"])
+    data.write("labels/classes.txt", "cat\ndog\n")  # of no image
+    source = YoloSource(data.write("data.yaml", f"train: images\n{NAMES}"), split="train")
+    assert source.objects.image_index.tolist() == [0, 1, 2, 3]
+
+
 def test_a_folder_with_splits_needs_no_description(data):
     """As Roboflow exports for darknet."""
     data.add_split("train", "train")

@@ -24,7 +24,7 @@ from retinanet_jax.data.sources.yolo_layout import (
 IMAGE_FOLDERS = ("images", "jpegimages")  # next to which there is a folder "labels"
 LABELS = "labels"
 MAX_TRIED = 10  # lines of a list that are searched for an existing image
-# Files of text in a folder of labels that are not labels.
+# Files of text in a folder of labels that are not labels, unless an image has the same name.
 OTHER_FILES = {*NAMES_FILES, *(f"{name}.txt" for name in SPLIT_OF)}
 
 
@@ -161,24 +161,23 @@ class _LabelFolder:
     """The names of the files of labels in a folder.
 
     Attributes:
-        names: The files.
+        names: The files, without those in OTHER_FILES.
     """
 
     def __init__(self, folder: pathlib.Path):
-        self.names = {
+        self._texts = {
             name
             for name in os.listdir(folder)
-            if name.lower().endswith(".txt")
-            and not name.startswith(".")
-            and name.lower() not in OTHER_FILES
+            if name.lower().endswith(".txt") and not name.startswith(".")
         }
+        self.names = {name for name in self._texts if name.lower() not in OTHER_FILES}
         self._by_stem = collections.defaultdict(list)
         for name in self.names:
             self._by_stem[_normalize(os.path.splitext(name)[0])].append(name)
 
     def match(self, stem: str) -> str | None:
         """Return the file of an image's labels, possibly in another letter case or Unicode form."""
-        if f"{stem}.txt" in self.names:
+        if f"{stem}.txt" in self._texts:
             return f"{stem}.txt"
         matches = self._by_stem.get(_normalize(stem), [])
         return matches[0] if len(matches) == 1 else None
