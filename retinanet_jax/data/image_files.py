@@ -36,6 +36,7 @@ from retinanet_jax.data.value_range import (
     to_8_bits,
 )
 from retinanet_jax.utils.download import DownloadError, download_image, is_url, public_url
+from retinanet_jax.utils.files import RECORD, OutputFolder
 from retinanet_jax.utils.paths import SYSTEM_NAMES
 from retinanet_jax.utils.progress import one_line
 from retinanet_jax.utils.remote import local_copy
@@ -82,8 +83,8 @@ def find_images(
             raise FileNotFoundError(f"{path_or_pattern}: no such image or folder.")
         for match in matches:
             if match.is_dir():
-                inside = (file for file in _files_in(match) if not files.get(file))
-                files.update((file, _is_visible_image(file)) for file in inside)
+                inside = _files_in(match).items()
+                files.update((file, is_image) for file, is_image in inside if not files.get(file))
             else:
                 files[match] = True
     line = _line_on_others([file for file, is_returned in files.items() if not is_returned])
@@ -243,14 +244,27 @@ def _matching(pattern: pathlib.Path) -> Iterator[pathlib.Path]:
     return map(pathlib.Path, glob.iglob(str(pattern), recursive=True))
 
 
-def _files_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Return the files in a folder and its subfolders that no operating system has added."""
-    files = []
+def _files_in(folder: pathlib.Path) -> dict[pathlib.Path, bool]:
+    """Return whether each file in a folder and its subfolders is an image to return.
+
+    Files that an operating system has added are left out.
+    """
+    files, outputs = [], []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name[0] != "." and name not in SYSTEM_NAMES]
         added = {name for name in names if name.startswith("._") or name in SYSTEM_NAMES}
         files += [pathlib.Path(parent, name) for name in names if name not in added]
-    return sorted(filter(pathlib.Path.is_file, files))
+        outputs += [OutputFolder(pathlib.Path(parent))] * (RECORD in names)
+
+    def is_written(file: pathlib.Path) -> bool:
+        return any(
+            file.is_relative_to(output.path)
+            and output.wrote(file.relative_to(output.path).as_posix())
+            for output in outputs
+        )
+
+    files = sorted(filter(pathlib.Path.is_file, files))
+    return {file: _is_visible_image(file) and not is_written(file) for file in files}
 
 
 def _is_visible_image(file: pathlib.Path) -> bool:
@@ -260,11 +274,12 @@ def _is_visible_image(file: pathlib.Path) -> bool:
 
 
 def _line_on_others(files: list[pathlib.Path]) -> str:
-    """Return a line about the files of folders that are not returned; empty if there is none."""
+    """Return a line about the files of folders that are not returned; empty if there are none."""
     if not files:
         return ""
     names = ", ".join(one_line(file.name) for file in files[:NUM_NAMES])
     more = ", ..." if len(files) > NUM_NAMES else ""
     count = "1 file that is" if len(files) == 1 else f"{len(files)} files that are"
+    reasons = "hidden, written by an earlier run, or no image"
     hint = f"; {HEIF_ADVICE}" if any(file.suffix.lower() in HEIF_SUFFIXES for file in files) else ""
-    return f"passed over {count} hidden or no image: {names}{more}{hint}"
+    return f"passed over {count} {reasons}: {names}{more}{hint}"

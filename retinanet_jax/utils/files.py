@@ -8,6 +8,7 @@ requires that nothing is there (`check_absent`). A command that writes several f
 and that may be run again with it, uses an `OutputFolder`, which knows the files of earlier runs.
 """
 
+import collections
 import contextlib
 import hashlib
 import io
@@ -43,13 +44,19 @@ class OutputFolder:
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        # Pairs of a name and a digest.
-        self._written: set[tuple[str, str | None]] = set(_read_record(path / RECORD))
+        # The digests of each name.
+        self._written: dict[str, set[str | None]] = collections.defaultdict(set)
+        for name, digest in _read_record(path / RECORD):
+            self._written[name].add(digest)
 
     def may_write(self, name: str) -> bool:
         """Return whether `name` is free, or a file that was written here and not changed since."""
-        path = self.path / name
-        return not os.path.lexists(path) or (name, _digest(path)) in self._written
+        return not os.path.lexists(self.path / name) or self.wrote(name)
+
+    def wrote(self, name: str) -> bool:
+        """Return whether `name` is a file that was written here and not changed since."""
+        digests = self._written.get(name)  # most files are not listed, and need not be read
+        return bool(digests) and _digest(self.path / name) in digests
 
     def prepare(self, *names: str) -> None:
         """Create the folder, and check that it is writable and that these files may be written.
@@ -167,8 +174,8 @@ class OutputFolder:
     def _record(self, name: str, digest: str | None) -> None:
         """Add a file to the record."""
         with self._lock:
-            if (name, digest) not in self._written:
-                self._written.add((name, digest))
+            if digest not in self._written[name]:
+                self._written[name].add(digest)
                 path = self.path / RECORD
                 with errors_name(path), path.open("a", encoding="utf-8") as record:
                     record.write("\n" + json.dumps({"file": name, "sha256": digest}))

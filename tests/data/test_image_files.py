@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from retinanet_jax.data.image_files import find_images, image_name, is_single_image, read_image
+from retinanet_jax.utils.files import OutputFolder
 
 
 @pytest.fixture
@@ -44,7 +45,8 @@ def test_a_folders_images_are_those_that_can_be_read_whatever_their_suffix(folde
 def test_what_is_passed_over_in_a_folder_is_counted_and_named(folder):
     lines: list[str] = []
     images = find_images([str(folder)], report=lines.append)
-    assert lines == ["passed over 1 file that is hidden or no image: notes.txt"]
+    reasons = "hidden, written by an earlier run, or no image"
+    assert lines == [f"passed over 1 file that is {reasons}: notes.txt"]
     # What an operating system adds is not worth a word, and hidden folders are not searched.
     for name in ("._a.png", ".DS_Store", "Thumbs.db", "__MACOSX/a.png", ".cache/a.png"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -54,12 +56,26 @@ def test_what_is_passed_over_in_a_folder_is_counted_and_named(folder):
     for name in (".a.png", "labels.json", "manual.pdf", "raw.nef"):
         (folder / name).write_bytes((folder / "a.png").read_bytes()[:1])
     assert find_images([str(folder)] * 2, report=lines.append) == images
-    others = "passed over 5 files that are hidden or no image: .a.png, labels.json, manual.pdf, ..."
+    others = f"passed over 5 files that are {reasons}: .a.png, labels.json, manual.pdf, ..."
     assert lines.pop() == others
     # A file that is given is always taken.
     hidden = folder / ".a.png"
     assert find_images([str(hidden), str(folder)]) == [hidden, *images]
     assert find_images([str(folder), str(hidden)]) == [hidden, *images]
+
+
+def test_what_an_earlier_run_wrote_is_no_image_of_its_folder(folder):
+    """But what the user put there or changed is one."""
+    before = find_images([str(folder)])
+    for output in (OutputFolder(folder), OutputFolder(folder / "out")):
+        output.prepare()
+        output.write("drawing.jpg", before[0].read_bytes())
+        output.write("crops/dog/changed.jpg", before[0].read_bytes())
+        output.link("links/link.png", before[0])
+        (output.path / "crops/dog/changed.jpg").write_bytes(before[-1].read_bytes())
+    changed = [folder / "crops/dog/changed.jpg", folder / "out/crops/dog/changed.jpg"]
+    assert sorted(find_images([str(folder)])) == sorted([*before, *changed])
+    assert len(find_images([str(folder / "out/*.jpg")])) == 1
 
 
 def test_a_folder_without_an_image_names_what_it_contains(tmp_path):
