@@ -42,7 +42,7 @@ def build_model(config: ConfigDict, num_classes: int, *, portable: bool = False)
     fast = jax.default_backend() == "cpu" and config.space == 1 and not portable
     return RetinaNet(
         num_classes=num_classes,
-        num_anchors=len(config.anchors.scales) * len(config.anchors.ratios),
+        num_anchors=anchors_per_cell(config),
         max_level=config.anchors.max_level,
         dtype=jnp.dtype(config.dtype),
         convolve=conv_general_dilated if fast else None,
@@ -129,6 +129,11 @@ def normalize(
 def valid_sizes(batch: Batch) -> Float[Array, "B 2"]:
     """Return the height and width of each image without its padding; 0 for a filler."""
     return batch.sizes * batch.weights[:, None]
+
+
+def anchors_per_cell(config: ConfigDict) -> int:
+    """Return the number of anchors of each cell of a pyramid level."""
+    return len(config.anchors.scales) * len(config.anchors.ratios)
 
 
 def image_anchors(
@@ -293,6 +298,7 @@ def select_detections(
             tuple(map(jnp.asarray, anchors)),
             valid_size=size,
             original_scale=scale,
+            per_cell=anchors_per_cell(config),
             **limits,
         )
 

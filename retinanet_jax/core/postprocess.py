@@ -1,5 +1,6 @@
 """Detections from a network's outputs: the best candidates, NMS, a fixed number of detections."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,14 @@ class Candidates(NamedTuple):
     mask: Bool[Array, " N"]  # False for padding, too low a score, and what a later step discards
 
 
+class _Level(NamedTuple):
+    """Anchors of a pyramid level, with what the network predicts for them."""
+
+    logits: Float[Array, "A K"]
+    deltas: Float[Array, "A 4"]
+    anchors: Float[Array, "A 4"]
+
+
 def detect(
     logits: tuple[Float[Array, "_ K"], ...],
     deltas: tuple[Float[Array, "_ 4"], ...],
@@ -36,6 +45,7 @@ def detect(
     nms: str,
     soft_sigma: float,
     class_agnostic: bool,
+    per_cell: int = 1,
 ) -> Detections:
     """Return the detections of one image, best score first.
 
@@ -61,6 +71,7 @@ def detect(
         nms: "hard", "soft_linear" or "soft_gaussian".
         soft_sigma: For "soft_gaussian" only: a larger sigma lowers scores less.
         class_agnostic: Whether boxes also suppress boxes of other classes.
+        per_cell: As in `select_candidates`.
 
     Returns:
         The boxes in pixels of the original image, with scores, classes and a mask. If there are
@@ -104,10 +115,13 @@ def detect(
         raise ValueError(f"nms={nms!r} must be one of hard, soft_linear, soft_gaussian.")
     height, width = valid_size
     levels = [
-        select_candidates(*level, score_threshold=score_threshold, top_k=top_k)
+        _best_anchors(_Level(*level), top_k=top_k, per_cell=per_cell)
         for level in zip(logits, deltas, anchors, strict=True)
     ]
-    candidates = _sort_by_score(jax.tree.map(lambda *parts: jnp.concatenate(parts), *levels))
+    select = functools.partial(_best_pairs, score_threshold=score_threshold, top_k=top_k)
+    # In all levels at once, since a TPU's compiler takes seconds for each sort.
+    of_levels = jax.vmap(select)(_stack(levels))
+    candidates = _sort_by_score(jax.tree.map(jnp.concatenate, of_levels))
     if clip == "before_nms":
         candidates = candidates._replace(boxes=box_ops.clip(candidates.boxes, height, width))
 
@@ -155,6 +169,7 @@ def select_candidates(
     *,
     score_threshold: float | Float[Array, " K"],
     top_k: int,
+    per_cell: int = 1,
 ) -> Candidates:
     """Return the `top_k` (anchor, class) pairs of a level with the highest logits.
 
@@ -169,18 +184,53 @@ def select_candidates(
         anchors: In pixels of the network's input.
         score_threshold: The mask is True for scores above it; one threshold, or one for each class.
         top_k: Maximal number of pairs; a level may have fewer.
+        per_cell: The number of anchors that are read together, a divisor of A. The result does not
+            depend on it. With the number of anchors of a cell the deltas are read in the shape that
+            the box head's convolution gives them. A TPU pads each row of an array to 128 numbers.
     """
-    num_classes = logits.shape[1]
-    _, best_anchors = jax.lax.top_k(jnp.max(logits, axis=1), min(top_k, logits.shape[0]))
-    best_anchors = jnp.sort(best_anchors)  # equal logits then have the order of the A * K logits
-    pairs = jnp.asarray(logits)[best_anchors].reshape(-1)
-    best_logits, pair = jax.lax.top_k(pairs, min(top_k, len(pairs)))
-    anchor = best_anchors[pair // num_classes]
+    best = _best_anchors(_Level(logits, deltas, anchors), top_k=top_k, per_cell=per_cell)
+    return _best_pairs(best, score_threshold=score_threshold, top_k=top_k)
+
+
+def _best_anchors(level: _Level, *, top_k: int, per_cell: int) -> _Level:
+    """Return the `top_k` anchors with the highest maximal logits, in their order; all if fewer."""
+    if level.logits.shape[0] <= top_k:
+        return level
+    _, best = jax.lax.top_k(jnp.max(level.logits, axis=1), top_k)
+    best = jnp.sort(best)  # equal logits then have the order of all A * K logits
+    cell, of_cell = best // per_cell, best % per_cell
+
+    def read(x: Float[Array, "A 4"]) -> Float[Array, "N 4"]:
+        cells = jnp.asarray(x).reshape(-1, per_cell * 4)[cell]
+        return cells.reshape(-1, 4)[jnp.arange(top_k) * per_cell + of_cell]
+
+    return _Level(jnp.asarray(level.logits)[best], read(level.deltas), read(level.anchors))
+
+
+def _stack(levels: list[_Level]) -> _Level:
+    """Stack levels after padding them to the size of the largest, with the lowest logits."""
+    size = max(level.logits.shape[0] for level in levels)
+
+    def stack(arrays: tuple[Float[Array, "_ _"], ...], fill: float) -> Float[Array, "L A _"]:
+        widths = [((0, size - x.shape[0]), (0, 0)) for x in arrays]
+        return jnp.stack(
+            [jnp.pad(x, w, constant_values=fill) for x, w in zip(arrays, widths, strict=True)]
+        )
+
+    return _Level(*map(stack, zip(*levels, strict=True), (-jnp.inf, 0.0, 0.0)))
+
+
+def _best_pairs(
+    level: _Level, *, score_threshold: float | Float[Array, " K"], top_k: int
+) -> Candidates:
+    """Return the `top_k` (anchor, class) pairs with the highest logits as candidates."""
+    pairs, num_classes = jnp.ravel(level.logits), level.logits.shape[1]
+    best_logits, pair = jax.lax.top_k(pairs, min(top_k, pairs.shape[0]))
+    anchor, classes = pair // num_classes, pair % num_classes
 
     best_logits = best_logits.astype(jnp.promote_types(best_logits.dtype, jnp.float32))
     scores = jax.nn.sigmoid(best_logits)
-    boxes = box_ops.decode(jnp.asarray(deltas)[anchor], jnp.asarray(anchors)[anchor])
-    classes = pair % num_classes
+    boxes = box_ops.decode(jnp.asarray(level.deltas)[anchor], jnp.asarray(level.anchors)[anchor])
     mask = scores > _of_classes(score_threshold, classes)
     return Candidates(boxes, scores, classes, mask)
 
@@ -194,7 +244,7 @@ def _of_classes(
 
 def _sort_by_score(candidates: Candidates) -> Candidates:
     """Sort candidates by descending score; candidates of equal score keep their order."""
-    order = jnp.argsort(candidates.scores, descending=True)
+    _, order = jax.lax.top_k(candidates.scores, len(candidates.scores))
     return jax.tree.map(lambda x: x[order], candidates)
 
 
@@ -204,12 +254,12 @@ def _take_first(candidates: Candidates, size: int) -> Candidates:
     padded = jax.tree.map(
         lambda x: jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), candidates
     )
-    is_real, indices = jax.lax.top_k(
-        padded.mask.astype(jnp.int32), size
-    )  # stable: True entries keep their order
+    counts = jnp.cumsum(padded.mask)
+    indices = jnp.searchsorted(counts, jnp.arange(1, size + 1), method="compare_all")
+    is_real = indices < len(padded.mask)
 
     def take(x):
-        keep = is_real.reshape(-1, *[1] * (x.ndim - 1)) > 0
+        keep = is_real.reshape(-1, *[1] * (x.ndim - 1))
         return jnp.where(keep, x[indices], jnp.zeros((), x.dtype))
 
     return jax.tree.map(take, padded)

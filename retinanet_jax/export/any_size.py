@@ -51,22 +51,22 @@ def anchors_of(image_size: tuple[Any, Any], config: ConfigDict) -> tuple[Array, 
     return tuple(anchors)
 
 
-def with_top_k_anchors(
-    outputs: Outputs, anchors: tuple[Array, ...], top_k: int
+def with_more_anchors(
+    outputs: Outputs, anchors: tuple[Array, ...], count: int
 ) -> tuple[Outputs, tuple[Array, ...]]:
-    """Return outputs and anchors with `top_k` more anchors per level, which have the lowest logits.
+    """Return outputs and anchors with `count` more anchors per level, which have the lowest logits.
 
-    A level of any size then has at least `top_k` candidates, so that their number is not symbolic.
+    With at least `top_k` more anchors, the number of a level's candidates is not symbolic.
 
     Args:
         outputs: The network's outputs.
         anchors: The anchors of each level.
-        top_k: The largest number of candidates per level.
+        count: The number of additional anchors per level.
     """
 
     def padded(array: Array, value: float) -> jax.Array:
         widths = [(0, 0)] * array.ndim
-        widths[-2] = (0, top_k)
+        widths[-2] = (0, count)
         return jnp.pad(array, widths, constant_values=value)
 
     logits = tuple(padded(level, -jnp.inf) for level in outputs.logits)

@@ -16,8 +16,13 @@ from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.buckets import make_buckets, smallest_bucket
 from retinanet_jax.data.sizes import resized_size, round_up, size_in_canvas
 from retinanet_jax.data.transforms import PIXEL_TYPES, Pixels, pad, resize
-from retinanet_jax.export.any_size import anchors_of, size_multiple, with_top_k_anchors
-from retinanet_jax.modeling import build_model, network_outputs, select_detections
+from retinanet_jax.export.any_size import anchors_of, size_multiple, with_more_anchors
+from retinanet_jax.modeling import (
+    anchors_per_cell,
+    build_model,
+    network_outputs,
+    select_detections,
+)
 
 INPUTS = ("images", "sizes")
 OUTPUTS = ("boxes", "scores", "categories", "count")
@@ -105,8 +110,8 @@ class Servable(NamedTuple):
         outputs = network_outputs(self.checkpoint.variables, batch, model, self.config)
         anchors = anchors_of((images.shape[1], images.shape[2]), self.config)
         if self.image_size is None:
-            top_k = self.config.detections.top_k
-            outputs, anchors = with_top_k_anchors(outputs, anchors, top_k)
+            count = round_up(self.config.detections.top_k, anchors_per_cell(self.config))
+            outputs, anchors = with_more_anchors(outputs, anchors, count)
         boxes, scores, classes, mask = select_detections(
             outputs,
             anchors,

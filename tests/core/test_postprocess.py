@@ -29,6 +29,51 @@ def test_candidates_are_the_top_k_of_all_pairs_including_ties(seed, top_k, num_c
     np.testing.assert_allclose(result.boxes, expected_boxes, rtol=1e-6)
 
 
+SIZES = (12, 6, 3)  # anchors of each level
+detect_all = jax.jit(
+    functools.partial(
+        detect,
+        **dict(valid_size=np.float32([99, 99]), original_scale=np.ones(2, np.float32)),
+        **dict(score_threshold=0.2, iou_threshold=1.0, max_detections=30, clip="after_nms"),
+        **dict(drop_empty=False, nms="hard", soft_sigma=0.5, class_agnostic=False),
+    ),
+    static_argnames=("top_k", "per_cell"),
+)
+
+
+def best_of_levels(levels, anchors, top_k):
+    """Return (anchor, class, score) of the detections if nothing is suppressed, with numpy."""
+    rows, first = [], 0
+    for logits in levels:
+        flat = logits.reshape(-1)
+        best = np.argsort(-flat, kind="stable")[:top_k]
+        rows += [(first + i // 2, i % 2, 1 / (1 + np.exp(-flat[i]))) for i in best.tolist()]
+        first += len(logits)
+    rows.sort(key=lambda row: -row[2])  # stable, too
+    return [(anchors[anchor], label, score) for anchor, label, score in rows if score > 0.2][:30]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(2, 1), (7, 3), (40, 3)]))
+def test_levels_of_different_sizes_give_the_best_of_each_in_the_order_of_scores_and_anchors(
+    seed, setting
+):
+    (top_k, per_cell), generator = setting, np.random.default_rng(seed)
+    logits = [generator.choice([-np.inf, -9, -1, 0, 1], (size, 2)) for size in SIZES]  # many ties
+    anchors = np.arange(21, dtype=np.float32)[:, None] + np.float32([0, 0, 8, 8])
+    ends = np.cumsum(SIZES)[:-1]
+    levels = [x.astype(np.float32) for x in logits], [np.zeros((n, 4), np.float32) for n in SIZES]
+    result = detect_all(
+        *map(tuple, levels), tuple(np.split(anchors, ends)), top_k=top_k, per_cell=per_cell
+    )
+    expected = best_of_levels(logits, anchors, top_k)
+    assert result.mask.tolist() == [True] * len(expected) + [False] * (30 - len(expected))
+    for index, (box, label, score) in enumerate(expected):
+        np.testing.assert_array_equal(result.boxes[index], box)
+        assert result.classes[index] == label
+        np.testing.assert_allclose(result.scores[index], score, rtol=1e-6)
+
+
 def test_candidates_have_the_decoded_boxes_of_their_anchors():
     logits = np.array([[-9, -9], [-9, 2], [1, -9]], np.float32)
     anchors = boxes([0, 0, 8, 8], [8, 8, 16, 16], [16, 16, 24, 24])

@@ -10,7 +10,7 @@ from PIL import Image
 from retinanet_jax import core, modeling
 from retinanet_jax.cli.export import parse_batch_size, parse_sizes
 from retinanet_jax.export import client, model_card
-from retinanet_jax.export.any_size import anchors_of, with_top_k_anchors
+from retinanet_jax.export.any_size import anchors_of, with_more_anchors
 from retinanet_jax.export.onnx.dimensions import (
     broadcast_shapes,
     evaluate_dimension,
@@ -128,7 +128,7 @@ def test_more_anchors_of_the_lowest_logits_change_no_candidate():
         (rng.normal(size=(1, 5, 4)).astype(np.float32),),
     )
     anchors = (np.float32([[0, 0, 8, 8]] * 5),)
-    padded, padded_anchors = with_top_k_anchors(outputs, anchors, 7)
+    padded, padded_anchors = with_more_anchors(outputs, anchors, 7)
     select = jax.jit(lambda *level: core.select_candidates(*level, score_threshold=0.0, top_k=7))
     expected = select(outputs.logits[0][0], outputs.deltas[0][0], anchors[0])
     actual = select(padded.logits[0][0], padded.deltas[0][0], padded_anchors[0])

@@ -223,6 +223,13 @@ def _reduce(graph: Graph, equation: Any, x: Value) -> Value:
     )
 
 
+@rule("cumsum")
+def _cumulative_sum(graph: Graph, equation: Any, x: Value) -> Value:
+    (x,) = full_operands(graph, equation, x)
+    axis, reverse = np.array(equation.params["axis"], np.int64), int(equation.params["reverse"])
+    return graph.add_node("CumSum", x, axis, reverse=reverse, shape=result_shape(equation))
+
+
 @rule("conv_general_dilated")
 def _convolution(graph: Graph, equation: Any, x: Value, kernel: Value) -> Value:
     """Convolve; images are NHWC in jax and NCHW in ONNX."""

@@ -12,7 +12,8 @@ from retinanet_jax.export.onnx.registry import full_operands, result_shape, rule
 def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> Value:
     """Gather whole slices along one axis, by indices that are in bounds.
 
-    If each image of a batch has indices of its own, the axis is the one after the batch axis.
+    If each image of a batch has indices of its own, the axis is the one after the batch axis; if
+    each level of each image has, it is the one after both.
     """
     source_shape, indices_shape = (atom.aval.shape for atom in equation.invars)
     dimensions, shape = equation.params["dimension_numbers"], result_shape(equation)
@@ -24,8 +25,7 @@ def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> Value:
     index_axes = range(first_index_axis, first_index_axis + num_index_axes)
     sizes = [1 if k == axis or k in batch else size for k, size in enumerate(source_shape)]
     if (
-        len(batch) > 1
-        or (batch and axis != 1)
+        (batch and axis != len(batch))
         or tuple(dimensions.start_index_map) != (axis,)
         or tuple(dimensions.collapsed_slice_dims) != (axis,)
         or tuple(dimensions.operand_batching_dims) != batch
@@ -40,7 +40,7 @@ def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> Value:
     x, indices = full_operands(graph, equation, x, indices)
     if batch:
         indices = graph.elementwise("Cast", indices, to=element_type(np.int64))
-        return graph.add_node("GatherND", x, indices, batch_dims=1, shape=shape)
+        return graph.add_node("GatherND", x, indices, batch_dims=len(batch), shape=shape)
     indices = graph.reshape(indices, indices_shape[:-1])
     return graph.add_node("Gather", x, indices, axis=int(axis), shape=shape)
 
