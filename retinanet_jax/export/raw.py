@@ -50,7 +50,7 @@ class RawServable(Servable):
         """
         sizes = sizes.astype(jnp.float32)
         batch = Batch.of_images(images, sizes, jnp.ones_like(sizes))
-        model = build_model(self.config, len(self.checkpoint.categories), portable=True)
+        model = build_model(self.config, len(self.checkpoint.categories), platform="any")
         return raw_outputs(self.checkpoint.variables, batch, model, self.config)
 
     def unrolled(self, images: jax.Array, sizes: jax.Array) -> tuple[Any, ...]:

@@ -38,6 +38,15 @@ TOLERANCES = {
 }
 
 
+# The differences in words, by their name.
+MEASURED = {
+    "box": "boxes by up to {:.2g} pixels",
+    "score": "scores by up to {:.2g}",
+    "mean_box": "boxes on average by {:.2g} pixels",
+    "mean_score": "scores on average by {:.2g}",
+}
+
+
 class RawVerification(NamedTuple):
     """How much the outputs of an artifact without NMS differ from those of the checkpoint.
 
@@ -73,9 +82,14 @@ class RawVerification(NamedTuple):
             mean_score=mean(self.mean_score, other.mean_score),
         )
 
-    def exceeds(self, tolerance: Tolerance) -> bool:
-        """Return whether a difference is above its tolerance, or not a number."""
-        return not all(getattr(self, name) <= limit for name, limit in tolerance._asdict().items())
+    def excess(self, tolerance: Tolerance) -> str:
+        """Return the differences that are above their tolerance, or not a number, as text."""
+        differences = [
+            f"{MEASURED[name].format(getattr(self, name))} (at most {limit} is allowed)"
+            for name, limit in tolerance._asdict().items()
+            if not getattr(self, name) <= limit
+        ]
+        return ", ".join(differences)
 
     def summary(self) -> str:
         """Return the result of the verification as sentences for the user."""
@@ -125,14 +139,14 @@ def verify(
         difference = raw_difference(RawOutputs(*expected), RawOutputs(*actual), threshold)
         measured = measured.including(difference)
         print_progress(done)
-    if measured.exceeds(tolerance):
+    if excess := measured.excess(tolerance):
+        advice = ""
+        if tolerance != TOLERANCES["float32"]:
+            advice = " Try a higher precision or, for int8, more images like those it will see."
         raise ValueError(
             "The artifact's outputs differ from those of the checkpoint on the artifact's input: "
-            f"boxes by {measured.box:.2g} pixels (at most {tolerance.box} is allowed), scores by "
-            f"{measured.score:.2g} (at most {tolerance.score}); on average boxes by "
-            f"{measured.mean_box:.2g} pixels (at most {tolerance.mean_box}), scores by "
-            f"{measured.mean_score:.2g} (at most {tolerance.mean_score}); on "
-            f"{format_count(measured.num_images, 'image')}. The artifact was removed."
+            f"{excess}; on {format_count(measured.num_images, 'image')}. The "
+            f"artifact was removed.{advice}"
         )
     return measured
 

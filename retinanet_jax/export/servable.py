@@ -106,7 +106,7 @@ class Servable(NamedTuple):
         sizes = sizes.astype(jnp.float32)
         batch = Batch.of_images(images, sizes, jnp.ones_like(sizes))
         categories = self.checkpoint.categories
-        model = build_model(self.config, len(categories), portable=True)
+        model = build_model(self.config, len(categories), platform="any")
         outputs = network_outputs(self.checkpoint.variables, batch, model, self.config)
         anchors = anchors_of((images.shape[1], images.shape[2]), self.config)
         if self.image_size is None:

@@ -209,7 +209,7 @@ def make_reference(servable: Servable) -> Callable[[Example], DetectionArrays]:
     """Return a function of an image with the checkpoint's detections on the artifact's input."""
     checkpoint, config = servable.checkpoint, servable.config
     # In bfloat16, other convolutions than the artifact's would round differently.
-    model = build_model(config, len(checkpoint.categories), portable=True)
+    model = build_model(config, len(checkpoint.categories), platform="any")
     thresholds = checkpoint.score_thresholds
     jitted = jax.jit(
         functools.partial(detect, model=model, config=config, score_thresholds=thresholds)

@@ -185,11 +185,13 @@ def test_the_means_are_those_of_all_compared_boxes():
 
 def test_float16_limits_the_largest_difference_and_int8_the_mean():
     large = RawVerification(1, 100, box=20.0, score=0.4, mean_box=0.7, mean_score=0.007)
-    assert large.exceeds(TOLERANCES["float32"])
-    assert large.exceeds(TOLERANCES["float16"])
-    assert not large.exceeds(TOLERANCES["int8"])
-    assert large._replace(mean_box=4.0).exceeds(TOLERANCES["int8"])
-    assert large._replace(mean_score=float("nan")).exceeds(TOLERANCES["int8"])
+    scores = "scores by up to 0.4 (at most 0.0001 is allowed)"
+    excess = f"boxes by up to 20 pixels (at most 0.05 is allowed), {scores}"
+    assert large.excess(TOLERANCES["float32"]) == excess
+    assert large.excess(TOLERANCES["float16"])
+    assert large.excess(TOLERANCES["int8"]) == ""
+    assert large._replace(mean_box=4.0).excess(TOLERANCES["int8"]).startswith("boxes on average by")
+    assert large._replace(mean_score=float("nan")).excess(TOLERANCES["int8"])
 
 
 def test_an_artifact_that_differs_too_much_is_refused(servable, monkeypatch):
@@ -204,5 +206,5 @@ def test_an_artifact_that_differs_too_much_is_refused(servable, monkeypatch):
         return outputs.boxes, outputs.scores + np.float32(0.1)
 
     images = [np.zeros((64, 96, 3), np.uint8)]
-    with pytest.raises(ValueError, match=r"scores by 0.1 \(at most 0.03\); on 1 image. The art"):
+    with pytest.raises(ValueError, match=r"input: scores on average by 0.1 \(at most 0.03 is allowed\); on 1 image"):
         raw_verification.verify(raw, artifact, images, TOLERANCES["int8"])
