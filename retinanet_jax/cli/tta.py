@@ -18,7 +18,7 @@ class _ViewsParser(flags.ArgumentParser):
     def parse(self, argument: str) -> tuple[str, ...] | None:
         if argument == "false":
             return None
-        names = DEFAULT_VIEWS if argument == "true" else argument.split(",")
+        names = DEFAULT_VIEWS if argument == "true" else argument
         return tuple(view.name for view in make_views(names))
 
 

@@ -44,7 +44,7 @@ class ImageDetector(Protocol):
 
 
 class WrappingDetector(abc.ABC):
-    """A detector that wraps another one, with the methods of `Detector`."""
+    """A detector that wraps another one, and detects in images as `Detector` does."""
 
     @abc.abstractmethod
     def batch_with_errors(

@@ -92,12 +92,16 @@ def parse_view(name: str) -> View:
     return View(orientation, factor)
 
 
-def make_views(names: Iterable[str | float]) -> tuple[View, ...]:
+def make_views(names: str | Iterable[str | float]) -> tuple[View, ...]:
     """Return the views of these names, after the plain one, which is always among them.
+
+    Args:
+        names: The names, or a text of names with commas between them.
 
     Raises:
         ValueError: If a name is invalid, or a view is given twice.
     """
+    names = names.split(",") if isinstance(names, str) else names
     views = [parse_view(str(name).strip()) for name in names]
     for index, view in enumerate(views):
         if view in views[:index]:

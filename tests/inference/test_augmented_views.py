@@ -56,6 +56,7 @@ def test_other_names_are_refused(name):
 def test_the_plain_view_is_always_the_first_one():
     assert make_views([]) == (View(),)
     assert make_views(["flip", 0.75]) == (View(), View("flip"), View(scale=0.75))
+    assert make_views("flip,0.75") == make_views(["flip", 0.75])  # as on the command line
     assert make_views([" flip", "plain"]) == (View(), View("flip"))
     with pytest.raises(ValueError, match=r"'0\.5' is given twice"):
         make_views(["0.5", "flip", 0.50])
