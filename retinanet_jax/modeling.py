@@ -21,31 +21,33 @@ from retinanet_jax.augmentation_presets import augmented_data
 from retinanet_jax.config_checks import check_dtype
 from retinanet_jax.core.structures import Array
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.models import RetinaNet, conv_general_dilated, level_masks, valid_mask
+from retinanet_jax.models import CONVOLUTIONS, RetinaNet, level_masks, valid_mask
 
 
-def build_model(config: ConfigDict, num_classes: int, *, portable: bool = False) -> RetinaNet:
+def build_model(
+    config: ConfigDict, num_classes: int, *, platform: str | None = None
+) -> RetinaNet:
     """Return the network that `config.model` and `config.anchors` describe, as a Flax module.
 
     Args:
         config: A run's config.
         num_classes: Number of classes that the network scores.
-        portable: Whether to use XLA's own convolutions on every platform, as a program exported
-            for other machines must. Otherwise a CPU uses the faster convolutions of
-            `models.convolution`.
+        platform: The platform of the devices, such as "tpu", for which `models.convolution` may
+            have faster convolutions than XLA; None for that of this process. A program exported for
+            other machines has XLA's own, with "any".
 
     Raises:
         ValueError: If `config.dtype` is unknown.
     """
     check_dtype(config)
     # If the rows of an image are split among devices, only XLA's own convolution exchanges borders.
-    fast = jax.default_backend() == "cpu" and config.space == 1 and not portable
+    is_split = config.space > 1
     return RetinaNet(
         num_classes=num_classes,
         num_anchors=anchors_per_cell(config),
         max_level=config.anchors.max_level,
         dtype=jnp.dtype(config.dtype),
-        convolve=conv_general_dilated if fast else None,
+        convolve=None if is_split else CONVOLUTIONS.get(platform or jax.default_backend()),
         **config.model,
     )
 

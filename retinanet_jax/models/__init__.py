@@ -1,6 +1,6 @@
 """The network as Flax modules, which contain parameters only: no losses, anchors or config."""
 
-from retinanet_jax.models.convolution import conv_general_dilated
+from retinanet_jax.models.convolution import CONVOLUTIONS
 from retinanet_jax.models.fpn import FPN
 from retinanet_jax.models.heads import Head
 from retinanet_jax.models.norm import FrozenBatchNorm, make_norm
@@ -10,13 +10,13 @@ from retinanet_jax.models.retinanet import Outputs, RetinaNet, is_frozen
 
 __all__ = [
     "ARCHITECTURES",
+    "CONVOLUTIONS",
     "FPN",
     "FrozenBatchNorm",
     "Head",
     "Outputs",
     "ResNet",
     "RetinaNet",
-    "conv_general_dilated",
     "is_frozen",
     "level_masks",
     "make_norm",

@@ -1,9 +1,9 @@
-"""Convolutions for CPUs, where XLA's own are several times slower than matrix products.
+"""Convolutions for CPUs and TPUs that are faster than XLA's own.
 
 XLA's CPU backend takes 3 to 15 times as long for the gradient of a kernel as for the convolution,
 and has no fast algorithm for 3x3 kernels. Matrix products are fast, and they solve both problems:
 1x1 convolutions are matrix products, and Winograd's algorithm reduces 3x3 convolutions to them. On
-GPUs and TPUs XLA's convolutions are fast.
+GPUs and TPUs XLA's convolutions are fast, except for the stem's on TPUs: see `models.blocks`.
 """
 
 import math
@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float, Shaped
+
+from retinanet_jax.models.blocks import convolve_blocks, fits_blocks
 
 Convolve = Callable[..., Array]  # with the signature of jax.lax.conv_general_dilated
 
@@ -54,10 +56,46 @@ def conv_general_dilated(
     if not isinstance(padding, str) and is_plain(lhs, rhs, window_strides, options):
         if fits_winograd(lhs, rhs, window_strides, padding):
             return winograd(lhs, rhs)
+        if fits_blocks(lhs, rhs, window_strides, padding):
+            return convolve_blocks(lhs, rhs, by_products=False, **options)
         if rhs.shape[:2] == (1, 1) and [tuple(sides) for sides in padding] == [(0, 0), (0, 0)]:
             row_stride, column_stride = window_strides
             return jnp.einsum("bhwc,cd->bhwd", lhs[:, ::row_stride, ::column_stride], rhs[0, 0])
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+
+
+def conv_general_dilated_on_tpu(
+    lhs: Shaped[Array, "..."],
+    rhs: Shaped[Array, "..."],
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **options: Any,
+) -> Shaped[Array, "..."]:
+    """Convolve like `jax.lax.conv_general_dilated`, faster on TPUs and equal except for rounding.
+
+    Only the convolution of the stem differs from XLA's.
+
+    Args:
+        lhs: As in `conv_general_dilated`.
+        rhs: As in `conv_general_dilated`.
+        window_strides: As in `conv_general_dilated`.
+        padding: As in `conv_general_dilated`.
+        **options: As in `conv_general_dilated`.
+    """
+    if (
+        not isinstance(padding, str)
+        and is_plain(lhs, rhs, window_strides, options)
+        and fits_blocks(lhs, rhs, window_strides, padding)
+    ):
+        return convolve_blocks(lhs, rhs, by_products=True, **options)
+    return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+
+
+# By the platform of the devices. On GPUs XLA's own convolutions are used.
+CONVOLUTIONS: Mapping[str, Convolve] = {
+    "cpu": conv_general_dilated,
+    "tpu": conv_general_dilated_on_tpu,
+}
 
 
 def with_float32_results(convolve: Convolve | None, dtype: DTypeLike) -> Convolve:

@@ -91,8 +91,8 @@ class Workload(NamedTuple):
         """
         config = self.config.copy_and_resolve_references().unlock()
         config.data[BATCH_FIELDS[self.mode]] = batch_size
-        # The convolutions for CPUs would be wrong here, where the process has only a CPU.
-        model = build_model(config, self.num_classes, portable=True)
+        platform = self.mesh.devices.flat[0].platform  # not that of this process
+        model = build_model(config, self.num_classes, platform=platform)
         batch = batch_shapes(config, bucket, batch_size, self.num_boxes)
         if self.mode == "train":
             optimizer = make_optimizer(config)

@@ -93,7 +93,7 @@ def make_workload(setting: Setting) -> Workload:
 
 def with_plain_convolutions(workload: Workload) -> Workload:
     """Return the workload with XLA's convolutions, also where this device has faster ones."""
-    model = modeling.build_model(workload.config, workload.num_classes, portable=True)
+    model = modeling.build_model(workload.config, workload.num_classes, platform="any")
     return workload._replace(model=model)
 
 
