@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
 from retinanet_jax.core.boxes import decode, encode, giou
@@ -159,22 +160,16 @@ def classification_per_anchor(
         elementwise: Function of (logits, positive), both of shape "A K", that returns losses of
             that shape; for instance `functools.partial(focal_loss, alpha=0.25, gamma=2.0)`.
     """
-
-    # Logits are by far the largest arrays of training. Recomputing the loss for the gradient avoids
-    # storing more arrays of their size.
-    @jax.checkpoint
-    def over_classes(logits):
-        classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-        losses = elementwise(logits, classes == labels[:, None])
-        return jnp.sum(jnp.where((labels != IGNORE)[:, None], losses, 0), axis=1)
-
-    return over_classes(logits)
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)[:, None]
+    return jnp.sum(_class_losses(logits, labels, np.arange(logits.shape[1]), elementwise), axis=1)
 
 
 def classification_sum(
     logits: Float[Array, "A K"],
     labels: Int[Array, " A"],
     elementwise: Callable[[Array, Array], Array],
+    *,
+    per_cell: int = 1,
 ) -> Float[Array, ""]:
     """Return the losses summed over the classes and over the anchors that are not IGNORE.
 
@@ -182,8 +177,16 @@ def classification_sum(
         logits: As in `classification_per_anchor`.
         labels: As in `classification_per_anchor`.
         elementwise: As in `classification_per_anchor`.
+        per_cell: The number of anchors that are computed together, a divisor of A. The result does
+            not depend on it. With the number of anchors of a cell, rows of logits are as long as
+            those of the class head's convolution; otherwise a TPU has to rearrange all logits,
+            which takes as long as the loss.
     """
-    return jnp.sum(classification_per_anchor(logits, labels, elementwise))
+    num_classes = logits.shape[1]
+    columns = np.arange(per_cell * num_classes)
+    labels = _repeat_columns(jnp.asarray(labels).reshape(-1, per_cell), num_classes)
+    logits = jnp.asarray(logits).reshape(-1, len(columns))
+    return jnp.sum(_class_losses(logits, labels, columns % num_classes, elementwise))
 
 
 def smooth_l1_sum(
@@ -241,3 +244,39 @@ def _true_class_logits(
     """Return the logits of p_t, the probability of the true class, in at least float32."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return jnp.where(positive, logits, -logits)
+
+
+def _class_losses(
+    logits: Float[Array, "*N C"],
+    labels: Int[Array, "*N C"] | Int[Array, "*N 1"],
+    classes: Int[np.ndarray, " C"],
+    elementwise: Callable[[Array, Array], Array],
+) -> Float[Array, "*N C"]:
+    """Return the losses of all logits; 0 where the label is IGNORE.
+
+    Args:
+        logits: The logits.
+        labels: The label of each logit's anchor.
+        classes: The class of each column.
+        elementwise: As in `classification_per_anchor`.
+    """
+
+    # Logits are by far the largest arrays of training. Recomputing the loss for the gradient avoids
+    # storing more arrays of their size.
+    @jax.checkpoint
+    def losses(logits):
+        return jnp.where(labels != IGNORE, elementwise(logits, classes == labels), 0)
+
+    return losses(logits)
+
+
+def _repeat_columns(x: Num[Array, "N a"], count: int) -> Num[Array, "N _"]:
+    """Return `jnp.repeat(x, count, axis=1)`, by selections.
+
+    On a TPU `jnp.repeat` would rearrange an array of the result's size.
+    """
+    source = np.arange(x.shape[1] * count) // count
+    result = x[:, :1]
+    for index in range(1, x.shape[1]):
+        result = jnp.where(source == index, x[:, index : index + 1], result)
+    return jnp.broadcast_to(result, (x.shape[0], len(source)))

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from retinanet_jax.data_report import coverage
 from retinanet_jax.data_report.coverage import PlacedBoxes
 from retinanet_jax.data_report.views import View
+from retinanet_jax.modeling import anchors_per_cell
 
 POOR, BAD = 0.05, 0.25  # fractions of all boxes without an anchor: a warning above, an error above
 # The same of the boxes of a category; the worst of many categories has more than all boxes have.
@@ -192,4 +193,4 @@ def anchors_per_image(config: ConfigDict, views: Sequence[View]) -> float:
     buckets = np.array([view.bucket for view in views])
     levels = range(config.anchors.min_level, config.anchors.max_level + 1)
     cells = sum((-(-buckets // 2**level)).prod(axis=1) for level in levels)
-    return float(np.mean(cells)) * len(config.anchors.scales) * len(config.anchors.ratios)
+    return float(np.mean(cells)) * anchors_per_cell(config)

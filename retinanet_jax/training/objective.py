@@ -18,7 +18,7 @@ from retinanet_jax import core
 from retinanet_jax.config import unknown_choice
 from retinanet_jax.core.structures import Array
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.modeling import assign_batch_targets, image_anchors
+from retinanet_jax.modeling import anchors_per_cell, assign_batch_targets, image_anchors
 from retinanet_jax.models import Outputs
 from retinanet_jax.training.normalizers import ImageLosses, LossTerms, reduce_losses
 
@@ -69,7 +69,9 @@ def image_losses(outputs: Outputs, batch: Batch, config: ConfigDict) -> ImageLos
     if config.loss.classification == "ohem":
         labels = hard_example_labels(outputs.logits, labels, anchors, config.loss.ohem)
         num_selected = jnp.sum(labels != core.IGNORE, axis=1)
-    classification_loss = make_classification_loss(config.loss)
+    classification_loss = functools.partial(
+        make_classification_loss(config.loss), per_cell=anchors_per_cell(config)
+    )
     box_loss = make_box_loss(config.loss)
     class_sums = box_sums = jnp.float32(0)
     ends = np.cumsum([len(level) for level in anchors])
@@ -117,8 +119,10 @@ def hard_example_labels(
     return jnp.where(hard, labels, core.IGNORE)
 
 
-def make_classification_loss(loss: ConfigDict) -> Callable[[Array, Array], Array]:
-    """Return `(logits, labels) -> sum`, the classification loss of one image and level.
+def make_classification_loss(loss: ConfigDict) -> Callable[..., Array]:
+    """Return `(logits, labels, *, per_cell) -> sum`, the loss of one image and level.
+
+    It is `core.classification_sum` with the elementwise loss that the config names.
 
     Args:
         loss: A run's `config.loss`; `classification` names the loss.
