@@ -24,9 +24,7 @@ from retinanet_jax.data.batch import Batch
 from retinanet_jax.models import CONVOLUTIONS, RetinaNet, level_masks, valid_mask
 
 
-def build_model(
-    config: ConfigDict, num_classes: int, *, platform: str | None = None
-) -> RetinaNet:
+def build_model(config: ConfigDict, num_classes: int, *, platform: str | None = None) -> RetinaNet:
     """Return the network that `config.model` and `config.anchors` describe, as a Flax module.
 
     Args:
