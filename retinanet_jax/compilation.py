@@ -19,6 +19,7 @@ from retinanet_jax.data.batch import Batch
 from retinanet_jax.stopping import Stopping
 from retinanet_jax.utils.files import make_writable
 from retinanet_jax.utils.progress import CLOCK, format_count
+from retinanet_jax.utils.remote import local_folder
 from retinanet_jax.utils.threads import wait_for
 
 R = TypeVar("R")
@@ -196,10 +197,11 @@ def compiled_off_the_clock(jitted: Callable[..., R]) -> Callable[..., R]:
 
 
 def use_compilation_cache() -> None:
-    """Store compiled programs on disk, for commands that have no working directory.
+    """Store compiled programs on disk, where all commands and runs of the user find them.
 
     The folder is $JAX_COMPILATION_CACHE_DIR, else $XDG_CACHE_HOME/retinanet_jax, else
-    ~/.cache/retinanet_jax. If it is not writable, nothing is stored.
+    ~/.cache/retinanet_jax. If it is not writable, nothing is stored. A program's key contains all
+    that it was compiled from, so runs cannot disturb each other.
     """
     user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     default = os.path.join(user_cache, "retinanet_jax")
@@ -210,6 +212,24 @@ def use_compilation_cache() -> None:
     except OSError:
         return
     store_programs(folder)
+
+
+def use_run_cache(workdir: pathlib.Path) -> None:
+    """Store the compiled programs of a run, as `use_compilation_cache` does.
+
+    Several processes use a folder in the working directory instead, which all of them can access,
+    because JAX stores only the programs of the first one. So does a run that has this folder.
+    $JAX_COMPILATION_CACHE_DIR counts more than that.
+
+    Args:
+        workdir: The run's working directory.
+    """
+    folder = local_folder(workdir, "compilation_cache")
+    is_in_workdir = jax.process_count() > 1 or folder.is_dir()
+    if is_in_workdir and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        store_programs(folder)
+    else:
+        use_compilation_cache()
 
 
 def store_programs(folder: pathlib.Path) -> None:

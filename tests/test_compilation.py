@@ -1,5 +1,6 @@
 """CompiledByShape has the jitted function's results and compiles before the batches arrive."""
 
+import pathlib
 import threading
 import time
 
@@ -177,6 +178,25 @@ def test_compiled_programs_are_cached_for_the_user(user_folder, monkeypatch, tmp
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
     compilation.use_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
+
+
+def test_runs_share_the_cache_of_the_user_unless_all_processes_need_one_folder(
+    user_folder, monkeypatch, tmp_path
+):
+    def folder():
+        compilation.use_run_cache(tmp_path / "run")
+        return jax.config.jax_compilation_cache_dir
+
+    of_user, of_run = str(user_folder / "retinanet_jax"), str(tmp_path / "run/compilation_cache")
+    assert folder() == of_user
+    with monkeypatch.context() as several:
+        several.setattr(jax, "process_count", lambda: 2)
+        assert folder() == of_run
+    assert folder() == of_user
+    pathlib.Path(of_run).mkdir(parents=True)  # of a run that an earlier version started
+    assert folder() == of_run
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
+    assert folder() == str(tmp_path / "own")
 
 
 def test_without_a_writable_folder_nothing_is_cached_and_nothing_printed(user_folder, capsys):

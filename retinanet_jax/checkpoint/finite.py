@@ -20,11 +20,19 @@ def not_finite(tree: Any) -> list[str]:
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     }
     leaves = list(arrays.values())
-    if any(isinstance(leaf, jax.Array) for leaf in leaves):
-        flags = np.asarray(are_finite(leaves))
-    else:
+    if all(map(_is_on_host, leaves)):  # where compiling would take longer than computing
         flags = [np.isfinite(leaf).all() for leaf in leaves]
+    else:
+        flags = np.asarray(are_finite(leaves))
     return [name for name, flag in zip(arrays, flags, strict=True) if not flag]
+
+
+def _is_on_host(array: jax.Array | np.ndarray) -> bool:
+    """Return whether an array is in the memory of this host."""
+    if not isinstance(array, jax.Array):
+        return True
+    is_on_cpu = {device.platform for device in array.devices()} == {"cpu"}
+    return is_on_cpu and array.is_fully_addressable
 
 
 @jax.jit

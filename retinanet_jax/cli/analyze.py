@@ -17,7 +17,8 @@ from retinanet_jax.checkpoint import Checkpoint
 from retinanet_jax.cli.common import Command, define_config, define_data, output_path
 from retinanet_jax.cli.evaluate import config_of_detections, define_detections
 from retinanet_jax.cli.evaluation_config import evaluation_config
-from retinanet_jax.cli.train import train_or_evaluate, use_program_cache
+from retinanet_jax.cli.train import train_or_evaluate
+from retinanet_jax.compilation import use_run_cache
 from retinanet_jax.config import CONFIGS
 from retinanet_jax.data.sources.base import Source
 from retinanet_jax.evaluation import records
@@ -194,7 +195,7 @@ def focal_loss(workdir: str, detected: Detected) -> dict[str, Any] | None:
     """Return the focal loss of the anchors of a few images; None if there is no checkpoint."""
     if detected.trained is None or detected.config is None:
         return None
-    use_program_cache(to_path(workdir))
+    use_run_cache(to_path(workdir))
     return focal_loss_curves(detected.trained.variables, detected.config, detected.source)
 
 

@@ -31,7 +31,6 @@ from retinanet_jax.training.profiling import parse_profile
 from retinanet_jax.utils.ending import RunOutput
 from retinanet_jax.utils.files import make_writable
 from retinanet_jax.utils.paths import PACKAGES, scheme_of, to_path
-from retinanet_jax.utils.remote import local_folder
 from retinanet_jax.utils.run_lock import RunLock
 
 DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
@@ -260,9 +259,11 @@ def train_or_evaluate(
     """
     if not workdir:
         raise ValueError("no --workdir: give a folder for the run's checkpoints and metrics.")
+    from retinanet_jax.compilation import use_run_cache
+
     check_fields(config)
     folder = create_workdir(workdir)
-    use_program_cache(folder)
+    use_run_cache(folder)
     if mode == "evaluate":
         from retinanet_jax.evaluation import evaluator
 
@@ -287,13 +288,6 @@ def train_or_evaluate(
         f"  retinanet-jax predict --weights={workdir} --output=DIR IMAGES"
     )
     return 0
-
-
-def use_program_cache(workdir: pathlib.Path) -> None:
-    """Let commands in a working directory find the programs that earlier ones have compiled."""
-    from retinanet_jax.compilation import store_programs
-
-    store_programs(local_folder(workdir, "compilation_cache"))
 
 
 def create_workdir(workdir: str) -> pathlib.Path:

@@ -147,7 +147,7 @@ def train_state_from_variables(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(variables["params"]),
+        opt_state=jax.jit(optimizer.init)(variables["params"]),  # else a program for each shape
         normalizer=jnp.full(normalizer_shape(config), config.loss.ema_start, jnp.float32),
         average=first_average(dict(variables)) if config.optimizer.ema_decay else None,
     )

@@ -157,15 +157,11 @@ def startup_seconds(folder: pathlib.Path) -> dict[str, list[float]]:
         For training ("main") and prediction ("predict"): the seconds with an empty cache of
         compiled programs, then those with the programs that the first run left.
     """
-    image, workdir, cache = folder / "image.png", folder / "run", folder / "compiled"
+    image, workdir = folder / "image.png", folder / "run"
     Image.fromarray(np.zeros((256, 256, 3), np.uint8)).save(image)
     train = ["retinanet_jax.main", *STARTUP, f"--workdir={workdir}"]
     cold = seconds_to_line("step 1/", train, folder)
-    # Everything except for the compiled programs is deleted.
-    (workdir / "compilation_cache").rename(cache)
     shutil.rmtree(workdir)
-    workdir.mkdir()
-    cache.rename(workdir / "compilation_cache")
     seconds = {"main": [cold, seconds_to_line("step 1/", train, folder)]}
     predict = ["retinanet_jax", "predict", f"--checkpoint={workdir}", f"--output={folder}"]
     predict.append(str(image))
@@ -179,7 +175,7 @@ def seconds_to_line(start: str, command: list[str], folder: pathlib.Path) -> flo
     Args:
         start: The beginning of the line.
         command: A module, which is run with `python -m`, and its arguments.
-        folder: The folder of the cache of compiled programs, unless the command sets its own.
+        folder: The folder of the cache of compiled programs.
 
     Raises:
         ValueError: If the command fails or does not print such a line.

@@ -173,7 +173,7 @@ def test_detections_of_different_datasets_are_not_compared(
 @pytest.fixture
 def run(tiny_run, tmp_path, monkeypatch):
     """A copy of a finished run, without what it has compiled."""
-    monkeypatch.setattr(command, "use_program_cache", lambda workdir: None)
+    monkeypatch.setattr(command, "use_run_cache", lambda workdir: None)
     return shutil.copytree(
         tiny_run.workdir, tmp_path / "run", ignore=shutil.ignore_patterns("compilation_cache")
     )
