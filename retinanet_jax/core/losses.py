@@ -160,8 +160,8 @@ def classification_per_anchor(
         elementwise: Function of (logits, positive), both of shape "A K", that returns losses of
             that shape; for instance `functools.partial(focal_loss, alpha=0.25, gamma=2.0)`.
     """
-    logits, labels = jnp.asarray(logits), jnp.asarray(labels)[:, None]
-    return jnp.sum(_class_losses(logits, labels, np.arange(logits.shape[1]), elementwise), axis=1)
+    labels = jnp.asarray(labels)[:, None]
+    return _sum_class_losses(jnp.asarray(logits), labels, elementwise, axis=1)
 
 
 def classification_sum(
@@ -183,10 +183,8 @@ def classification_sum(
             which takes as long as the loss.
     """
     num_classes = logits.shape[1]
-    columns = np.arange(per_cell * num_classes)
-    labels = _repeat_columns(jnp.asarray(labels).reshape(-1, per_cell), num_classes)
-    logits = jnp.asarray(logits).reshape(-1, len(columns))
-    return jnp.sum(_class_losses(logits, labels, columns % num_classes, elementwise))
+    logits = jnp.asarray(logits).reshape(-1, per_cell * num_classes)
+    return _sum_class_losses(logits, jnp.asarray(labels).reshape(-1, per_cell), elementwise, None)
 
 
 def smooth_l1_sum(
@@ -246,28 +244,32 @@ def _true_class_logits(
     return jnp.where(positive, logits, -logits)
 
 
-def _class_losses(
-    logits: Float[Array, "*N C"],
-    labels: Int[Array, "*N C"] | Int[Array, "*N 1"],
-    classes: Int[np.ndarray, " C"],
+def _sum_class_losses(
+    logits: Float[Array, "N C"],
+    labels: Int[Array, "N a"],
     elementwise: Callable[[Array, Array], Array],
-) -> Float[Array, "*N C"]:
-    """Return the losses of all logits; 0 where the label is IGNORE.
+    axis: int | None,
+) -> Float[Array, " N"] | Float[Array, ""]:
+    """Return sums of the losses of all logits; those of a label IGNORE are 0.
 
     Args:
-        logits: The logits.
-        labels: The label of each logit's anchor.
-        classes: The class of each column.
+        logits: The K logits of `a` anchors in each row.
+        labels: The labels of the anchors.
         elementwise: As in `classification_per_anchor`.
+        axis: 1 for the sum of each row, None for that of all.
     """
+    num_classes = logits.shape[1] // labels.shape[1]
+    classes = np.arange(logits.shape[1]) % num_classes
 
-    # Logits are by far the largest arrays of training. Recomputing the loss for the gradient avoids
-    # storing more arrays of their size.
+    # Logits are by far the largest arrays of training. Recomputing the loss for the gradient, from
+    # one label an anchor to the sum, avoids storing more arrays of their size.
     @jax.checkpoint
-    def losses(logits):
-        return jnp.where(labels != IGNORE, elementwise(logits, classes == labels), 0)
+    def sums(logits, labels):
+        labels = _repeat_columns(labels, num_classes)
+        losses = jnp.where(labels != IGNORE, elementwise(logits, classes == labels), 0)
+        return jnp.sum(losses, axis=axis)
 
-    return losses(logits)
+    return sums(logits, labels)
 
 
 def _repeat_columns(x: Num[Array, "N a"], count: int) -> Num[Array, "N _"]:
