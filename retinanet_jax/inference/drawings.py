@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from PIL import Image
 
 from retinanet_jax.evaluation.detections import Detections
-from retinanet_jax.inference.names import unique_names
+from retinanet_jax.inference.names import cut, unique_names
 from retinanet_jax.utils.files import OutputFolder
 from retinanet_jax.utils.threads import map_ahead
 
@@ -44,7 +44,8 @@ def drawing_names(
 ) -> list[str]:
     """Return a different name of a file in `folder` for each image or video, named after it.
 
-    Names of the images themselves, and of files that no earlier run wrote, are not returned.
+    Names of the images themselves, and of files that no earlier run wrote, are not returned. Names
+    that are too long for a number are cut.
 
     Args:
         image_paths: The files of the images or videos; they need not exist.
@@ -57,7 +58,7 @@ def drawing_names(
         name = f"{stem}{suffix}"
         return _file_id(folder.path / name) not in inputs and folder.may_write(name)
 
-    stems = unique_names([path.stem for path in image_paths], is_free)
+    stems = unique_names([cut(path.stem) for path in image_paths], is_free)
     return [f"{stem}{suffix}" for stem in stems]
 
 

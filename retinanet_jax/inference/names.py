@@ -48,9 +48,18 @@ def safe_name(name: str) -> str:
         name: The name of an image or a category. Dots and spaces at its ends are left out, and what
             is longer than `MAX_BYTES` in UTF-8.
     """
-    allowed = (char if _is_allowed(char) else "_" for char in name)
-    cut = "".join(allowed).encode()[:MAX_BYTES].decode(errors="ignore")
-    return cut.strip(". ") or "_"
+    allowed = "".join(char if _is_allowed(char) else "_" for char in name)
+    return cut(allowed).strip(". ") or "_"
+
+
+def cut(name: str) -> str:
+    """Return a name without what is longer than `MAX_BYTES` in UTF-8.
+
+    Args:
+        name: The name of a file or a part of it, in which bytes may be that are not UTF-8.
+    """
+    content = name.encode(errors="surrogateescape")
+    return name if len(content) <= MAX_BYTES else content[:MAX_BYTES].decode(errors="ignore")
 
 
 def _is_allowed(char: str) -> bool:

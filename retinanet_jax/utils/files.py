@@ -10,6 +10,7 @@ and that may be run again with it, uses an `OutputFolder`, which knows the files
 
 import collections
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -76,7 +77,7 @@ class OutputFolder:
             self._check(name)
         make_writable(self.path)
         for name in names:
-            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            make_folder((self.path / name).parent)
 
     def clear(self, subfolder: str) -> None:
         """Remove all files in a subfolder, which must all have been written here.
@@ -85,10 +86,12 @@ class OutputFolder:
             subfolder: Its name; it need not exist.
 
         Raises:
-            FileExistsError: If there is a file that was not written here, or was changed; nothing
-                is removed then.
+            FileExistsError: If there is a file that was not written here, or was changed, also in
+                place of the subfolder; nothing is removed then.
         """
-        files = [path for path in (self.path / subfolder).rglob("*") if not _is_folder(path)]
+        folder = self.path / subfolder
+        paths = (folder, *folder.rglob("*")) if os.path.lexists(folder) else ()
+        files = [path for path in paths if not _is_folder(path)]
         files = sorted(path for path in files if path.name not in SYSTEM_NAMES)
         for path in files:
             self._check(path.relative_to(self.path).as_posix())
@@ -110,7 +113,7 @@ class OutputFolder:
         self._check(name)
         # Recorded first: if this process is killed in between, the file still counts as written.
         self._record(name, hashlib.sha256(content).hexdigest())
-        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        make_folder((self.path / name).parent)
         write_atomically(self.path / name, content)
 
     @contextlib.contextmanager
@@ -150,7 +153,7 @@ class OutputFolder:
         """
         self._check(name)
         path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         target = relative_path(file, path.parent)
         if target == path.name:
             return
@@ -273,8 +276,23 @@ def make_writable(folder: pathlib.Path) -> None:
             file.write_bytes(b"1")
             file.unlink()
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     tempfile.TemporaryFile(dir=folder).close()
+
+
+def make_folder(folder: pathlib.Path) -> None:
+    """Create a folder and its parents, if they do not exist.
+
+    Raises:
+        NotADirectoryError: If there is a file in place of one of them.
+        OSError: If one cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        reason = "there is a file in place of this folder; rename it"
+        raise NotADirectoryError(errno.ENOTDIR, reason, str(file)) from None
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:

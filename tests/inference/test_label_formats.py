@@ -20,8 +20,10 @@ from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.evaluation.detections import Detections
 from retinanet_jax.inference import predictions
 from retinanet_jax.inference.crops import crop
+from retinanet_jax.inference.drawings import drawing_names
 from retinanet_jax.inference.formats import FORMATS
 from retinanet_jax.inference.names import MAX_BYTES, safe_name, unique_names
+from retinanet_jax.utils.files import OutputFolder
 
 # Ids that are no positions; the last category never occurs.
 CATEGORIES = (Category(3, "dog, wet"), Category(7, 'cat "Tom"'), Category(90, "\u00e9l\u00e9phant"))
@@ -367,3 +369,12 @@ def test_names_are_valid_on_every_system():
     assert safe_name(os.fsdecode(b"\xff")) == "_"
     assert safe_name(" .. ") == "_"
     assert len(safe_name("\u00e9" * 300).encode()) == MAX_BYTES
+
+
+def test_a_long_name_is_cut_so_that_a_number_can_be_added(tmp_path):
+    long = "\u00e9" * 125  # a file system allows 255 bytes with the suffix
+    paths = [tmp_path / folder / f"{long}.png" for folder in ("a", "b")]
+    short = long[: MAX_BYTES // 2]
+    assert drawing_names(paths, OutputFolder(tmp_path)) == [f"{short}.jpg", f"{short}-2.jpg"]
+    not_utf8 = os.fsdecode(b"\xff" + b"a" * 100)
+    assert drawing_names([tmp_path / not_utf8], OutputFolder(tmp_path)) == [f"{not_utf8}.jpg"]

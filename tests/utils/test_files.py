@@ -135,6 +135,15 @@ def test_a_subfolder_is_cleared_of_what_was_written_and_of_nothing_else(tmp_path
     assert remaining == [".DS_Store", files.RECORD, "c"]
 
 
+def test_a_file_in_place_of_a_folder_is_an_error_before_any_work(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(FileExistsError, match="/taken is not replaced"):
+        OutputFolder(tmp_path).clear("taken")
+    for folder, name in (("taken", "a"), ("taken/deep", "a"), (".", "taken/a.txt")):
+        with pytest.raises(NotADirectoryError, match=r"file in place of this folder.*/taken'$"):
+            OutputFolder(tmp_path / folder).prepare(name)
+
+
 def test_a_link_of_an_output_folder_is_replaced_and_one_of_the_user_is_not(tmp_path):
     """It leads to the file also where the folder itself is a link."""
     (tmp_path / "photos").mkdir()
