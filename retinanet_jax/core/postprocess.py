@@ -254,9 +254,9 @@ def _take_first(candidates: Candidates, size: int) -> Candidates:
     padded = jax.tree.map(
         lambda x: jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), candidates
     )
-    counts = jnp.cumsum(padded.mask)
-    indices = jnp.searchsorted(counts, jnp.arange(1, size + 1), method="compare_all")
-    is_real = indices < len(padded.mask)
+    counts, last = jnp.cumsum(padded.mask), len(padded.mask) - 1
+    num_before = jnp.sum(counts[:, None] < jnp.arange(1, size + 1), axis=0)
+    is_real, indices = num_before <= last, jnp.minimum(num_before, last)
 
     def take(x):
         keep = is_real.reshape(-1, *[1] * (x.ndim - 1))

@@ -20,6 +20,7 @@ from retinanet_jax.export.servable import (
     Servable,
     resize_options,
 )
+from retinanet_jax.utils.progress import one_line
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -37,7 +38,14 @@ JPEG_SIGNATURE = "serving_jpeg"
 def write(servable: Servable, folder: pathlib.Path) -> None:
     """Write a SavedModel to FOLDER in `folder`, with the signature for JPEGs if it is possible.
 
-    It needs an input of one size.
+    That signature needs an input of one size.
+
+    Args:
+        servable: The detector.
+        folder: The folder, which exists.
+
+    Raises:
+        OSError: If it cannot be written.
     """
     tf = tf_transforms.import_tensorflow()
 
@@ -50,7 +58,10 @@ def write(servable: Servable, folder: pathlib.Path) -> None:
             _make_detect_jpeg(servable, servable.image_size, module.detect), input_signature=[files]
         )
         signatures[JPEG_SIGNATURE] = module.detect_jpeg
-    tf.saved_model.save(module, str(folder / FOLDER), signatures=signatures)
+    try:
+        tf.saved_model.save(module, str(folder / FOLDER), signatures=signatures)
+    except tf.errors.OpError as error:  # such as of a full disk
+        raise OSError(f"TensorFlow cannot write the SavedModel ({one_line(error)}).") from None
 
 
 def check_supported(servable: Servable) -> None:

@@ -115,3 +115,31 @@ def test_soft_nms_cannot_be_exported_to_onnx(servable):
     servable.config.detections.nms = "soft_linear"
     with pytest.raises(ValueError, match=r"'soft_linear' cannot be expressed in ONNX.*stablehlo"):
         model.check_supported(servable)
+
+
+def test_an_image_with_fewer_detections_than_places_has_them_first_and_then_zeros():
+    """Two of three anchors pass the threshold, but there are four places."""
+    anchors = np.array([[0, 0, 8, 8], [20, 20, 28, 28], [40, 40, 48, 48]], np.float32)
+
+    limits = {"score_threshold": 0.5, "top_k": 3, "iou_threshold": 0.5, "max_detections": 4}
+    mode = {"nms": "hard", "soft_sigma": 0.5, "class_agnostic": False, "drop_empty": True}
+
+    def detect(logits, deltas):
+        return core.detect(
+            *((x,) for x in (logits, deltas, anchors)),
+            valid_size=jnp.array([64.0, 64.0]),
+            original_scale=jnp.ones(2),
+            clip="before_nms",
+            **limits,
+            **mode,
+        )
+
+    inputs = np.array([[2], [-1], [1]], np.float32), np.zeros((3, 4), np.float32)
+    rule = make_nms_rule(num_classes=1, iou_threshold=0.5, class_agnostic=False)
+    outputs = run_in_onnxruntime(
+        lambda *x: tuple(detect(*x)), *inputs, function_rules={"non_maximum_suppression": rule}
+    )
+    np.testing.assert_array_equal(outputs[0][:, 0], [0, 40, 0, 0])
+    np.testing.assert_array_equal(outputs[3], [True, True, False, False])
+    for actual, expected in zip(outputs, detect(*inputs), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)

@@ -183,5 +183,5 @@ def test_the_client_reads_the_pixels_that_predict_reads(tmp_path):
         )
     deep = tmp_path / "deep.png"
     Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(deep)
-    with pytest.raises(ValueError, match="deep.png: has more than 8 bits per channel"):
+    with pytest.raises(ValueError, match=r"deep\.png: has more than 8 bits per channel"):
         client.read_rgb(str(deep))

@@ -206,5 +206,7 @@ def test_an_artifact_that_differs_too_much_is_refused(servable, monkeypatch):
         return outputs.boxes, outputs.scores + np.float32(0.1)
 
     images = [np.zeros((64, 96, 3), np.uint8)]
-    with pytest.raises(ValueError, match=r"input: scores on average by 0.1 \(at most 0.03 is allowed\); on 1 image"):
+    with pytest.raises(
+        ValueError, match=r"input: scores on average by 0.1 \(at most 0.03 is allowed\); on 1 image"
+    ):
         raw_verification.verify(raw, artifact, images, TOLERANCES["int8"])
