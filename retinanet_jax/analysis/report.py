@@ -30,7 +30,8 @@ from retinanet_jax.analysis.suspicious import suspicious_labels
 from retinanet_jax.analysis.thresholds import OperatingPoints, find_thresholds, threshold_curve
 from retinanet_jax.analysis.worst_images import worst_images
 from retinanet_jax.data.sources.base import Source
-from retinanet_jax.utils.files import OutputFolder, to_json
+from retinanet_jax.utils.files import to_json
+from retinanet_jax.utils.output_folder import OutputFolder
 from retinanet_jax.utils.progress import make_progress
 
 JSON, PAGE = "analysis.json", "index.html"

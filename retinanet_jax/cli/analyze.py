@@ -24,7 +24,7 @@ from retinanet_jax.data.sources.base import Source
 from retinanet_jax.evaluation import records
 from retinanet_jax.evaluation.evaluator import open_checkpoint_and_data
 from retinanet_jax.evaluation.results_file import describe_results, open_annotations, read_results
-from retinanet_jax.utils.files import OutputFolder
+from retinanet_jax.utils.output_folder import OutputFolder
 from retinanet_jax.utils.paths import is_remote, to_path
 from retinanet_jax.utils.run_lock import RunLock
 

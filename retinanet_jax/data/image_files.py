@@ -36,7 +36,7 @@ from retinanet_jax.data.value_range import (
     to_8_bits,
 )
 from retinanet_jax.utils.download import DownloadError, download_image, is_url, public_url
-from retinanet_jax.utils.files import RECORD, OutputFolder
+from retinanet_jax.utils.output_folder import RECORD, OutputFolder
 from retinanet_jax.utils.paths import SYSTEM_NAMES
 from retinanet_jax.utils.progress import one_line
 from retinanet_jax.utils.remote import local_copy

@@ -37,7 +37,8 @@ from retinanet_jax.data_report.image_checks import Fingerprints, take_fingerprin
 from retinanet_jax.data_report.reading import open_parts
 from retinanet_jax.data_report.summary import DatasetReport
 from retinanet_jax.data_report.views import epoch_views
-from retinanet_jax.utils.files import OutputFolder, to_json
+from retinanet_jax.utils.files import to_json
+from retinanet_jax.utils.output_folder import OutputFolder
 from retinanet_jax.utils.progress import make_progress, one_line
 
 MAX_IMAGES = 2000  # the default size of the sample

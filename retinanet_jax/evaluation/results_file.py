@@ -24,7 +24,8 @@ from retinanet_jax.data.sources.conventions import convention_of
 from retinanet_jax.evaluation.category_table import category_table
 from retinanet_jax.evaluation.coco_metrics import coco_api, coco_metrics
 from retinanet_jax.evaluation.records import describe_dataset
-from retinanet_jax.utils.files import OutputFolder, to_json
+from retinanet_jax.utils.files import to_json
+from retinanet_jax.utils.output_folder import OutputFolder
 from retinanet_jax.utils.progress import format_count, join_first, shorten
 from retinanet_jax.utils.remote import local_copy
 

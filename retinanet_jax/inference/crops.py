@@ -11,7 +11,7 @@ from retinanet_jax.data.sources.base import Category
 from retinanet_jax.evaluation.detections import Detections
 from retinanet_jax.inference.drawings import to_jpeg
 from retinanet_jax.inference.names import safe_name, unique_names
-from retinanet_jax.utils.files import OutputFolder
+from retinanet_jax.utils.output_folder import OutputFolder
 from retinanet_jax.utils.threads import map_ahead
 
 FOLDER = "crops"  # of an output folder

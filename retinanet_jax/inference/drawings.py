@@ -9,7 +9,7 @@ from PIL import Image
 
 from retinanet_jax.evaluation.detections import Detections
 from retinanet_jax.inference.names import cut, unique_names
-from retinanet_jax.utils.files import OutputFolder
+from retinanet_jax.utils.output_folder import OutputFolder
 from retinanet_jax.utils.threads import map_ahead
 
 JPEG_QUALITY = 92

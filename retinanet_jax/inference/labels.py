@@ -10,7 +10,7 @@ from retinanet_jax.data.sources.base import Category
 from retinanet_jax.evaluation.detections import Detections
 from retinanet_jax.inference.formats import FORMATS, ImageLabels, LabelFile
 from retinanet_jax.inference.names import safe_name, unique_names
-from retinanet_jax.utils.files import OutputFolder
+from retinanet_jax.utils.output_folder import OutputFolder
 from retinanet_jax.utils.progress import format_count, one_line
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from retinanet_jax.inference.crops import write_crops
 from retinanet_jax.inference.detecting import ImageDetector
 from retinanet_jax.inference.drawings import write_drawings
 from retinanet_jax.inference.labels import LabelWriter
-from retinanet_jax.utils.files import OutputFolder, to_json
+from retinanet_jax.utils.files import to_json
+from retinanet_jax.utils.output_folder import OutputFolder
 from retinanet_jax.utils.progress import format_count, join_first, make_progress, shorten
 from retinanet_jax.utils.remote import with_remote_names
 

@@ -20,7 +20,7 @@ from retinanet_jax.inference.video import Frame, Video, VideoFacts, read_frames
 from retinanet_jax.inference.video_results import VideoResults, open_results
 from retinanet_jax.inference.video_writing import VideoWriter
 from retinanet_jax.stopping import Interrupted, Stopped, Stopping
-from retinanet_jax.utils.files import OutputFolder
+from retinanet_jax.utils.output_folder import OutputFolder
 from retinanet_jax.utils.progress import CLOCK, MIN_MEASURED, format_count, make_progress
 from retinanet_jax.utils.threads import in_background, map_ahead, newest
 

@@ -11,7 +11,8 @@ from retinanet_jax.evaluation.detections import Detections
 from retinanet_jax.inference import predictions
 from retinanet_jax.inference.predictions import RESULTS, TABLE
 from retinanet_jax.inference.video import Frame, Video
-from retinanet_jax.utils.files import OutputFolder, to_json
+from retinanet_jax.utils.files import to_json
+from retinanet_jax.utils.output_folder import OutputFolder
 from retinanet_jax.utils.progress import format_count
 
 # The columns of the table; "frame" is the number of the frame, from 0, and "seconds" its time.

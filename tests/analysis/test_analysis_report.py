@@ -10,7 +10,7 @@ import retinanet_jax
 from retinanet_jax.analysis import report
 from retinanet_jax.analysis.evaluated import evaluate_detections
 from retinanet_jax.evaluation import records
-from retinanet_jax.utils.files import OutputFolder
+from retinanet_jax.utils.output_folder import OutputFolder
 
 COMMAND = "retinanet-jax analyze --detections=results.json"
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from retinanet_jax.data.image_files import find_images, image_name, is_single_image, read_image
-from retinanet_jax.utils.files import OutputFolder
+from retinanet_jax.utils.output_folder import OutputFolder
 
 
 @pytest.fixture

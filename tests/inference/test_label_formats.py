@@ -23,7 +23,7 @@ from retinanet_jax.inference.crops import crop
 from retinanet_jax.inference.drawings import drawing_names
 from retinanet_jax.inference.formats import FORMATS
 from retinanet_jax.inference.names import MAX_BYTES, safe_name, unique_names
-from retinanet_jax.utils.files import OutputFolder
+from retinanet_jax.utils.output_folder import OutputFolder
 
 # Ids that are no positions; the last category never occurs.
 CATEGORIES = (Category(3, "dog, wet"), Category(7, 'cat "Tom"'), Category(90, "\u00e9l\u00e9phant"))

@@ -17,7 +17,7 @@ from retinanet_jax.data.image_files import find_images
 from retinanet_jax.data.sources.base import Category, subset
 from retinanet_jax.data.sources.coco import CocoSource
 from retinanet_jax.inference import predictions
-from retinanet_jax.utils import files
+from retinanet_jax.utils import output_folder
 
 WITHOUT_THE_TRAINING_STACK = (
     "sys.modules.update(tensorflow=None, pycocotools=None, matplotlib=None)"
@@ -70,7 +70,7 @@ def predict(detector, tmp_path):
 
 def names(folder: pathlib.Path) -> list[str]:
     """Return the names of a folder's files, without the record of what was written."""
-    return sorted(path.name for path in folder.iterdir() if path.name != files.RECORD)
+    return sorted(path.name for path in folder.iterdir() if path.name != output_folder.RECORD)
 
 
 def test_results_have_original_ids_file_names_and_pixels(predict, images):
@@ -178,10 +178,10 @@ def test_an_earlier_run_is_replaced(predict, images):
     after = {path.name: path.read_bytes() for path in output.iterdir()}
     assert after.keys() == before.keys()
     changed = {name for name in before if before[name] != after[name]}
-    assert changed == {"a.jpg", "a-2.jpg", "b.jpg", files.RECORD}
+    assert changed == {"a.jpg", "a-2.jpg", "b.jpg", output_folder.RECORD}
     predict(images, table=True)
     assert {n: (output / n).read_bytes() for n in names(output)} == {
-        name: content for name, content in before.items() if name != files.RECORD
+        name: content for name, content in before.items() if name != output_folder.RECORD
     }
 
 

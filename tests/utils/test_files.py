@@ -9,14 +9,9 @@ import threading
 
 import pytest
 
-from retinanet_jax.utils import files
-from retinanet_jax.utils.files import (
-    OutputFolder,
-    check_absent,
-    write_atomically,
-    write_folder,
-    write_json,
-)
+from retinanet_jax.utils import files, output_folder
+from retinanet_jax.utils.files import check_absent, write_atomically, write_folder, write_json
+from retinanet_jax.utils.output_folder import OutputFolder
 from retinanet_jax.utils.run_lock import RunLock
 
 
@@ -26,7 +21,7 @@ def full_disk(*_):
 
 def contents(folder: pathlib.Path) -> dict[str, str]:
     """Return the text of each file in a folder, without the record of what was written."""
-    return {p.name: p.read_text() for p in folder.iterdir() if p.name != files.RECORD}
+    return {p.name: p.read_text() for p in folder.iterdir() if p.name != output_folder.RECORD}
 
 
 def test_a_file_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
@@ -111,7 +106,7 @@ def test_a_run_that_was_killed_while_it_wrote_can_be_repeated(tmp_path, monkeypa
         patched.setattr(files.os, "replace", full_disk)
         with pytest.raises(OSError, match="No space left"):
             output.write("a", "second")
-    with (tmp_path / files.RECORD).open("a") as record:
+    with (tmp_path / output_folder.RECORD).open("a") as record:
         record.write('\n{"file": "b", "sha2')
     output = OutputFolder(tmp_path)
     output.write("a", "third")
@@ -132,7 +127,7 @@ def test_a_subfolder_is_cleared_of_what_was_written_and_of_nothing_else(tmp_path
     (tmp_path / "sub/.DS_Store").write_text("the system's")
     OutputFolder(tmp_path).clear("sub")
     remaining = sorted(path.name for path in tmp_path.rglob("*") if not path.is_dir())
-    assert remaining == [".DS_Store", files.RECORD, "c"]
+    assert remaining == [".DS_Store", output_folder.RECORD, "c"]
 
 
 def test_a_file_in_place_of_a_folder_is_an_error_before_any_work(tmp_path):
@@ -202,7 +197,7 @@ def test_a_draft_with_an_error_leaves_nothing_behind(tmp_path):
 def test_a_damaged_line_of_the_record_is_ignored(tmp_path, line):
     output = OutputFolder(tmp_path)
     output.write("a", "first")
-    with (tmp_path / files.RECORD).open("ab") as record:
+    with (tmp_path / output_folder.RECORD).open("ab") as record:
         record.write(b"\n" + line)
     (tmp_path / "b").write_text("of the user")
     output = OutputFolder(tmp_path)
@@ -219,7 +214,7 @@ def test_a_record_that_is_no_plain_file_is_an_error_before_any_work(tmp_path, ob
     elsewhere.write_text("of the user")
     folder = tmp_path / "output"
     folder.mkdir()
-    record = folder / files.RECORD
+    record = folder / output_folder.RECORD
     record.mkdir() if obstacle == "folder" else record.symlink_to(elsewhere)
     with pytest.raises(FileExistsError, match=r"\.retinanet_jax_files must be a file.*rename it"):
         OutputFolder(folder).prepare("a")
@@ -235,10 +230,10 @@ def test_threads_write_to_an_output_folder_at_once(tmp_path):
     for thread in threads:
         thread.join()
     OutputFolder(tmp_path).prepare(*names)
-    num_bytes = (tmp_path / files.RECORD).stat().st_size
+    num_bytes = (tmp_path / output_folder.RECORD).stat().st_size
     for name in names:  # the same content again: the record does not grow
         OutputFolder(tmp_path).write(name, name[:1])
-    assert (tmp_path / files.RECORD).stat().st_size == num_bytes
+    assert (tmp_path / output_folder.RECORD).stat().st_size == num_bytes
 
 
 def test_a_new_file_or_folder_replaces_nothing(tmp_path):
@@ -279,7 +274,7 @@ def lock(workdir: pathlib.Path) -> None:
     [
         ("x.json", lambda path: write_json(path, "a" * 100)),
         ("run.lock", lambda path: lock(path.parent)),
-        (files.RECORD, lambda path: OutputFolder(path.parent).write("x", "")),
+        (output_folder.RECORD, lambda path: OutputFolder(path.parent).write("x", "")),
         (
             "folder",
             lambda path: write_folder(
