@@ -110,9 +110,9 @@ def cost_figures(text: str, iterations: int) -> dict[str, float]:
             traffic[part] += times * hlo.traffic(module, computation, instruction) / 1e9
             estimated = instruction.attribute(r'"estimated_cycles":"(\d+)"', "0")
             cycles[part] += times * int(estimated) / 1e6
-            if is_sort(instruction):
+            for sort in filter(is_sort, with_fused(module, instruction)):
                 sorts += times
-                numbers += times * numbers_sorted(scope, instruction)
+                numbers += times * sort.result[0].size * 8 // hlo.BITS[sort.result[0].dtype]
             if not instruction.opcode.endswith(("-done", "-update")):
                 operations += times * (instruction.opcode not in NOT_LAUNCHED)
     costs = program_costs(text)
@@ -164,29 +164,29 @@ def part_of(
         instruction: The instruction.
     """
     group = group_of(module, scope, instruction)
+    instructions = with_fused(module, instruction)
     if group in ("backbone", "fpn", "heads"):
-        called = [module.computations[name].values() for name in module.called(instruction)]
-        instructions = [instruction, *(each for inner in called for each in inner)]
         is_convolution = any(
             each.opcode == "convolution" or "__cudnn$conv" in each.attributes
             for each in instructions
         )
         return f"{group}, {'convolutions' if is_convolution else 'other operations'}"
     if group == "detections":
-        in_loop = "/while/" in instruction.op_name
-        return "detections, " + ("NMS" if in_loop else "sorts" if is_sort(instruction) else "rest")
+        if "/while/" in instruction.op_name:
+            return "detections, NMS"
+        return f"detections, {'sorts' if any(map(is_sort, instructions)) else 'rest'}"
     return group
+
+
+def with_fused(module: hlo.Module, instruction: hlo.Instruction) -> list[hlo.Instruction]:
+    """Return an instruction, and those that it contains if it is a fusion."""
+    called = module.called(instruction) if instruction.opcode == "fusion" else ()
+    return [instruction, *(each for name in called for each in module.computations[name].values())]
 
 
 def is_sort(instruction: hlo.Instruction) -> bool:
     """Return whether an instruction sorts, or selects the largest numbers."""
     return instruction.opcode in ("sort", "topk") or bool(SORT.search(instruction.attributes))
-
-
-def numbers_sorted(scope: Mapping[str, hlo.Instruction], instruction: hlo.Instruction) -> int:
-    """Return how many numbers a sort compares: those of its first operand."""
-    (array, *_) = scope[instruction.operands[0]].result
-    return array.size * 8 // hlo.BITS[array.dtype]
 
 
 def describe(program: Mapping[str, Any]) -> str:

@@ -76,6 +76,18 @@ def test_the_figures_of_a_program_by_hand():
     )
 
 
+def test_a_sort_inside_a_fusion_counts():
+    """As on GPUs."""
+    sorting = """%sorting (y: bf16[1,4,4,2]) -> bf16[1,4,4,2] {
+  %y = bf16[1,4,4,2]{3,2,1,0} parameter(0)
+  ROOT %inner = bf16[1,4,4,2]{3,2,1,0} sort(%y)
+}
+
+ENTRY"""
+    fused = PROGRAM.replace("ENTRY", sorting).replace("sort(%sum)", "fusion(%sum), calls=%sorting")
+    assert compiled.cost_figures(fused, 1) == compiled.cost_figures(PROGRAM, 1)
+
+
 def test_a_program_without_cycles_has_the_traffic_of_each_part():
     """As of GPUs."""
     figures = compiled.cost_figures(PROGRAM.replace("estimated_cycles", ""), iterations=1)
