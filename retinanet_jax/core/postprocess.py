@@ -254,6 +254,7 @@ def _take_first(candidates: Candidates, size: int) -> Candidates:
     padded = jax.tree.map(
         lambda x: jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), candidates
     )
+    # Without a sort, and with indices in bounds, as ONNX requires.
     counts, last = jnp.cumsum(padded.mask), len(padded.mask) - 1
     num_before = jnp.sum(counts[:, None] < jnp.arange(1, size + 1), axis=0)
     is_real, indices = num_before <= last, jnp.minimum(num_before, last)
