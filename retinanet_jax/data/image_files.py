@@ -69,8 +69,10 @@ def find_images(
     Args:
         paths: Image files, folders, which are searched recursively, and patterns such as `*.jpg`
             and `**/*.png`. A folder's images are files of all formats that Pillow reads, whatever
-            their suffix; hidden files and folders are not searched.
-        report: Called with a line about the files of folders that are no images, if there are any.
+            their suffix; hidden files and folders are not searched, and what an earlier run wrote
+            to an output folder in it is left out.
+        report: Called with a line about the files of folders that are not returned, if there are
+            any.
 
     Raises:
         FileNotFoundError: If a path neither exists nor matches a file, or there is no image.
