@@ -33,6 +33,7 @@ from retinanet_jax.planning.costs import Costs, group_of, program_costs
 from retinanet_jax.planning.programs import BATCH_FIELDS, Workload
 from retinanet_jax.planning.topologies import GIB, find_topology, make_devices
 from retinanet_jax.utils.files import check_absent, make_writable, write_json
+from retinanet_jax.utils.progress import format_count
 
 NUM_CLASSES, NUM_BOXES = 80, 96  # COCO's, as of `plan`
 NOTE = (
@@ -85,7 +86,8 @@ def compile_program(options: argparse.Namespace) -> dict[str, Any]:
             f"{describe(program)} needs at least {needed / GIB:.2f} GiB of the "
             f"{topology.usable_memory / GIB:.2f} of a device; lower --images or --size."
         )
-    sizes = {"memory, GiB": needed / GIB, "code, MB": memory["program"] / 1e6}
+    sizes = {"memory, GiB": needed / GIB}
+    sizes |= {"code, MB": memory["program"] / 1e6} if memory["program"] else {}  # 0 of GPUs
     text = compiled.as_text()
     figures = {**cost_figures(text, options.iterations), **sizes, **seconds}
     versions = {"retinanet_jax": retinanet_jax.__version__, "jax": jax.__version__}
@@ -193,9 +195,10 @@ def describe(program: Mapping[str, Any]) -> str:
     """Return a program in words."""
     height, width = program["size"]
     mode = {"train": "training step", "predict": "detection"}[program["mode"]]
+    images = format_count(program["images a device"], "image")
     return (
-        f"{mode} of {program['config']} for {program['topology']}, {program['images a device']} "
-        f"images of {height} x {width} a device, {program['dtype']}"
+        f"{mode} of {program['config']} for {program['topology']}, {images} of {height} x {width} "
+        f"a device, {program['dtype']}"
     )
 
 
