@@ -2,16 +2,18 @@
 
 import ast
 import inspect
+import types
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
 from retinanet_jax import input_pipeline
+from retinanet_jax.data import tf_transforms
 from retinanet_jax.data.image_files import read_image
 from retinanet_jax.data.sizes import resized_sizes, size_in_canvas
 from retinanet_jax.data.transforms import PIXEL_TYPES
-from retinanet_jax.export import client, model_card
+from retinanet_jax.export import client, model_card, savedmodel
 from retinanet_jax.export.servable import default_image_size
 
 
@@ -185,3 +187,26 @@ def test_the_client_reads_the_pixels_that_predict_reads(tmp_path):
     Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(deep)
     with pytest.raises(ValueError, match=r"deep\.png: has more than 8 bits per channel"):
         client.read_rgb(str(deep))
+
+
+def test_a_disk_without_space_for_a_savedmodel_is_an_error_of_one_line(
+    servable, tmp_path, monkeypatch
+):
+    class OpError(Exception):
+        """TensorFlow's error, which is no OSError."""
+
+    def save(*_, **__):
+        raise OpError("saved_model.pb;\nNo space left on device")
+
+    tf = types.SimpleNamespace(
+        Module=types.SimpleNamespace,
+        function=lambda function, **_: function,
+        errors=types.SimpleNamespace(OpError=OpError),
+        saved_model=types.SimpleNamespace(save=save),
+    )
+    monkeypatch.setattr(tf_transforms, "import_tensorflow", lambda: tf)
+    monkeypatch.setattr(savedmodel, "input_specs", lambda _: [])
+    monkeypatch.setattr(savedmodel, "make_detect", lambda _: None)
+    message = r"write the SavedModel \(saved_model.pb; No space left on device\)\.$"
+    with pytest.raises(OSError, match=message):
+        savedmodel.write(servable._replace(image_size=None), tmp_path)
