@@ -180,7 +180,7 @@ def test_compiled_programs_are_cached_for_the_user(user_folder, monkeypatch, tmp
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
 
 
-def test_runs_share_the_cache_of_the_user_unless_all_processes_need_one_folder(
+def test_runs_use_the_cache_of_the_user_unless_several_processes_require_one_folder(
     user_folder, monkeypatch, tmp_path
 ):
     def folder():

@@ -33,9 +33,16 @@ SIZES = (12, 6, 3)  # anchors of each level
 detect_all = jax.jit(
     functools.partial(
         detect,
-        **dict(valid_size=np.float32([99, 99]), original_scale=np.ones(2, np.float32)),
-        **dict(score_threshold=0.2, iou_threshold=1.0, max_detections=30, clip="after_nms"),
-        **dict(drop_empty=False, nms="hard", soft_sigma=0.5, class_agnostic=False),
+        valid_size=jnp.array([99.0, 99.0]),
+        original_scale=jnp.ones(2),
+        score_threshold=0.2,
+        iou_threshold=1.0,
+        max_detections=30,
+        clip="after_nms",
+        drop_empty=False,
+        nms="hard",
+        soft_sigma=0.5,
+        class_agnostic=False,
     ),
     static_argnames=("top_k", "per_cell"),
 )
@@ -46,7 +53,7 @@ def best_of_levels(levels, anchors, top_k):
     rows, first = [], 0
     for logits in levels:
         flat = logits.reshape(-1)
-        best = np.argsort(-flat, kind="stable")[:top_k]
+        best = np.argsort(-flat, stable=True)[:top_k]
         rows += [(first + i // 2, i % 2, 1 / (1 + np.exp(-flat[i]))) for i in best.tolist()]
         first += len(logits)
     rows.sort(key=lambda row: -row[2])  # stable, too
