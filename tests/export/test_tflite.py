@@ -162,7 +162,7 @@ def test_int8_is_represented_by_all_parts_of_the_images(
     chosen = []
     monkeypatch.setattr(quantization, "quantize", lambda file, precision, x: chosen.extend(x))
     monkeypatch.setattr(artifact.verification, "read_examples", lambda _, images: images)
-    artifact._quantize(servable, tmp_path, range(num_images), "int8")
+    artifact._quantize(servable, tmp_path, np.arange(num_images), "int8")
     assert capsys.readouterr().out == f"{expected}\n"
     assert len(np.unique(np.diff(chosen))) <= 1
     assert chosen[0] == 0
