@@ -5,6 +5,8 @@ maps of strides 4 to 32. Padding is explicit and symmetric, as the published wei
 SAME would shift strided maps.
 """
 
+from typing import Any
+
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float
@@ -247,7 +249,8 @@ class ResNet(nn.Module):
         )(x, mask=mask_of(x, masks))
         x = zero_padding(nn.relu(x), masks)
         # Padded inside: a padded copy of the largest map would cost as much as the convolution.
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        padding: Any = ((1, 1), (1, 1))  # Flax's annotation allows only a name
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
         return lax.stop_gradient(x) if self.frozen_stages >= 1 else x
 
     def _block(self, stage: int, index: int, stride: int) -> Block:
