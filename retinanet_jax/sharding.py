@@ -64,9 +64,7 @@ def check_batch_size(field: str, batch_size: int, mesh: Mesh, num_parts: int = 1
         )
 
 
-def images_warning(
-    field: str, batch_size: int, mesh: Mesh, num_parts: int, platform: str
-) -> str:
+def images_warning(field: str, batch_size: int, mesh: Mesh, num_parts: int, platform: str) -> str:
     """Return the warning that a TPU is slow with this number of images a chip, or "".
 
     Compiled for a TPU v5e, an image of 800 x 1344 pixels takes 2.1 times the estimated cycles with

@@ -78,7 +78,8 @@ def test_an_output_that_cannot_be_a_folder_is_named(error_line, images, tmp_path
     monkeypatch.setattr(predict.Detector, "load", lambda path, **limits: CatDetector())
     (tmp_path / "file").write_text("")
     arguments = ["--batch_size=2", f"--output={tmp_path}/file/out", images / "a.png"]
-    assert f"{tmp_path}/file/out" in error_line("predict", "--checkpoint=run", *arguments)
+    line = error_line("predict", "--checkpoint=run", *arguments)
+    assert line.endswith(f"there is a file in place of this folder; rename it: '{tmp_path}/file'")
 
 
 def test_the_flags_reach_the_detector(images, tmp_path, monkeypatch, capsys):
