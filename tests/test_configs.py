@@ -482,6 +482,17 @@ STRUCTURES = [*structures(FULL), ("ablations", "anchors=4x3")]
 QUICK = [("ablations", "ohem=128@.7,tiny"), ("torchvision", "v2,tiny"), ("tpu_640", "tiny")]
 
 
+def marks(name: str, arg: str) -> list:
+    """Return the marks of a variant: one that others nearly cover is traced only on request."""
+    if (name, arg) in QUICK:
+        return []
+    has_quick = (name, with_tiny(arg)) in QUICK
+    # The networks of these detectors are those of torchvision.py and detectron2.py.
+    has_preset = name == "finetune" and arg not in ("", "imagenet", "gpu")
+    exhaustive = [pytest.mark.exhaustive] if has_quick or has_preset else []
+    return [pytest.mark.slow, *exhaustive]
+
+
 def batch_shapes(config) -> Batch:
     """Return the shapes of a batch of the largest bucket."""
     batch_size = config.data.batch_size
@@ -494,10 +505,7 @@ def batch_shapes(config) -> Batch:
 
 @pytest.mark.parametrize(
     ("name", "arg"),
-    [
-        pytest.param(*variant, marks=() if variant in QUICK else pytest.mark.slow)
-        for variant in [*STRUCTURES, *QUICK]
-    ],
+    [pytest.param(*variant, marks=marks(*variant)) for variant in [*STRUCTURES, *QUICK]],
 )
 def test_every_config_builds_its_network_and_its_step(name, arg):
     config = load_with_batch_size(name, arg)

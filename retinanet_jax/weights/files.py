@@ -174,7 +174,20 @@ WRITERS: dict[str, Callable[[pathlib.Path, dict[str, np.ndarray]], None]] = {
 }
 
 
-def _import_library(name: str, path: pathlib.Path) -> types.ModuleType:
+def check_library(file: str) -> None:
+    """Check before a download that the file can be read: safetensors is an optional library.
+
+    Args:
+        file: A file's name, or its URL.
+
+    Raises:
+        ValueError: If the file requires safetensors, which cannot be imported.
+    """
+    if pathlib.PurePath(file.partition("?")[0]).suffix == ".safetensors":
+        _import_library(SAFETENSORS, file)
+
+
+def _import_library(name: str, path: pathlib.Path | str) -> types.ModuleType:
     """Import a module that the file needs; ValueError if it is not installed."""
     package = name.partition(".")[0]
     otherwise = "where it is installed write the arrays to an .npz with numpy.savez"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from retinanet_jax.stored_config import NETWORK_SECTIONS
 from retinanet_jax.utils.paths import to_path
 from retinanet_jax.utils.remote import is_file, local_copy
-from retinanet_jax.weights import download, keras, msra, torchvision
+from retinanet_jax.weights import download, files, keras, msra, torchvision
 from retinanet_jax.weights.presets import preset_config
 
 Fields = Mapping[str, Any]
@@ -121,7 +121,7 @@ def locate(weights: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
         FileNotFoundError: If it is none of these.
         OSError: If the file cannot be downloaded.
-        ValueError: If its checksum is wrong.
+        ValueError: If its checksum is wrong, or a library that reads it is missing.
     """
     is_url = download.is_url(str(weights))
     if not is_url and is_file(path := to_path(weights, absolute=False)):
@@ -129,7 +129,9 @@ def locate(weights: str | os.PathLike[str]) -> pathlib.Path:
     name = find_name(weights)
     if name is None and not is_url:
         raise unknown_name(str(weights))
-    return download.locate(NAMES[name].file if name else weights)
+    file = NAMES[name].file if name else str(weights)
+    files.check_library(file)
+    return download.locate(file)
 
 
 def unknown_name(weights: str) -> FileNotFoundError:

@@ -1,6 +1,7 @@
 """Published weights by name: the registry, the config fields they require, and fine-tuning."""
 
 import pathlib
+import sys
 
 import pytest
 
@@ -182,3 +183,12 @@ def test_weights_set_the_start_of_a_config_with_their_network():
     assert config.init.to_dict() == {"source": "checkpoint", "path": "torchvision_v2"}
     start_from(config, "torchvision_resnet50_v1")
     assert config.init.to_dict() == {"source": "torchvision", "path": "torchvision_resnet50_v1"}
+
+
+@pytest.mark.parametrize("weights", ["timm_resnet50_a1", "https://host/x.safetensors?download=1"])
+def test_a_missing_library_is_noticed_before_the_download(weights, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    monkeypatch.setattr(named.download, "locate", lambda file: pytest.fail("downloaded"))
+    with pytest.raises(ValueError, match=r"safetensors.* requires safetensors, .*pip install"):
+        named.locate(weights)
