@@ -307,6 +307,11 @@ def unknown_choice(field: str, name: object, choices: Iterable[str]) -> ValueErr
     return ValueError(f"{field}={name!r} must be one of {', '.join(choices)}.")
 
 
+def anchors_per_cell(config: ConfigDict) -> int:
+    """Return the number of anchors of each cell of a pyramid level."""
+    return len(config.anchors.scales) * len(config.anchors.ratios)
+
+
 def flatten(fields: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted name, with `prefix`, and the value of each field of a config or JSON."""
     for name, value in fields.items():

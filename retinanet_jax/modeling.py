@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import core
 from retinanet_jax.augmentation_presets import augmented_data
+from retinanet_jax.config import anchors_per_cell
 from retinanet_jax.config_checks import check_dtype
 from retinanet_jax.core.structures import Array
 from retinanet_jax.data.batch import Batch
@@ -129,11 +130,6 @@ def normalize(
 def valid_sizes(batch: Batch) -> Float[Array, "B 2"]:
     """Return the height and width of each image without its padding; 0 for a filler."""
     return batch.sizes * batch.weights[:, None]
-
-
-def anchors_per_cell(config: ConfigDict) -> int:
-    """Return the number of anchors of each cell of a pyramid level."""
-    return len(config.anchors.scales) * len(config.anchors.ratios)
 
 
 def image_anchors(

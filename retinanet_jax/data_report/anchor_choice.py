@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 from ml_collections import ConfigDict
 
+from retinanet_jax.config import anchors_per_cell
 from retinanet_jax.data_report import coverage
 from retinanet_jax.data_report.coverage import PlacedBoxes
 from retinanet_jax.data_report.views import View
-from retinanet_jax.modeling import anchors_per_cell
 
 POOR, BAD = 0.05, 0.25  # fractions of all boxes without an anchor: a warning above, an error above
 # The same of the boxes of a category; the worst of many categories has more than all boxes have.

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from retinanet_jax.config import anchors_per_cell
 from retinanet_jax.core.structures import Array
 from retinanet_jax.data.sizes import SIZE_MULTIPLE
-from retinanet_jax.modeling import anchors_per_cell, image_anchors
+from retinanet_jax.modeling import image_anchors
 from retinanet_jax.models.retinanet import Outputs
 
 

@@ -12,13 +12,13 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import core
 from retinanet_jax.checkpoint import Checkpoint
+from retinanet_jax.config import anchors_per_cell
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.buckets import make_buckets, smallest_bucket
 from retinanet_jax.data.sizes import resized_size, round_up, size_in_canvas
 from retinanet_jax.data.transforms import PIXEL_TYPES, Pixels, pad, resize
 from retinanet_jax.export.any_size import anchors_of, size_multiple, with_more_anchors
 from retinanet_jax.modeling import (
-    anchors_per_cell,
     build_model,
     network_outputs,
     select_detections,

@@ -63,7 +63,7 @@ def convolve_blocks(
     return lax.conv_general_dilated(blocks, taps, (1, 1), ((2, 1), (2, 1)), **options)
 
 
-def to_blocks(images: Float[Array, "B H W C"], *, by_products: bool) -> Float[Array, "B h w D"]:
+def to_blocks(images: Float[Array, "B H W C"], *, by_products: bool) -> Float[Array, "B h w K"]:
     """Return blocks of 2 x 2 pixels, with channels in the order (row, column, channel).
 
     Args:

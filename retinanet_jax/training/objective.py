@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from retinanet_jax import core
-from retinanet_jax.config import unknown_choice
+from retinanet_jax.config import anchors_per_cell, unknown_choice
 from retinanet_jax.core.structures import Array
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.modeling import anchors_per_cell, assign_batch_targets, image_anchors
+from retinanet_jax.modeling import assign_batch_targets, image_anchors
 from retinanet_jax.models import Outputs
 from retinanet_jax.training.normalizers import ImageLosses, LossTerms, reduce_losses
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import checkpoint, weights
 from retinanet_jax.checkpoint import Checkpoint
-from retinanet_jax.config import choose
+from retinanet_jax.config import anchors_per_cell, choose
 from retinanet_jax.config_checks import check_fields
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 from retinanet_jax.modeling import initialize
@@ -146,7 +146,7 @@ def _convert(
     library_format = choose("source", source, weights.DETECTOR_FORMATS)
     evidence = Evidence(arrays, library_format)
     described = _network_config(evidence, source, config)
-    if evidence.num_anchors() in (0, detectors.num_anchors(described)):
+    if evidence.num_anchors() in (0, anchors_per_cell(described)):
         detectors.check_arrays(evidence.arrays, library_format, described)
     *_, anchors, selection, epsilon = _all_facts(
         lambda: check_buffers(arrays, described, PRESETS[source]),

@@ -12,6 +12,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from retinanet_jax.config import anchors_per_cell
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 from retinanet_jax.weights import resnet
 from retinanet_jax.weights.resnet import BackboneFormat, Path, Shape
@@ -177,16 +178,10 @@ def missing_names(names: Iterable[str], library_format: DetectorFormat) -> list[
     return [name for path in paths if (name := name_of(library_format, path)) not in present]
 
 
-def num_anchors(config: ConfigDict) -> int:
-    """Return the number of anchors of a cell."""
-    num_scales, num_ratios = _grid(config)
-    return num_scales * num_ratios
-
-
 def num_classes(variables: Mapping[str, Any], config: ConfigDict) -> int:
     """Return the number of classes of a detector."""
     head, layer = CLASSES
-    return variables["params"][head][layer]["bias"].size // num_anchors(config)
+    return variables["params"][head][layer]["bias"].size // anchors_per_cell(config)
 
 
 def check_arrays(
@@ -194,7 +189,7 @@ def check_arrays(
 ) -> None:
     """Raise ValueError if `arrays`, by current names, are not of a detector of the config."""
     bias = np.shape(arrays.get(name_of(library_format, (*CLASSES, "bias")), ()))
-    num_outputs = bias[0] // num_anchors(config) if len(bias) == 1 else 0
+    num_outputs = bias[0] // anchors_per_cell(config) if len(bias) == 1 else 0
 
     def shapes_of(architecture: str) -> dict[str, Shape]:
         changed = ConfigDict({"model": config.model.to_dict(), "anchors": config.anchors.to_dict()})
@@ -224,7 +219,7 @@ def _check_variables(
             f"{config.model.head_norm}, only with {head_norm}."
         )
     bias = np.shape(leaves.get((*CLASSES, "bias"), ()))
-    classes = bias[0] // num_anchors(config) if bias else 0
+    classes = bias[0] // anchors_per_cell(config) if bias else 0
     if as_coco and classes != NUM_COCO_CLASSES:
         raise ValueError(
             f"the network has {classes} classes, but COCO has {NUM_COCO_CLASSES}; export each "
@@ -270,7 +265,7 @@ def _shapes(config: ConfigDict, num_outputs: int) -> dict[Path, Shape]:
             add_convolution(head, f"conv{index}", kernel, bias=not has_norm)
             if has_norm:
                 result |= {(head, f"norm{index}", leaf): (channels,) for leaf in ("scale", "bias")}
-        add_convolution(head, "predict", (3, 3, channels, num_anchors(config) * outputs))
+        add_convolution(head, "predict", (3, 3, channels, anchors_per_cell(config) * outputs))
     return result
 
 

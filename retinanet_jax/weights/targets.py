@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from retinanet_jax import weights
 from retinanet_jax.checkpoint import Checkpoint
+from retinanet_jax.config import anchors_per_cell
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 from retinanet_jax.stored_config import network_differences
 from retinanet_jax.weights import resnet
@@ -109,7 +110,7 @@ def _torchvision_statements(config: ConfigDict, num_outputs: int) -> list[str]:
         for level in range(anchors.min_level, anchors.max_level + 1)
     ]
     ratios = (tuple(anchors.ratios),) * len(sizes)
-    num_anchors = len(anchors.scales) * len(anchors.ratios)
+    per_cell = anchors_per_cell(config)
     head_norm = f", norm_layer=partial(GroupNorm, {GROUPS})" if model.head_norm == "group" else ""
     return [
         f"body = {model.backbone}(norm_layer=partial({norm}, eps={model.norm_epsilon}))",
@@ -117,7 +118,7 @@ def _torchvision_statements(config: ConfigDict, num_outputs: int) -> list[str]:
         f"p6p7 = LastLevelP6P7({p6_inputs}, {model.fpn_channels})",
         f"backbone = BackboneWithFPN(body, layers, {channels}, {model.fpn_channels}, p6p7)",
         f"anchors = AnchorGenerator({tuple(sizes)}, {ratios})",
-        f"head = RetinaNetHead({model.fpn_channels}, {num_anchors}, {num_outputs}{head_norm})",
+        f"head = RetinaNetHead({model.fpn_channels}, {per_cell}, {num_outputs}{head_norm})",
         f"RetinaNet(backbone, {num_outputs}, anchor_generator=anchors, head=head)",
     ]
 
