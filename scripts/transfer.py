@@ -60,10 +60,10 @@ def write_data(output: pathlib.Path, num_images: int) -> None:
         "eval": (of_second[:NUM_EVAL], GROUPS[1]),
     }
     for name, (images, group) in chosen.items():
-        kept = {image["id"] for image in images}
+        image_ids = {image["id"] for image in images}
         part = {
             "images": images,
-            "annotations": [a for a in content["annotations"] if a["image_id"] in kept],
+            "annotations": [a for a in content["annotations"] if a["image_id"] in image_ids],
             "categories": [category._asdict() for category in group],
         }
         write_json(output / f"{name}.json", part)
