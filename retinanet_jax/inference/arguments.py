@@ -12,6 +12,7 @@ from retinanet_jax.data.image_files import find_images
 from retinanet_jax.data.image_formats import open_image
 from retinanet_jax.inference.names import safe_name
 from retinanet_jax.inference.predictions import InputImage, input_files
+from retinanet_jax.inference.video import is_video
 from retinanet_jax.utils.download import MAX_BYTES, is_url, public_url
 
 STDIN = "-"  # the argument that means standard input
@@ -36,7 +37,7 @@ def input_arguments(
     """
     urls = list(dict.fromkeys(filter(is_url, arguments)))
     paths = [argument for argument in arguments if argument != STDIN and not is_url(argument)]
-    images = input_files(find_images(paths, report=report)) if paths else []
+    images = input_files(_find_files(paths, report)) if paths else []
     first = len(images) + 1
     images += [
         InputImage(url, image_id, public_url(url), url_path(url))
@@ -45,6 +46,20 @@ def input_arguments(
     if STDIN in arguments:
         images.append(stdin_image(len(images) + 1))
     return images
+
+
+def _find_files(paths: Sequence[str], report: Callable[[str], None]) -> list[pathlib.Path]:
+    """Return the image files at paths; the error names a video if there are only videos."""
+    try:
+        return find_images(paths, report=report)
+    except FileNotFoundError as error:
+        for folder in filter(pathlib.Path.is_dir, map(pathlib.Path, paths)):
+            for file in sorted(folder.iterdir()):
+                if is_video(str(file)):
+                    pattern = folder / f"*{file.suffix}"
+                    message = f'{error} Folders are searched for images; videos are "{pattern}".'
+                    raise FileNotFoundError(message) from None
+        raise
 
 
 def url_path(url: str) -> pathlib.Path:

@@ -133,6 +133,8 @@ def test_xml_in_an_asian_encoding_is_detected(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
         (b"<!doctype html><html>", "a web page"),
         (b"<svg/>", "SVG"),
+        (b"\0\0\0\x1cftypqt  ", "is no image but a video"),
+        (b"\x1aE\xdf\xa3\x01\0\0", "is no image but a video"),
     ],
 )
 def test_files_that_are_no_images_are_named(tmp_path, content, problem):

@@ -201,6 +201,10 @@ def test_standard_input_is_an_image(stdin):
         (None, "is a terminal; pipe an image file into this command."),
         (b"", "the file is empty; replace or remove it."),
         (b"a text", "the image is corrupt or truncated (unknown image format)"),
+        (
+            b"\0\0\0\x20ftypisom\0\0\2\0isomiso2",
+            "is no image but a video; give the path of its file",
+        ),
     ],
 )
 def test_standard_input_that_is_no_image_is_an_error_before_the_detector_is_loaded(
@@ -209,6 +213,12 @@ def test_standard_input_that_is_no_image_is_an_error_before_the_detector_is_load
     stdin(content)
     line = error_line("predict", "--weights=/absent", f"--output={tmp_path}/out", "-")
     assert line.startswith(f"error: - (standard input): {message}")
+
+
+def test_a_folder_with_only_videos_is_an_error_that_says_how_to_give_them(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"no image in .*videos are \".*\*\.mp4\"\.$"):
+        input_arguments([str(tmp_path)])
 
 
 def test_standard_input_without_an_end_is_an_error(stdin, monkeypatch):
