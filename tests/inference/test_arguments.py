@@ -215,7 +215,7 @@ def test_standard_input_that_is_no_image_is_an_error_before_the_detector_is_load
     assert line.startswith(f"error: - (standard input): {message}")
 
 
-def test_a_folder_with_only_videos_is_an_error_that_says_how_to_give_them(tmp_path):
+def test_a_folder_with_only_videos_is_an_error_with_their_pattern(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"no image in .*videos are \".*\*\.mp4\"\.$"):
         input_arguments([str(tmp_path)])
