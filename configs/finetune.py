@@ -114,8 +114,8 @@ def start_from_name(config: ConfigDict, name: str) -> None:
     else:
         set_network(config, network)
         config.init.update(source=weights.source, path=name)
-        # The pyramid and heads begin at random. Half of this rate gave .03 less AP (docs/results.md).
-        # On a GPU the rate of `use_gpu` counts.
+        # The pyramid and heads begin at random. Half of this rate gave .03 less AP
+        # (docs/results.md). On a GPU the rate of `use_gpu` counts.
         config.optimizer.learning_rate = 2e-4
 
 
