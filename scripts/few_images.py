@@ -132,7 +132,9 @@ def plot(results: list[dict[str, Any]], file: pathlib.Path) -> None:
             axis.plot(minutes, values, f"C{index}o{'-' if is_first else '--'}", label=label, ms=3)
         axis.set(xlabel="minutes of training", ylabel=name, ylim=(0, 1))
         axis.grid(alpha=0.3)
-    axes[0].legend(title="solid: first seed", fontsize=8)
+    has_other_seeds = any(result["seed"] != results[0]["seed"] for result in results)
+    title = "solid: first seed" if has_other_seeds else None
+    axes[0].legend(title=title, loc="lower right", fontsize=8)
     figure.savefig(file, dpi=120)
 
 
