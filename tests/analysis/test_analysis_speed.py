@@ -42,6 +42,7 @@ def seconds(num_images):
 def test_the_time_rises_no_faster_than_the_number_of_images():
     """A minute on two processors for 5,000 images is 12 seconds of both for 500."""
     seconds(20)  # imports
-    few, many = seconds(125), seconds(500)
+    # Other programs and waiting threads only add to the time.
+    few, many = (min(seconds(count) for _ in range(3)) for count in (125, 500))
     assert many < 12
     assert many < 1.5 * 4 * few
