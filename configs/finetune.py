@@ -18,8 +18,8 @@ torchvision_v2, which are downloaded (153 MB) and converted at the first use.
             the network that these require.
 Expects:  what the argument names, from a network, or at the path that the error message names.
 Measured: 296 photographs of playing cards (6 classes), :imagenet, --config.data.flip=False, 67 for
-          testing: AP .744, AP50 .905 after 22 minutes on two CPU cores (seed 0, one run, jax
-          0.10.2, 2026-11-27); docs/results.md compares other settings.
+          testing: AP .744, AP50 .905 after 22 minutes on two CPU cores (seed 0, one run, version
+          0.9.0 with this learning rate, jax 0.10.2, 2026-11-27); docs/results.md has others.
 """
 
 import functools
@@ -114,7 +114,7 @@ def start_from_name(config: ConfigDict, name: str) -> None:
     else:
         set_network(config, network)
         config.init.update(source=weights.source, path=name)
-        # The pyramid and heads begin at random. Half of this rate gave .03 less AP
+        # The pyramid and heads begin at random. Half of this rate gave .03 less AP, in one run each
         # (docs/results.md). On a GPU the rate of `use_gpu` counts.
         config.optimizer.learning_rate = 2e-4
 

@@ -135,7 +135,7 @@ def run(output: pathlib.Path, start: str, seed: int, steps: int, num_images: int
         if start != STARTS[0]:
             path = output / "first"
             if start == "backbone":
-                path = write_backbone(path, output / f"backbone-seed{seed}", seed)
+                path = write_backbone(path, output / f"start-with-backbone-seed{seed}", seed)
             config.init.update(source="checkpoint", path=str(path))
         train_command.train_or_evaluate(config.lock(), str(workdir), "train_and_evaluate")
     metrics = json.loads(evaluation.read_text())

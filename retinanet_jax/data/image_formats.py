@@ -23,13 +23,12 @@ ImageBytes = io.BytesIO | io.BufferedReader
 WITHOUT_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 HEIF_BRANDS = (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")  # from byte 4 of a HEIF file
-# From byte 4 of the videos of cameras and phones, or from their first byte.
+# From byte 4 of the videos of cameras and phones.
 VIDEO_BRANDS = (b"ftypiso", b"ftypmp4", b"ftypqt", b"ftypM4V", b"ftypavc1", b"ftyp3g", b"ftypMSNV")
 VIDEO = "a video; give the path of its file to `retinanet-jax predict`"
-MATROSKA = b"\x1aE\xdf\xa3"  # also of WebM
 # What files that should be images begin with.
 OTHER_CONTENT = {
-    MATROSKA: VIDEO,
+    b"\x1aE\xdf\xa3": VIDEO,  # Matroska and WebM
     b"version https://git-lf": "a pointer of Git LFS; run git lfs pull",
     b"<!DOCTYPE": "a web page; download the image again",
     b"<html": "a web page; download the image again",
@@ -100,12 +99,13 @@ def _not_an_image(file: ImageBytes, name: str) -> ValueError | None:
         return ValueError(f"{name}: the file is empty; replace or remove it.")
     if start[4:].startswith(HEIF_BRANDS):
         return ValueError(f"{name}: {HEIF_ADVICE}.")
+    text = start.lstrip().lower()
+    problems = [
+        problem for content, problem in OTHER_CONTENT.items() if text.startswith(content.lower())
+    ]
     if start[4:].startswith(VIDEO_BRANDS):
-        return ValueError(f"{name}: is no image but {VIDEO}, or remove it.")
-    for content, problem in OTHER_CONTENT.items():
-        if start.lstrip().lower().startswith(content.lower()):
-            return ValueError(f"{name}: is no image but {problem}, or remove it.")
-    return None
+        problems.append(VIDEO)
+    return ValueError(f"{name}: is no image but {problems[0]}, or remove it.") if problems else None
 
 
 @contextlib.contextmanager

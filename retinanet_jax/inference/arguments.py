@@ -53,13 +53,14 @@ def _find_files(paths: Sequence[str], report: Callable[[str], None]) -> list[pat
     try:
         return find_images(paths, report=report)
     except FileNotFoundError as error:
-        for folder in filter(pathlib.Path.is_dir, map(pathlib.Path, paths)):
-            for file in sorted(folder.iterdir()):
-                if is_video(str(file)):
-                    pattern = folder / f"*{file.suffix}"
-                    message = f'{error} Folders are searched for images; videos are "{pattern}".'
-                    raise FileNotFoundError(message) from None
-        raise
+        folders = filter(pathlib.Path.is_dir, map(pathlib.Path, paths))
+        files = (file for folder in folders for file in sorted(folder.iterdir()))
+        video = next((file for file in files if is_video(str(file))), None)
+        if video is None:
+            raise
+        pattern = video.with_name(f"*{video.suffix}")
+        message = f'{error} Folders are searched for images; videos are "{pattern}".'
+        raise FileNotFoundError(message) from None
 
 
 def url_path(url: str) -> pathlib.Path:
