@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float32, Int, UInt8
 
 from retinanet_jax import core
 from retinanet_jax.checkpoint import Checkpoint
-from retinanet_jax.compilation import compiled_off_the_clock
+from retinanet_jax.compilation import compiled_off_the_clock, jit_for_latency
 from retinanet_jax.data.image_files import ImageLike
 from retinanet_jax.data.sources.base import DatasetImage
 from retinanet_jax.evaluation.detections import Detection, Detections
@@ -88,7 +88,7 @@ class Detector:
         self.checkpoint = checkpoint._replace(config=config, variables=variables)
         model = build_model(config, len(checkpoint.categories))
         thresholds = checkpoint.score_thresholds
-        jitted = jax.jit(
+        jitted = jit_for_latency(
             functools.partial(detect, model=model, config=config, score_thresholds=thresholds)
         )
         self._detect = compiled_off_the_clock(jitted)

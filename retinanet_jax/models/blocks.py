@@ -32,7 +32,8 @@ def fits_blocks(
         padding: (before, after) for rows and columns, in pixels.
     """
     return (
-        kernel.shape[:3] == (TAPS, TAPS, CHANNELS)
+        images.shape[3] == CHANNELS  # as many as the kernel's: without groups
+        and kernel.shape[:3] == (TAPS, TAPS, CHANNELS)
         and tuple(strides) == (BLOCK, BLOCK)
         and [tuple(sides) for sides in padding] == [(TAPS // 2, TAPS // 2)] * 2
         and all(side % BLOCK == 0 for side in images.shape[1:3])

@@ -2,8 +2,9 @@
 
 XLA's CPU backend takes 3 to 15 times as long for the gradient of a kernel as for the convolution,
 and has no fast algorithm for 3x3 kernels. Matrix products are fast, and they solve both problems:
-1x1 convolutions are matrix products, and Winograd's algorithm reduces 3x3 convolutions to them. On
-GPUs and TPUs XLA's convolutions are fast, except for the stem's on TPUs: see `models.blocks`.
+1x1 convolutions are matrix products, and Winograd's algorithm reduces 3x3 convolutions to them. For
+convolutions in groups see `models.grouped`. On GPUs and TPUs XLA's convolutions are fast, except
+for the stem's on TPUs: see `models.blocks`.
 """
 
 import math
@@ -17,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, DTypeLike, Float, Shaped
 
 from retinanet_jax.models.blocks import convolve_blocks, fits_blocks
+from retinanet_jax.models.grouped import convolve_groups
 
 Convolve = Callable[..., Array]  # with the signature of jax.lax.conv_general_dilated
 
@@ -29,8 +31,9 @@ SPAN = TILE + TAPS - 1
 # Polynomials are multiplied by their values at these points and at infinity. Of the sets tried,
 # these have the smallest rounding error: twice that of XLA's own convolution.
 POINTS = (0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
-# Below these the transforms cost more than they save (measured on two cores in float32).
-MIN_CHANNELS, MIN_TILES = 128, 64
+# The transforms cost more than they save with fewer channels of the images or of the results, or
+# fewer tiles than the mean number of channels divided by the last (measured on two cores, float32).
+MIN_CHANNELS, MIN_FEATURES, CHANNELS_PER_TILE = 128, 32, 8
 
 
 def conv_general_dilated(
@@ -43,7 +46,7 @@ def conv_general_dilated(
     """Convolve like `jax.lax.conv_general_dilated`, faster on CPUs and equal except for rounding.
 
     Pass it as `conv_general_dilated` to `flax.linen.Conv`. Convolutions that matrix products cannot
-    compute, such as those with dilation or groups, are left to XLA.
+    compute, such as those with dilation, are left to XLA.
 
     Args:
         lhs: Images or feature maps.
@@ -54,13 +57,17 @@ def conv_general_dilated(
         **options: Further arguments of `jax.lax.conv_general_dilated`.
     """
     if not isinstance(padding, str) and is_plain(lhs, rhs, window_strides, options):
+        if rhs.shape[2] < lhs.shape[3]:
+            others = dict(options)
+            groups = others.pop("feature_group_count")
+            return convolve_groups(lhs, rhs, window_strides, padding, groups=groups, **others)
         if fits_winograd(lhs, rhs, window_strides, padding):
             return winograd(lhs, rhs)
         if fits_blocks(lhs, rhs, window_strides, padding):
             return convolve_blocks(lhs, rhs, by_products=False, **options)
         if rhs.shape[:2] == (1, 1) and [tuple(sides) for sides in padding] == [(0, 0), (0, 0)]:
             row_stride, column_stride = window_strides
-            return jnp.einsum("bhwc,cd->bhwd", lhs[:, ::row_stride, ::column_stride], rhs[0, 0])
+            return multiply_pixels(lhs[:, ::row_stride, ::column_stride], rhs[0, 0])
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
 
 
@@ -96,6 +103,19 @@ CONVOLUTIONS: Mapping[str, Convolve] = {
     "cpu": conv_general_dilated,
     "tpu": conv_general_dilated_on_tpu,
 }
+
+
+def multiply_pixels(
+    images: Float[Array, "B h w C"], matrix: Float[Array, "C D"]
+) -> Float[Array, "B h w D"]:
+    """Return the product of each pixel and the matrix.
+
+    Args:
+        images: Images or feature maps.
+        matrix: The matrix.
+    """
+    # As a matrix: for the gradient of a product of four axes XLA transposes a copy of the images.
+    return jnp.dot(images.reshape(-1, len(matrix)), matrix).reshape(*images.shape[:3], -1)
 
 
 def with_float32_results(convolve: Convolve | None, dtype: DTypeLike) -> Convolve:
@@ -134,7 +154,7 @@ def is_plain(
     window_strides: Sequence[int],
     options: Mapping[str, Any],
 ) -> bool:
-    """Return whether a convolution is of channels-last images, and has no special options.
+    """Return whether a convolution is of channels-last images, and has no options but groups.
 
     Args:
         lhs: As in `conv_general_dilated`.
@@ -145,14 +165,14 @@ def is_plain(
     others = {name: value for name, value in options.items() if value is not None}
     dimensions = others.pop("dimension_numbers", None)
     dilations = [others.pop(name, (1, 1)) for name in ("lhs_dilation", "rhs_dilation")]
-    groups = [others.pop(name, 1) for name in ("feature_group_count", "batch_group_count")]
+    groups, batch_groups = (others.pop(f"{axis}_group_count", 1) for axis in ("feature", "batch"))
     result_type = others.pop("preferred_element_type", lhs.dtype)
     return (
         not others
         and lhs.ndim == rhs.ndim == 4
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimensions) == CHANNELS_LAST
-        and lhs.shape[3] == rhs.shape[2]
-        and groups == [1, 1]
+        and lhs.shape[3] == rhs.shape[2] * groups
+        and batch_groups == 1
         and all(tuple(dilation) == (1, 1) for dilation in dilations)
         and len(window_strides) == 2
         and min(window_strides) > 0
@@ -182,8 +202,14 @@ def fits_winograd(
         and [tuple(sides) for sides in padding] == [(1, 1), (1, 1)]
         and jnp.finfo(images.dtype).bits >= 32
     )
+    features = kernel.shape[3]
     num_tiles = batch * math.prod(_count_tiles(height, width))
-    return is_possible and min(kernel.shape[2:]) >= MIN_CHANNELS and num_tiles >= MIN_TILES
+    return (
+        is_possible
+        and channels >= MIN_CHANNELS
+        and features >= MIN_FEATURES
+        and num_tiles >= math.sqrt(channels * features) / CHANNELS_PER_TILE
+    )
 
 
 @jax.custom_vjp

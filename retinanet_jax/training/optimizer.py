@@ -18,6 +18,9 @@ from retinanet_jax.stored_config import differences
 
 SCHEDULES = ("step", "cosine")
 OPTIMIZERS = ("sgd", "adamw")
+# If the norm of a gradient is finite, its numbers are below 2e19. At up to this rate its update is
+# finite, too: SGD's momentum is a sum of a few gradients, and AdamW divides by at least 1e-8.
+MAX_RATE = 1e6
 # The fields of a schedule besides its peak and its length.
 SHAPE_FIELDS = ("schedule", "warmup_steps", "warmup_factor", "drops", "drop_factor")
 
@@ -79,7 +82,7 @@ def step_decay_schedule(peak: float, factor: float, drops: Sequence[int]) -> opt
 
 
 def check_schedule(config: ConfigDict) -> None:
-    """Raise ValueError if the schedule is unknown, has negative steps, or ends at zero too early.
+    """Raise ValueError if the schedule is unknown, or one of its numbers is out of range.
 
     Args:
         config: A run's config.
@@ -90,6 +93,13 @@ def check_schedule(config: ConfigDict) -> None:
     for name in ("schedule_steps", "warmup_steps"):
         if optimizer[name] < 0:
             raise ValueError(f"optimizer.{name}={optimizer[name]} must be at least 0.")
+    largest = abs(scaled_learning_rate(config)) * max(1, abs(optimizer.warmup_factor))
+    if not largest <= MAX_RATE:
+        raise ValueError(
+            f"optimizer.learning_rate={optimizer.learning_rate:g} becomes a rate of {largest:g} "
+            f"with data.batch_size, reference_batch_size and warmup_factor; it must be at most "
+            f"{MAX_RATE:g}."
+        )
     if optimizer.schedule == "cosine" and length < config.total_steps:
         raise ValueError(
             f"optimizer.schedule_steps={length} ends the cosine at a learning rate of zero, but "

@@ -104,9 +104,12 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Return the pure function `(state, batch) -> (state, metrics)` that `jit_train_step` compiles.
 
-    A step is finite if its loss, the norm of its gradient, all arrays of its batch and all arrays
-    of the state after it are. Another step changes nothing but the counters of the steps; with
-    nonfinite="stop" not even these, and the steps after it change nothing either.
+    A step is finite if its loss, the norm of its gradient, all arrays of its batch and of the state
+    before it, and the statistics after it are. Then its parameters and the optimizer's state are
+    finite, too: `check_schedule` limits the learning rate. They are not tested themselves, as the
+    optimizer could then not write them to their place, and memory traffic would be double. Another
+    step changes nothing but the counters of the steps; with nonfinite="stop" not even these, and
+    the steps after it change nothing either.
 
     Args:
         model: The network that `modeling.build_model` returns for `config`.
@@ -125,7 +128,8 @@ def make_train_step(
         gradient_norm = optax.tree.norm(gradients)
         # The ground truth is among them: a box that is not finite matches no anchor, which would
         # make its object background at a loss that is finite.
-        is_finite = all_finite((terms.total, gradient_norm, batch, updated))
+        statistics = updated.batch_stats, updated.normalizer
+        is_finite = all_finite((terms.total, gradient_norm, batch, state, statistics))
         metrics = {
             "loss": terms.total,
             "loss/classification": terms.classification,
@@ -148,9 +152,10 @@ def make_train_step(
 
 
 def all_finite(tree: Any) -> Bool[Array, ""]:
-    """Return whether all numbers of a tree of arrays are finite."""
+    """Return whether all numbers of a tree of arrays are finite, and also each array's sum."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]).all()
+    # One pass over the memory. XLA's CPU backend would write an array of `isfinite` first.
+    return jnp.stack([jnp.isfinite(jnp.sum(jnp.abs(x))) for x in floats]).all()
 
 
 def count_steps(state: TrainState, steps: int) -> TrainState:

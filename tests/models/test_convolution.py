@@ -64,6 +64,13 @@ def is_winograd(images, kernel, strides=(1, 1), padding=PADDING_OF_ONE):
     return convolution.fits_winograd(images, kernel, strides, padding)
 
 
+def always_winograd(patch):
+    """Set the limits so that Winograd's algorithm computes whatever it can."""
+    for name in ("MIN_CHANNELS", "MIN_FEATURES"):
+        patch.setattr(convolution, name, 1)
+    patch.setattr(convolution, "CHANNELS_PER_TILE", 1000)
+
+
 def test_winograd_of_an_impulse_is_the_reversed_kernel(monkeypatch):
     images = jnp.zeros((1, 5, 6, 1)).at[0, 2, 3, 0].set(1)
     kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
@@ -113,9 +120,12 @@ def test_winograd_is_for_wide_kernels_on_large_maps_in_full_precision():
     large = jax.ShapeDtypeStruct((2, 32, 32, 128), jnp.float32)
     kernel = jax.ShapeDtypeStruct((3, 3, 128, 128), jnp.float32)
     assert is_winograd(large, kernel)
-    assert is_winograd(large.update(shape=(2, 31, 16, 128)), kernel)
-    assert not is_winograd(large.update(shape=(2, 28, 16, 128)), kernel)  # 56 tiles
-    assert not is_winograd(large, kernel.update(shape=(3, 3, 128, 127)))
+    # The mean of 128 and 32 channels is 64: 8 tiles are enough, and 16 of 128 channels.
+    assert is_winograd(large.update(shape=(2, 8, 7, 128)), kernel.update(shape=(3, 3, 128, 32)))
+    assert is_winograd(large.update(shape=(2, 15, 8, 128)), kernel)
+    assert not is_winograd(large.update(shape=(1, 19, 9, 128)), kernel)
+    assert not is_winograd(large, kernel.update(shape=(3, 3, 128, 31)))
+    assert not is_winograd(large.update(shape=(2, 32, 32, 127)), kernel)
     assert not is_winograd(large, kernel.update(shape=(3, 3, 32, 128)))  # four groups
     assert not is_winograd(large, kernel.update(shape=(1, 1, 128, 128)))
     assert not is_winograd(large.update(dtype=jnp.bfloat16), kernel)
@@ -169,8 +179,7 @@ OPTIONS = {  # the shapes of images and kernel, the padding, and options that ar
 @pytest.mark.parametrize("case", OPTIONS)
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
 def test_no_option_of_a_convolution_is_ignored(monkeypatch, case, strides):
-    monkeypatch.setattr(convolution, "MIN_CHANNELS", 1)
-    monkeypatch.setattr(convolution, "MIN_TILES", 1)
+    always_winograd(monkeypatch)
     images_shape, kernel_shape, padding, options = OPTIONS[case]
     images, kernel = random_arrays(images_shape, kernel_shape)
     padding = ((0, 0), (0, 0)) if padding == "none" else padding
@@ -236,8 +245,7 @@ def test_random_convolutions_are_those_of_xla(data):
 
     expected = shape_or_error(lax.conv_general_dilated)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution, "MIN_CHANNELS", 1)
-        patch.setattr(convolution, "MIN_TILES", 1)
+        always_winograd(patch)
         assert shape_or_error(convolution.conv_general_dilated) == expected
         if isinstance(expected, jax.ShapeDtypeStruct):
             ours, plain = (
@@ -247,10 +255,45 @@ def test_random_convolutions_are_those_of_xla(data):
             np.testing.assert_allclose(ours, plain, rtol=2e-3, atol=1e-3)
 
 
-def test_grouped_one_by_one_kernels_are_plain():
-    images, kernel = random_arrays((1, 6, 7, 4), (1, 1, 2, 8))
-    options = {"feature_group_count": 2}
-    np.testing.assert_array_equal(fast(images, kernel, **options), plain(images, kernel, **options))
+GROUPS = {  # the shapes of images and kernel, the number of groups, strides and padding
+    "ResNeXt's": ((2, 6, 7, 128), (3, 3, 4, 128), 32, (1, 1), PADDING_OF_ONE),
+    "strided": ((2, 7, 6, 12), (3, 3, 4, 6), 3, (2, 2), PADDING_OF_ONE),
+    "one channel each": ((1, 5, 5, 6), (3, 3, 1, 12), 6, (1, 2), PADDING_OF_ONE),
+    "one-by-one": ((1, 6, 7, 4), (1, 1, 2, 8), 2, (1, 1), ((0, 0), (0, 0))),
+    "uneven padding": ((1, 9, 8, 4), (5, 2, 2, 2), 2, (3, 1), ((-1, 2), (0, -1))),
+    "many channels each": ((1, 3, 3, 200), (3, 3, 100, 4), 2, (1, 1), PADDING_OF_ONE),
+    "like the stem": ((1, 8, 8, 6), (7, 7, 3, 4), 2, (2, 2), ((3, 3), (3, 3))),
+}
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_groups_have_the_results_and_gradients_of_xla(case):
+    images_shape, kernel_shape, groups, strides, padding = GROUPS[case]
+
+    def of(function):
+        return functools.partial(
+            function, strides=strides, padding=padding, feature_group_count=groups
+        )
+
+    with jax.enable_x64(True):
+        arguments = random_arrays(images_shape, kernel_shape, dtype=float)
+        cotangent = jnp.cos(of(plain)(*arguments))
+        ours, expected = (gradients(of(f), *arguments, cotangent) for f in (fast, plain))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), ours, expected)
+
+
+def test_the_gradient_of_a_kernel_in_groups_is_a_few_products():
+    """XLA's own convolution for it multiplies all groups, one by one: 70 times as long on a CPU."""
+    images = jax.ShapeDtypeStruct((1, 64, 64, 128), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 4, 128), jnp.float32)
+
+    def kernel_gradient(images, kernel):
+        function = functools.partial(fast, feature_group_count=32)
+        return jax.grad(lambda kernel: jnp.sum(function(images, kernel) ** 2))(kernel)
+
+    program = jax.jit(kernel_gradient).lower(images, kernel).as_text()
+    assert program.count("stablehlo.convolution") == 1  # the forward pass
+    assert "batch_group_count = 32" not in program
 
 
 def test_winograd_multiplies_a_quarter_as_often():

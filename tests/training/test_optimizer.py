@@ -177,6 +177,9 @@ def test_a_run_may_end_before_its_cosine(config):
             {"schedule": "cosine", "schedule_steps": 1000},
             "schedule_steps=1000 ends the cosine .* zero, but .* total_steps=90000; give .*=step",
         ),
+        ({"learning_rate": 1e7}, r"learning_rate=1e\+07 becomes .* 1e\+07 .* at most 1e\+06"),
+        ({"learning_rate": float("nan")}, r"learning_rate=nan .* at most 1e\+06"),
+        ({"warmup_factor": 1e9}, r"learning_rate=0\.01 becomes a rate of 1e\+07 with "),
     ],
 )
 def test_a_schedule_that_cannot_be_is_an_error(config, fields, message):
@@ -184,6 +187,23 @@ def test_a_schedule_that_cannot_be_is_an_error(config, fields, message):
     with pytest.raises(ValueError, match=message) as error:
         make_optimizer(config)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_an_update_is_finite_if_the_norm_of_its_gradient_is(config, name):
+    """So a training step does not test its updates. These are about as large as they can be."""
+    config.optimizer.update(name=name, learning_rate=1e6, warmup_steps=0, clip_norm=0.0)
+    config.optimizer.weight_decay = 0.0
+    optimizer = make_optimizer(config)
+    params = {"fpn": {"kernel": jnp.full((4,), 1e30)}}
+    gradients = {"fpn": {"kernel": jnp.array([1.7e19, -1e18, 1e-38, 0])}}
+    assert jnp.isfinite(optax.tree.norm(gradients))
+    assert jnp.isinf(optax.tree.norm(jax.tree.map(lambda x: 1.2 * x, gradients)))
+    state = optimizer.init(params)
+    for _ in range(20):
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((params, state)))
 
 
 def changed(config: ConfigDict, fields: dict) -> ConfigDict:
