@@ -94,6 +94,21 @@ def differences(saved: ConfigDict, current: ConfigDict) -> list[FieldDifference]
     ]
 
 
+def flag_of(name: str, value: Any) -> str:
+    """Return the flag that sets a field of a config, as in a shell.
+
+    Args:
+        name: The field's name, such as "data.buckets".
+        value: As `plain` represents it.
+    """
+
+    def as_tuples(item: Any) -> Any:
+        return tuple(map(as_tuples, item)) if isinstance(item, list) else item
+
+    text = f'"{as_tuples(value)}"' if isinstance(value, list) else value
+    return f"--config.{name}={text}"
+
+
 def network_differences(saved: ConfigDict, current: ConfigDict) -> list[FieldDifference]:
     """Return the differences that change what a network computes from its weights."""
     return [

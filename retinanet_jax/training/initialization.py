@@ -17,13 +17,16 @@ from retinanet_jax import sharding, weights
 from retinanet_jax.checkpoint import Checkpoint, CheckpointManager, check_shapes
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.modeling import initialize
-from retinanet_jax.stored_config import network_differences
+from retinanet_jax.stored_config import differences, flag_of, network_differences
 from retinanet_jax.training import transfer
 from retinanet_jax.training.normalizers import normalizer_shape
 from retinanet_jax.training.optimizer import print_rate_change
 from retinanet_jax.training.step import TrainState, state_shardings
 from retinanet_jax.weights import cached, download, named
 from retinanet_jax.weights.resnet import join_names
+
+# Fields of `data` that change neither the images of a run nor how they are evaluated.
+SAME_IMAGES = {f"data.{name}" for name in ("loader", "prefetch", "threads", "eval_batch_size")}
 
 
 def restore_or_initialize(
@@ -52,8 +55,31 @@ def restore_or_initialize(
     shapes = shapes._replace(average=shapes.latest if saved.optimizer.ema_decay else None)
     target = sharding.with_shardings(shapes, state_shardings(shapes.opt_state, config, mesh))
     state = TrainState.of_checkpoint(*checkpoints.restore(step, target.variables, target.training))
+    print_image_change(saved, config, step)
     print_rate_change(saved, config, step)
     return with_average_of(config, state)
+
+
+def print_image_change(saved: ConfigDict, config: ConfigDict, step: int) -> None:
+    """Print in one line if a resumed run prepares images in another way than before.
+
+    Args:
+        saved: The config of the checkpoint that the run resumes from.
+        config: The config of the resumed run.
+        step: Number of steps done.
+    """
+    flags = [
+        flag_of(name, value)
+        for name, value, _ in differences(saved, config)
+        if name.startswith("data.")
+        if name not in SAME_IMAGES and not name.startswith(("data.train.", "data.eval."))
+    ]
+    if flags:
+        print(
+            f"images are prepared in another way from step {step + 1} on; to keep that of the "
+            f"checkpoint's config, give {' '.join(flags)}",
+            flush=True,
+        )
 
 
 def with_average_of(config: ConfigDict, state: TrainState) -> TrainState:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from retinanet_jax.config import unknown_choice
 from retinanet_jax.models import is_frozen, stage_of
-from retinanet_jax.stored_config import differences
+from retinanet_jax.stored_config import differences, flag_of
 
 SCHEDULES = ("step", "cosine")
 OPTIMIZERS = ("sgd", "adamw")
@@ -148,12 +148,7 @@ def flags_of_schedule(saved: ConfigDict, config: ConfigDict) -> list[str]:
     if not math.isclose(peak, scaled_learning_rate(config)):
         rate = peak * config.optimizer.reference_batch_size / config.data.batch_size
         values["optimizer.learning_rate"] = f"{rate:g}"
-    return [
-        f'--config.{name}="{tuple(value)}"'
-        if isinstance(value, list)
-        else f"--config.{name}={value}"
-        for name, value in values.items()
-    ]
+    return [flag_of(name, value) for name, value in values.items()]
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:

@@ -1,5 +1,8 @@
 """The state that training starts from: the weights of `config.init`, or a checkpoint."""
 
+import ast
+import shlex
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -72,6 +75,29 @@ def test_a_longer_total_with_the_same_schedule_prints_no_rate(resume, config, ca
     config.total_steps, config.optimizer.schedule_steps = 180_000, 90_000
     resume(saved, config)
     assert "learning rate" not in capsys.readouterr().out
+
+
+def test_a_run_that_prepares_images_in_another_way_prints_the_flags_of_its_checkpoint(
+    resume, config, capsys
+):
+    saved = config.copy_and_resolve_references()
+    config.data.update(augmentation="light", batch_size=4, buckets=((256, 256),), flip=False)
+    resume(saved, config)
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("images"))
+    before, flags = line.split("give ")
+    assert "another way from step 90001 on" in before
+    values = dict(flag.removeprefix("--config.").split("=") for flag in shlex.split(flags))
+    assert [values.pop(f"data.{name}") for name in ("augmentation", "batch_size")] == ["", "16"]
+    assert ast.literal_eval(values.pop("data.buckets")) == saved.data.buckets
+    assert values == {"data.flip": "True"}
+
+
+def test_fields_that_change_no_image_print_nothing(resume, config, capsys):
+    saved = config.copy_and_resolve_references()
+    config.data.update(loader="numpy", threads=3, eval_batch_size=1)
+    config.data.train.annotations = "moved.json"
+    resume(saved, config)
+    assert "images" not in capsys.readouterr().out
 
 
 def test_a_run_with_an_average_of_the_whole_batch_resumes_with_it(resume):
