@@ -3,10 +3,10 @@
 Run: python scripts/few_images.py runs/cards --train=cards/train.json --eval=cards/test.json
 The same command resumes after an interruption: finished runs are not repeated.
 
-Each row is `configs/finetune.py:imagenet` with further flags, trained for the same number of steps
-on the same images. The script writes few_images.json and the plot few_images.png (requires
-matplotlib), and prints a table. The minutes are those of the training steps: without compilations
-and evaluations.
+Each row is `configs/finetune.py:imagenet` with further flags, "plain" without any, trained for the
+same number of steps on the same images. The script writes few_images.json and the plot
+few_images.png (requires matplotlib), and prints a table. The minutes are those of the training
+steps: without compilations and evaluations.
 """
 
 import argparse
@@ -22,12 +22,13 @@ from retinanet_jax.utils.files import write_json
 
 ROWS: dict[str, tuple[str, ...]] = {
     "plain": (),
-    "half the rate": ("--config.optimizer.learning_rate=1e-4",),
-    "ema": ("--config.optimizer.ema_decay=0.999",),
-    "light": ("--config.data.augmentation=light",),
+    "half the rate": ("--config.optimizer.learning_rate=1.4e-4",),
+    "no augmentation": ("--config.data.augmentation=",),
     "medium": ("--config.data.augmentation=medium",),
     "strong": ("--config.data.augmentation=strong",),
-    "mosaic": ("--config.data.mosaic=0.5", "--config.data.min_visible=0.1"),
+    "mosaic": ("--config.data.mosaic=0.5",),
+    "boxes count double": ("--config.loss.box_weight=2.0",),
+    "ema": ("--config.optimizer.ema_decay=0.999",),
     "ema, medium": ("--config.optimizer.ema_decay=0.999", "--config.data.augmentation=medium"),
     "ema, strong": ("--config.optimizer.ema_decay=0.999", "--config.data.augmentation=strong"),
 }
