@@ -19,8 +19,8 @@ torchvision_v2, which are downloaded (153 MB) and converted at the first use.
             the network that these require.
 Expects:  what the argument names, from a network, or at the path that the error message names.
 Measured: 296 photographs of playing cards (6 classes), :imagenet, --config.data.flip=False, 67 for
-          testing: AP .849, AP50 .975 after 29 minutes on two CPU cores (seed 0, version 0.11.0, jax
-          0.10.2, 2026-11-27); docs/results.md has seed 1 and others.
+          testing: AP .849 and .853, AP50 .975 and .978 after 28 minutes on two CPU cores (seeds 0
+          and 1, version 0.11.0, jax 0.10.2, 2026-11-27); docs/results.md has others.
 """
 
 import functools
