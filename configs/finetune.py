@@ -123,7 +123,7 @@ def learn_from_backbone(config: ConfigDict) -> None:
 
     `use_gpu` has other sizes and another batch with its rate.
     """
-    # On a CPU, half of the time of a step of 2 images does not depend on how many they are.
+    # On a CPU, a third of the time of a step of 2 images does not depend on how many they are.
     config.data.update(batch_size=4, augmentation="light")
     config.optimizer.update(learning_rate=2.8e-4, reference_batch_size=4)
     # Detection is a little better above the size of training (docs/results.md).

@@ -31,8 +31,9 @@ SPAN = TILE + TAPS - 1
 # Polynomials are multiplied by their values at these points and at infinity. Of the sets tried,
 # these have the smallest rounding error: twice that of XLA's own convolution.
 POINTS = (0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
-# The transforms cost more than they save with fewer channels of the images or of the results, or
-# fewer tiles than the mean number of channels divided by the last (measured on two cores, float32).
+# The transforms cost more than they save if the images or the results have fewer channels than
+# this, or if there is less than one tile for this many channels (the geometric mean of the numbers
+# of both). Measured on two cores in float32.
 MIN_CHANNELS, MIN_FEATURES, CHANNELS_PER_TILE = 128, 32, 8
 
 

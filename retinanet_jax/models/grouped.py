@@ -1,6 +1,6 @@
 """The gradient of the kernel of a grouped convolution, as matrix products.
 
-XLA's CPU backend takes about 100 times as long for it as for the convolution, which is fast.
+XLA's CPU backend takes about 200 times as long for it as for the convolution, which is fast.
 """
 
 import functools

@@ -25,6 +25,7 @@ from retinanet_jax.training.step import TrainState, state_shardings
 from retinanet_jax.weights import cached, download, named
 from retinanet_jax.weights.resnet import join_names
 
+RATE_FIELDS = ("optimizer.learning_rate", "optimizer.reference_batch_size")
 # Fields of `data` that change neither the images of a run nor how they are evaluated.
 SAME_IMAGES = {f"data.{name}" for name in ("loader", "prefetch", "threads", "eval_batch_size")}
 
@@ -68,13 +69,17 @@ def print_image_change(saved: ConfigDict, config: ConfigDict, step: int) -> None
         config: The config of the resumed run.
         step: Number of steps done.
     """
-    flags = [
-        flag_of(name, value)
-        for name, value, _ in differences(saved, config)
+    before = {name: value for name, value, _ in differences(saved, config)}
+    names = [
+        name
+        for name in before
         if name.startswith("data.")
         if name not in SAME_IMAGES and not name.startswith(("data.train.", "data.eval."))
     ]
-    if flags:
+    if "data.batch_size" in names:  # the learning rate is meant for a batch
+        names += [name for name in RATE_FIELDS if name in before]
+    if names:
+        flags = (flag_of(name, before[name]) for name in names)
         print(
             f"images are prepared in another way from step {step + 1} on; to keep that of the "
             f"checkpoint's config, give {' '.join(flags)}",

@@ -82,6 +82,7 @@ def test_a_run_that_prepares_images_in_another_way_prints_the_flags_of_its_check
 ):
     saved = config.copy_and_resolve_references()
     config.data.update(augmentation="light", batch_size=4, buckets=((256, 256),), flip=False)
+    config.optimizer.update(learning_rate=0.1, reference_batch_size=4)
     resume(saved, config)
     (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("images"))
     before, flags = line.split("give ")
@@ -89,7 +90,8 @@ def test_a_run_that_prepares_images_in_another_way_prints_the_flags_of_its_check
     values = dict(flag.removeprefix("--config.").split("=") for flag in shlex.split(flags))
     assert [values.pop(f"data.{name}") for name in ("augmentation", "batch_size")] == ["", "16"]
     assert ast.literal_eval(values.pop("data.buckets")) == saved.data.buckets
-    assert values == {"data.flip": "True"}
+    optimizer = {"optimizer.learning_rate": "0.01", "optimizer.reference_batch_size": "16"}
+    assert values == {"data.flip": "True", **optimizer}
 
 
 def test_fields_that_change_no_image_print_nothing(resume, config, capsys):
