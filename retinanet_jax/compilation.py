@@ -24,9 +24,6 @@ from retinanet_jax.utils.threads import wait_for
 
 R = TypeVar("R")
 Compiler = futures.Executor  # threads that compile; XLA releases Python's lock while it compiles
-# Of XLA, by platform. A GPU waits for the host to launch the kernels of an image, less if even
-# short sequences are launched as one: an H200 takes 4.8 instead of 5.6 ms for 800 x 1344 pixels.
-OPTIONS_FOR_LATENCY = {"gpu": {"xla_gpu_graph_min_graph_size": 1}}
 MAX_THREADS = 8  # each needs about 500 MB for a ResNet-50
 # How libtpu reports that a program needs more memory than the chip has.
 EXHAUSTED = re.compile(r"(?:temporaries \(|Used )([\d.]+)([KMG])")
@@ -179,15 +176,6 @@ def exhausted_bytes(message: str) -> int:
     """Return the bytes that a program needs, from the compiler's message that they are too many."""
     match = EXHAUSTED.search(message)
     return int(float(match[1]) * UNITS[match[2]]) if match else 0
-
-
-def jit_for_latency(function: Callable[..., R]) -> Callable[..., R]:
-    """Return the jitted function, compiled for single images or small batches.
-
-    Args:
-        function: The function.
-    """
-    return jax.jit(function, compiler_options=OPTIONS_FOR_LATENCY.get(jax.default_backend()))
 
 
 def compiled_off_the_clock(jitted: Callable[..., R]) -> Callable[..., R]:

@@ -18,12 +18,13 @@ from jaxtyping import Bool, Float32, Int, UInt8
 
 from retinanet_jax import core
 from retinanet_jax.checkpoint import Checkpoint
-from retinanet_jax.compilation import compiled_off_the_clock, jit_for_latency
+from retinanet_jax.compilation import compiled_off_the_clock
 from retinanet_jax.data.image_files import ImageLike
 from retinanet_jax.data.sources.base import DatasetImage
 from retinanet_jax.evaluation.detections import Detection, Detections
 from retinanet_jax.evaluation.limits import class_mask, with_limits
 from retinanet_jax.inference.augmented import DEFAULT_MERGE, AugmentedDetector, view_limits
+from retinanet_jax.inference.latency import compile_detect
 from retinanet_jax.inference.network_inputs import (
     PATIENCE,
     Input,
@@ -36,7 +37,7 @@ from retinanet_jax.inference.network_inputs import (
 )
 from retinanet_jax.inference.tiled import OVERLAP, TILE, TiledDetector
 from retinanet_jax.inference.views import DEFAULT_VIEWS, make_views
-from retinanet_jax.modeling import build_model, detect
+from retinanet_jax.modeling import build_model
 from retinanet_jax.utils.threads import NUM_THREADS, grouped, in_order, map_ahead, one_in_flight
 from retinanet_jax.weights import cached
 
@@ -88,10 +89,9 @@ class Detector:
         self.checkpoint = checkpoint._replace(config=config, variables=variables)
         model = build_model(config, len(checkpoint.categories))
         thresholds = checkpoint.score_thresholds
-        jitted = jit_for_latency(
-            functools.partial(detect, model=model, config=config, score_thresholds=thresholds)
+        self._detect = compiled_off_the_clock(
+            compile_detect(variables, model, config, score_thresholds=thresholds)
         )
-        self._detect = compiled_off_the_clock(jitted)
 
     @classmethod
     def load(
@@ -316,7 +316,7 @@ class Detector:
         if not examples:
             return group, None
         batch = concatenate(examples, batch_size)
-        return group, self._detect(self.checkpoint.variables, batch)
+        return group, self._detect(batch)
 
     def _finish(
         self, group: _Group, detections: core.Detections | None

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from retinanet_jax import hosts
 from retinanet_jax.utils.ending import discard, in_seconds, leave, print_message
+from retinanet_jax.utils.huge_pages import restart_with_huge_pages
 from retinanet_jax.utils.progress import one_line
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -317,10 +318,13 @@ def status_of(interruption: KeyboardInterrupt) -> int:
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Run the main function of a program, and exit with the status that it returns or raises.
 
+    The process may start again before that: see `utils.huge_pages`.
+
     Args:
         main: Returns the status. At one above 128, which is that of a signal, the process ends
             without waiting for its threads. If it has joined other hosts, all end together.
     """
+    restart_with_huge_pages()
     status: Any
     try:
         with Stopping():

@@ -324,11 +324,11 @@ class Released(NamedTuple):
 
 MIDDLE_VERSIONS = [
     pytest.param(version, marks=pytest.mark.exhaustive)
-    for version in ("0.2.0", "0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "0.9.0")
+    for version in [f"0.{minor}.0" for minor in range(2, 11)]
 ]
 
 
-@pytest.fixture(params=["0.1.0", *MIDDLE_VERSIONS, "0.10.0"])
+@pytest.fixture(params=["0.1.0", *MIDDLE_VERSIONS, "0.11.0"])
 def released(request, tmp_path) -> Released:
     golden = json.loads((GOLDEN / f"checkpoint_{request.param}.json").read_text())
     with tarfile.open(GOLDEN / f"checkpoint_{request.param}.tar.xz") as archive:

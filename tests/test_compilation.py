@@ -123,19 +123,6 @@ def test_compiling_does_not_count_in_the_speed_of_progress_lines(compiler, when)
     assert running - 0.01 <= CLOCK.now() - start < running + 0.4
 
 
-def test_xla_knows_the_options_for_latency_and_a_platform_without_any_has_none(monkeypatch):
-    def double(x):
-        return 2 * x
-
-    for platform in ("cpu", *compilation.OPTIONS_FOR_LATENCY):
-        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
-        np.testing.assert_array_equal(compilation.jit_for_latency(double)(np.arange(3)), [0, 2, 4])
-    monkeypatch.setattr(compilation, "OPTIONS_FOR_LATENCY", {"gpu": {"xla_gpu_no_such_flag": 1}})
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
-        compilation.jit_for_latency(double)(np.arange(3))
-
-
 def test_a_run_that_ends_cancels_compilations_that_have_not_begun(monkeypatch):
     monkeypatch.setattr(compilation, "MAX_THREADS", 1)
     traced = Traced()

@@ -20,6 +20,7 @@ from retinanet_jax.data.sources.base import Category
 from retinanet_jax.data.sources.coco import COCO_CATEGORIES
 from retinanet_jax.data.transforms import PIXEL_TYPES
 from retinanet_jax.detector import Detection, Detector
+from retinanet_jax.inference import latency
 from retinanet_jax.inference.network_inputs import eval_example
 from retinanet_jax.utils.threads import NUM_THREADS
 from retinanet_jax.weights import cached
@@ -56,7 +57,7 @@ def compiled_shapes(monkeypatch) -> list[tuple[int, ...]]:
         detections = detections._replace(mask=detections.mask & keep)
         return core.Detections(*(x[:, : config.detections.max_detections] for x in detections))
 
-    monkeypatch.setattr(detector_module, "detect", detect)
+    monkeypatch.setattr(latency, "detect", detect)
     return compiled_shapes
 
 
@@ -251,7 +252,7 @@ def test_overlapping_boxes_are_suppressed_by_iou_and_class(
 
         return jax.vmap(detect_in_image)(batch.sizes)
 
-    monkeypatch.setattr(detector_module, "detect", detect)
+    monkeypatch.setattr(latency, "detect", detect)
     if own:
         toy_checkpoint.config.detections.update(iou_threshold=0.1, class_agnostic=True)
         limits = {"iou_threshold": 0.5, "class_agnostic": False, **limits}

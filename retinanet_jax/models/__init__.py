@@ -3,7 +3,7 @@
 from retinanet_jax.models.convolution import CONVOLUTIONS
 from retinanet_jax.models.fpn import FPN
 from retinanet_jax.models.heads import Head
-from retinanet_jax.models.norm import FrozenBatchNorm, make_norm
+from retinanet_jax.models.norm import FOLDED, FrozenBatchNorm, fold_norms, make_norm
 from retinanet_jax.models.padding import level_masks, valid_mask
 from retinanet_jax.models.resnet import ARCHITECTURES, ResNet, stage_of
 from retinanet_jax.models.retinanet import Outputs, RetinaNet, is_frozen
@@ -11,12 +11,14 @@ from retinanet_jax.models.retinanet import Outputs, RetinaNet, is_frozen
 __all__ = [
     "ARCHITECTURES",
     "CONVOLUTIONS",
+    "FOLDED",
     "FPN",
     "FrozenBatchNorm",
     "Head",
     "Outputs",
     "ResNet",
     "RetinaNet",
+    "fold_norms",
     "is_frozen",
     "level_masks",
     "make_norm",

@@ -6,13 +6,17 @@ pixels.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jaxtyping import Array, Bool, DTypeLike, Float
 
+FOLDED = "folded"  # the collection of what `fold_norms` reduces frozen norms to
+STATISTICS = ("scale", "bias", "mean", "var")  # of a frozen norm
 Mask = Bool[Array, "B h w 1"]  # True at valid pixels
 
 
@@ -41,14 +45,62 @@ class FrozenBatchNorm(nn.Module):
             x: A feature map.
             mask: Not used, since the statistics are constant.
         """
-        shape = (x.shape[-1],)
-        scale = self.variable("batch_stats", "scale", jnp.ones, shape).value
-        bias = self.variable("batch_stats", "bias", jnp.zeros, shape).value
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape).value
-        var = self.variable("batch_stats", "var", jnp.ones, shape).value
-        factor = scale * lax.rsqrt(var + self.epsilon)
-        y = x * factor + (bias - mean * factor)  # in float32 or wider, like the statistics
+        if self.has_variable(FOLDED, "factor"):
+            factor, offset = (self.get_variable(FOLDED, name) for name in ("factor", "offset"))
+        else:
+            initial = (jnp.ones, jnp.zeros, jnp.zeros, jnp.ones)
+            statistics = (
+                self.variable("batch_stats", name, make, (x.shape[-1],)).value
+                for name, make in zip(STATISTICS, initial, strict=True)
+            )
+            factor, offset = fold_norm(*statistics, epsilon=self.epsilon)
+        y = x * factor + offset  # in float32 or wider, like the statistics
         return y if self.dtype is None else y.astype(self.dtype)
+
+
+def fold_norm(
+    scale: Float[Array, " C"],
+    bias: Float[Array, " C"],
+    mean: Float[Array, " C"],
+    var: Float[Array, " C"],
+    *,
+    epsilon: float,
+) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
+    """Return the factor and the offset of each channel that a frozen batch norm amounts to.
+
+    Args:
+        scale: The norm's scale.
+        bias: The norm's bias.
+        mean: The constant mean.
+        var: The constant variance.
+        epsilon: Added to the variance.
+    """
+    factor = scale * lax.rsqrt(var + epsilon)
+    return factor, bias - mean * factor
+
+
+def fold_norms(
+    variables: Mapping[str, Any], *, epsilon: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the factors and offsets of all frozen norms, and the variables without these norms.
+
+    Args:
+        variables: A network's variables.
+        epsilon: Added to the variances.
+
+    Returns:
+        A tree for the collection `FOLDED`, and a dictionary of the other collections.
+    """
+
+    def fold(statistics: Mapping[str, Any]) -> dict[str, Any]:
+        factor, offset = fold_norm(**statistics, epsilon=epsilon)
+        return {"factor": factor, "offset": offset}
+
+    flat = flatten_dict(variables.get("batch_stats", {}))
+    frozen = {path[:-1] for path in flat if path[-1] == "scale"}  # that of other norms is trained
+    folded = {path: fold({name: flat[(*path, name)] for name in STATISTICS}) for path in frozen}
+    others = {path: value for path, value in flat.items() if path[:-1] not in frozen}
+    return unflatten_dict(folded), {**variables, "batch_stats": unflatten_dict(others)}
 
 
 class GroupNorm(nn.Module):

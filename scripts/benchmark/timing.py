@@ -72,7 +72,7 @@ def compile_call(call: Call) -> tuple[Callable[[], Any], dict[str, float]]:
     start = time.perf_counter()
     lowered = jitted.lower(*call.arguments)
     lowered_at = time.perf_counter()
-    compiled: Any = lowered.compile()
+    compiled: Any = lowered.compile(compiler_options=call.compiler_options)
     compile_s = time.perf_counter() - lowered_at
     arguments = list(call.arguments)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from retinanet_jax import core, modeling
 from retinanet_jax.configs import r50_fpn, torchvision
 from retinanet_jax.data.batch import Batch
+from retinanet_jax.inference import latency
 from retinanet_jax.models import ARCHITECTURES, Outputs, RetinaNet
 from retinanet_jax.training.objective import batch_loss
 from retinanet_jax.training.optimizer import make_optimizer
@@ -71,6 +72,7 @@ class Call(NamedTuple):
     function: Callable
     arguments: tuple
     donates_first: bool = False  # the first result is the next call's first argument, in place
+    compiler_options: Mapping[str, Any] | None = None  # of XLA
 
 
 @functools.lru_cache(maxsize=1)
@@ -193,8 +195,10 @@ def training_step(workload: Workload) -> Call:
 
 def inference(workload: Workload) -> Call:
     """Return the detection of a batch, from bytes in the host's memory to detections."""
-    detect = functools.partial(modeling.detect, model=workload.model, config=workload.config)
-    return Call(detect, (on_device(workload.variables), workload.batch))
+    variables = on_device(workload.variables)
+    detect, prepared = latency.prepare_detect(variables, workload.model, workload.config)
+    options = latency.OPTIONS.get(jax.default_backend())
+    return Call(detect, (prepared, workload.batch), compiler_options=options)
 
 
 def network(workload: Workload, *, start: str = "", stop: str = "") -> Call:

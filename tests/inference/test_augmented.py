@@ -10,11 +10,11 @@ import pytest
 from absl import flags
 
 from retinanet_jax import checkpoint, core, datasets
-from retinanet_jax import detector as detector_module
 from retinanet_jax.__main__ import main
 from retinanet_jax.cli.tta import define_tta, tta_options
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.detector import Detector
+from retinanet_jax.inference import latency
 from retinanet_jax.inference.augmented import MERGES
 from retinanet_jax.inference.views import ORIENTATIONS, View
 
@@ -50,7 +50,7 @@ def compiled_shapes(monkeypatch) -> list[tuple[int, ...]]:
         detections = detections._replace(mask=detections.mask & (detections.scores > threshold))
         return jax.tree.map(lambda x: x[:, : config.detections.max_detections], detections)
 
-    monkeypatch.setattr(detector_module, "detect", detect)
+    monkeypatch.setattr(latency, "detect", detect)
     return compiled_shapes
 
 

@@ -16,7 +16,7 @@ from retinanet_jax import detector as detector_module
 from retinanet_jax.data.image_files import find_images
 from retinanet_jax.data.sources.base import Category, subset
 from retinanet_jax.data.sources.coco import CocoSource
-from retinanet_jax.inference import predictions
+from retinanet_jax.inference import latency, predictions
 from retinanet_jax.utils import output_folder
 
 WITHOUT_THE_TRAINING_STACK = (
@@ -48,7 +48,7 @@ def detector(monkeypatch, toy_config) -> detector_module.Detector:
         )
         return jax.tree.map(lambda x: jnp.stack([x] * len(batch.images)), detections)
 
-    monkeypatch.setattr(detector_module, "detect", detect)
+    monkeypatch.setattr(latency, "detect", detect)
     categories = (Category(3, "dog"), Category(7, "cat"))
     return detector_module.Detector(
         checkpoint.Checkpoint({}, toy_config, categories, 0, pathlib.Path("run"))

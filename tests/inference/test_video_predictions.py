@@ -16,7 +16,7 @@ from retinanet_jax import checkpoint, core
 from retinanet_jax import detector as detector_module
 from retinanet_jax.data.sources.base import Category
 from retinanet_jax.evaluation.detections import Detections
-from retinanet_jax.inference import video_predictions
+from retinanet_jax.inference import latency, video_predictions
 from retinanet_jax.inference.video import Video, find_videos, read_frames, video_facts
 from retinanet_jax.inference.video_predictions import VideoOptions, predict_videos
 from retinanet_jax.inference.video_results import COLUMNS
@@ -62,7 +62,7 @@ def brightness_detector(monkeypatch, toy_config) -> detector_module.Detector:
         boxes = jnp.stack([x, x + 1, x + 20, x + 30], -1)[:, None]
         return core.Detections(boxes, 0.5 * ones, jnp.zeros(ones.shape, int), ones > 0)
 
-    monkeypatch.setattr(detector_module, "detect", detect)
+    monkeypatch.setattr(latency, "detect", detect)
     return detector_module.Detector(
         checkpoint.Checkpoint({}, toy_config, CATEGORIES, 0, pathlib.Path("run"))
     )
