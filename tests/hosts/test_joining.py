@@ -15,10 +15,11 @@ joining.join("localhost:{port}", 2, {index}, timeout=10)
 # Process 1 ends after it has joined; process 0 does not wait two minutes for its devices, as jax
 # would.
 LEAVE = """
-import jax, os
+import jax, os, time
 from retinanet_jax.hosts import joining
 
 def no_devices():
+    time.sleep(3)  # until the other one has joined: it also waits for what this one answers
     raise RuntimeError("GetKeyValue() timed out\\nwith key: cpu:local_topology/cpu/1")
 
 jax.process_count = no_devices if {index} == 0 else lambda: os._exit(0)
