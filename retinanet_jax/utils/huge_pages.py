@@ -11,9 +11,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-MODES = pathlib.Path(
-    "/sys/kernel/mm/transparent_hugepage/enabled"
-)  # such as "always [madvise] never"
+# Its text is, for instance, "always [madvise] never".
+MODES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 VARIABLE, SETTING = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 FIRST_VERSION = (2, 35)  # of the GNU C library with this setting
 
