@@ -1,6 +1,7 @@
 """Compilation of a function for several image shapes, in parallel and before batches arrive."""
 
 import contextlib
+import functools
 import itertools
 import os
 import pathlib
@@ -28,6 +29,44 @@ MAX_THREADS = 8  # each needs about 500 MB for a ResNet-50
 # How libtpu reports that a program needs more memory than the chip has.
 EXHAUSTED = re.compile(r"(?:temporaries \(|Used )([\d.]+)([KMG])")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+# Options of XLA by platform. On a CPU: operations in the order that requires the least memory, and
+# copies of what cannot be changed in place when it is changed instead of at the beginning.
+MEMORY_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "cpu": {
+        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+        "xla_cpu_copy_insertion_use_region_analysis": True,
+    }
+}
+
+
+def memory_options(platform: str) -> dict[str, Any]:
+    """Return options of XLA with which a program requires less memory and no more time.
+
+    Args:
+        platform: Of the devices: "cpu", "gpu" or "tpu".
+    """
+    return known_options(MEMORY_OPTIONS.get(platform, {}))
+
+
+def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of XLA's options that the installed version knows.
+
+    Args:
+        options: Options that change only the speed or the memory of a program, not its results.
+    """
+    return {name: value for name, value in options.items() if _is_known(name, value)}
+
+
+@functools.cache
+def _is_known(name: str, value: Any) -> bool:
+    """Return whether XLA compiles with an option."""
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "INVALID_ARGUMENT" not in str(error):
+            raise
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -205,3 +205,11 @@ def test_without_a_writable_folder_nothing_is_cached_and_nothing_printed(user_fo
     compilation.use_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
     assert capsys.readouterr() == ("", "")
+
+
+def test_options_that_xla_does_not_know_are_left_out():
+    options = {"xla_no_such_option": 1, "xla_cpu_scheduler_type": "NO_SUCH_TYPE"}
+    assert compilation.known_options(options) == {}
+    known = dict(compilation.MEMORY_OPTIONS["cpu"])
+    assert compilation.memory_options("cpu") == compilation.known_options(options | known) == known
+    assert compilation.memory_options("tpu") == {}

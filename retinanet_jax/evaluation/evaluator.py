@@ -13,7 +13,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from retinanet_jax import checkpoint, core, datasets, input_pipeline, sharding, visualize
-from retinanet_jax.compilation import CompiledByShape, Compiler, black_batch, start_compiler
+from retinanet_jax.compilation import (
+    CompiledByShape,
+    Compiler,
+    black_batch,
+    memory_options,
+    start_compiler,
+)
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.data.pipeline import batch_shapes
 from retinanet_jax.data.sources.base import Source
@@ -89,6 +95,7 @@ class Evaluator:
             detect_batch,
             in_shardings=(sharding.replicated(mesh), sharding.batch_shardings(mesh)),
             out_shardings=sharding.replicated(mesh),
+            compiler_options=memory_options(mesh.devices.flat[0].platform),
         )
         self._detect = CompiledByShape("evaluation", detect_replicated, compiler, self._stopping)
 

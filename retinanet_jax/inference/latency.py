@@ -16,15 +16,17 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from retinanet_jax import core
+from retinanet_jax.compilation import known_options, memory_options
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.modeling import detect
 from retinanet_jax.models import FOLDED, RetinaNet, fold_norms
 
-# Of XLA, by platform: launch kernels together, also short sequences of them, and those of
+# Of XLA on GPUs: launch kernels together, also short sequences of them, and those of
 # convolutions, which XLA launches one by one by default.
 _TOGETHER = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLUTION"
-OPTIONS: Mapping[str, dict[str, Any]] = {
-    "gpu": {"xla_gpu_graph_min_graph_size": 1, "xla_gpu_enable_command_buffer": _TOGETHER}
+OPTIONS: Mapping[str, Any] = {
+    "xla_gpu_graph_min_graph_size": 1,
+    "xla_gpu_enable_command_buffer": _TOGETHER,
 }
 # How cuDNN reads a kernel in memory: outputs, rows, columns, inputs.
 KERNEL_LAYOUT = Layout((3, 0, 1, 2))
@@ -55,8 +57,14 @@ def compile_detect(
         score_thresholds: As in `modeling.detect`.
     """
     function, prepared = prepare_detect(variables, model, config, score_thresholds=score_thresholds)
-    jitted = jax.jit(function, compiler_options=OPTIONS.get(jax.default_backend()))
+    jitted = jax.jit(function, compiler_options=compiler_options())
     return functools.partial(jitted, prepared)
+
+
+def compiler_options() -> dict[str, Any]:
+    """Return the options of XLA for the detection on the default device."""
+    platform = jax.default_backend()
+    return known_options(OPTIONS) if platform == "gpu" else memory_options(platform)
 
 
 def prepare_detect(

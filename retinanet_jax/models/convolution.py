@@ -240,16 +240,30 @@ def _winograd_forward(images, kernel):
 
 def _winograd_backward(residuals, cotangent):
     images, kernel = residuals
-    pixels = _transform(PIXELS, _pixels_of_tiles(images))
+    # Else XLA would store the transformed pixels of the forward pass, of 2.25 times the size of the
+    # images, and transform all reversed kernels, to four times their size, before it begins.
+    pixels = _transform(PIXELS, _pixels_of_tiles(_computed_after(cotangent, images)))
     cotangents = _transform(RESULTS.T, _tiles(cotangent, before=0, extra=0))
     products = jnp.einsum("ptc,ptd->pcd", pixels, cotangents)
     kernel_gradient = _transform(KERNEL.T, products.reshape(SPAN, SPAN, *kernel.shape[2:]))
+    kernel_gradient = kernel_gradient.reshape(kernel.shape)
     # The gradient of the images is a convolution with the kernel reversed and transposed.
-    reversed_kernel = kernel[::-1, ::-1].swapaxes(2, 3)
-    return winograd(cotangent, reversed_kernel), kernel_gradient.reshape(kernel.shape)
+    reversed_kernel = _computed_after(kernel_gradient, kernel)[::-1, ::-1].swapaxes(2, 3)
+    return winograd(cotangent, reversed_kernel), kernel_gradient
 
 
 winograd.defvjp(_winograd_forward, _winograd_backward)
+
+
+def _computed_after(other: Float[Array, "..."], value: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return `value`, which is then computed after `other` is.
+
+    XLA's CPU backend removes `lax.optimization_barrier` before it orders operations. It does not
+    recognize that this factor is 1.
+    """
+    number = other.ravel()[0]
+    is_any = (number == number) | (number != number)
+    return value * is_any.astype(value.dtype)
 
 
 def _count_tiles(height: int, width: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from retinanet_jax import sharding
+from retinanet_jax.compilation import memory_options
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.models import Outputs, RetinaNet
 from retinanet_jax.training.averaging import update_average
@@ -203,6 +204,7 @@ def jit_train_step(
         in_shardings=(of_state, sharding.batch_shardings(mesh)),
         out_shardings=(of_state, sharding.replicated(mesh)),
         donate_argnums=0,
+        compiler_options=memory_options(mesh.devices.flat[0].platform),
     )
 
 

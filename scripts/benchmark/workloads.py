@@ -14,6 +14,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from retinanet_jax import core, modeling
+from retinanet_jax.compilation import memory_options
 from retinanet_jax.configs import r50_fpn, torchvision
 from retinanet_jax.data.batch import Batch
 from retinanet_jax.inference import latency
@@ -190,14 +191,15 @@ def training_step(workload: Workload) -> Call:
         normalizer=jnp.asarray(workload.config.loss.ema_start, jnp.float32),
     )
     step = make_train_step(workload.model, optimizer, workload.config)
-    return Call(step, (state, on_device(workload.batch)), donates_first=True)
+    options = memory_options(jax.default_backend())
+    return Call(step, (state, on_device(workload.batch)), True, options)
 
 
 def inference(workload: Workload) -> Call:
     """Return the detection of a batch, from bytes in the host's memory to detections."""
     variables = on_device(workload.variables)
     detect, prepared = latency.prepare_detect(variables, workload.model, workload.config)
-    options = latency.OPTIONS.get(jax.default_backend())
+    options = latency.compiler_options()
     return Call(detect, (prepared, workload.batch), compiler_options=options)
 
 
@@ -231,7 +233,8 @@ def network(workload: Workload, *, start: str = "", stop: str = "") -> Call:
     if start:
         shapes = jax.eval_shape(functools.partial(run, "", start), variables, images)
         given = jax.tree.map(lambda x: random_normal(x.shape, x.dtype), shapes)
-    return Call(functools.partial(run, start, stop), (variables, given))
+    options = latency.compiler_options()
+    return Call(functools.partial(run, start, stop), (variables, given), compiler_options=options)
 
 
 def matching(workload: Workload) -> Call:

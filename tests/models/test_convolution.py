@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from retinanet_jax.compilation import memory_options
 from retinanet_jax.models import convolution
 
 DIMENSIONS = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -307,3 +308,33 @@ def test_winograd_multiplies_a_quarter_as_often():
         return jax.jit(jax.grad(loss, (0, 1))).lower(*shapes).cost_analysis()["flops"]
 
     assert flops(convolution.winograd) < 0.45 * flops(plain)
+
+
+def temporaries(num_convolutions, images):
+    """Return the bytes of the gradient of a chain of convolutions, besides its operands."""
+
+    def total(kernels, images):
+        for kernel in kernels:
+            images = jax.nn.relu(winograd(images, kernel))
+        return images.sum()
+
+    kernels = [jax.ShapeDtypeStruct((3, 3, 128, 128), jnp.float32)] * num_convolutions
+    gradient = jax.jit(jax.grad(total), compiler_options=memory_options("cpu"))
+    program = gradient.lower(kernels, images).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
+def test_the_backward_pass_stores_one_map_for_each_convolution():
+    images = jax.ShapeDtypeStruct((1, 64, 64, 128), jnp.float32)
+    stored = (temporaries(6, images) - temporaries(4, images)) / 2
+    assert stored <= 1.05 * 4 * images.size  # transformed pixels and kernels are 3.3 times as much
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_number_that_is_not_finite_stays_where_it_is_in_gradients(number):
+    images, kernel = random_arrays((1, 40, 40, 128), (3, 3, 128, 128))
+    cotangent = jnp.ones((1, 40, 40, 128)).at[0, 0, 0, 0].set(number)
+    _, of_images, of_kernel = gradients(winograd, images, kernel, cotangent)
+    assert not jnp.isfinite(of_kernel[..., 0]).all()
+    assert jnp.isfinite(of_kernel[..., 1:]).all()
+    assert jnp.isfinite(of_images[:, 8:, 8:]).all()
