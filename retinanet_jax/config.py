@@ -42,6 +42,9 @@ def default_config() -> ConfigDict:
     # Parameters, outputs and losses are in at least float32.
     config.dtype = "float32"
     config.space = 1  # number of devices per image, split by height; all others split the batch
+    # Whether the gradients of kernels are float32 if dtype is bfloat16, also while the devices add
+    # them up, which then exchange twice as many bytes.
+    config.float32_gradients = False
     config.shard_optimizer = False  # split the optimizer's state over the devices of the batch
     # What a step with a loss, gradient or update that is not finite does: stop the run, with a file
     # for --replay, or skip: it changes nothing, and the run counts it.

@@ -3,7 +3,7 @@
 from typing import Any
 
 # The version of the config fields, which every checkpoint stores; that of 0.1.0 was 1.
-CONFIG_VERSION = 7
+CONFIG_VERSION = 8
 # The changes of each version: renamed fields, and new fields with the value that reproduces the
 # behavior of earlier versions.
 RENAMED_FIELDS = {
@@ -13,6 +13,7 @@ RENAMED_FIELDS = {
     5: {},
     6: {},
     7: {},
+    8: {},
 }
 ADDED_FIELDS: dict[int, dict[str, Any]] = {
     2: {},
@@ -53,4 +54,5 @@ ADDED_FIELDS: dict[int, dict[str, Any]] = {
         "data.augmentation": "",
         "data.repeat_threshold": 0.0,
     },
+    8: {"float32_gradients": False},
 }

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ from retinanet_jax.config import anchors_per_cell
 from retinanet_jax.config_checks import check_dtype
 from retinanet_jax.core.structures import Array
 from retinanet_jax.data.batch import Batch
-from retinanet_jax.models import CONVOLUTIONS, RetinaNet, level_masks, valid_mask
+from retinanet_jax.models import CONVOLUTIONS, Float32Gradients, RetinaNet, level_masks, valid_mask
 
 
 def build_model(config: ConfigDict, num_classes: int, *, platform: str | None = None) -> RetinaNet:
@@ -40,13 +41,15 @@ def build_model(config: ConfigDict, num_classes: int, *, platform: str | None = 
     """
     check_dtype(config)
     # If the rows of an image are split among devices, only XLA's own convolution exchanges borders.
-    is_split = config.space > 1
+    convolve = None if config.space > 1 else CONVOLUTIONS.get(platform or jax.default_backend())
+    if config.float32_gradients and jnp.finfo(config.dtype).bits < 32:
+        convolve = Float32Gradients(convolve or lax.conv_general_dilated)
     return RetinaNet(
         num_classes=num_classes,
         num_anchors=anchors_per_cell(config),
         max_level=config.anchors.max_level,
         dtype=jnp.dtype(config.dtype),
-        convolve=None if is_split else CONVOLUTIONS.get(platform or jax.default_backend()),
+        convolve=convolve,
         **config.model,
     )
 

@@ -5,6 +5,7 @@ from flax import linen as nn
 from jaxtyping import Array, DTypeLike, Float
 
 from retinanet_jax.models.convolution import Convolve
+from retinanet_jax.models.kernel_gradients import promotion
 from retinanet_jax.models.padding import Masks, zero_padding
 
 
@@ -81,6 +82,7 @@ class FPN(nn.Module):
             # Uniform, variance 1 / fan_in: Caffe2's Xavier, PyTorch's kaiming_uniform(a=1).
             kernel_init=nn.initializers.lecun_uniform(),
             dtype=self.dtype,
+            promote_dtype=promotion(self.convolve),
             conv_general_dilated=self.convolve,
             name=name,
         )

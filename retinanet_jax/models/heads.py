@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.dtypes import promote_dtype
 from jax.lax import conv_general_dilated
 from jaxtyping import Array, DTypeLike, Float
 
-from retinanet_jax.models.convolution import Convolve, with_float32_results
+from retinanet_jax.models.convolution import Convolve
+from retinanet_jax.models.kernel_gradients import promotion, with_float32_outputs
 from retinanet_jax.models.norm import make_norm
 from retinanet_jax.models.padding import Masks, mask_of, zero_padding
 
@@ -79,7 +79,7 @@ class Head(nn.Module):
         """
         if self.dtype is None or jnp.finfo(self.dtype).bits >= 32:
             return self.convolve
-        return with_float32_results(self.convolve, self.dtype)
+        return with_float32_outputs(self.convolve, self.dtype)
 
     def _tower_norm(self, index: int) -> Callable[..., Array]:
         """Return the norm that follows a convolution of the tower, or the identity."""
@@ -139,11 +139,13 @@ class SharedConv(nn.Module):
         """
         shape = (3, 3, maps[0].shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.01), shape)
-        *inputs, kernel = promote_dtype(*maps, kernel, dtype=self.dtype)
+        first, kernel, *others = promotion(self.convolve)(
+            maps[0], kernel, *maps[1:], dtype=self.dtype
+        )
         convolve, dimensions = self.convolve or conv_general_dilated, ("NHWC", "HWIO", "NHWC")
         outputs = [
             convolve(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=dimensions)
-            for x in inputs
+            for x in (first, *others)
         ]
         if self.bias is None:
             return tuple(outputs)

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
 from retinanet_jax.models.convolution import Convolve
+from retinanet_jax.models.kernel_gradients import promotion
 from retinanet_jax.models.norm import make_norm
 from retinanet_jax.models.padding import Masks, mask_of, zero_padding
 
@@ -81,6 +82,7 @@ def _conv(
         use_bias=False,
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
         dtype=dtype,
+        promote_dtype=promotion(convolve),
         conv_general_dilated=convolve,
         name=name,
     )

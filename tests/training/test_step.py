@@ -64,3 +64,41 @@ def test_a_step_changes_nothing_in_a_state_that_has_stopped(toy_config, monkeypa
     stopped = state._replace(is_finite=np.False_)
     unchanged, _ = train_step(stopped, make_batch(1))
     assert jax.tree.leaves(unchanged) == jax.tree.leaves(stopped)
+
+
+def kernel_gradients(config):
+    """The gradients of all kernels, and the forward pass, with random cotangents of the outputs."""
+    model = modeling.build_model(config, NUM_CLASSES)
+    images = modeling.network_input(make_batch(1), config, train=True)
+    variables = modeling.initialize(config, NUM_CLASSES, 0)
+
+    @jax.jit
+    def gradients(params, images):
+        def total(params):
+            outputs = model.apply({**variables, "params": params}, images, train=False)
+            flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(outputs)])
+            return flat @ jax.random.normal(jax.random.key(1), flat.shape), outputs
+
+        return jax.grad(total, has_aux=True)(params)
+
+    gradients, outputs = gradients(variables["params"], images)
+    flat = jax.tree_util.tree_leaves_with_path(gradients)
+    return {jax.tree_util.keystr(path): x for path, x in flat if path[-1].key == "kernel"}, outputs
+
+
+def test_float32_gradients_are_those_of_bfloat16_before_they_are_rounded(toy_config):
+    toy_config.dtype = "bfloat16"
+    rounded, outputs = kernel_gradients(toy_config)
+    toy_config.float32_gradients = True
+    exact, same_outputs = kernel_gradients(toy_config)
+    jax.tree.map(np.testing.assert_array_equal, outputs, same_outputs)
+    assert exact.keys() == rounded.keys()
+    for name, gradient in exact.items():
+        assert gradient.dtype == jnp.float32
+        if not gradient.any():  # a frozen stage
+            continue
+        assert (gradient != gradient.astype(jnp.bfloat16)).any(), name
+        if "backbone" in name:  # the gradients of several levels may be added in float32
+            np.testing.assert_array_equal(rounded[name], rounded[name].astype(jnp.bfloat16))
+        largest = float(jnp.abs(gradient).max())
+        np.testing.assert_allclose(gradient, rounded[name], rtol=0.01, atol=0.01 * largest)

@@ -1,0 +1,137 @@
+"""Gradients of kernels in float32, in a network that computes in bfloat16.
+
+By default the gradient of a kernel has the compute dtype, and the devices add up their gradients in
+it: in bfloat16, to 8 bits. In float32 they exchange twice as many bytes.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jax import lax
+from jaxtyping import Array, DTypeLike, Float
+
+from retinanet_jax.models.convolution import Convolve, with_float32_results
+
+
+@dataclasses.dataclass(frozen=True)
+class Float32Gradients:
+    """A convolution of a float32 kernel, which it rounds to the dtype of the images.
+
+    The results, and the gradient of the images, are those of the rounded kernel. The gradient of
+    the kernel is a float32 sum of products of the rounded operands.
+
+    Attributes:
+        convolve: The convolution of the rounded operands.
+    """
+
+    convolve: Convolve
+
+    def __call__(
+        self,
+        images: Float[Array, "B H W C"],
+        kernel: Float[Array, "i j c D"],
+        strides: Sequence[int],
+        padding: Sequence[tuple[int, int]],
+        **options: Any,
+    ) -> Float[Array, "B h w D"]:
+        """Convolve like `jax.lax.conv_general_dilated`, on images with channels last.
+
+        Args:
+            images: Images or feature maps.
+            kernel: The kernel, in float32.
+            strides: Vertical and horizontal stride.
+            padding: (before, after) for rows and columns, in pixels.
+            **options: Further arguments of `jax.lax.conv_general_dilated`; dilations must be 1.
+        """
+        groups = options.get("feature_group_count", 1)
+
+        def convolve_rounded(images, kernel):
+            rounded = kernel.astype(images.dtype)
+            return self.convolve(images, rounded, strides, padding, **options)
+
+        def backward(operands, cotangent):
+            images, kernel = operands
+            _, pull_back = jax.vjp(lambda x: convolve_rounded(x, kernel), images)
+            (of_images,) = pull_back(cotangent)
+            cotangent = cotangent.astype(images.dtype)
+            sides = kernel.shape[:2]
+            of_kernel = kernel_gradient(images, cotangent, sides, strides, padding, groups=groups)
+            return of_images, of_kernel.astype(kernel.dtype)
+
+        convolution = jax.custom_vjp(convolve_rounded)
+        convolution.defvjp(lambda *operands: (convolve_rounded(*operands), operands), backward)
+        return convolution(images, kernel)
+
+
+def kernel_gradient(
+    images: Float[Array, "B H W C"],
+    cotangent: Float[Array, "B h w D"],
+    kernel_sides: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    *,
+    groups: int,
+) -> Float[Array, "i j c D"]:
+    """Return the gradient of a convolution with respect to its kernel, in at least float32.
+
+    Args:
+        images: Images or feature maps.
+        cotangent: The gradient with respect to the results.
+        kernel_sides: Rows and columns of the kernel.
+        strides: Vertical and horizontal stride.
+        padding: (before, after) for rows and columns, in pixels.
+        groups: The number of groups, which divides C and D; c is C / groups.
+    """
+    # It is a convolution of the images with the gradient: images are its channels, channels are its
+    # images. The padding after the images is what results in a kernel of this size.
+    spans = [
+        stride * (side - 1) for stride, side in zip(strides, cotangent.shape[1:3], strict=True)
+    ]
+    before = [sides[0] for sides in padding]
+    after = [
+        span + taps - side - first
+        for span, taps, side, first in zip(
+            spans, kernel_sides, images.shape[1:3], before, strict=True
+        )
+    ]
+    return lax.conv_general_dilated(
+        images,
+        cotangent,
+        window_strides=(1, 1),
+        padding=list(zip(before, after, strict=True)),
+        rhs_dilation=strides,
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        batch_group_count=groups,
+        preferred_element_type=jnp.promote_types(images.dtype, jnp.float32),
+    )
+
+
+def with_float32_outputs(convolve: Convolve | None, dtype: DTypeLike) -> Convolve:
+    """Return `with_float32_results`, with the same gradient of the kernel as before.
+
+    Args:
+        convolve: As in `with_float32_results`, or a `Float32Gradients`.
+        dtype: As in `with_float32_results`.
+    """
+    if isinstance(convolve, Float32Gradients):
+        return Float32Gradients(with_float32_results(convolve.convolve, dtype))
+    return with_float32_results(convolve, dtype)
+
+
+def promotion(convolve: Convolve | None) -> Any:
+    """Return what converts the operands of `flax.linen.Conv` before `convolve`.
+
+    Args:
+        convolve: The convolution function; a `Float32Gradients` rounds the kernel itself.
+    """
+    return _keep_kernel if isinstance(convolve, Float32Gradients) else promote_dtype
+
+
+def _keep_kernel(images: Array, kernel: Array, *others: Any, dtype: DTypeLike | None) -> Any:
+    """Convert all operands of a convolution to the compute dtype, except for the kernel."""
+    images, *others = promote_dtype(images, *others, dtype=dtype)
+    return images, kernel, *others
