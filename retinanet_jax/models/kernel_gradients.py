@@ -133,5 +133,5 @@ def promotion(convolve: Convolve | None) -> Any:
 
 def _keep_kernel(images: Array, kernel: Array, *others: Any, dtype: DTypeLike | None) -> Any:
     """Convert all operands of a convolution to the compute dtype, except for the kernel."""
-    images, *others = promote_dtype(images, *others, dtype=dtype)
-    return images, kernel, *others
+    images, *promoted = promote_dtype(images, *others, dtype=dtype)
+    return images, kernel, *promoted

@@ -18,17 +18,6 @@ CASES = {  # the shapes of images and kernel, the strides, the padding and the g
 }
 
 
-def plain(images, kernel, strides, padding, groups, dtype=None):
-    return lax.conv_general_dilated(
-        images,
-        kernel,
-        strides,
-        padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-
-
 def pull_back(function, images, kernel, cotangent):
     result, pull = jax.vjp(function, images, kernel)
     return result, *pull(cotangent.astype(result.dtype))
@@ -42,33 +31,27 @@ def test_only_the_gradient_of_the_kernel_is_not_rounded(case):
     kernel = jnp.asarray(rng.normal(size=kernel_shape), jnp.float32)
     rounded = kernel.astype(jnp.bfloat16)
 
-    def ours(images, kernel):
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": groups}
+
+    def plain(images, kernel):
+        return lax.conv_general_dilated(images, kernel, strides, padding, **options)
+
+    def with_float32_gradients(images, kernel):
         convolve = Float32Gradients(lax.conv_general_dilated)
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return convolve(
-            images,
-            kernel,
-            strides,
-            padding,
-            dimension_numbers=numbers,
-            feature_group_count=groups,
-        )
+        return convolve(images, kernel, strides, padding, **options)
 
-    def theirs(images, kernel):
-        return plain(images, kernel, strides, padding, groups)
-
-    shape = jax.eval_shape(theirs, images, rounded).shape
+    shape = jax.eval_shape(plain, images, rounded).shape
     cotangent = jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
-    result, of_images, of_kernel = jax.jit(lambda *x: pull_back(ours, *x))(
+    result, of_images, of_kernel = jax.jit(lambda *x: pull_back(with_float32_gradients, *x))(
         images, kernel, cotangent
     )
-    expected, expected_of_images, _ = jax.jit(lambda *x: pull_back(theirs, *x))(
+    expected, expected_of_images, _ = jax.jit(lambda *x: pull_back(plain, *x))(
         images, rounded, cotangent
     )
     np.testing.assert_array_equal(result, expected)
     np.testing.assert_array_equal(of_images, expected_of_images)
     with jax.enable_x64(True):
         operands = (np.asarray(x, np.float64) for x in (images, rounded, cotangent))
-        _, _, exact = pull_back(theirs, *map(jnp.asarray, operands))
+        _, _, exact = pull_back(plain, *map(jnp.asarray, operands))
     assert of_kernel.dtype == jnp.float32
     np.testing.assert_allclose(of_kernel, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
