@@ -40,7 +40,7 @@ MEMORY_OPTIONS: Mapping[str, Mapping[str, Any]] = {
 
 
 def memory_options(platform: str) -> dict[str, Any]:
-    """Return options of XLA with which a program requires less memory and no more time.
+    """Return options of XLA with which a program requires less memory in about the same time.
 
     Args:
         platform: Of the devices: "cpu", "gpu" or "tpu".
