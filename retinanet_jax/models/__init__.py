@@ -3,7 +3,7 @@
 from retinanet_jax.models.convolution import CONVOLUTIONS
 from retinanet_jax.models.fpn import FPN
 from retinanet_jax.models.heads import Head
-from retinanet_jax.models.kernel_gradients import Float32Gradients
+from retinanet_jax.models.mixed_precision import Float32Gradients
 from retinanet_jax.models.norm import FOLDED, FrozenBatchNorm, fold_norms, make_norm
 from retinanet_jax.models.padding import level_masks, valid_mask
 from retinanet_jax.models.resnet import ARCHITECTURES, ResNet, stage_of

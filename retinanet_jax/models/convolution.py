@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, DTypeLike, Float, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from retinanet_jax.models.blocks import convolve_blocks, fits_blocks
 from retinanet_jax.models.grouped import convolve_groups
@@ -119,36 +119,6 @@ def multiply_pixels(
     return jnp.dot(images.reshape(-1, len(matrix)), matrix).reshape(*images.shape[:3], -1)
 
 
-def with_float32_results(convolve: Convolve | None, dtype: DTypeLike) -> Convolve:
-    """Return a convolution of operands in `dtype` that does not round its results to `dtype`.
-
-    Its gradients are those of `convolve` in `dtype`. JAX itself would convert their operands to
-    float32.
-
-    Args:
-        convolve: The convolution function; None means `jax.lax.conv_general_dilated`.
-        dtype: The dtype of the operands, such as bfloat16; results are in at least float32.
-    """
-    convolve = convolve or lax.conv_general_dilated
-    result_dtype = jnp.promote_types(dtype, jnp.float32)
-
-    def convolve_with_float32_results(
-        lhs: Float[Array, "..."], rhs: Float[Array, "..."], *arguments: Any, **options: Any
-    ) -> Float[Array, "..."]:
-        @jax.custom_vjp
-        def accumulate(lhs, rhs):
-            return convolve(lhs, rhs, *arguments, **options, preferred_element_type=result_dtype)
-
-        def backward(operands, cotangent):
-            _, pull_back = jax.vjp(lambda *pair: convolve(*pair, *arguments, **options), *operands)
-            return pull_back(cotangent.astype(dtype))
-
-        accumulate.defvjp(lambda *operands: (accumulate(*operands), operands), backward)
-        return accumulate(lhs.astype(dtype), rhs.astype(dtype))
-
-    return convolve_with_float32_results
-
-
 def is_plain(
     lhs: Shaped[Array, "..."],
     rhs: Shaped[Array, "..."],
@@ -240,8 +210,9 @@ def _winograd_forward(images, kernel):
 
 def _winograd_backward(residuals, cotangent):
     images, kernel = residuals
-    # Else XLA would store the transformed pixels of the forward pass, of 2.25 times the size of the
-    # images, and transform all reversed kernels, to four times their size, before it begins.
+    # Otherwise XLA would store the transformed pixels of the forward pass, which are 2.25 times as
+    # large as the images, and transform all reversed kernels, to four times their size, before it
+    # begins.
     pixels = _transform(PIXELS, _pixels_of_tiles(_computed_after(cotangent, images)))
     cotangents = _transform(RESULTS.T, _tiles(cotangent, before=0, extra=0))
     products = jnp.einsum("ptc,ptd->pcd", pixels, cotangents)

@@ -5,7 +5,7 @@ from flax import linen as nn
 from jaxtyping import Array, DTypeLike, Float
 
 from retinanet_jax.models.convolution import Convolve
-from retinanet_jax.models.kernel_gradients import promotion
+from retinanet_jax.models.mixed_precision import promotion
 from retinanet_jax.models.padding import Masks, zero_padding
 
 

@@ -9,7 +9,7 @@ from jax.lax import conv_general_dilated
 from jaxtyping import Array, DTypeLike, Float
 
 from retinanet_jax.models.convolution import Convolve
-from retinanet_jax.models.kernel_gradients import promotion, with_float32_outputs
+from retinanet_jax.models.mixed_precision import promotion, with_float32_results
 from retinanet_jax.models.norm import make_norm
 from retinanet_jax.models.padding import Masks, mask_of, zero_padding
 
@@ -79,7 +79,7 @@ class Head(nn.Module):
         """
         if self.dtype is None or jnp.finfo(self.dtype).bits >= 32:
             return self.convolve
-        return with_float32_outputs(self.convolve, self.dtype)
+        return with_float32_results(self.convolve, self.dtype)
 
     def _tower_norm(self, index: int) -> Callable[..., Array]:
         """Return the norm that follows a convolution of the tower, or the identity."""

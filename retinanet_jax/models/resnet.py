@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
 from retinanet_jax.models.convolution import Convolve
-from retinanet_jax.models.kernel_gradients import promotion
+from retinanet_jax.models.mixed_precision import promotion
 from retinanet_jax.models.norm import make_norm
 from retinanet_jax.models.padding import Masks, mask_of, zero_padding
 

@@ -192,7 +192,8 @@ def training_step(workload: Workload) -> Call:
     )
     step = make_train_step(workload.model, optimizer, workload.config)
     options = memory_options(jax.default_backend())
-    return Call(step, (state, on_device(workload.batch)), True, options)
+    arguments = state, on_device(workload.batch)
+    return Call(step, arguments, donates_first=True, compiler_options=options)
 
 
 def inference(workload: Workload) -> Call:

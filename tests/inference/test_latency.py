@@ -114,3 +114,8 @@ def test_a_gpu_reads_the_kernels_in_the_layout_of_its_convolutions(toy_config):
 
 def test_xla_knows_the_options():
     assert known_options(latency.OPTIONS) == latency.OPTIONS
+    doubled = jax.jit(lambda x: 2 * x, compiler_options=dict(latency.OPTIONS))
+    np.testing.assert_array_equal(doubled(np.arange(3)), [0, 2, 4])
+    unknown = jax.jit(lambda x: 2 * x, compiler_options={"xla_gpu_no_such_flag": 1})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+        unknown(np.arange(3))

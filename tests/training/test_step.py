@@ -73,7 +73,7 @@ def kernel_gradients(config):
     variables = modeling.initialize(config, NUM_CLASSES, 0)
 
     @jax.jit
-    def gradients(params, images):
+    def backward(params, images):
         def total(params):
             outputs = model.apply({**variables, "params": params}, images, train=False)
             flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(outputs)])
@@ -81,7 +81,7 @@ def kernel_gradients(config):
 
         return jax.grad(total, has_aux=True)(params)
 
-    gradients, outputs = gradients(variables["params"], images)
+    gradients, outputs = backward(variables["params"], images)
     flat = jax.tree_util.tree_leaves_with_path(gradients)
     return {jax.tree_util.keystr(path): x for path, x in flat if path[-1].key == "kernel"}, outputs
 

@@ -1,4 +1,4 @@
-"""Gradients of kernels in float32, in a network that computes in bfloat16.
+"""What is float32 in a network that computes in bfloat16: final results, and gradients on demand.
 
 By default the gradient of a kernel has the compute dtype, and the devices add up their gradients in
 it: in bfloat16, to 8 bits. In float32 they exchange twice as many bytes.
@@ -14,7 +14,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
-from retinanet_jax.models.convolution import Convolve, with_float32_results
+from retinanet_jax.models.convolution import Convolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,21 +88,22 @@ def kernel_gradient(
     """
     # It is a convolution of the images with the gradient: images are its channels, channels are its
     # images. The padding after the images is what results in a kernel of this size.
-    spans = [
-        stride * (side - 1) for stride, side in zip(strides, cotangent.shape[1:3], strict=True)
-    ]
-    before = [sides[0] for sides in padding]
-    after = [
-        span + taps - side - first
-        for span, taps, side, first in zip(
-            spans, kernel_sides, images.shape[1:3], before, strict=True
+    sides = [
+        (before, stride * (size - 1) + taps - side - before)
+        for (before, _), stride, size, taps, side in zip(
+            padding,
+            strides,
+            cotangent.shape[1:3],
+            kernel_sides,
+            images.shape[1:3],
+            strict=True,
         )
     ]
     return lax.conv_general_dilated(
         images,
         cotangent,
         window_strides=(1, 1),
-        padding=list(zip(before, after, strict=True)),
+        padding=sides,
         rhs_dilation=strides,
         dimension_numbers=("CHWN", "IHWO", "HWNC"),
         batch_group_count=groups,
@@ -110,16 +111,35 @@ def kernel_gradient(
     )
 
 
-def with_float32_outputs(convolve: Convolve | None, dtype: DTypeLike) -> Convolve:
-    """Return `with_float32_results`, with the same gradient of the kernel as before.
+def with_float32_results(convolve: Convolve | None, dtype: DTypeLike) -> Convolve:
+    """Return a convolution of operands in `dtype` that does not round its results to `dtype`.
+
+    Its gradients are those of `convolve`. JAX itself would convert their operands to float32.
 
     Args:
-        convolve: As in `with_float32_results`, or a `Float32Gradients`.
-        dtype: As in `with_float32_results`.
+        convolve: The convolution function; None means `jax.lax.conv_general_dilated`.
+        dtype: The dtype of the operands, such as bfloat16; results are in at least float32.
     """
     if isinstance(convolve, Float32Gradients):
         return Float32Gradients(with_float32_results(convolve.convolve, dtype))
-    return with_float32_results(convolve, dtype)
+    convolve = convolve or lax.conv_general_dilated
+    result_dtype = jnp.promote_types(dtype, jnp.float32)
+
+    def convolve_with_float32_results(
+        lhs: Float[Array, "..."], rhs: Float[Array, "..."], *arguments: Any, **options: Any
+    ) -> Float[Array, "..."]:
+        @jax.custom_vjp
+        def accumulate(lhs, rhs):
+            return convolve(lhs, rhs, *arguments, **options, preferred_element_type=result_dtype)
+
+        def backward(operands, cotangent):
+            _, pull_back = jax.vjp(lambda *pair: convolve(*pair, *arguments, **options), *operands)
+            return pull_back(cotangent.astype(dtype))
+
+        accumulate.defvjp(lambda *operands: (accumulate(*operands), operands), backward)
+        return accumulate(lhs.astype(dtype), rhs.astype(dtype))
+
+    return convolve_with_float32_results
 
 
 def promotion(convolve: Convolve | None) -> Any:

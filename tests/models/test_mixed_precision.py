@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from retinanet_jax.models.kernel_gradients import Float32Gradients
+from retinanet_jax.models.mixed_precision import Float32Gradients
 
 CASES = {  # the shapes of images and kernel, the strides, the padding and the groups
     "3x3": ((2, 9, 7, 4), (3, 3, 4, 6), (1, 1), ((1, 1), (1, 1)), 1),
