@@ -32,7 +32,7 @@ def cross_entropy(
     Returns:
         The losses, in at least float32.
     """
-    return -jax.nn.log_sigmoid(_true_class_logits(logits, positive))
+    return -_log_probabilities(logits, positive)[0]
 
 
 def balanced_cross_entropy(
@@ -79,9 +79,8 @@ def focal_loss(
         >>> [f"{loss:.4f}" for loss in losses]  # a well classified example contributes little
         ['0.0000', '0.0433', '0.9687']
     """
-    log_miss = jax.nn.log_sigmoid(-_true_class_logits(logits, positive))  # log(1 - p_t)
-    modulation = jnp.exp(gamma * log_miss)
-    return modulation * balanced_cross_entropy(logits, positive, alpha=alpha)
+    log_p, log_miss = _log_probabilities(logits, positive)
+    return -jnp.where(positive, alpha, 1 - alpha) * jnp.exp(gamma * log_miss) * log_p
 
 
 def focal_star(
@@ -242,6 +241,18 @@ def _true_class_logits(
     """Return the logits of p_t, the probability of the true class, in at least float32."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return jnp.where(positive, logits, -logits)
+
+
+def _log_probabilities(
+    logits: Float[Array, "*shape"], positive: Bool[Array, "*shape"]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """Return log(p_t) and log(1 - p_t), in at least float32.
+
+    `jax.nn.log_sigmoid` for each of them would compute the logarithm twice.
+    """
+    logits = _true_class_logits(logits, positive)
+    log_larger = -jnp.log1p(jnp.exp(jnp.minimum(logits, -logits)))  # of the larger probability
+    return jnp.minimum(logits, 0) + log_larger, jnp.minimum(-logits, 0) + log_larger
 
 
 def _sum_class_losses(

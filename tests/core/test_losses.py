@@ -336,3 +336,13 @@ def test_memory_of_the_focal_loss_of_100000_anchors_and_80_classes():
     total = functools.partial(classification_sum, elementwise=FOCAL, per_cell=10)
     compiled = jax.jit(jax.value_and_grad(total)).lower(logits, labels).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 48e6  # measured: 32e6
+
+
+def test_the_focal_loss_computes_one_logarithm_of_each_logit():
+    # An exponential, a logarithm and the modulation, which the gradient needs, too. Two calls of
+    # `jax.nn.log_sigmoid` would compute 5, and 7 for the gradient.
+    logits, positive = jax.ShapeDtypeStruct((1000,), np.float32), np.zeros(1000, bool)
+    total = lambda logits: FOCAL(logits, positive).sum()  # noqa: E731
+    for function in (total, jax.grad(total)):
+        cost = jax.jit(function).lower(logits).cost_analysis()
+        assert cost["transcendentals"] == 3 * 1000
