@@ -3,8 +3,8 @@
 XLA's CPU backend takes 3 to 15 times as long for the gradient of a kernel as for the convolution,
 and has no fast algorithm for 3x3 kernels. Matrix products are fast, and they solve both problems:
 1x1 convolutions are matrix products, and Winograd's algorithm reduces 3x3 convolutions to them. For
-convolutions in groups see `models.grouped`. On GPUs and TPUs XLA's convolutions are fast, except
-for the stem's on TPUs: see `models.blocks`.
+convolutions in groups or with a stride see `models.taps`. On GPUs and TPUs XLA's convolutions are
+fast, except for the stem's on TPUs: see `models.blocks`.
 """
 
 import math
@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from retinanet_jax.models.blocks import convolve_blocks, fits_blocks
-from retinanet_jax.models.grouped import convolve_groups
+from retinanet_jax.models.taps import convolve_taps
 
 Convolve = Callable[..., Array]  # with the signature of jax.lax.conv_general_dilated
 
@@ -34,7 +34,7 @@ POINTS = (0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
 # The transforms cost more than they save if the images or the results have fewer channels than
 # this, or if there is less than one tile for this many channels (the geometric mean of the numbers
 # of both). Measured on two cores in float32.
-MIN_CHANNELS, MIN_FEATURES, CHANNELS_PER_TILE = 128, 32, 8
+MIN_CHANNELS, MIN_FEATURES, CHANNELS_PER_TILE = 128, 32, 16
 
 
 def conv_general_dilated(
@@ -58,17 +58,18 @@ def conv_general_dilated(
         **options: Further arguments of `jax.lax.conv_general_dilated`.
     """
     if not isinstance(padding, str) and is_plain(lhs, rhs, window_strides, options):
-        if rhs.shape[2] < lhs.shape[3]:
-            others = dict(options)
-            groups = others.pop("feature_group_count")
-            return convolve_groups(lhs, rhs, window_strides, padding, groups=groups, **others)
+        groups = options.get("feature_group_count") or 1
         if fits_winograd(lhs, rhs, window_strides, padding):
             return winograd(lhs, rhs)
         if fits_blocks(lhs, rhs, window_strides, padding):
             return convolve_blocks(lhs, rhs, by_products=False, **options)
-        if rhs.shape[:2] == (1, 1) and [tuple(sides) for sides in padding] == [(0, 0), (0, 0)]:
+        is_padded = [tuple(sides) for sides in padding] != [(0, 0), (0, 0)]
+        if rhs.shape[:2] == (1, 1) and not is_padded and groups == 1:
             row_stride, column_stride = window_strides
             return multiply_pixels(lhs[:, ::row_stride, ::column_stride], rhs[0, 0])
+        if groups > 1 or lhs.shape[3] >= MIN_CHANNELS:
+            others = {k: value for k, value in options.items() if k != "feature_group_count"}
+            return convolve_taps(lhs, rhs, window_strides, padding, groups=groups, **others)
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
 
 
@@ -210,17 +211,19 @@ def _winograd_forward(images, kernel):
 
 def _winograd_backward(residuals, cotangent):
     images, kernel = residuals
-    # Otherwise XLA would store the transformed pixels of the forward pass, which are 2.25 times as
-    # large as the images, and transform all reversed kernels, to four times their size, before it
-    # begins.
-    pixels = _transform(PIXELS, _pixels_of_tiles(_computed_after(cotangent, images)))
+    batch, height, width, channels = images.shape
     cotangents = _transform(RESULTS.T, _tiles(cotangent, before=0, extra=0))
+    # Otherwise XLA would store the transformed pixels of the forward pass, which are 2.25 times as
+    # large as the images, and the transformed kernels, four times as large as the kernels.
+    pixels = _transform(PIXELS, _pixels_of_tiles(_computed_after(cotangent, images)))
     products = jnp.einsum("ptc,ptd->pcd", pixels, cotangents)
     kernel_gradient = _transform(KERNEL.T, products.reshape(SPAN, SPAN, *kernel.shape[2:]))
     kernel_gradient = kernel_gradient.reshape(kernel.shape)
-    # The gradient of the images is a convolution with the kernel reversed and transposed.
-    reversed_kernel = _computed_after(kernel_gradient, kernel)[::-1, ::-1].swapaxes(2, 3)
-    return winograd(cotangent, reversed_kernel), kernel_gradient
+    transposed_kernel = _computed_after(kernel_gradient, kernel).swapaxes(2, 3)
+    pixels = _transform(PIXELS.T, cotangents @ _transform(KERNEL, transposed_kernel))
+    pixels = pixels.reshape(SPAN, SPAN, batch, *_count_tiles(height, width), channels)
+    (image_gradient,) = jax.linear_transpose(_pixels_of_tiles, images)(pixels)
+    return image_gradient, kernel_gradient
 
 
 winograd.defvjp(_winograd_forward, _winograd_backward)

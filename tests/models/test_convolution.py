@@ -121,10 +121,10 @@ def test_winograd_is_for_wide_kernels_on_large_maps_in_full_precision():
     large = jax.ShapeDtypeStruct((2, 32, 32, 128), jnp.float32)
     kernel = jax.ShapeDtypeStruct((3, 3, 128, 128), jnp.float32)
     assert is_winograd(large, kernel)
-    # The mean of 128 and 32 channels is 64: 8 tiles are enough, and 16 of 128 channels.
-    assert is_winograd(large.update(shape=(2, 8, 7, 128)), kernel.update(shape=(3, 3, 128, 32)))
-    assert is_winograd(large.update(shape=(2, 15, 8, 128)), kernel)
-    assert not is_winograd(large.update(shape=(1, 19, 9, 128)), kernel)
+    # The mean of 128 and 32 channels is 64: 4 tiles are enough, and 8 of 128 channels.
+    assert is_winograd(large.update(shape=(2, 4, 7, 128)), kernel.update(shape=(3, 3, 128, 32)))
+    assert is_winograd(large.update(shape=(2, 7, 8, 128)), kernel)
+    assert not is_winograd(large.update(shape=(1, 28, 4, 128)), kernel)
     assert not is_winograd(large, kernel.update(shape=(3, 3, 128, 31)))
     assert not is_winograd(large.update(shape=(2, 32, 32, 127)), kernel)
     assert not is_winograd(large, kernel.update(shape=(3, 3, 32, 128)))  # four groups
@@ -256,7 +256,7 @@ def test_random_convolutions_are_those_of_xla(data):
             np.testing.assert_allclose(ours, plain, rtol=2e-3, atol=1e-3)
 
 
-GROUPS = {  # the shapes of images and kernel, the number of groups, strides and padding
+TAPS = {  # the shapes of images and kernel, the number of groups, strides and padding
     "ResNeXt's": ((2, 6, 7, 128), (3, 3, 4, 128), 32, (1, 1), PADDING_OF_ONE),
     "strided": ((2, 7, 6, 12), (3, 3, 4, 6), 3, (2, 2), PADDING_OF_ONE),
     "one channel each": ((1, 5, 5, 6), (3, 3, 1, 12), 6, (1, 2), PADDING_OF_ONE),
@@ -264,12 +264,14 @@ GROUPS = {  # the shapes of images and kernel, the number of groups, strides and
     "uneven padding": ((1, 9, 8, 4), (5, 2, 2, 2), 2, (3, 1), ((-1, 2), (0, -1))),
     "many channels each": ((1, 3, 3, 200), (3, 3, 100, 4), 2, (1, 1), PADDING_OF_ONE),
     "like the stem": ((1, 8, 8, 6), (7, 7, 3, 4), 2, (2, 2), ((3, 3), (3, 3))),
+    "one group": ((2, 7, 6, 128), (3, 3, 128, 4), 1, (2, 2), PADDING_OF_ONE),
+    "one group, uneven": ((1, 9, 8, 130), (3, 2, 130, 3), 1, (1, 3), ((0, 1), (-1, 0))),
 }
 
 
-@pytest.mark.parametrize("case", GROUPS)
-def test_groups_have_the_results_and_gradients_of_xla(case):
-    images_shape, kernel_shape, groups, strides, padding = GROUPS[case]
+@pytest.mark.parametrize("case", TAPS)
+def test_groups_and_strides_have_the_results_and_gradients_of_xla(case):
+    images_shape, kernel_shape, groups, strides, padding = TAPS[case]
 
     def of(function):
         return functools.partial(
@@ -283,13 +285,14 @@ def test_groups_have_the_results_and_gradients_of_xla(case):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), ours, expected)
 
 
-def test_the_gradient_of_a_kernel_in_groups_is_a_few_products():
-    """XLA's own convolution for it takes a CPU about 60 times as long."""
+@pytest.mark.parametrize(("groups", "strides"), [(32, (1, 1)), (1, (2, 2))])
+def test_the_gradient_of_a_kernel_in_groups_or_with_a_stride_is_a_few_products(groups, strides):
+    """XLA's own convolution for it takes a CPU about 60 times as long, or twice."""
     images = jax.ShapeDtypeStruct((1, 64, 64, 128), jnp.float32)
-    kernel = jax.ShapeDtypeStruct((3, 3, 4, 128), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 128 // groups, 128), jnp.float32)
 
     def kernel_gradient(images, kernel):
-        function = functools.partial(fast, feature_group_count=32)
+        function = functools.partial(fast, strides=strides, feature_group_count=groups)
         return jax.grad(lambda kernel: jnp.sum(function(images, kernel) ** 2))(kernel)
 
     program = jax.jit(kernel_gradient).lower(images, kernel).as_text()
