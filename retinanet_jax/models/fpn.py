@@ -7,6 +7,7 @@ from jaxtyping import Array, DTypeLike, Float
 from retinanet_jax.models.convolution import Convolve
 from retinanet_jax.models.mixed_precision import promotion
 from retinanet_jax.models.padding import Masks, zero_padding
+from retinanet_jax.models.relu import relu
 
 
 def upsample(x: Float[Array, "B h w C"]) -> Float[Array, "B 2*h 2*w C"]:
@@ -68,8 +69,7 @@ class FPN(nn.Module):
             source = maps[-1] if self.p6_from == "c5" else pyramid[-1]
             pyramid.append(self._conv("p6", 3, stride=2)(zero_padding(source, masks)))
         if self.max_level == 7:
-            source = nn.relu(pyramid[-1])
-            pyramid.append(self._conv("p7", 3, stride=2)(zero_padding(source, masks)))
+            pyramid.append(self._conv("p7", 3, stride=2)(relu(pyramid[-1], masks)))
         return tuple(pyramid)
 
     def _conv(self, name: str, kernel: int, stride: int = 1) -> nn.Conv:

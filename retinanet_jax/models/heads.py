@@ -12,6 +12,7 @@ from retinanet_jax.models.convolution import Convolve
 from retinanet_jax.models.mixed_precision import promotion, with_float32_results
 from retinanet_jax.models.norm import make_norm
 from retinanet_jax.models.padding import Masks, mask_of, zero_padding
+from retinanet_jax.models.relu import relu
 
 
 class Head(nn.Module):
@@ -59,18 +60,16 @@ class Head(nn.Module):
         """
         if self.norm not in ("none", "group"):
             raise ValueError(f"head norm={self.norm!r} is unknown; use 'none' or 'group'.")
-        maps = tuple(maps)
+        maps = tuple(zero_padding(x, masks) for x in maps)
         for index in range(self.depth):
             bias = 0.0 if self.norm == "none" else None
             conv = self._conv(f"conv{index}", self.channels, bias, self.convolve)
             norm = self._tower_norm(index)
-            maps = conv(tuple(zero_padding(x, masks) for x in maps))
-            maps = tuple(nn.relu(norm(x, mask=mask_of(x, masks))) for x in maps)
+            maps = tuple(relu(norm(x, mask=mask_of(x, masks)), masks) for x in conv(maps))
         features, bias = self.num_anchors * self.outputs, self._prior_logit()
         predict = self._conv("predict", features, bias, self._predict_convolve())
-        maps = predict(tuple(zero_padding(x, masks) for x in maps))
         # Channels are anchor-major, so outputs are ordered row, column, anchor of the cell.
-        return tuple(x.reshape(x.shape[0], -1, self.outputs) for x in maps)
+        return tuple(x.reshape(x.shape[0], -1, self.outputs) for x in predict(maps))
 
     def _predict_convolve(self) -> Convolve | None:
         """Return the function of the final convolution; its results are in at least float32.

@@ -15,6 +15,7 @@ from retinanet_jax.models.convolution import Convolve
 from retinanet_jax.models.mixed_precision import promotion
 from retinanet_jax.models.norm import make_norm
 from retinanet_jax.models.padding import Masks, mask_of, zero_padding
+from retinanet_jax.models.relu import relu, relu_of_sum
 
 ARCHITECTURES = {
     "resnet18": {"stage_sizes": (2, 2, 2, 2), "bottleneck": False},
@@ -133,8 +134,6 @@ class Block(nn.Module):
         def conv_norm(x, index, features, kernel, *, stride=1, groups=1, zero_scale=False):
             conv_name = f"conv{index}" if index else "shortcut_conv"
             norm_name = f"norm{index}" if index else "shortcut_norm"
-            if kernel > 1:
-                x = zero_padding(x, masks)
             x = _conv(
                 features,
                 kernel,
@@ -156,15 +155,16 @@ class Block(nn.Module):
 
         if self.bottleneck:
             first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
-            y = nn.relu(conv_norm(x, 1, self.inner, 1, stride=first))
-            y = nn.relu(conv_norm(y, 2, self.inner, 3, stride=second, groups=self.groups))
+            y = relu(conv_norm(x, 1, self.inner, 1, stride=first), masks)
+            y = relu(conv_norm(y, 2, self.inner, 3, stride=second, groups=self.groups))
             y = conv_norm(y, 3, self.features, 1, zero_scale=True)
         else:
-            y = nn.relu(conv_norm(x, 1, self.inner, 3, stride=self.stride))
+            y = conv_norm(zero_padding(x, masks), 1, self.inner, 3, stride=self.stride)
+            y = relu(y, masks)
             y = conv_norm(y, 2, self.features, 3, zero_scale=True)
         if x.shape != y.shape:
             x = conv_norm(x, 0, self.features, 1, stride=self.stride)
-        return nn.relu(x + y)
+        return relu_of_sum(y, x)
 
 
 class ResNet(nn.Module):
@@ -249,7 +249,7 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             name="stem_norm",
         )(x, mask=mask_of(x, masks))
-        x = zero_padding(nn.relu(x), masks)
+        x = relu(x, masks)
         # Padded inside: a padded copy of the largest map would cost as much as the convolution.
         padding: Any = ((1, 1), (1, 1))  # Flax's annotation allows only a name
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
