@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retinanet_jax.detector import Detection, Detections, Detector
 
-__version__ = "0.13.0"
+__version__ = "0.14.0"
 __all__ = ["Detection", "Detections", "Detector"]
 
 # When the program began. The process may be older, as that of a shell script which installs the

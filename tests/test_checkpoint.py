@@ -324,11 +324,11 @@ class Released(NamedTuple):
 
 MIDDLE_VERSIONS = [
     pytest.param(version, marks=pytest.mark.exhaustive)
-    for version in [f"0.{minor}.0" for minor in range(2, 12)]
+    for version in [f"0.{minor}.0" for minor in range(2, 13)]
 ]
 
 
-@pytest.fixture(params=["0.1.0", *MIDDLE_VERSIONS, "0.12.0"])
+@pytest.fixture(params=["0.1.0", *MIDDLE_VERSIONS, "0.13.0"])
 def released(request, tmp_path) -> Released:
     golden = json.loads((GOLDEN / f"checkpoint_{request.param}.json").read_text())
     with tarfile.open(GOLDEN / f"checkpoint_{request.param}.tar.xz") as archive:
