@@ -33,7 +33,8 @@ SPAN = TILE + TAPS - 1
 POINTS = (0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
 # The transforms cost more than they save if the images or the results have fewer channels than
 # this, or if there is less than one tile for this many channels (the geometric mean of the numbers
-# of both). Measured on two cores in float32.
+# of both). Kernel gradients by `models.taps` take longer than XLA's with fewer channels, too.
+# Measured on two cores in float32.
 MIN_CHANNELS, MIN_FEATURES, CHANNELS_PER_TILE = 128, 32, 16
 
 
@@ -190,8 +191,8 @@ def winograd(
 ) -> Float[Array, "B H W D"]:
     """Convolve with a 3x3 kernel, stride 1 and zero padding of 1 by Winograd's algorithm.
 
-    See https://arxiv.org/abs/1509.09308, section 4. The gradients use matrix products of the same
-    form; they are faster than those that JAX would derive, which differentiate each slice.
+    See https://arxiv.org/abs/1509.09308, section 4. The gradients are two further products in the
+    transformed space, with the transformed gradient of the results in both.
 
     Args:
         images: Images or feature maps.
@@ -220,9 +221,10 @@ def _winograd_backward(residuals, cotangent):
     kernel_gradient = _transform(KERNEL.T, products.reshape(SPAN, SPAN, *kernel.shape[2:]))
     kernel_gradient = kernel_gradient.reshape(kernel.shape)
     transposed_kernel = _computed_after(kernel_gradient, kernel).swapaxes(2, 3)
-    pixels = _transform(PIXELS.T, cotangents @ _transform(KERNEL, transposed_kernel))
-    pixels = pixels.reshape(SPAN, SPAN, batch, *_count_tiles(height, width), channels)
-    (image_gradient,) = jax.linear_transpose(_pixels_of_tiles, images)(pixels)
+    # The transpose of the algorithm: from the results of a tile to the pixels that it depends on.
+    tiles = _transform(PIXELS.T, cotangents @ _transform(KERNEL, transposed_kernel))
+    tiles = tiles.reshape(SPAN, SPAN, batch, *_count_tiles(height, width), channels)
+    (image_gradient,) = jax.linear_transpose(_pixels_of_tiles, images)(tiles)
     return image_gradient, kernel_gradient
 
 

@@ -1,7 +1,7 @@
 """The gradient of the kernel of a convolution, as matrix products: one for each tap.
 
-XLA's CPU backend takes about 200 times as long for it as for the convolution if that is in groups,
-and twice as long if it has a stride. The convolution itself is fast.
+XLA's CPU backend takes about 200 times as long for it as for the convolution if that is in groups.
+Without groups, these products take .6 to 1.0 of XLA's time. The convolution itself is fast.
 """
 
 import functools
