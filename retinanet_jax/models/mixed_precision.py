@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
 from retinanet_jax.models.convolution import Convolve
+from retinanet_jax.models.taps import with_kernel_gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,18 +54,11 @@ class Float32Gradients:
             rounded = kernel.astype(images.dtype)
             return self.convolve(images, rounded, strides, padding, **options)
 
-        def backward(operands, cotangent):
-            images, kernel = operands
-            _, pull_back = jax.vjp(lambda x: convolve_rounded(x, kernel), images)
-            (of_images,) = pull_back(cotangent)
-            cotangent = cotangent.astype(images.dtype)
-            sides = kernel.shape[:2]
-            of_kernel = kernel_gradient(images, cotangent, sides, strides, padding, groups=groups)
-            return of_images, of_kernel.astype(kernel.dtype)
+        def gradient(images, cotangent):
+            cotangent, sides = cotangent.astype(images.dtype), kernel.shape[:2]
+            return kernel_gradient(images, cotangent, sides, strides, padding, groups=groups)
 
-        convolution = jax.custom_vjp(convolve_rounded)
-        convolution.defvjp(lambda *operands: (convolve_rounded(*operands), operands), backward)
-        return convolution(images, kernel)
+        return with_kernel_gradient(convolve_rounded, gradient)(images, kernel)
 
 
 def kernel_gradient(
